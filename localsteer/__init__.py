@@ -1,0 +1,1 @@
+"""Volume knobs for the behaviour of a local language model."""

@@ -1,0 +1,48 @@
+"""Errors that are meant for a person: what is wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+
+class LocalsteerError(Exception):
+    """A mistake or a missing thing that the user can do something about.
+
+    The command line prints it as one line and exits with `exit_code`.
+
+    Args:
+        message: what is wrong, and where (the file, the layer, the column).
+        hint: what to do next, where that is not plain from the message.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message if hint is None else f"{message} {hint}")
+        self.message = message
+        self.hint = hint
+
+
+class ModelError(LocalsteerError):
+    """A model file that cannot be opened, run, read or steered."""
+
+
+class ContrastError(LocalsteerError):
+    """Contrastive prompts that cannot be used: a broken concept file, unequal or empty prompt files."""
+
+
+class VectorError(LocalsteerError):
+    """A control vector that is damaged, or does not fit the model or another vector."""
+
+
+class ExpressionError(LocalsteerError):
+    """A steering expression that does not parse.
+
+    Args:
+        expression: the whole expression.
+        column: 0-based place of the mistake in it.
+        problem: what is wrong there.
+    """
+
+    def __init__(self, expression: str, column: int, problem: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{problem}\n  {expression}\n  {' ' * column}^", hint=hint)
+        self.expression = expression
+        self.column = column

@@ -1,0 +1,275 @@
+"""A context: the KV cache, decoding, the native control vector, and logits."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsteer.errors import ModelError
+from localsteer.llama import library
+from localsteer.llama.model import Model
+from localsteer.llama.residual import ResidualTap
+
+# llama.cpp's own default, and what its programs use: one graph of this many tokens at most.
+N_UBATCH = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Tokens to decode together.
+
+    Attributes:
+        tokens: (n,) int32, token ids.
+        positions: (n,) int32, position of each token in its sequences.
+        sequence_counts: (n,) int32, to how many sequences each token belongs.
+        sequence_ids: (sum of sequence_counts,) int32, those sequences, token after token.
+        outputs: (n,) int8, 1 where logits are wanted.
+    """
+
+    tokens: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    sequence_counts: NDArray[np.int32]
+    sequence_ids: NDArray[np.int32]
+    outputs: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @staticmethod
+    def of_one_sequence(
+        tokens: Sequence[int], *, start: int, sequence: int = 0, last_output: bool = True
+    ) -> Batch:
+        """Consecutive tokens of one sequence from position `start`, logits (if wanted) for the last one."""
+        n = len(tokens)
+        outputs = np.zeros(n, np.int8)
+        if last_output:
+            outputs[-1] = 1
+        return Batch(
+            tokens=np.asarray(tokens, np.int32),
+            positions=np.arange(start, start + n, dtype=np.int32),
+            sequence_counts=np.ones(n, np.int32),
+            sequence_ids=np.full(n, sequence, np.int32),
+            outputs=outputs,
+        )
+
+    @staticmethod
+    def of_next_tokens(tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> Batch:
+        """One token each of several sequences, logits for all."""
+        n = len(tokens)
+        return Batch(
+            tokens=np.asarray(tokens, np.int32),
+            positions=np.asarray(positions, np.int32),
+            sequence_counts=np.ones(n, np.int32),
+            sequence_ids=np.asarray(sequences, np.int32),
+            outputs=np.ones(n, np.int8),
+        )
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """The batch in consecutive parts of at most `size` tokens."""
+        ends = np.concatenate(([0], np.cumsum(self.sequence_counts)))
+        for start in range(0, len(self), size):
+            stop = min(start + size, len(self))
+            yield Batch(
+                self.tokens[start:stop],
+                self.positions[start:stop],
+                self.sequence_counts[start:stop],
+                self.sequence_ids[ends[start] : ends[stop]],
+                self.outputs[start:stop],
+            )
+
+
+class Context:
+    """A KV cache of `n_ctx` cells shared by up to `n_seq` sequences. A context manager.
+
+    Args:
+        model: the model to run.
+        n_ctx: cells of the KV cache, which all sequences share.
+        n_seq: number of sequences.
+        n_ubatch: most tokens of one decode.
+        n_outputs: most tokens of one decode that ask for logits; the buffer for them grows with it
+            (n_vocab floats each: 1 MB for Gemma).
+        tap: reads or rewrites the residual stream. It costs about 0.4 ms a decode even when idle (a callback for every node of
+            the graph), so only contexts that need it carry one.
+
+    Raises:
+        ModelError: llama.cpp cannot make the context, most often for lack of memory.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int,
+        n_seq: int = 1,
+        n_ubatch: int = N_UBATCH,
+        n_outputs: int | None = None,
+        tap: ResidualTap | None = None,
+    ) -> None:
+        self.model = model
+        self.tap = tap
+        self._llama = llama = library.load()
+        params = llama.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_seq_max = n_seq
+        # One decode is one ubatch, so that a tap knows which rows it is given.
+        params.n_batch = params.n_ubatch = min(n_ubatch, n_ctx)
+        # llama.cpp asks for room for a row of logits for each sequence.
+        params.n_outputs_max = max(n_seq, n_outputs if n_outputs is not None else n_seq)
+        params.n_threads = params.n_threads_batch = model.threads
+        # One pool of cells: a batch keeps the order it was given in, and a token may belong to many sequences.
+        params.kv_unified = True
+        # Keeps the cells outside a sliding window, so that the tail of a sequence can be taken back and rewritten.
+        params.swa_full = True
+        if tap is not None:
+            params.cb_eval = ctypes.cast(tap.callback, type(params.cb_eval))
+        library.forget_errors()
+        self._context = llama.llama_init_from_model(model.handle, params)
+        if not self._context:
+            reason = library.last_error("not enough memory?")
+            raise ModelError(
+                f"llama.cpp cannot make a context of {n_ctx} tokens for {model.path}: {reason}.",
+                hint="Try a smaller one with --context.",
+            )
+        self._memory = llama.llama_get_memory(self._context)
+        self.n_ctx = int(llama.llama_n_ctx(self._context))
+        self.n_seq = n_seq
+        self.n_ubatch = int(llama.llama_n_ubatch(self._context))
+        self._control_vector: NDArray[np.float32] | None = None
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the KV cache and the compute buffers."""
+        if self._context:
+            self._llama.llama_free(self._context)
+            self._context = None
+
+    @property
+    def handle(self) -> ctypes.c_void_p:
+        """The `llama_context *`, for samplers."""
+        return self._context  # type: ignore[no-any-return]
+
+    def decode(self, batch: Batch) -> None:
+        """Run one batch of at most `n_ubatch` tokens; longer ones go through `decode_all`.
+
+        Raises:
+            ModelError: the KV cache is full, or the computation failed.
+        """
+        n = len(batch)
+        if not 0 < n <= self.n_ubatch:
+            raise ValueError(f"a batch of {n} tokens, where 1 to {self.n_ubatch} are possible")
+        llama = self._llama
+        ids = np.ascontiguousarray(batch.sequence_ids, np.int32)
+        counts = np.ascontiguousarray(batch.sequence_counts, np.int32)
+        starts = (np.cumsum(counts) - counts).astype(np.uintp)
+        # An array of pointers into `ids`, one for each token: what llama_batch calls seq_id.
+        pointers = np.uintp(ids.ctypes.data) + starts * np.uintp(ids.itemsize)
+        arrays = {
+            "token": np.ascontiguousarray(batch.tokens, np.int32),
+            "pos": np.ascontiguousarray(batch.positions, np.int32),
+            "n_seq_id": counts,
+            "seq_id": np.ascontiguousarray(pointers),
+            "logits": np.ascontiguousarray(batch.outputs, np.int8),
+        }
+        c_batch = llama.llama_batch()
+        c_batch.n_tokens = n
+        for name, array in arrays.items():
+            setattr(c_batch, name, ctypes.cast(array.ctypes.data, type(getattr(c_batch, name))))
+        if self.tap is not None:
+            self.tap.begin(n, np.flatnonzero(batch.outputs))
+        library.forget_errors()
+        status = llama.llama_decode(self._context, c_batch)
+        if self.tap is not None:
+            self.tap.finish()
+        if status == 1:
+            raise ModelError(
+                f"The context of {self.n_ctx} tokens is full.", hint="Use a larger one with --context."
+            )
+        if status != 0:
+            reason = library.last_error(f"status {status}")
+            raise ModelError(f"llama.cpp cannot run {self.model.path}: {reason}.")
+
+    def decode_all(self, batch: Batch, *, after_part: Callable[[Batch, int], None] | None = None) -> None:
+        """Run a batch of any length in parts of `n_ubatch`.
+
+        Args:
+            batch: the tokens.
+            after_part: called after each part, with it and its offset in the batch, while its logits and rows are there.
+        """
+        offset = 0
+        for part in batch.split(self.n_ubatch):
+            self.decode(part)
+            if after_part is not None:
+                after_part(part, offset)
+            offset += len(part)
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """Logits of one token of the last decode.
+
+        Args:
+            row: its place in the batch; it must have asked for logits.
+
+        Returns:
+            (n_vocab,) a view that the next decode overwrites.
+        """
+        pointer = self._llama.llama_get_logits_ith(self._context, row)
+        if not pointer:
+            raise ValueError(f"token {row} of the batch did not ask for logits")
+        return np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
+
+    def set_control_vector(self, added: NDArray[np.float32] | None) -> None:
+        """Add a row to the output of each block in the decodes that follow (llama_set_adapter_cvec).
+
+        Setting what is set already costs nothing; a change makes llama.cpp reserve its graph again (3 ms).
+
+        Args:
+            added: (n_layer, n_embd), residual-stream units; row 0 must be zero, for llama.cpp cannot steer block 0.
+                None ends steering.
+
+        Raises:
+            ModelError: llama.cpp refuses the vector.
+        """
+        if added is self._control_vector:
+            return
+        n_layer, n_embd = self.model.n_layer, self.model.n_embd
+        if added is None:
+            status = self._llama.llama_set_adapter_cvec(self._context, None, 0, n_embd, 0, 0)
+        else:
+            if added.shape != (n_layer, n_embd) or added[0].any():
+                raise ValueError(f"a control vector of shape {added.shape} for {n_layer} layers of {n_embd}")
+            # The full buffer: layers that a shorter one does not cover would keep what was there before.
+            data = np.ascontiguousarray(added[1:], np.float32)
+            pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            status = self._llama.llama_set_adapter_cvec(
+                self._context, pointer, data.size, n_embd, 1, n_layer - 1
+            )
+        if status != 0:
+            raise ModelError(f"llama.cpp refuses a control vector for {self.model.path}.")
+        self._control_vector = added
+
+    def forget(self, sequence: int, start: int = 0) -> bool:
+        """Drop a sequence's tokens from position `start` on.
+
+        Returns:
+            False where the model cannot do so (recurrent state cannot be taken back): clear and begin again then.
+        """
+        return bool(self._llama.llama_memory_seq_rm(self._memory, sequence, start, -1))
+
+    def copy_sequence(self, source: int, target: int) -> None:
+        """Let `target` share all that `source` holds."""
+        self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def clear(self) -> None:
+        """Empty the KV cache."""
+        self._llama.llama_memory_clear(self._memory, True)

@@ -1,0 +1,157 @@
+"""Load llama-cpp-python, route llama.cpp's log to `logging`, and say what this build can do."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+import platform
+import subprocess
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import psutil
+
+from localsteer.errors import LocalsteerError
+
+# The struct layouts and function names that this package relies on were checked with these releases.
+OLDEST_TESTED = (0, 3, 36)
+FIRST_UNTESTED = (0, 4)
+
+logger = logging.getLogger("localsteer.llama")
+
+_LOG_LEVELS = {1: logging.INFO, 2: logging.WARNING, 3: logging.ERROR, 4: logging.DEBUG}
+_recent_errors: deque[str] = deque(maxlen=8)
+
+
+@dataclass(frozen=True)
+class BuildFeatures:
+    """What the installed build of llama.cpp can do."""
+
+    version: str
+    gpu: bool
+    rpc: bool
+    mmap: bool
+    max_sequences: int
+    system: str
+
+
+@functools.cache
+def load() -> ModuleType:
+    """The `llama_cpp` module, imported and initialised once (0.3 s, so only when a model is opened).
+
+    Raises:
+        LocalsteerError: llama-cpp-python is missing, cannot be loaded, or is outside the tested releases.
+    """
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError) as error:
+        raise LocalsteerError(
+            f"llama-cpp-python cannot be loaded: {error}.",
+            hint="Reinstall it with `pip install --force-reinstall --no-cache-dir llama-cpp-python`.",
+        ) from error
+    version = tuple(int(part) for part in llama_cpp.__version__.split(".")[:3] if part.isdigit())
+    if not OLDEST_TESTED <= version < FIRST_UNTESTED:
+        oldest, newest = (".".join(map(str, bound)) for bound in (OLDEST_TESTED, FIRST_UNTESTED))
+        raise LocalsteerError(
+            f"llama-cpp-python {llama_cpp.__version__} is outside the supported range >={oldest},<{newest}.",
+            hint=f'Run `pip install "llama-cpp-python>={oldest},<{newest}"`.',
+        )
+    llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+@functools.cache
+def _log_callback(llama_cpp: ModuleType) -> object:
+    """The C callback, cached because ctypes callbacks must outlive their use."""
+    level = logging.INFO
+    line = ""
+
+    def route(ggml_level: int, text: bytes, _user_data: object) -> None:
+        nonlocal level, line
+        # Level 5 continues the line before; level 0 has no severity of its own.
+        level = _LOG_LEVELS.get(ggml_level, level)
+        line += text.decode("utf-8", errors="replace")
+        if not line.endswith("\n"):
+            return
+        message, line = line.strip(), ""
+        if not message:
+            return
+        if level >= logging.ERROR:
+            _recent_errors.append(message)
+        logger.log(level, "%s", message)
+
+    return llama_cpp.llama_log_callback(route)
+
+
+def forget_errors() -> None:
+    """Start afresh before a call whose failure `last_error` should explain."""
+    _recent_errors.clear()
+
+
+def last_error(default: str) -> str:
+    """The first error that llama.cpp logged since `forget_errors`: later ones only say that loading failed."""
+    if not _recent_errors:
+        return default
+    message = _recent_errors[0]
+    # "llama_model_load: error loading model: tensor ..." reads better without the function's name.
+    head, _, tail = message.partition(": ")
+    return tail if tail and " " not in head else message
+
+
+@functools.cache
+def ggml_base() -> ctypes.CDLL:
+    """libggml-base with the three tensor functions of the evaluation callback declared.
+
+    They work alike for CPU, Metal and RPC buffers, so no struct offset of ggml_tensor is needed.
+    """
+    llama_cpp = load()
+    from llama_cpp._ctypes_extensions import load_shared_library
+
+    library: ctypes.CDLL = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
+    library.ggml_get_name.argtypes = [ctypes.c_void_p]
+    library.ggml_get_name.restype = ctypes.c_char_p
+    library.ggml_nelements.argtypes = [ctypes.c_void_p]
+    library.ggml_nelements.restype = ctypes.c_int64
+    for name in ("ggml_backend_tensor_get", "ggml_backend_tensor_set"):
+        function = getattr(library, name)
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+        function.restype = None
+    return library
+
+
+def build_features() -> BuildFeatures:
+    """What this build of llama.cpp can do."""
+    llama_cpp = load()
+    return BuildFeatures(
+        version=llama_cpp.__version__,
+        gpu=bool(llama_cpp.llama_supports_gpu_offload()),
+        rpc=bool(llama_cpp.llama_supports_rpc()),
+        mmap=bool(llama_cpp.llama_supports_mmap()),
+        max_sequences=int(llama_cpp.llama_max_parallel_sequences()),
+        system=llama_cpp.llama_print_system_info().decode("utf-8", errors="replace").strip(),
+    )
+
+
+@functools.cache
+def default_threads() -> int:
+    """Physical cores that this process may use; on Apple silicon the performance cores only.
+
+    A second hyper-thread of a core adds nothing to matrix products, and efficiency cores hold the fast ones back.
+    """
+    if platform.system() == "Darwin":
+        try:
+            answer = subprocess.run(
+                ["sysctl", "-n", "hw.perflevel0.physicalcpu"], capture_output=True, text=True, check=True
+            )
+            return max(1, int(answer.stdout))
+        except (OSError, ValueError, subprocess.CalledProcessError):
+            pass  # An Intel Mac has no performance levels.
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = min(cores, len(os.sched_getaffinity(0)))
+    return max(1, cores)

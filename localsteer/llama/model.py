@@ -1,0 +1,242 @@
+"""A model file: weights, vocabulary, chat template and identity."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import re
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsteer.errors import ModelError
+from localsteer.llama import library
+from localsteer.llama.chat_template import ChatTemplate
+from localsteer.llama.fingerprint import Fingerprint, hash_model_files, hash_texts
+
+logger = logging.getLogger("localsteer.llama")
+
+_SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$")
+_ALL_LAYERS = -1
+
+
+class Model:
+    """An opened GGUF model. A context manager; `close` frees the weights.
+
+    Args:
+        path: the GGUF file (of a split model: the first part).
+        gpu_layers: layers to keep on the GPU; None means all, where the build of llama.cpp has a GPU or Metal.
+        threads: CPU threads; None means one for each physical core.
+
+    Attributes:
+        n_layer: number of transformer blocks.
+        n_embd: width of the residual stream.
+        n_vocab: number of tokens in the vocabulary.
+        n_ctx_train: longest context that the model was trained for, in tokens.
+        sequences_share_tokens: whether one token of a batch may belong to many sequences (not so in recurrent and hybrid
+            models, whose state is not a list of tokens).
+
+    Raises:
+        ModelError: the file is missing, no GGUF, truncated, or of a kind that cannot generate text.
+    """
+
+    def __init__(
+        self, path: str | Path, *, gpu_layers: int | None = None, threads: int | None = None
+    ) -> None:
+        self.path = Path(path)
+        _check_file(self.path)
+        self._llama = llama = library.load()
+        self.threads = threads if threads is not None else library.default_threads()
+        params = llama.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers if gpu_layers is not None else _ALL_LAYERS
+        library.forget_errors()
+        self._model = llama.llama_model_load_from_file(str(self.path).encode(), params)
+        if not self._model:
+            reason = library.last_error("llama.cpp gives no reason")
+            raise ModelError(
+                f"llama.cpp cannot load {self.path}: {reason}.",
+                hint="If the download was cut short, fetch the file again.",
+            )
+        self._vocab = llama.llama_model_get_vocab(self._model)
+        self.n_layer = int(llama.llama_model_n_layer(self._model))
+        self.n_embd = int(llama.llama_model_n_embd(self._model))
+        self.n_vocab = int(llama.llama_vocab_n_tokens(self._vocab))
+        self.n_ctx_train = int(llama.llama_model_n_ctx_train(self._model))
+        self.sequences_share_tokens = not (
+            llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model)
+        )
+        if llama.llama_model_has_encoder(self._model) or not llama.llama_model_has_decoder(self._model):
+            self.close()
+            raise ModelError(
+                f"{self.path} is not a text-generating decoder model.",
+                hint="Use a chat or base language model.",
+            )
+        logger.info("opened %s: %d layers, n_embd %d", self.path, self.n_layer, self.n_embd)
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the weights. Contexts made from this model must be closed before."""
+        if self._model:
+            self._llama.llama_model_free(self._model)
+            self._model = None
+
+    @property
+    def handle(self) -> ctypes.c_void_p:
+        """The `llama_model *`, for Context."""
+        if not self._model:
+            raise ModelError(f"The model {self.path} is closed.")
+        return self._model  # type: ignore[no-any-return]
+
+    @property
+    def vocabulary_handle(self) -> ctypes.c_void_p:
+        """The `const llama_vocab *`, for samplers."""
+        return self._vocab  # type: ignore[no-any-return]
+
+    def metadata(self, key: str) -> str | None:
+        """A value of the file's metadata as text, or None where the file does not have the key."""
+        buffer = ctypes.create_string_buffer(512)
+        size = self._llama.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        if size < 0:
+            return None
+        if size >= len(buffer):
+            buffer = ctypes.create_string_buffer(size + 1)
+            self._llama.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", errors="replace")
+
+    @functools.cached_property
+    def architecture(self) -> str:
+        """llama.cpp's name of the architecture."""
+        return self.metadata("general.architecture") or "unknown"
+
+    @functools.cached_property
+    def name(self) -> str:
+        """The model's own name, or its file's."""
+        return self.metadata("general.name") or self.path.stem
+
+    @functools.cached_property
+    def description(self) -> str:
+        """Architecture, size and quantisation in llama.cpp's words, such as "llama ?B Q4_1"."""
+        buffer = ctypes.create_string_buffer(256)
+        self._llama.llama_model_desc(self.handle, buffer, len(buffer))
+        return buffer.value.decode("utf-8", errors="replace")
+
+    @functools.cached_property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return int(self._llama.llama_model_size(self.handle))
+
+    @functools.cached_property
+    def n_params(self) -> int:
+        """Number of weights."""
+        return int(self._llama.llama_model_n_params(self.handle))
+
+    @functools.cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """The template in the file; None for a base model that has none."""
+        source = self._llama.llama_model_chat_template(self.handle, None)
+        if not source:
+            return None
+        return ChatTemplate(
+            source.decode("utf-8"),
+            bos=self._token_text(self._llama.llama_vocab_bos(self._vocab)),
+            eos=self._token_text(self._llama.llama_vocab_eos(self._vocab)),
+        )
+
+    @functools.cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Identity for control vectors."""
+        texts = (self._llama.llama_vocab_get_text(self._vocab, token) for token in range(self.n_vocab))
+        return Fingerprint(
+            name=self.name,
+            architecture=self.architecture,
+            n_layer=self.n_layer,
+            n_embd=self.n_embd,
+            vocabulary=hash_texts(texts),
+            content=hash_model_files(_parts(self.path)),
+        )
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Tokens of a text, in which special tokens such as `<|im_start|>` are read as such.
+
+        Args:
+            text: any text.
+            add_special: put the model's beginning-of-sequence token in front, if it wants one and the text has none.
+        """
+        data = text.encode("utf-8")
+        bos = self._llama.llama_vocab_bos(self._vocab)
+        if bos >= 0 and (bos_text := self._token_text(bos)) and text.startswith(bos_text):
+            add_special = False  # The chat template printed it already.
+        capacity = len(data) + 8
+        while True:
+            tokens = (ctypes.c_int32 * capacity)()
+            count = self._llama.llama_tokenize(
+                self._vocab, data, len(data), tokens, capacity, add_special, True
+            )
+            if count >= 0:
+                return list(tokens[:count])
+            capacity = -count
+
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes of one token, which need not be whole UTF-8 characters.
+
+        Args:
+            token: token id.
+            special: show special tokens such as `<|im_end|>` instead of dropping them.
+        """
+        buffer = ctypes.create_string_buffer(64)
+        size = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        if size < 0:
+            buffer = ctypes.create_string_buffer(-size)
+            size = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        return buffer.raw[:size]
+
+    def detokenize(self, tokens: list[int] | NDArray[np.int32]) -> str:
+        """The text of tokens, special tokens left out."""
+        return b"".join(self.token_bytes(int(token)) for token in tokens).decode("utf-8", errors="replace")
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends the answer (end of turn, of text, ...)."""
+        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+
+    def _token_text(self, token: int) -> str:
+        if token < 0:
+            return ""
+        return self.token_bytes(token, special=True).decode("utf-8", errors="replace")
+
+
+def _check_file(path: Path) -> None:
+    """Say what is wrong with a file before llama.cpp fails on it in its own words."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except FileNotFoundError:
+        raise ModelError(
+            f"There is no model file {path}.", hint="`localsteer models list` shows the models on this machine."
+        ) from None
+    except OSError as error:
+        raise ModelError(f"The model file {path} cannot be read: {error.strerror}.") from error
+    if magic != b"GGUF":
+        raise ModelError(
+            f"{path} is not a GGUF file.",
+            hint="localsteer runs the GGUF models that llama.cpp, Ollama and LM Studio use.",
+        )
+
+
+def _parts(path: Path) -> list[Path]:
+    """The file itself, or all parts of a split model in order."""
+    match = _SPLIT_NAME.match(path.name)
+    if match is None:
+        return [path]
+    count = int(match["count"])
+    names = (f"{match['stem']}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1))
+    return [path.with_name(name) for name in names]

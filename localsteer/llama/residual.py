@@ -1,0 +1,202 @@
+"""Read and rewrite the residual stream from llama.cpp's evaluation callback.
+
+The graph node `l_out-<k>` is the output of block k, one row of n_embd float32 a token (`hidden_states[k + 1]` in
+transformers). llama.cpp asks about every node before it runs it, and hands over the wanted ones when their data is ready.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsteer.errors import ModelError
+from localsteer.llama import library
+
+Rows = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What is done to the residual stream of one token: first components are removed, then a vector is added.
+
+    Attributes:
+        added: (n_layer, n_embd), residual-stream units: row k is added to the output of block k.
+        removed: for each layer an orthonormal basis (r, n_embd) of the components to project out.
+    """
+
+    added: Rows
+    removed: Mapping[int, Rows] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _LayerEdit:
+    """The edits of one batch at one layer."""
+
+    added: Rows | None  # (n_tokens, n_embd)
+    removed: tuple[tuple[NDArray[np.intp], Rows], ...]  # rows of the batch, and the basis to remove from them
+
+    def rewrite(self, rows: Rows, kept: NDArray[np.intp] | None) -> None:
+        """Change `rows` in place; `kept` names the batch rows it holds, where it does not hold all of them."""
+        for indices, basis in self.removed:
+            here = indices if kept is None else np.flatnonzero(np.isin(kept, indices))
+            rows[here] -= (rows[here] @ basis.T) @ basis
+        if self.added is not None:
+            rows += self.added if kept is None else self.added[kept]
+
+
+class ResidualTap:
+    """The evaluation callback of one context, which must be created with it.
+
+    Between decodes, `watch` says which layers to read and `edit` what to change; after a decode, `rows` gives what was
+    read. One decode must be one ubatch (`Context` sees to it).
+
+    Args:
+        n_layer: number of blocks of the model.
+        n_embd: width of the residual stream.
+    """
+
+    def __init__(self, n_layer: int, n_embd: int) -> None:
+        self._n_layer = n_layer
+        self._n_embd = n_embd
+        self._ggml = library.ggml_base()
+        self._wanted: dict[bytes, int] = {}
+        self._read: frozenset[int] = frozenset()
+        self._stop_after: int | None = None
+        self._edits: dict[int, _LayerEdit] = {}
+        self._edit_rows = 0
+        self._edit_key: tuple[int, ...] = ()
+        self._edit_source: tuple[Edit | None, ...] = ()
+        self._rows: dict[int, Rows] = {}
+        self._n_tokens = 0
+        self._outputs: NDArray[np.intp] = np.empty(0, np.intp)
+        self._stopped = False
+        self._failure: BaseException | None = None
+        # The signature of ggml_backend_sched_eval_callback, declared here with plain types: fewer conversions a call.
+        self.callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)(
+            self._evaluate
+        )
+
+    def watch(self, layers: Iterable[int], *, stop: bool = False) -> None:
+        """Read the outputs of these layers in the decodes that follow.
+
+        Args:
+            layers: block indices.
+            stop: compute nothing above the highest of them. The KV cache above it is garbage then, and the logits too.
+        """
+        self._read = frozenset(layers)
+        self._stop_after = max(self._read) if stop and self._read else None
+        self._set_wanted()
+
+    def edit(self, edits: Sequence[Edit | None]) -> None:
+        """Change the residual stream in the decodes that follow.
+
+        Args:
+            edits: one for each token of the batch; None leaves a token as it is. An empty sequence ends all changes.
+        """
+        key = tuple(map(id, edits))
+        if key == self._edit_key:
+            return  # The usual case: the same sequences, one token further.
+        self._edit_key = key
+        self._edit_source = tuple(edits)  # keeps the ids above alive
+        self._edit_rows = len(edits)
+        self._edits = {}
+        for layer in range(self._n_layer):
+            rows_of: dict[int, list[int]] = {}
+            bases: dict[int, Rows] = {}
+            added: Rows | None = None
+            for row, edit in enumerate(edits):
+                if edit is None:
+                    continue
+                if edit.added[layer].any():
+                    if added is None:
+                        added = np.zeros((len(edits), self._n_embd), np.float32)
+                    added[row] = edit.added[layer]
+                if layer in edit.removed:
+                    rows_of.setdefault(id(edit), []).append(row)
+                    bases[id(edit)] = edit.removed[layer]
+            removed = tuple((np.array(rows, np.intp), bases[name]) for name, rows in rows_of.items())
+            if added is not None or removed:
+                self._edits[layer] = _LayerEdit(added, removed)
+        self._set_wanted()
+
+    def rows(self, layer: int) -> Rows:
+        """What the last decode gave at a watched layer, as it left the block (before any edit).
+
+        Returns:
+            (n_tokens, n_embd), residual-stream units, in the order of the batch. In the last block llama.cpp may
+            compute only the rows of tokens that asked for logits: then (n_outputs, n_embd).
+        """
+        return self._rows[layer]
+
+    def begin(self, n_tokens: int, outputs: NDArray[np.intp]) -> None:
+        """Called by Context before a decode of `n_tokens` tokens, of which `outputs` asked for logits."""
+        if self._edit_rows not in (0, n_tokens):
+            raise ValueError(f"{self._edit_rows} edits for a batch of {n_tokens} tokens")
+        self._n_tokens = n_tokens
+        self._outputs = outputs
+        self._stopped = False
+        self._failure = None
+        self._rows = {}
+
+    def finish(self) -> None:
+        """Called by Context after a decode: raises what went wrong inside the callback, where ctypes would lose it.
+
+        Raises:
+            ModelError: a wanted layer never appeared: this architecture does not name its block outputs.
+        """
+        if self._failure is not None:
+            raise self._failure
+        missing = self._wanted.keys() - {b"l_out-%d" % layer for layer in self._rows}
+        if missing:
+            names = ", ".join(sorted(name.decode() for name in missing))
+            raise ModelError(
+                f"llama.cpp does not show the residual stream of this model's architecture ({names}).",
+                hint="`localsteer doctor -m MODEL` says what can be done with a model.",
+            )
+
+    def _set_wanted(self) -> None:
+        self._wanted = {b"l_out-%d" % layer: layer for layer in self._read | self._edits.keys()}
+
+    def _evaluate(self, tensor: int, ask: bool, _user_data: int | None) -> bool:
+        try:
+            if ask:
+                # Once stopped, the first node of every further split (a GPU and a CPU part, say) ends that split as well.
+                return self._stopped or self._ggml.ggml_get_name(tensor) in self._wanted
+            if self._stopped:
+                return False
+            layer = self._wanted[self._ggml.ggml_get_name(tensor)]
+            self._take(tensor, layer)
+            if layer == self._stop_after:
+                self._stopped = True
+                return False
+            return True
+        except BaseException as error:  # Ctrl-C may arrive here too; ctypes would print it and go on.
+            self._failure = error
+            return False
+
+    def _take(self, tensor: int, layer: int) -> None:
+        n_rows = self._ggml.ggml_nelements(tensor) // self._n_embd
+        rows = np.empty((n_rows, self._n_embd), np.float32)
+        if n_rows:
+            self._ggml.ggml_backend_tensor_get(tensor, rows.ctypes.data, 0, rows.nbytes)
+        kept: NDArray[np.intp] | None = None
+        if n_rows != self._n_tokens:
+            if n_rows != len(self._outputs):
+                raise ModelError(
+                    f"l_out-{layer} holds {n_rows} rows for a batch of {self._n_tokens} tokens with "
+                    f"{len(self._outputs)} outputs."
+                )
+            kept = self._outputs
+        edit = self._edits.get(layer)
+        if edit is None:
+            self._rows[layer] = rows
+            return
+        changed = rows.copy()
+        edit.rewrite(changed, kept)
+        if n_rows:
+            self._ggml.ggml_backend_tensor_set(tensor, changed.ctypes.data, 0, changed.nbytes)
+        self._rows[layer] = rows
