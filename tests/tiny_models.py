@@ -1,8 +1,8 @@
 """Tiny GGUF models with random weights: llama.cpp loads and runs one in milliseconds.
 
-They say nothing sensible, but they have a real residual stream, a real byte-level BPE vocabulary and a real chat
-template, so unit tests can exercise everything around a model without having one. All of them share one vocabulary.
-Weight matrices are numpy arrays of shape (n_out, n_in), which a GGUF file lists as [n_in, n_out].
+They say nothing sensible, but they have a real residual stream, a real byte-level BPE vocabulary and a real
+chat template, so unit tests can exercise everything around a model without having one. All of them share one
+vocabulary. Weight matrices are numpy arrays of shape (n_out, n_in), which a GGUF file lists as [n_in, n_out].
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RECURRENT_ARCHITECTURE = "mamba"
 """Steerable too, but `llama_model_is_recurrent`: tokens cannot be shared between sequences."""
 
 UNSTEERABLE_ARCHITECTURE = "plamo2"
-"""A hybrid decoder whose graph never applies a control vector and names no tensor `l_out-<il>`."""
+"""A hybrid decoder whose graph never applies a control vector (silently) and has no tensor `l_out-<il>`."""
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
@@ -46,7 +46,7 @@ _Array: TypeAlias = npt.NDArray[np.float32]
 
 
 def _byte_characters() -> tuple[str, ...]:
-    """GPT-2's stand-in character for each byte value, shape (256,): printable Latin-1 is kept, the rest moves up."""
+    """GPT-2's stand-in character for each byte, shape (256): printable Latin-1 stays, the rest moves up."""
     kept = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     characters: list[str] = []
     n_moved = 0
@@ -59,13 +59,17 @@ def _byte_characters() -> tuple[str, ...]:
     return tuple(characters)
 
 
-# llama.cpp refuses a BPE vocabulary without merges. These also keep a token from always being one byte.
+# llama.cpp refuses a BPE vocabulary without merges. With these a token is not always one byte.
 _MERGES = (("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "n"))
 
 SPECIAL_TOKENS: tuple[str, ...] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-"""Beginning of sequence, start of a chat turn, end of a turn and of sequence: the last ids of the vocabulary."""
+"""Beginning of sequence, start of a chat turn, end of turn and of sequence: the vocabulary's last ids."""
 
-VOCABULARY: tuple[str, ...] = (*_byte_characters(), *(left + right for left, right in _MERGES), *SPECIAL_TOKENS)
+VOCABULARY: tuple[str, ...] = (
+    *_byte_characters(),
+    *(left + right for left, right in _MERGES),
+    *SPECIAL_TOKENS,
+)
 """Token texts by id: 256 bytes (the id is the byte's value), the merges, the special tokens."""
 
 
@@ -83,8 +87,13 @@ class _Tiny:
         """Width of the feed-forward layer."""
         return 2 * self.n_embd
 
+    @property
+    def head_size(self) -> int:
+        """Width of an attention head, where the architecture has no wider ones."""
+        return self.n_embd // N_HEAD
+
     def normal(self, *shape: int) -> _Array:
-        """Standard normal numbers of the given shape."""
+        """Draw standard normal numbers of the given shape."""
         return self.random.standard_normal(shape, dtype=np.float32)
 
     def add(self, name: str, values: _Array) -> None:
@@ -92,11 +101,11 @@ class _Tiny:
         self.writer.add_tensor(name, values)
 
     def add_matrix(self, name: str, n_out: int, n_in: int, gain: float = 1.0) -> None:
-        """Store weights of shape (n_out, n_in) that turn an input of unit variance into an output of variance gain²."""
+        """Store weights of shape (n_out, n_in) that turn unit variance into variance gain²."""
         self.add(name, self.normal(n_out, n_in) * np.float32(gain / n_in**0.5))
 
     def add_vector(self, name: str, *shape: int, mean: float = 0.0) -> None:
-        """Store numbers of the given shape close to a mean: 0 for a bias, 1 for the weights of a norm."""
+        """Store numbers of the given shape close to a mean: 0 for a bias, 1 for a norm's weights."""
         self.add(name, np.float32(mean) + np.float32(0.1) * self.normal(*shape))
 
 
@@ -104,7 +113,7 @@ def _add_vocabulary(writer: GGUFWriter, chat_template: str | None) -> None:
     """Write the tokenizer: byte-level BPE over VOCABULARY, adding no token of its own accord."""
     n_ordinary = len(VOCABULARY) - len(SPECIAL_TOKENS)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")  # one of those that leave spaces before punctuation alone when turned into text
+    writer.add_tokenizer_pre("qwen2")  # detokenizing keeps spaces before commas; after "gpt-2" it would not
     writer.add_token_list(VOCABULARY)
     writer.add_token_types([TokenType.NORMAL] * n_ordinary + [TokenType.CONTROL] * len(SPECIAL_TOKENS))
     writer.add_token_merges([f"{left} {right}" for left, right in _MERGES])
@@ -120,8 +129,8 @@ def _add_vocabulary(writer: GGUFWriter, chat_template: str | None) -> None:
 def _add_embeddings(tiny: _Tiny, embedding_gain: float = 1.0) -> None:
     """Write token embeddings and output weights, both (n_vocab, n_embd).
 
-    The special tokens' output rows are zero: their logit is exactly 0 where the others vary with deviation 3, so
-    that practically never a generation ends by chance.
+    The special tokens' output rows are zero: their logit is exactly 0 where the others have deviation 3, so a
+    generation practically never ends by chance.
     """
     n_vocab = len(VOCABULARY)
     tiny.add("token_embd.weight", tiny.normal(n_vocab, tiny.n_embd) * np.float32(embedding_gain))
@@ -131,21 +140,19 @@ def _add_embeddings(tiny: _Tiny, embedding_gain: float = 1.0) -> None:
     tiny.add("output.weight", output)
 
 
-def _add_attention_sizes(tiny: _Tiny, n_head_kv: int | list[int] = N_HEAD_KV, head_size: int | None = None) -> None:
-    """Write the metadata of the attention and feed-forward layers; a head is n_embd / N_HEAD wide unless told."""
+def _add_attention_sizes(tiny: _Tiny, head_size: int, n_head_kv: int | list[int] = N_HEAD_KV) -> None:
+    """Write the metadata of the attention and feed-forward layers; n_head_kv may be one number a block."""
     tiny.writer.add_head_count(N_HEAD)
     tiny.writer.add_head_count_kv(n_head_kv)
     tiny.writer.add_feed_forward_length(tiny.n_ff)
     tiny.writer.add_rope_freq_base(10000.0)
-    head_size = head_size or tiny.n_embd // N_HEAD
     tiny.writer.add_key_length(head_size)
     tiny.writer.add_value_length(head_size)
     tiny.writer.add_rope_dimension_count(head_size)
 
 
-def _add_attention(tiny: _Tiny, block: str, head_size: int | None = None) -> None:
-    """Write separate query (N_HEAD · head_size, n_embd), key and value (N_HEAD_KV · head_size, n_embd), output."""
-    head_size = head_size or tiny.n_embd // N_HEAD
+def _add_attention(tiny: _Tiny, block: str, head_size: int) -> None:
+    """Write query (N_HEAD · head_size, n_embd), key and value (N_HEAD_KV · head_size, n_embd), and output."""
     tiny.add_matrix(f"{block}.attn_q.weight", N_HEAD * head_size, tiny.n_embd)
     tiny.add_matrix(f"{block}.attn_k.weight", N_HEAD_KV * head_size, tiny.n_embd)
     tiny.add_matrix(f"{block}.attn_v.weight", N_HEAD_KV * head_size, tiny.n_embd)
@@ -154,7 +161,7 @@ def _add_attention(tiny: _Tiny, block: str, head_size: int | None = None) -> Non
 
 def _add_fused_attention(tiny: _Tiny, block: str) -> None:
     """Write query, key and value as one ((N_HEAD + 2 · N_HEAD_KV) · head_size, n_embd), and the output."""
-    head_size = tiny.n_embd // N_HEAD
+    head_size = tiny.head_size
     tiny.add_matrix(f"{block}.attn_qkv.weight", (N_HEAD + 2 * N_HEAD_KV) * head_size, tiny.n_embd)
     tiny.add_matrix(f"{block}.attn_output.weight", tiny.n_embd, N_HEAD * head_size, gain=0.5)
 
@@ -176,28 +183,27 @@ def _add_fused_feed_forward(tiny: _Tiny, block: str) -> None:
 
 def _add_llama(tiny: _Tiny) -> None:
     """Write the plain pre-norm transformer."""
-    _add_attention_sizes(tiny)
+    _add_attention_sizes(tiny, tiny.head_size)
     _add_embeddings(tiny)
     for il in range(tiny.n_layer):
         block = f"blk.{il}"
         tiny.add_vector(f"{block}.attn_norm.weight", tiny.n_embd, mean=1.0)
-        _add_attention(tiny, block)
+        _add_attention(tiny, block, tiny.head_size)
         _add_feed_forward(tiny, block)
 
 
 def _add_qwen2(tiny: _Tiny) -> None:
-    """Write llama with biases (N_HEAD or N_HEAD_KV · head_size,) on query, key and value."""
+    """Write llama with biases (N_HEAD · head_size or N_HEAD_KV · head_size) on query, key and value."""
     _add_llama(tiny)
-    head_size = tiny.n_embd // N_HEAD
     for il in range(tiny.n_layer):
         for part, n_head in (("q", N_HEAD), ("k", N_HEAD_KV), ("v", N_HEAD_KV)):
-            tiny.add_vector(f"blk.{il}.attn_{part}.bias", n_head * head_size)
+            tiny.add_vector(f"blk.{il}.attn_{part}.bias", n_head * tiny.head_size)
 
 
 def _add_qwen3(tiny: _Tiny) -> None:
-    """Write llama with heads wider than n_embd / N_HEAD, and norms (head_size,) on query and key."""
-    head_size = 2 * tiny.n_embd // N_HEAD
-    _add_attention_sizes(tiny, head_size=head_size)
+    """Write llama with heads twice as wide, and norms (head_size) on query and key."""
+    head_size = 2 * tiny.head_size
+    _add_attention_sizes(tiny, head_size)
     _add_embeddings(tiny)
     for il in range(tiny.n_layer):
         block = f"blk.{il}"
@@ -209,12 +215,12 @@ def _add_qwen3(tiny: _Tiny) -> None:
 
 
 def _add_gemma3(tiny: _Tiny) -> None:
-    """Write qwen3 with norms after attention and feed-forward too, and a sliding window in every other block.
+    """Write qwen3 with norms after attention and feed-forward too, and a sliding window in the even blocks.
 
     llama.cpp multiplies gemma's embeddings by the root of n_embd, so they are written that much smaller.
     """
-    head_size = 2 * tiny.n_embd // N_HEAD
-    _add_attention_sizes(tiny, head_size=head_size)
+    head_size = 2 * tiny.head_size
+    _add_attention_sizes(tiny, head_size)
     tiny.writer.add_sliding_window(SLIDING_WINDOW)
     tiny.writer.add_uint32("gemma3.attention.sliding_window_pattern", 2)
     _add_embeddings(tiny, embedding_gain=tiny.n_embd**-0.5)
@@ -231,7 +237,7 @@ def _add_gemma3(tiny: _Tiny) -> None:
 
 def _add_phi3(tiny: _Tiny) -> None:
     """Write llama with fused query-key-value and gate-up matrices."""
-    _add_attention_sizes(tiny)
+    _add_attention_sizes(tiny, tiny.head_size)
     _add_embeddings(tiny)
     for il in range(tiny.n_layer):
         block = f"blk.{il}"
@@ -240,20 +246,20 @@ def _add_phi3(tiny: _Tiny) -> None:
         _add_fused_feed_forward(tiny, block)
 
 
-def _add_state_space(tiny: _Tiny, block: str, *, n_time_step: int, n_state_out: int, decay: _Array) -> None:
-    """Write a selective state space: n_inner = 2 · n_embd channels of _STATE_SIZE numbers that decay by `decay`.
+def _add_state_space(tiny: _Tiny, block: str, *, n_time_step: int, n_step: int, decay: _Array) -> None:
+    """Write a selective state space: n_inner = 2 · n_embd channels, each with _STATE_SIZE numbers of memory.
 
-    The step size has n_time_step inputs and n_state_out outputs (one a channel, or one a head of channels); `decay`
-    is (n_state_out, _STATE_SIZE) or (n_state_out,), and negative.
+    The time step has n_time_step inputs and n_step outputs: one a channel, or one a head of channels. `decay`
+    is negative, (n_step, _STATE_SIZE) or (n_step).
     """
     n_inner = 2 * tiny.n_embd
     tiny.add_matrix(f"{block}.ssm_in.weight", 2 * n_inner, tiny.n_embd)
     tiny.add_matrix(f"{block}.ssm_conv1d.weight", n_inner, _CONVOLUTION_WIDTH)
     tiny.add_matrix(f"{block}.ssm_x.weight", n_time_step + 2 * _STATE_SIZE, n_inner)
-    tiny.add_matrix(f"{block}.ssm_dt.weight", n_state_out, n_time_step)
-    tiny.add_vector(f"{block}.ssm_dt.bias", n_state_out, mean=-2.0)  # steps of softplus(-2) = 0.13
+    tiny.add_matrix(f"{block}.ssm_dt.weight", n_step, n_time_step)
+    tiny.add_vector(f"{block}.ssm_dt.bias", n_step, mean=-2.0)  # steps of softplus(-2) = 0.13
     tiny.add(f"{block}.ssm_a", decay)
-    tiny.add(f"{block}.ssm_d", np.ones(n_state_out, dtype=np.float32))
+    tiny.add(f"{block}.ssm_d", np.ones(n_step, dtype=np.float32))
     tiny.add_matrix(f"{block}.ssm_out.weight", tiny.n_embd, n_inner, gain=0.5)
 
 
@@ -277,15 +283,17 @@ def _add_mamba(tiny: _Tiny) -> None:
     for il in range(tiny.n_layer):
         block = f"blk.{il}"
         tiny.add_vector(f"{block}.attn_norm.weight", tiny.n_embd, mean=1.0)
-        _add_state_space(tiny, block, n_time_step=n_time_step, n_state_out=n_inner, decay=decay)
+        _add_state_space(tiny, block, n_time_step=n_time_step, n_step=n_inner, decay=decay)
         tiny.add_vector(f"{block}.ssm_conv1d.bias", n_inner)
 
 
 def _add_plamo2(tiny: _Tiny) -> None:
     """Write state spaces (even blocks) and attention (odd blocks), each followed by a feed-forward layer."""
-    head_size = tiny.n_embd // N_HEAD
+    if tiny.n_layer < 2:
+        raise ValueError("plamo2 wants n_layer >= 2: llama.cpp aborts unless it has blocks of both kinds")
     n_time_step = max(64, tiny.n_embd // 16)  # as llama.cpp computes it
-    _add_attention_sizes(tiny, n_head_kv=[N_HEAD_KV if il % 2 else 0 for il in range(tiny.n_layer)])
+    # A block without key-value heads is a state space.
+    _add_attention_sizes(tiny, tiny.head_size, [N_HEAD_KV if il % 2 else 0 for il in range(tiny.n_layer)])
     _add_state_space_sizes(tiny, N_HEAD)  # the key of that name holds the number of heads here
     tiny.writer.add_ssm_group_count(0)
     _add_embeddings(tiny)
@@ -294,11 +302,11 @@ def _add_plamo2(tiny: _Tiny) -> None:
         tiny.add_vector(f"{block}.attn_norm.weight", tiny.n_embd, mean=1.0)
         if il % 2:
             _add_fused_attention(tiny, block)
-            tiny.add_vector(f"{block}.attn_q_norm.weight", N_HEAD, head_size, mean=1.0)
-            tiny.add_vector(f"{block}.attn_k_norm.weight", N_HEAD_KV, head_size, mean=1.0)
+            tiny.add_vector(f"{block}.attn_q_norm.weight", N_HEAD, tiny.head_size, mean=1.0)
+            tiny.add_vector(f"{block}.attn_k_norm.weight", N_HEAD_KV, tiny.head_size, mean=1.0)
         else:
             decay = -np.arange(1, N_HEAD + 1, dtype=np.float32)
-            _add_state_space(tiny, block, n_time_step=n_time_step, n_state_out=N_HEAD, decay=decay)
+            _add_state_space(tiny, block, n_time_step=n_time_step, n_step=N_HEAD, decay=decay)
             tiny.add_vector(f"{block}.ssm_dt_norm", n_time_step, mean=1.0)
             tiny.add_vector(f"{block}.ssm_b_norm", _STATE_SIZE, mean=1.0)
             tiny.add_vector(f"{block}.ssm_c_norm", _STATE_SIZE, mean=1.0)
@@ -330,13 +338,13 @@ def write_tiny_model(
 ) -> Path:
     """Write a model file with random float32 weights, and return its path.
 
-    The residual stream is n_embd wide (a multiple of 8) through n_layer blocks. The same arguments give the same
-    bytes. With `chat_template=None` the file has no chat template.
+    The residual stream is n_embd wide (a multiple of 8) through n_layer blocks. The same arguments give the
+    same bytes. With `chat_template=None` the file has no chat template.
     """
     if architecture not in _ADD_WEIGHTS:
-        raise ValueError(f"no tiny model of architecture {architecture!r}: choose one of {', '.join(_ADD_WEIGHTS)}")
-    if n_layer < 1 or n_embd < 8 or n_embd % (2 * N_HEAD):
-        raise ValueError(f"n_layer={n_layer}, n_embd={n_embd}: want n_layer >= 1 and n_embd a multiple of {2 * N_HEAD}")
+        raise ValueError(f"architecture {architecture!r}: want one of {', '.join(_ADD_WEIGHTS)}")
+    if n_layer < 1 or n_embd < 8 or n_embd % 8:
+        raise ValueError(f"n_layer={n_layer}, n_embd={n_embd}: want n_layer >= 1, n_embd a multiple of 8")
     writer = GGUFWriter(path, architecture)
     writer.add_name("tiny")  # llama.cpp strips spaces after special tokens where "phi3" occurs in the name
     writer.add_file_type(LlamaFileType.ALL_F32)

@@ -22,8 +22,11 @@ OLDEST_TESTED = (0, 3, 36)
 FIRST_UNTESTED = (0, 4)
 
 logger = logging.getLogger("localsteer.llama")
+# Without a handler of its own Python prints warnings to stderr; the command line's -v adds one that shows them.
+logging.getLogger("localsteer").addHandler(logging.NullHandler())
 
-_LOG_LEVELS = {1: logging.INFO, 2: logging.WARNING, 3: logging.ERROR, 4: logging.DEBUG}
+# enum ggml_log_level of ggml.h (the comment in llama-cpp-python's _logger.py shows an older one).
+_LOG_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 _recent_errors: deque[str] = deque(maxlen=8)
 
 
@@ -105,14 +108,18 @@ def last_error(default: str) -> str:
 
 @functools.cache
 def ggml_base() -> ctypes.CDLL:
-    """libggml-base with the three tensor functions of the evaluation callback declared.
+    """libggml-base with the tensor functions of the evaluation callback declared.
 
     They work alike for CPU, Metal and RPC buffers, so no struct offset of ggml_tensor is needed.
     """
     llama_cpp = load()
-    from llama_cpp._ctypes_extensions import load_shared_library
+    # The loader finds them through libllama's own dependency. Windows does not search there; opening libggml-base by its
+    # file name everywhere would map a second copy of it on Linux, where the wheel holds copies instead of links.
+    library: ctypes.CDLL = llama_cpp.llama_cpp._lib
+    if not hasattr(library, "ggml_get_name"):
+        from llama_cpp._ctypes_extensions import load_shared_library
 
-    library: ctypes.CDLL = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
+        library = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
     library.ggml_get_name.argtypes = [ctypes.c_void_p]
     library.ggml_get_name.restype = ctypes.c_char_p
     library.ggml_nelements.argtypes = [ctypes.c_void_p]

@@ -1,0 +1,186 @@
+"""The measurements, a function each. Within a round the two sides take turns."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.measure import Comparison, Section, Series, Target, run_cli, run_process, run_worker
+
+# About the length of a short answer. Both programs start from an almost empty context.
+DECODED_TOKENS = 128
+# Each side decodes this many times a round and gives its median: one decode (1 s) is too short on a busy machine.
+DECODES_A_ROUND = 3
+PREFILL_TOKENS = 512
+MEMORY_CONTEXT = 2048
+MEMORY_TOKENS = 64
+MEMORY_PROMPT = "<|im_start|>user\nTell me about your day.<|im_end|>\n<|im_start|>assistant\n"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all sections share.
+
+    Attributes:
+        model: the model file.
+        threads: CPU threads of every program.
+        repeats: rounds of each section.
+        programs: llama.cpp's programs by name.
+        folder: for what the programs write.
+        prompts: the positive and the negative prompt file.
+        vector: the vector that our own extraction made from them.
+    """
+
+    model: Path
+    threads: int
+    repeats: int
+    programs: dict[str, Path]
+    folder: Path
+    prompts: tuple[Path, Path]
+    vector: Path
+
+    def extract_arguments(self, output: Path) -> list[str]:
+        """`localsteer extract` of the prompt files."""
+        positive, negative = map(str, self.prompts)
+        files = ["--positive", positive, "--negative", negative, "-o", str(output)]
+        return ["extract", *files, "-m", str(self.model), "--threads", str(self.threads)]
+
+
+def extraction(setting: Setting) -> Section:
+    """The same prompt files through both programs, from process start to process end."""
+    positive, negative = map(str, setting.prompts)
+    generator = [str(setting.programs["llama-cvector-generator"]), "-m", str(setting.model), "--method", "mean"]
+    generator += ["--positive-file", positive, "--negative-file", negative]
+    generator += ["-o", str(setting.folder / "theirs.gguf"), "-t", str(setting.threads)]
+    ours, theirs = [], []
+    for _ in range(setting.repeats):
+        ours.append(run_cli(*setting.extract_arguments(setting.folder / "ours.gguf")).seconds)
+        theirs.append(run_process(generator).seconds)
+    mine, other = Series(tuple(ours)), Series(tuple(theirs))
+    return Section(
+        "Extracting a vector",
+        "The same two prompt files (80 prompts each, 33 tokens a prompt, 4 personas a pole with the same 20 openings), "
+        "whole process against whole process: `localsteer extract --positive F --negative F` and "
+        "`llama-cvector-generator --method mean`. localsteer reads the last token of each prompt, computes beginnings "
+        "that prompts share only once, and measures each layer's reliability besides; llama-cvector-generator runs "
+        "each prompt alone and averages over its tokens.",
+        (
+            Comparison(
+                "extraction, whole process",
+                "s",
+                mine,
+                "llama-cvector-generator",
+                other,
+                other.over(mine),
+                "times faster",
+                Target(6.0, at_least=True),
+            ),
+        ),
+    )
+
+
+def decode(setting: Setting) -> Section:
+    """Steered against llama-bench's unsteered decode, and against our own unsteered decode."""
+    bench = [str(setting.programs["llama-bench"]), "-m", str(setting.model), "-t", str(setting.threads), "-o", "json"]
+    bench += ["-p", "0", "-n", str(DECODED_TOKENS), "-r", str(DECODES_A_ROUND)]
+    worker = ["decode", str(setting.model), str(setting.vector), "--threads", str(setting.threads)]
+    worker += ["--tokens", str(DECODED_TOKENS), "--repeats", str(DECODES_A_ROUND)]
+    peer, steered, unsteered = [], [], []
+    for _ in range(setting.repeats):
+        peer.append(statistics.median(json.loads(run_process(bench).output)[0]["samples_ts"]))
+        answer = json.loads(run_worker(*worker).output)
+        steered.append(statistics.median(answer["steered"]))
+        unsteered.append(statistics.median(answer["unsteered"]))
+    ours, plain, theirs = Series(tuple(steered)), Series(tuple(unsteered)), Series(tuple(peer))
+    return Section(
+        "Steered decoding",
+        f"{DECODED_TOKENS} tokens, greedy, from an almost empty context; {DECODES_A_ROUND} times a round, of which "
+        "each side gives its median. Ours is what a user of the Python API gets, with sampling, detokenising and "
+        f"streaming; llama-bench (`-p 0 -n {DECODED_TOKENS}`) times bare decoding of random tokens, without any of that.",
+        (
+            Comparison(
+                "steered decode",
+                "tokens/s",
+                ours,
+                "llama-bench, unsteered",
+                theirs,
+                ours.over(theirs),
+                "ours / theirs",
+                Target(0.95, at_least=True),
+            ),
+            Comparison(
+                "steered decode",
+                "tokens/s",
+                ours,
+                "localsteer, unsteered",
+                plain,
+                ours.over(plain),
+                "steered / unsteered",
+                Target(0.97, at_least=True),
+            ),
+        ),
+    )
+
+
+def memory(setting: Setting) -> Section:
+    """Peak resident memory of one steered answer."""
+    shared = ["-m", str(setting.model), "-n", str(MEMORY_TOKENS)]
+    mine = ["generate", MEMORY_PROMPT, "--raw", "-s", str(setting.vector), "--temperature", "0", "--json", *shared]
+    mine += ["--context", str(MEMORY_CONTEXT), "--threads", str(setting.threads)]
+    completion = [str(setting.programs["llama-completion"]), "-p", MEMORY_PROMPT, "-no-cnv", "--temp", "0", *shared]
+    completion += ["--control-vector-scaled", f"{setting.vector}:1"]
+    completion += ["-c", str(MEMORY_CONTEXT), "-t", str(setting.threads)]
+    ours, theirs = [], []
+    for _ in range(setting.repeats):
+        ours.append(run_cli(*mine).peak_mib)
+        theirs.append(run_process(completion).peak_mib)
+    left, right = Series(tuple(ours)), Series(tuple(theirs))
+    return Section(
+        "Memory",
+        f"Peak resident memory of the whole process for a steered answer of up to {MEMORY_TOKENS} tokens in a context "
+        f"of {MEMORY_CONTEXT}: `localsteer generate` and `llama-completion --control-vector-scaled`, the same vector and "
+        "prompt. Pages of the model file that the process mapped and touched count on both sides.",
+        (
+            Comparison(
+                "peak memory",
+                "MiB",
+                left,
+                "llama-completion",
+                right,
+                left.over(right),
+                "ours / theirs",
+                Target(1.25, at_least=False),
+            ),
+        ),
+    )
+
+
+def tap(setting: Setting) -> Section:
+    """What it costs to read the residual stream while the model runs."""
+    worker = ["tap", str(setting.model), "--threads", str(setting.threads)]
+    worker += ["--tokens", str(PREFILL_TOKENS), "--repeats", str(setting.repeats)]
+    answer = json.loads(run_worker(*worker).output)
+
+    def row(what: str, kind: str) -> Comparison:
+        read, plain = Series(tuple(answer[kind]["read"])), Series(tuple(answer[kind]["plain"]))
+        return Comparison(what, "ms", read, "the same, nothing read", plain, read.over(plain), "read / not read")
+
+    return Section(
+        "Reading the residual stream",
+        "The cost of a ResidualTap against a context without one. Both sides are ours; no target was set.",
+        (
+            row(f"prefill of {PREFILL_TOKENS} tokens, all layers read", "prefill"),
+            row("one decoded token, one layer read", "decode"),
+        ),
+    )
+
+
+SECTIONS: dict[str, Callable[[Setting], Section]] = {
+    "extraction": extraction,
+    "decode": decode,
+    "memory": memory,
+    "tap": tap,
+}

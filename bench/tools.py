@@ -1,0 +1,142 @@
+"""llama.cpp's own programs, built from the very source that the installed llama-cpp-python was built from.
+
+The llama-cpp-python sdist vendors the whole llama.cpp tree. Its wheel holds the libraries only, so the programs to
+measure against are compiled here, with the flags that the wheel gets by default, and kept in the user's cache folder.
+`python -m bench.tools` builds what is missing and prints where the programs are.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+# llama-server may be added here: everything that it needs is configured already.
+PROGRAMS = ("llama-bench", "llama-completion", "llama-cvector-generator")
+
+# GGML_NATIVE is left at its default, as in the wheel. The web page of llama-server would be fetched from the network.
+CONFIGURATION = {
+    "CMAKE_BUILD_TYPE": "Release",
+    "BUILD_SHARED_LIBS": "ON",
+    "LLAMA_OPENSSL": "OFF",
+    "LLAMA_BUILD_TESTS": "OFF",
+    "LLAMA_BUILD_EXAMPLES": "OFF",
+    "LLAMA_BUILD_APP": "OFF",
+    "LLAMA_BUILD_SERVER": "ON",
+    "LLAMA_BUILD_UI": "OFF",
+    "LLAMA_USE_PREBUILT_UI": "OFF",
+}
+
+
+class ToolsError(Exception):
+    """The programs could not be built."""
+
+
+def llama_programs() -> dict[str, Path]:
+    """Where each of `PROGRAMS` is, built first where it has to be (many minutes; instant from then on).
+
+    Raises:
+        ToolsError: a build tool is missing, or a step failed.
+    """
+    version = importlib.metadata.version("llama-cpp-python")
+    home = user_cache_path("localsteer") / "bench-tools" / version
+    home.mkdir(parents=True, exist_ok=True)
+    with _locked(home / "lock"):
+        if not set(PROGRAMS) <= _finished(home):
+            _compile(_source(home, version), home / "build")
+            _mark_finished(home)
+    return {name: _program(home, name) for name in PROGRAMS}
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file lock, which ends with the process: two builds in one folder would spoil each other."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _program(home: Path, name: str) -> Path:
+    return home / "build" / "bin" / name
+
+
+def _finished(home: Path) -> set[str]:
+    """The programs whose build is known to have ended well: a file in `bin` alone may be half-linked."""
+    stamp = home / "finished.json"
+    names: list[str] = json.loads(stamp.read_text()) if stamp.exists() else []
+    return {name for name in names if _program(home, name).exists()}
+
+
+def _mark_finished(home: Path) -> None:
+    partial = home / "finished.json.partial"
+    partial.write_text(json.dumps(PROGRAMS))
+    partial.replace(home / "finished.json")
+
+
+def _source(home: Path, version: str) -> Path:
+    """The llama.cpp tree of the sdist: downloaded and unpacked aside, then renamed, so it is whole or absent."""
+    source = home / "source"
+    if not source.exists():
+        with tempfile.TemporaryDirectory(dir=home, prefix="unpack-") as folder:
+            requirement = f"llama-cpp-python=={version}"
+            download = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python"]
+            _run([*download, "-d", folder, requirement], "downloading the llama-cpp-python sdist")
+            (archive,) = Path(folder).glob("*.tar.gz")
+            with tarfile.open(archive) as tar:
+                tar.extractall(folder, filter="data")
+            (tree,) = Path(folder).glob("*/vendor/llama.cpp")
+            tree.rename(source)
+    return source
+
+
+def _compile(source: Path, build: Path) -> None:
+    """Configure and build. Ninja redoes a step that was cut off; make would take its half-written output for done."""
+    cmake, ninja = _build_tool("cmake"), _build_tool("ninja")
+    options = [f"-D{key}={value}" for key, value in CONFIGURATION.items()]
+    generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    _run([cmake, "-S", str(source), "-B", str(build), *generator, *options], "configuring llama.cpp")
+    jobs = str(os.cpu_count() or 1)
+    command = ["nice", cmake, "--build", str(build), "-j", jobs, "--target", *PROGRAMS]
+    _run(command, "compiling llama.cpp's programs (10 to 20 minutes on two cores, once)")
+
+
+def _build_tool(name: str) -> str:
+    """The machine's cmake or ninja, or the one that the PyPI package of that name put beside the interpreter."""
+    path = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    if path is None:
+        raise ToolsError(f"{name} is missing. Install it with `{Path(sys.executable).name} -m pip install {name}`.")
+    return path
+
+
+def _run(command: list[str], what: str) -> None:
+    """Run a step silently; on failure show the end of what it said."""
+    print(f"{what} ...", file=sys.stderr, flush=True)
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    if result.returncode:
+        tail = "\n".join(result.stdout.splitlines()[-30:])
+        raise ToolsError(f"{tail}\n{what} failed (exit code {result.returncode}).")
+
+
+def main() -> int:
+    try:
+        for name, path in llama_programs().items():
+            print(f"{name}\t{path}")
+    except ToolsError as error:
+        print(f"bench.tools: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

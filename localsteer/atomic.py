@@ -1,0 +1,57 @@
+"""Write files whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from localsteer.errors import LocalsteerError
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path, error: type[LocalsteerError] = LocalsteerError) -> Iterator[Path]:
+    """A temporary path in the same folder, renamed to `path` when the block ends well and removed when it does not.
+
+    Args:
+        path: where the file shall be.
+        error: what to raise when it cannot be written.
+
+    Raises:
+        LocalsteerError: the folder is missing or read-only, or the disk is full; of the class `error`.
+    """
+    if path.is_dir():
+        raise error(f"{path} is a folder.", hint="Give the name of a file.")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+    except OSError as problem:
+        raise error(f"{path} cannot be written: {problem.strerror}.") from problem
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files that only their owner may read; give it what the user's umask allows.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as problem:
+        raise error(f"{path} cannot be written: {problem.strerror}.") from problem
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path, error: type[LocalsteerError] = LocalsteerError) -> None:
+    """Find out before minutes of work that a file cannot be written at their end.
+
+    Raises:
+        LocalsteerError: as `atomic_path`.
+    """
+    if path.is_dir():
+        raise error(f"{path} is a folder.", hint="Give the name of a file.")
+    if not path.parent.is_dir():
+        raise error(f"{path} cannot be written: there is no folder {path.parent}.")
+    if not os.access(path.parent, os.W_OK):
+        raise error(f"{path} cannot be written: the folder {path.parent} is read-only.")

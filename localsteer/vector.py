@@ -1,0 +1,207 @@
+"""ControlVector: a direction for each layer, and where it comes from. Mixing behaviours reads as arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsteer.errors import VectorError
+from localsteer.llama.fingerprint import Fingerprint
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Provenance:
+    """Where a vector comes from. A vector from elsewhere has the defaults.
+
+    Attributes:
+        concept: short name, such as "happy".
+        description: one sentence.
+        positive: the pole that a positive strength moves toward.
+        negative: the other pole.
+        method: the estimator's name.
+        position: which tokens were read, "last" or "response".
+        model: the model that it was read from.
+        model_hint: the architecture that a file from elsewhere names.
+        dataset_sha256: hash of the rendered prompts.
+        n_pairs: number of contrastive pairs.
+        reliability: (n_layer,) split-half cosine of each layer's direction, NaN where not read.
+        hidden_norm: (n_layer,) mean Euclidean norm of the residual stream, NaN where not read.
+        difference_norm: (n_layer,) norm of the direction as estimated, before it was scaled to a dose.
+        source: the concept as YAML text, so that the vector can be built again for another model.
+    """
+
+    concept: str = ""
+    description: str = ""
+    positive: str = ""
+    negative: str = ""
+    method: str = ""
+    position: str = ""
+    model: Fingerprint | None = None
+    model_hint: str = ""
+    dataset_sha256: str = ""
+    n_pairs: int = 0
+    reliability: Floats | None = None
+    hidden_norm: Floats | None = None
+    difference_norm: Floats | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class ControlVector:
+    """What is added to the residual stream at strength 1.
+
+    Supports `+`, `-`, unary `-`, and `*` and `/` by a number.
+
+    Attributes:
+        directions: for each steered block (never 0) a float32 array (n_embd,), in residual-stream units.
+        provenance: where it comes from.
+
+    Raises:
+        VectorError: no layers, a direction for block 0, widths that differ, or a value that is not finite.
+    """
+
+    directions: Mapping[int, Floats]
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        if not self.directions:
+            raise VectorError("A control vector needs at least one layer.")
+        widths = {direction.shape for direction in self.directions.values()}
+        if len(widths) > 1 or len(next(iter(widths))) != 1:
+            raise VectorError(f"The directions of a control vector differ in shape: {sorted(widths)}.")
+        for layer, direction in self.directions.items():
+            if layer < 1:
+                raise VectorError(
+                    f"The vector has a direction for block {layer}, and llama.cpp cannot steer block 0.",
+                    hint="Leave it out.",
+                )
+            if not np.isfinite(direction).all():
+                raise VectorError(f"direction.{layer} holds a value that is not a finite number.")
+        ordered = {layer: self.directions[layer] for layer in sorted(self.directions)}
+        object.__setattr__(self, "directions", MappingProxyType(ordered))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The steered blocks, ascending."""
+        return tuple(self.directions)
+
+    @property
+    def n_embd(self) -> int:
+        """Width of the residual stream that it fits."""
+        return len(next(iter(self.directions.values())))
+
+    def __add__(self, other: ControlVector) -> ControlVector:
+        return self._combine(other, np.add, "+")
+
+    def __sub__(self, other: ControlVector) -> ControlVector:
+        return self._combine(other, np.subtract, "-")
+
+    def __neg__(self) -> ControlVector:
+        return self * -1.0
+
+    def __mul__(self, factor: float) -> ControlVector:
+        directions = {layer: (direction * np.float32(factor)) for layer, direction in self.directions.items()}
+        return replace(self, directions=directions)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> ControlVector:
+        return self * (1.0 / divisor)
+
+    def only(self, layers: Iterable[int]) -> ControlVector:
+        """The same vector at some of its layers.
+
+        Raises:
+            VectorError: it has none of them.
+        """
+        wanted = set(layers)
+        kept = {layer: direction for layer, direction in self.directions.items() if layer in wanted}
+        if not kept:
+            raise VectorError(
+                f"The vector has directions at layers {format_layers(self.layers)}, and none at "
+                f"{format_layers(sorted(wanted))}."
+            )
+        return replace(self, directions=kept)
+
+    def rows(self, n_layer: int) -> Floats:
+        """The vector as (n_layer, n_embd), zero at the blocks it does not steer."""
+        dense = np.zeros((n_layer, self.n_embd), np.float32)
+        for layer, direction in self.directions.items():
+            dense[layer] = direction
+        return dense
+
+    def check_fits(self, model: Fingerprint, *, name: str = "The vector") -> str | None:
+        """Whether it can steer a model.
+
+        Args:
+            model: the model in question.
+            name: what to call the vector in messages.
+
+        Returns:
+            None where it was read from this very file, else a note for the user.
+
+        Raises:
+            VectorError: its width or its number of layers is another.
+        """
+        own = self.provenance.model
+        n_layer = own.n_layer if own is not None else None
+        if self.n_embd != model.n_embd or self.layers[-1] >= model.n_layer or n_layer not in (None, model.n_layer):
+            blocks = f"{n_layer} layers" if n_layer is not None else f"directions up to layer {self.layers[-1]}"
+            raise VectorError(
+                f"{name} does not fit this model: it has {blocks} and n_embd {self.n_embd}, "
+                f"{model.name} has {model.n_layer} layers and n_embd {model.n_embd}.",
+                hint="Build it for this model with `localsteer extract`.",
+            )
+        if own is None:
+            return f"{name} does not say which model it was read from; its shape fits {model.name}."
+        if own.same_file(model):
+            return None
+        if own.same_model(model):
+            return f"{name} was read from another file of the same model (another quantisation, or tuned further)."
+        return f"{name} was read from {own.name}, which only has the same shape as {model.name}: expect a weaker effect."
+
+    def _combine(
+        self, other: ControlVector, operation: Callable[[Floats, Floats], Floats], sign: str
+    ) -> ControlVector:
+        if self.n_embd != other.n_embd:
+            raise VectorError(
+                f"Vectors of different widths cannot be combined: n_embd {self.n_embd} and {other.n_embd}."
+            )
+        mine, theirs = self.provenance.model, other.provenance.model
+        if mine is not None and theirs is not None and not mine.same_shape(theirs):
+            raise VectorError(
+                f"Vectors of different models cannot be combined: {mine.name} has {mine.n_layer} layers, "
+                f"{theirs.name} has {theirs.n_layer}."
+            )
+        zero = np.zeros(self.n_embd, np.float32)
+        directions = {
+            layer: operation(self.directions.get(layer, zero), other.directions.get(layer, zero))
+            for layer in {*self.directions, *other.directions}
+        }
+        first, second = self.provenance, other.provenance
+        provenance = Provenance(
+            concept=f"{first.concept} {sign} {second.concept}",
+            description="A combination.",
+            method=first.method if first.method == second.method else "mixed",
+            position=first.position if first.position == second.position else "mixed",
+            model=mine if mine is not None else theirs,
+            hidden_norm=first.hidden_norm if first.hidden_norm is not None else second.hidden_norm,
+        )
+        return ControlVector(directions, provenance)
+
+
+def format_layers(layers: Iterable[int]) -> str:
+    """Layers as ranges, both ends inclusive: `4-6,9`."""
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
