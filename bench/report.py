@@ -62,9 +62,7 @@ def _system_name() -> str:
     return f"{name} ({platform.machine()})"
 
 
-def write(
-    folder: Path, machine: dict[str, str], setting: dict[str, str], sections: Sequence[Section], repeats: int
-) -> None:
+def write(folder: Path, machine: dict[str, str], setting: dict[str, str], sections: Sequence[Section], repeats: int) -> None:
     """Write both files.
 
     Args:

@@ -99,7 +99,8 @@ def decode(setting: Setting) -> Section:
         "Steered decoding",
         f"{DECODED_TOKENS} tokens, greedy, from an almost empty context; {DECODES_A_ROUND} times a round, of which "
         "each side gives its median. Ours is what a user of the Python API gets, with sampling, detokenising and "
-        f"streaming; llama-bench (`-p 0 -n {DECODED_TOKENS}`) times bare decoding of random tokens, without any of that.",
+        f"streaming; llama-bench (`-p 0 -n {DECODED_TOKENS}`) times bare decoding of random tokens, without any of "
+        "that.",
         (
             Comparison(
                 "steered decode",
@@ -141,8 +142,8 @@ def memory(setting: Setting) -> Section:
     return Section(
         "Memory",
         f"Peak resident memory of the whole process for a steered answer of up to {MEMORY_TOKENS} tokens in a context "
-        f"of {MEMORY_CONTEXT}: `localsteer generate` and `llama-completion --control-vector-scaled`, the same vector and "
-        "prompt. Pages of the model file that the process mapped and touched count on both sides.",
+        f"of {MEMORY_CONTEXT}: `localsteer generate` and `llama-completion --control-vector-scaled`, the same vector "
+        "and prompt. Pages of the model file that the process mapped and touched count on both sides.",
         (
             Comparison(
                 "peak memory",

@@ -1,1 +1,93 @@
-"""Volume knobs for the behaviour of a local language model."""
+"""Volume knobs for the behaviour of a local language model: the public Python API.
+
+Names are imported when they are first used, so that `import localsteer` stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from localsteer.contrast import Contrast, load_concept, read_prompt_files
+    from localsteer.discovery import find_models, resolve_model
+    from localsteer.errors import LocalsteerError
+    from localsteer.extraction import ExtractionSettings, extract
+    from localsteer.generation import Answer, Generator, Request, prompt_tokens
+    from localsteer.library import load_vector, loader
+    from localsteer.llama.chat_template import Message
+    from localsteer.llama.model import Model
+    from localsteer.llama.sampling import Sampling
+    from localsteer.parallel import generate_many
+    from localsteer.scoring import Scored, answer_nll
+    from localsteer.steering import Plan, Steering, parse_steering, resolve
+    from localsteer.vector import ControlVector, Provenance
+    from localsteer.vector_file import read_vector, write_vector
+
+_HOMES = {
+    "Answer": "generation",
+    "Contrast": "contrast",
+    "ControlVector": "vector",
+    "ExtractionSettings": "extraction",
+    "Generator": "generation",
+    "LocalsteerError": "errors",
+    "Message": "llama.chat_template",
+    "Model": "llama.model",
+    "Plan": "steering",
+    "Provenance": "vector",
+    "Request": "generation",
+    "Sampling": "llama.sampling",
+    "Scored": "scoring",
+    "Steering": "steering",
+    "answer_nll": "scoring",
+    "extract": "extraction",
+    "find_models": "discovery",
+    "generate_many": "parallel",
+    "load_concept": "contrast",
+    "load_vector": "library",
+    "loader": "library",
+    "parse_steering": "steering",
+    "prompt_tokens": "generation",
+    "read_prompt_files": "contrast",
+    "read_vector": "vector_file",
+    "resolve": "steering",
+    "resolve_model": "discovery",
+    "write_vector": "vector_file",
+}
+
+__all__ = [
+    "Answer",
+    "Contrast",
+    "ControlVector",
+    "ExtractionSettings",
+    "Generator",
+    "LocalsteerError",
+    "Message",
+    "Model",
+    "Plan",
+    "Provenance",
+    "Request",
+    "Sampling",
+    "Scored",
+    "Steering",
+    "answer_nll",
+    "extract",
+    "find_models",
+    "generate_many",
+    "load_concept",
+    "load_vector",
+    "loader",
+    "parse_steering",
+    "prompt_tokens",
+    "read_prompt_files",
+    "read_vector",
+    "resolve",
+    "resolve_model",
+    "write_vector",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -51,9 +51,7 @@ class Activations:
     layers: tuple[int, ...]
 
 
-def read_activations(
-    model: Model, spans: Sequence[Span], layers: Sequence[int], progress: Progress | None = None
-) -> Activations:
+def read_activations(model: Model, spans: Sequence[Span], layers: Sequence[int], progress: Progress | None = None) -> Activations:
     """Read the residual stream, mean over the span of each prompt.
 
     The prompts run as a prefix tree in shared batches, and nothing is computed above the highest wanted layer. Only the

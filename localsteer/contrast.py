@@ -146,8 +146,7 @@ class Concept(_Strict):
         pairs: tuple[Pair, ...]
         if self.personas is None:
             pairs = tuple(
-                Pair(*(Prompt((Message("user", text),), "") for text in (pair.positive, pair.negative)))
-                for pair in self.pairs
+                Pair(*(Prompt((Message("user", text),), "") for text in (pair.positive, pair.negative))) for pair in self.pairs
             )
         else:
             pairs = tuple(

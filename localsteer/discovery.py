@@ -150,7 +150,6 @@ def resolve_model(
 def _matching_rules(wanted: str) -> tuple[Callable[[str], bool], ...]:
     folded = wanted.casefold()
     return (
-        lambda name: name == wanted,
         lambda name: name.casefold() == folded,
         lambda name: name.casefold() == f"{folded}:latest",
         lambda name: name.casefold().startswith(folded),
@@ -168,8 +167,7 @@ def _named(candidates: Iterable[_Candidate]) -> dict[str, FoundModel]:
         for real, name in names.items():
             names[real] = files[real].longer_names[longer] if taken[name] > 1 else name
     return {
-        real: FoundModel(names[real], candidate.path, candidate.source, candidate.size_bytes)
-        for real, candidate in files.items()
+        real: FoundModel(names[real], candidate.path, candidate.source, candidate.size_bytes) for real, candidate in files.items()
     }
 
 

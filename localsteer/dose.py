@@ -35,7 +35,7 @@ def default_layers(reliability: Floats) -> tuple[int, ...]:
     """
     n_layer = len(reliability)
     first, last = int(np.ceil(n_layer / 4)), int(np.ceil(3 * n_layer / 4))
-    middle = [layer for layer in range(max(1, first), min(last, n_layer - 1) + 1)]
+    middle = list(range(max(1, first), min(last, n_layer - 1) + 1))
     kept = tuple(layer for layer in middle if not reliability[layer] < MIN_RELIABILITY)
     if not kept:
         best = float(np.nanmax(reliability[middle]))

@@ -30,7 +30,8 @@ def mean_difference(positive: Floats, negative: Floats) -> Floats:
     Returns:
         (n_layer, n_embd), residual-stream units.
     """
-    return (positive.mean(axis=0, dtype=np.float64) - negative.mean(axis=0, dtype=np.float64)).astype(np.float32)
+    difference: NDArray[np.float64] = positive.mean(axis=0, dtype=np.float64) - negative.mean(axis=0, dtype=np.float64)
+    return difference.astype(np.float32)
 
 
 def principal_component(positive: Floats, negative: Floats) -> Floats:
@@ -49,9 +50,9 @@ def principal_component(positive: Floats, negative: Floats) -> Floats:
     """
     differences = (positive - negative).transpose(1, 0, 2)
     _, _, components = np.linalg.svd(differences, full_matrices=False)
-    first = components[:, 0, :]
-    projections = np.einsum("lpe,le->l", differences, first) / differences.shape[1]
-    return (first * projections[:, None]).astype(np.float32)
+    first: Floats = components[:, 0, :]
+    projections: Floats = np.einsum("lpe,le->l", differences, first) / np.float32(differences.shape[1])
+    return first * projections[:, None]
 
 
 ESTIMATORS: dict[str, Estimator] = {"mean": mean_difference, "pca": principal_component}
@@ -90,9 +91,7 @@ def reliability(estimate: Estimator, positive: Floats, negative: Floats, *, seed
     cosines = np.zeros(n_layer)
     for _ in range(_SPLITS):
         order = generator.permutation(n_pairs)
-        one, other = (
-            estimate(positive[half], negative[half]) for half in (order[: n_pairs // 2], order[n_pairs // 2 :])
-        )
+        one, other = (estimate(positive[half], negative[half]) for half in (order[: n_pairs // 2], order[n_pairs // 2 :]))
         norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
         cosines += np.einsum("le,le->l", one, other) / np.maximum(norms, np.finfo(np.float32).tiny)
     return (cosines / _SPLITS).astype(np.float32)

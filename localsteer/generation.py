@@ -28,6 +28,8 @@ FinishReason = Literal["stop", "length", "interrupted"]
 # Room for a long conversation, and 90 MB of KV cache on the demo model where its full 8,192 tokens take 190.
 DEFAULT_CONTEXT = 4096
 DEFAULT_MAX_TOKENS = 512
+# What stands between the turns of a conversation where a base model reads them as plain text.
+PARAGRAPH = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ class Timing:
     answer_seconds: float
 
     @property
+    def seconds(self) -> float:
+        """From the request to the end."""
+        return self.prompt_seconds + self.answer_seconds
+
+    @property
     def prompt_tokens_per_second(self) -> float:
         """Speed of prompt processing."""
         return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
@@ -117,29 +124,23 @@ class Answer:
     timing: Timing
 
 
-def chat_prompt(model: Model, messages: Sequence[Message]) -> tuple[int, ...]:
-    """Tokens of a conversation in the model's chat template.
+def prompt_tokens(model: Model, messages: Sequence[Message], *, raw: bool = False) -> tuple[int, ...]:
+    """Tokens of a conversation.
+
+    Args:
+        model: the model that will read it.
+        messages: the turns.
+        raw: take the texts as they are, without the chat template. A base model, which has none, always gets them so.
 
     Raises:
-        LocalsteerError: the model is a base model without a template.
+        LocalsteerError: there is no text.
+        ModelError: the model's template refuses the conversation.
     """
-    if model.chat_template is None:
-        raise LocalsteerError(
-            f"{model.name} has no chat template: it is a base model.", hint="Use --raw to let it continue plain text."
-        )
-    return tuple(model.tokenize(model.chat_template.render(messages)))
-
-
-def raw_prompt(model: Model, text: str) -> tuple[int, ...]:
-    """Tokens of plain text.
-
-    Raises:
-        LocalsteerError: the text is empty.
-    """
-    tokens = tuple(model.tokenize(text))
-    if not tokens:
+    if not any(message.content for message in messages):
         raise LocalsteerError("The prompt is empty.", hint="Give the model some text.")
-    return tokens
+    if raw or model.chat_template is None:
+        return tuple(model.tokenize(PARAGRAPH.join(message.content for message in messages)))
+    return tuple(model.tokenize(model.chat_template.render(messages)))
 
 
 class _Cache:
@@ -200,9 +201,7 @@ class Generator:
     def __enter__(self) -> Generator:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -254,9 +253,7 @@ class Generator:
         assert request.sampling.seed is not None
         return Answer(stream.text, tokens, reason, request.sampling.seed, timing)
 
-    def _read_prompt(
-        self, cache: _Cache, request: Request, reused: int, should_stop: Callable[[], bool] | None
-    ) -> int | None:
+    def _read_prompt(self, cache: _Cache, request: Request, reused: int, should_stop: Callable[[], bool] | None) -> int | None:
         """Decode the rest of the prompt; returns the row of its last token's logits, or None if it was interrupted."""
         rest = request.prompt[reused:]
         if request.prompt_edit is request.response_edit:

@@ -99,9 +99,7 @@ def _generate_group(model: Model, requests: list[Request], report: Callable[[int
     return [_answer(lane, n_nodes, middle - start, end - middle) for lane in lanes]
 
 
-def _prompt_groups(
-    model: Model, requests: Sequence[Request]
-) -> list[tuple[Edit | None, list[tuple[PrefixTree, list[int]]]]]:
+def _prompt_groups(model: Model, requests: Sequence[Request]) -> list[tuple[Edit | None, list[tuple[PrefixTree, list[int]]]]]:
     """Prompts (without their last tokens) to compute, by the steering of the prompt; each tree with its requests' numbers."""
     by_edit: dict[int, list[int]] = {}
     for number, request in enumerate(requests):
@@ -188,6 +186,7 @@ def _steer(context: Context, edits: list[Edit | None]) -> None:
 
 def _answer(lane: _Lane, n_nodes: int, prompt_seconds: float, answer_seconds: float) -> Answer:
     lane.stream.finish()
-    assert lane.request.sampling.seed is not None and lane.reason is not None
+    assert lane.request.sampling.seed is not None
+    assert lane.reason is not None
     timing = Timing(n_nodes, 0, prompt_seconds, len(lane.tokens), answer_seconds)
     return Answer(lane.stream.text, tuple(lane.tokens), lane.reason, lane.request.sampling.seed, timing)

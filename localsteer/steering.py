@@ -84,9 +84,12 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     @property
-    def additive(self) -> bool:
-        """Whether llama.cpp's own control vector can do it."""
-        return not self.edit.removed
+    def opposite(self) -> Plan | None:
+        """The plan with all signs turned; None where it removes something."""
+        steering = self.steering.opposite
+        if steering is None:
+            return None
+        return Plan(steering, Edit(-self.edit.added), self.relative_dose, self.notes)
 
 
 # A bare name may hold what paths hold; a space, a quote, @, *, ! or + needs quotes around the whole.
@@ -261,9 +264,10 @@ def _trim(vector: ControlVector, term: Term, model: Fingerprint) -> ControlVecto
 
 def _orthonormal(directions: list[Floats]) -> Floats:
     """A basis (r, n_embd) of what the directions span, so that removing them does not depend on their order."""
+    basis: NDArray[np.float64]
     _, sizes, basis = np.linalg.svd(np.stack(directions).astype(np.float64), full_matrices=False)
     # Directions that are multiples of one another up to float32 rounding span one dimension, not two.
-    kept = sizes > 1e-6 * max(float(sizes[0]), np.finfo(np.float32).tiny)
+    kept = sizes > max(1e-6 * float(sizes[0]), float(np.finfo(np.float32).tiny))
     return basis[kept].astype(np.float32)
 
 

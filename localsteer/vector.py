@@ -124,10 +124,13 @@ class ControlVector:
         kept = {layer: direction for layer, direction in self.directions.items() if layer in wanted}
         if not kept:
             raise VectorError(
-                f"The vector has directions at layers {format_layers(self.layers)}, and none at "
-                f"{format_layers(sorted(wanted))}."
+                f"The vector has directions at layers {format_layers(self.layers)}, and none at {format_layers(sorted(wanted))}."
             )
         return replace(self, directions=kept)
+
+    def named(self, concept: str) -> ControlVector:
+        """The same vector under another name."""
+        return replace(self, provenance=replace(self.provenance, concept=concept))
 
     def rows(self, n_layer: int) -> Floats:
         """The vector as (n_layer, n_embd), zero at the blocks it does not steer."""
@@ -166,13 +169,9 @@ class ControlVector:
             return f"{name} was read from another file of the same model (another quantisation, or tuned further)."
         return f"{name} was read from {own.name}, which only has the same shape as {model.name}: expect a weaker effect."
 
-    def _combine(
-        self, other: ControlVector, operation: Callable[[Floats, Floats], Floats], sign: str
-    ) -> ControlVector:
+    def _combine(self, other: ControlVector, operation: Callable[[Floats, Floats], Floats], sign: str) -> ControlVector:
         if self.n_embd != other.n_embd:
-            raise VectorError(
-                f"Vectors of different widths cannot be combined: n_embd {self.n_embd} and {other.n_embd}."
-            )
+            raise VectorError(f"Vectors of different widths cannot be combined: n_embd {self.n_embd} and {other.n_embd}.")
         mine, theirs = self.provenance.model, other.provenance.model
         if mine is not None and theirs is not None and not mine.same_shape(theirs):
             raise VectorError(

@@ -140,9 +140,7 @@ def test_ollama_models_variable_replaces_the_folder_in_the_home(home: Path, tmp_
     assert names({"OLLAMA_MODELS": str(tmp_path / "elsewhere")}, home) == ["used:1b"]
 
 
-def test_models_of_the_ollama_service_are_listed_too(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_of_the_ollama_service_are_listed_too(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "OLLAMA_SERVICE_MODELS", tmp_path / "service")
     write_ollama(tmp_path / "service", "registry.ollama.ai/library/shared/1b", "a")
     write_ollama(home / ".ollama" / "models", "registry.ollama.ai/library/mine/1b", "b")
@@ -160,14 +158,10 @@ def test_models_of_the_ollama_service_are_listed_too(
         b'{"layers": [{"mediaType": "application/vnd.ollama.image.model"}]}',
         b'{"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": 5}]}',
         b'{"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": "../../secret"}]}',
-        json.dumps(
-            {"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{'0' * 64}"}]}
-        ).encode(),
+        json.dumps({"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{'0' * 64}"}]}).encode(),
     ],
 )
-def test_a_damaged_ollama_model_is_skipped_with_a_warning(
-    home: Path, caplog: pytest.LogCaptureFixture, manifest: bytes
-) -> None:
+def test_a_damaged_ollama_model_is_skipped_with_a_warning(home: Path, caplog: pytest.LogCaptureFixture, manifest: bytes) -> None:
     models = home / ".ollama" / "models"
     write_ollama(models, "registry.ollama.ai/library/good/1b", "a")
     write(models / "manifests" / "registry.ollama.ai" / "library" / "bad" / "1b", manifest)
@@ -175,6 +169,16 @@ def test_a_damaged_ollama_model_is_skipped_with_a_warning(
         assert names({}, home) == ["good:1b"]
     assert len(caplog.records) == 1
     assert "bad:1b" in caplog.text
+
+
+def test_of_several_ollama_model_layers_the_last_counts_as_in_ollama(home: Path) -> None:
+    models = home / ".ollama" / "models"
+    write_ollama(models, "registry.ollama.ai/library/two/1b", "a")
+    last = write_ollama(models, "registry.ollama.ai/library/other/1b", "b")
+    layer = {"mediaType": "application/vnd.ollama.image.model"}
+    layers = [layer | {"digest": f"sha256:{digit * 64}"} for digit in "ab"]
+    write(models / "manifests/registry.ollama.ai/library/two/1b", json.dumps({"layers": layers}).encode())
+    assert resolve_model("two:1b", {}, home) == last
 
 
 @pytest.mark.parametrize("layers", ["null", "[]", '[{"mediaType": "application/vnd.ollama.image.tensor"}]'])
@@ -256,9 +260,7 @@ def test_own_folders_are_searched_to_any_depth(home: Path, tmp_path: Path) -> No
     assert names_and_sources(environment, home) == [("SECOND", "folder"), ("first", "folder")]
 
 
-def test_without_arguments_the_real_surroundings_are_used(
-    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_arguments_the_real_surroundings_are_used(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for variable in ("OLLAMA_MODELS", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.delenv("LLAMA_CACHE", raising=False)
@@ -323,6 +325,7 @@ def test_a_link_to_nothing_is_skipped(home: Path, folder: Path) -> None:
 def test_a_loop_of_links_ends(home: Path, folder: Path) -> None:
     write(folder / "deep" / "model.gguf")
     (folder / "deep" / "up").symlink_to(folder)
+    (folder / "deep" / "up too").symlink_to(folder)
     (folder / "deep" / "self").symlink_to("self")
     assert names(searching(folder), home) == ["model"]
 
@@ -388,9 +391,7 @@ def test_another_file_called_demo_leaves_the_demo_its_name(home: Path, folder: P
     assert resolve_model("demo", searching(folder), home) == demo_path
 
 
-def test_a_listing_is_sorted_by_source_and_every_name_in_it_can_be_typed(
-    home: Path, folder: Path, demo_path: Path
-) -> None:
+def test_a_listing_is_sorted_by_source_and_every_name_in_it_can_be_typed(home: Path, folder: Path, demo_path: Path) -> None:
     write(home / ".lmstudio" / "models" / "a" / "b" / "zeta.gguf")
     write(home / ".lmstudio" / "models" / "a" / "b" / "alpha.gguf")
     write_ollama(home / ".ollama" / "models", "registry.ollama.ai/someone/zeta/1b", "a")
@@ -439,9 +440,7 @@ def test_an_error_about_the_variable_names_it(home: Path) -> None:
     assert "LOCALSTEER_MODEL" not in message("nonsense", {"LOCALSTEER_MODEL": "other"}, home)
 
 
-def test_an_existing_file_wins_over_a_name(
-    home: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_existing_file_wins_over_a_name(home: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = write(folder / "model.gguf")
     assert resolve_model("model", searching(folder), home) == listed
     here = write(tmp_path / "here" / "model")

@@ -41,9 +41,7 @@ class Batch:
         return len(self.tokens)
 
     @staticmethod
-    def of_one_sequence(
-        tokens: Sequence[int], *, start: int, sequence: int = 0, last_output: bool = True
-    ) -> Batch:
+    def of_one_sequence(tokens: Sequence[int], *, start: int, sequence: int = 0, last_output: bool = True) -> Batch:
         """Consecutive tokens of one sequence from position `start`, logits (if wanted) for the last one."""
         n = len(tokens)
         outputs = np.zeros(n, np.int8)
@@ -144,9 +142,7 @@ class Context:
     def __enter__(self) -> Context:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -193,9 +189,7 @@ class Context:
         if self.tap is not None:
             self.tap.finish()
         if status == 1:
-            raise ModelError(
-                f"The context of {self.n_ctx} tokens is full.", hint="Use a larger one with --context."
-            )
+            raise ModelError(f"The context of {self.n_ctx} tokens is full.", hint="Use a larger one with --context.")
         if status != 0:
             reason = library.last_error(f"status {status}")
             raise ModelError(f"llama.cpp cannot run {self.model.path}: {reason}.")
@@ -251,9 +245,7 @@ class Context:
             # The full buffer: layers that a shorter one does not cover would keep what was there before.
             data = np.ascontiguousarray(added[1:], np.float32)
             pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-            status = self._llama.llama_set_adapter_cvec(
-                self._context, pointer, data.size, n_embd, 1, n_layer - 1
-            )
+            status = self._llama.llama_set_adapter_cvec(self._context, pointer, data.size, n_embd, 1, n_layer - 1)
         if status != 0:
             raise ModelError(f"llama.cpp refuses a control vector for {self.model.path}.")
         self._control_vector = added

@@ -44,11 +44,7 @@ class Fingerprint:
 
     def same_model(self, other: Fingerprint) -> bool:
         """Whether both are the same model, perhaps quantised differently or tuned further."""
-        return (
-            self.same_shape(other)
-            and self.architecture == other.architecture
-            and self.vocabulary == other.vocabulary
-        )
+        return self.same_shape(other) and self.architecture == other.architecture and self.vocabulary == other.vocabulary
 
 
 def hash_texts(texts: Iterable[bytes]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import logging
 import os
 import platform
@@ -50,7 +51,7 @@ def load() -> ModuleType:
         LocalsteerError: llama-cpp-python is missing, cannot be loaded, or is outside the tested releases.
     """
     try:
-        import llama_cpp
+        llama_cpp = importlib.import_module("llama_cpp")
     except (ImportError, OSError, RuntimeError) as error:
         raise LocalsteerError(
             f"llama-cpp-python cannot be loaded: {error}.",
@@ -119,7 +120,7 @@ def ggml_base() -> ctypes.CDLL:
     if not hasattr(library, "ggml_get_name"):
         from llama_cpp._ctypes_extensions import load_shared_library
 
-        library = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
+        library = load_shared_library("ggml-base", Path(str(llama_cpp.__file__)).parent / "lib")
     library.ggml_get_name.argtypes = [ctypes.c_void_p]
     library.ggml_get_name.restype = ctypes.c_char_p
     library.ggml_nelements.argtypes = [ctypes.c_void_p]
@@ -152,9 +153,7 @@ def default_threads() -> int:
     """
     if platform.system() == "Darwin":
         try:
-            answer = subprocess.run(
-                ["sysctl", "-n", "hw.perflevel0.physicalcpu"], capture_output=True, text=True, check=True
-            )
+            answer = subprocess.run(["sysctl", "-n", "hw.perflevel0.physicalcpu"], capture_output=True, text=True, check=True)
             return max(1, int(answer.stdout))
         except (OSError, ValueError, subprocess.CalledProcessError):
             pass  # An Intel Mac has no performance levels.

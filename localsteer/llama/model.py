@@ -43,9 +43,7 @@ class Model:
         ModelError: the file is missing, no GGUF, truncated, or of a kind that cannot generate text.
     """
 
-    def __init__(
-        self, path: str | Path, *, gpu_layers: int | None = None, threads: int | None = None
-    ) -> None:
+    def __init__(self, path: str | Path, *, gpu_layers: int | None = None, threads: int | None = None) -> None:
         self.path = Path(path)
         _check_file(self.path)
         self._llama = llama = library.load()
@@ -79,9 +77,7 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -179,9 +175,7 @@ class Model:
         capacity = len(data) + 8
         while True:
             tokens = (ctypes.c_int32 * capacity)()
-            count = self._llama.llama_tokenize(
-                self._vocab, data, len(data), tokens, capacity, add_special, True
-            )
+            count = self._llama.llama_tokenize(self._vocab, data, len(data), tokens, capacity, add_special, True)
             if count >= 0:
                 return list(tokens[:count])
             capacity = -count

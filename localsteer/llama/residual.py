@@ -76,9 +76,7 @@ class ResidualTap:
         self._stopped = False
         self._failure: BaseException | None = None
         # The signature of ggml_backend_sched_eval_callback, declared here with plain types: fewer conversions a call.
-        self.callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)(
-            self._evaluate
-        )
+        self.callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)(self._evaluate)
 
     def watch(self, layers: Iterable[int], *, stop: bool = False) -> None:
         """Read the outputs of these layers in the decodes that follow.
@@ -187,8 +185,7 @@ class ResidualTap:
         if n_rows != self._n_tokens:
             if n_rows != len(self._outputs):
                 raise ModelError(
-                    f"l_out-{layer} holds {n_rows} rows for a batch of {self._n_tokens} tokens with "
-                    f"{len(self._outputs)} outputs."
+                    f"l_out-{layer} holds {n_rows} rows for a batch of {self._n_tokens} tokens with {len(self._outputs)} outputs."
                 )
             kept = self._outputs
         edit = self._edits.get(layer)

@@ -39,9 +39,9 @@ def probe_steerability(model: Model) -> Steerability:
     tap = ResidualTap(model.n_layer, model.n_embd)
     with Context(model, n_ctx=64, tap=tap) as context:
 
-        def run(added: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None) -> np.ndarray[
-            tuple[int, ...], np.dtype[np.float32]
-        ]:
+        def run(
+            added: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None,
+        ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
             context.clear()
             context.set_control_vector(added)
             context.decode(Batch.of_one_sequence(tokens, start=0))

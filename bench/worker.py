@@ -1,0 +1,112 @@
+"""What is measured through the Python API, in a process of its own: prints one JSON document.
+
+Run by `bench.sections`, as `python -m bench.worker decode MODEL VECTOR ...` or `... tap MODEL ...`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from localsteer.generation import Generator, Request, raw_prompt
+from localsteer.llama.context import Batch, Context
+from localsteer.llama.model import Model
+from localsteer.llama.residual import ResidualTap
+from localsteer.llama.sampling import Sampling
+from localsteer.steering import Plan, Steering, Term, resolve
+from localsteer.vector_file import read_vector
+
+# Continued greedily, this goes on far beyond what is measured, steered or not.
+ENDLESS_PROMPT = "A list of all the whole numbers, in order: 1, 2, 3, 4, 5, 6, 7, 8, 9,"
+DECODES_PER_TIMING = 32
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.worker")
+    parser.add_argument("what", choices=["decode", "tap"])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("vector", type=Path, nargs="?")
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--tokens", type=int, required=True)
+    parser.add_argument("--repeats", type=int, required=True)
+    options = parser.parse_args()
+    with Model(options.model, threads=options.threads) as model:
+        if options.what == "decode":
+            answer: object = _decode(model, options.vector, options.tokens, options.repeats)
+        else:
+            answer = _tap(model, options.tokens, options.repeats)
+    print(json.dumps(answer))
+    return 0
+
+
+def _decode(model: Model, vector: Path, n_tokens: int, repeats: int) -> dict[str, list[float]]:
+    """Tokens a second, steered and unsteered in turns, after one of each that is not counted."""
+    plan = resolve(Steering((Term(str(vector)),)), model.fingerprint, read_vector)
+    plans: dict[str, Plan | None] = {"steered": plan, "unsteered": None}
+    speeds: dict[str, list[float]] = {name: [] for name in plans}
+    prompt = raw_prompt(model, ENDLESS_PROMPT)
+    with Generator(model) as generator:
+        for _ in range(repeats + 1):
+            for name, chosen in plans.items():
+                sampling = Sampling(temperature=0.0, seed=0)
+                request = Request(prompt, plan=chosen, sampling=sampling, max_tokens=n_tokens)
+                answer = generator.generate(request, on_text=lambda _text: None)
+                if answer.finish_reason != "length":
+                    raise RuntimeError(f"the {name} answer ended after {len(answer.tokens)} tokens")
+                # The first token needs no decode of its own, so there is one less than tokens.
+                speeds[name].append((n_tokens - 1) / answer.timing.answer_seconds)
+    return {name: values[1:] for name, values in speeds.items()}
+
+
+def _tap(model: Model, n_tokens: int, repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds of a prefill and of a decoded token, reading and not reading, in turns, after an uncounted round."""
+    tap = ResidualTap(model.n_layer, model.n_embd)
+    n_ctx = n_tokens + DECODES_PER_TIMING
+    times: dict[str, dict[str, list[float]]] = {kind: {"read": [], "plain": []} for kind in ("prefill", "decode")}
+    with Context(model, n_ctx=n_ctx) as plain, Context(model, n_ctx=n_ctx, tap=tap) as tapped:
+        for _ in range(repeats + 1):
+            for side, context in {"read": tapped, "plain": plain}.items():
+                context.clear()
+                tap.watch(range(model.n_layer))
+                times["prefill"][side].append(_milliseconds(lambda context=context: _prefill(context, n_tokens)))
+                tap.watch([model.n_layer // 2])
+                total = _milliseconds(lambda context=context: _decode_tokens(context, n_tokens))
+                times["decode"][side].append(total / DECODES_PER_TIMING)
+    return {kind: {side: values[1:] for side, values in sides.items()} for kind, sides in times.items()}
+
+
+def _prefill(context: Context, n_tokens: int) -> None:
+    tokens = _some_tokens(context.model, n_tokens)
+    context.decode_all(Batch.of_one_sequence(tokens, start=0), after_part=lambda part, _: _wait(context, part))
+
+
+def _decode_tokens(context: Context, start: int) -> None:
+    for offset, token in enumerate(_some_tokens(context.model, DECODES_PER_TIMING)):
+        batch = Batch.of_one_sequence([token], start=start + offset)
+        context.decode(batch)
+        _wait(context, batch)
+
+
+def _wait(context: Context, batch: Batch) -> None:
+    """Ask for the logits, if there are any: that waits until the computation is over, wherever it runs."""
+    if batch.outputs[-1]:
+        context.logits(len(batch) - 1)
+
+
+def _some_tokens(model: Model, count: int) -> Sequence[int]:
+    tokens = model.tokenize(ENDLESS_PROMPT)
+    return (tokens * (count // len(tokens) + 1))[:count]
+
+
+def _milliseconds(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return (time.perf_counter() - start) * 1000
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""A conversation under steering: its turns, and what of them fits the context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from localsteer.generation import Answer, Generator, Request, prompt_tokens
+from localsteer.llama.chat_template import Message
+from localsteer.llama.sampling import Sampling
+from localsteer.steering import Plan
+
+# A base model goes on writing the other side's lines, too.
+_PLAIN_TURN = {"system": "", "user": "User: ", "assistant": "Assistant: "}
+_PLAIN_STOP = ("\nUser:",)
+
+
+class Conversation:
+    """Turns with one model. Steering may change between them: what was computed under another is computed anew.
+
+    Args:
+        generator: answers; its KV cache carries over from turn to turn.
+        system: the system message, if any.
+        plan: the steering, if any.
+        sampling: how tokens are drawn.
+        max_tokens: longest answer.
+
+    Attributes:
+        turns: user and assistant messages so far.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        system: str | None = None,
+        plan: Plan | None = None,
+        sampling: Sampling | None = None,
+        max_tokens: int = 512,
+    ) -> None:
+        self.generator = generator
+        self.system = system
+        self.plan = plan
+        self.sampling = sampling or Sampling()
+        self.max_tokens = max_tokens
+        self.turns: list[Message] = []
+
+    def ask(
+        self,
+        text: str,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Answer:
+        """Answer the next user message; both become part of the conversation.
+
+        Raises:
+            LocalsteerError: the message alone does not fit the context.
+        """
+        question = Message("user", text)
+        answer = self.generator.generate(self._request([*self.turns, question]), on_text=on_text, should_stop=should_stop)
+        self.turns += [question, Message("assistant", answer.text.strip())]
+        return answer
+
+    def compare(self, text: str | None = None, *, should_stop: Callable[[], bool] | None = None) -> list[tuple[str, Answer]]:
+        """Answer a message (or the last one again) against, without and with the steering, leaving the conversation as it is.
+
+        Returns:
+            A title and an answer for each way; nothing where there is no message yet.
+        """
+        turns = list(self.turns) if text is None else [*self.turns, Message("user", text)]
+        while turns and turns[-1].role == "assistant":
+            turns.pop()
+        if not turns:
+            return []
+        request = self._request(turns).seeded()
+        opposite = self.plan.opposite if self.plan is not None else None
+        plans = [opposite, None, self.plan] if opposite is not None else [None, self.plan]
+        answers: list[tuple[str, Answer]] = []
+        for plan in plans if self.plan is not None else [None]:
+            if should_stop is not None and should_stop():
+                break
+            title = str(plan.steering) if plan is not None else "unsteered"
+            answers.append((title, self.generator.generate(replace(request, plan=plan), should_stop=should_stop)))
+        return answers
+
+    def reset(self) -> None:
+        """Forget all turns; the system message and the steering stay."""
+        self.turns = []
+
+    @property
+    def dropped_turns(self) -> int:
+        """How many of the oldest turns no longer fit the context together with an answer."""
+        return self._fitting(self.turns)[1]
+
+    def _request(self, turns: list[Message]) -> Request:
+        prompt, _ = self._fitting(turns)
+        stop = () if self.generator.model.chat_template is not None else _PLAIN_STOP
+        return Request(prompt, self.plan, self.sampling, self.max_tokens, stop)
+
+    def _fitting(self, turns: list[Message]) -> tuple[tuple[int, ...], int]:
+        """The prompt, without as many of the oldest exchanges as leave room for an answer."""
+        # Half the context at most is kept free: a long --max-tokens must not drop all that was said.
+        room = self.generator.n_ctx - min(self.max_tokens, self.generator.n_ctx // 2)
+        dropped = 0
+        while True:
+            prompt = self._tokens(turns[dropped:])
+            if len(prompt) <= room or len(turns) - dropped <= 2:
+                return prompt, dropped
+            dropped += 2
+
+    def _tokens(self, turns: list[Message]) -> tuple[int, ...]:
+        model = self.generator.model
+        messages = [Message("system", self.system), *turns] if self.system else turns
+        if model.chat_template is not None:
+            return prompt_tokens(model, messages) if messages else ()
+        lines = [f"{_PLAIN_TURN[message.role]}{message.content}" for message in messages]
+        return tuple(model.tokenize("\n".join([*lines, "Assistant:"])))

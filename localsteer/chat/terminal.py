@@ -1,0 +1,145 @@
+"""The chat in a terminal: reading lines, slash commands, streaming answers."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import click
+
+from localsteer.chat.conversation import Conversation
+from localsteer.errors import LocalsteerError
+from localsteer.generation import Answer
+from localsteer.steering import Plan
+
+ShouldStop = Callable[[], bool]
+
+COMMANDS = ("/steer", "/compare", "/system", "/reset", "/help", "/quit")
+HELP = """\
+/steer EXPR    steer by an expression, such as  0.5 happy - 0.3 formal@10-20
+/steer off     no steering;  /steer alone shows what is on
+/compare       the last message again: the other way, unsteered, steered;  /compare TEXT for another one
+/system TEXT   set the system message;  /system off removes it
+/reset         forget the conversation
+/help          this list
+/quit          leave (Ctrl-D as well). Ctrl-C stops an answer."""
+
+
+@dataclass
+class Terminal:
+    """A chat session.
+
+    Attributes:
+        conversation: the conversation.
+        make_plan: turns an expression into a plan for the model.
+        stoppable: a context manager under which Ctrl-C only stops the answer; yields what asks for it.
+        show_compared: prints titled answers side by side.
+    """
+
+    conversation: Conversation
+    make_plan: Callable[[str], Plan | None]
+    stoppable: Callable[[], AbstractContextManager[ShouldStop]]
+    show_compared: Callable[[list[tuple[str, Answer]]], None]
+
+    def run(self) -> None:
+        """Read lines until the end of input or /quit."""
+        for line in _lines(self._status):
+            text = line.strip()
+            if not text:
+                continue
+            try:
+                if text.startswith("/"):
+                    if not self._command(text):
+                        return
+                else:
+                    self._answer(text)
+            except LocalsteerError as error:
+                click.secho(str(error), err=True, fg="red")
+
+    def _status(self) -> str:
+        plan = self.conversation.plan
+        if plan is None:
+            return "unsteered"
+        dose = "" if plan.relative_dose is None else f", relative dose {plan.relative_dose:.2f}"
+        return f"{plan.steering}{dose}"
+
+    def _answer(self, text: str) -> None:
+        with self.stoppable() as should_stop:
+            answer = self.conversation.ask(text, on_text=lambda piece: click.echo(piece, nl=False), should_stop=should_stop)
+        click.echo()
+        remarks = []
+        if answer.finish_reason == "length":
+            remarks.append("cut at the limit")
+        elif answer.finish_reason == "interrupted":
+            remarks.append("stopped")
+        if dropped := self.conversation.dropped_turns:
+            remarks.append(f"the context is full: the oldest {dropped} messages are left out from now on")
+        if remarks:
+            click.secho(f"[{'; '.join(remarks)}]", err=True, dim=True)
+
+    def _command(self, text: str) -> bool:
+        """Carry out a slash command; False ends the chat."""
+        name, _, argument = text.partition(" ")
+        argument = argument.strip()
+        if name == "/quit":
+            return False
+        if name == "/help":
+            click.echo(HELP)
+        elif name == "/reset":
+            self.conversation.reset()
+            click.echo("The conversation begins anew.")
+        elif name == "/system":
+            self._system(argument)
+        elif name == "/steer":
+            self._steer(argument)
+        elif name == "/compare":
+            self._compare(argument)
+        else:
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "/help lists the commands."
+            raise LocalsteerError(f"There is no command {name}.", hint=hint)
+        return True
+
+    def _system(self, argument: str) -> None:
+        if argument:
+            self.conversation.system = None if argument == "off" else argument
+        click.echo(f"System message: {self.conversation.system or 'none'}")
+
+    def _steer(self, argument: str) -> None:
+        if argument:
+            self.conversation.plan = None if argument == "off" else self.make_plan(argument)
+        click.echo(f"Steering: {self._status()}")
+
+    def _compare(self, argument: str) -> None:
+        with self.stoppable() as should_stop:
+            answers = self.conversation.compare(argument or None, should_stop=should_stop)
+        if not answers:
+            raise LocalsteerError("There is nothing to compare yet.", hint="Say something first, or give /compare a text.")
+        self.show_compared(answers)
+
+
+def _lines(status: Callable[[], str]) -> Iterator[str]:
+    """Lines of input: with history, editing and a status line in a terminal, plain from a pipe."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        yield from sys.stdin
+        return
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import InMemoryHistory
+
+    session: PromptSession[str] = PromptSession(
+        history=InMemoryHistory(),
+        completer=WordCompleter(list(COMMANDS), sentence=True),
+        complete_while_typing=False,
+        bottom_toolbar=lambda: f" {status()} ",
+    )
+    while True:
+        try:
+            yield session.prompt("> ")
+        except KeyboardInterrupt:
+            continue  # drops the line, as shells do
+        except EOFError:
+            return

@@ -1,0 +1,80 @@
+"""The command line. One file per command, thin: parse, call, print.
+
+Commands are imported when they are called, and they import what they need when they run, so that `localsteer --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+import click
+
+from localsteer.errors import LocalsteerError
+
+_COMMANDS = {
+    "chat": ("localsteer.commands.chat", "Chat in the terminal, steered."),
+    "doctor": (
+        "localsteer.commands.doctor",
+        "What this build of llama.cpp can do, and whether a model can be steered.",
+    ),
+    "extract": ("localsteer.commands.extract", "Build a control vector from contrastive prompts."),
+    "generate": ("localsteer.commands.generate", "Answer one prompt, steered."),
+    "models": ("localsteer.commands.models", "GGUF models on this machine."),
+    "vectors": ("localsteer.commands.vectors", "Show and combine control vectors."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in sorted(_COMMANDS.items())])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="localsteer", message="%(version)s")
+@click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log and other details on stderr.")
+def command(verbose: bool) -> None:
+    """Volume knobs for the behaviour of a local language model.
+
+    localsteer builds control vectors for GGUF models from contrastive prompts, and adds them, scaled, while the model answers.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("localsteer")
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
+    if not verbose:
+        # llama.cpp's warnings are about its own tuning; what matters to a user is said in our errors.
+        logging.getLogger("localsteer.llama").setLevel(logging.CRITICAL)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script: runs a command and exits with 0 (done), 1 (LocalsteerError), 2 (usage) or 130 (interrupted)."""
+    try:
+        code = command.main(arguments, prog_name="localsteer", standalone_mode=False)
+    except LocalsteerError as error:
+        click.echo(f"localsteer: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("localsteer: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; keep Python from complaining about it at exit.
+        sys.stdout = None
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,61 @@
+"""`localsteer chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import click
+
+from localsteer.commands.options import (
+    ModelOptions,
+    context_option,
+    make_plan,
+    make_sampling,
+    model_options,
+    open_generator,
+    sampling_options,
+    steer_option,
+)
+from localsteer.commands.output import interrupt_stops_answer, note, print_side_by_side
+
+
+@click.command()
+@steer_option
+@click.option("--system", help="A system message.")
+@click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer.")
+@sampling_options
+@context_option
+@model_options
+def command(
+    expression: str,
+    system: str | None,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repeat_penalty: float,
+    seed: int | None,
+    n_ctx: int | None,
+    model: str | None,
+    gpu_layers: int | None,
+    threads: int | None,
+) -> None:
+    """Chat in the terminal, steered. /help lists the commands."""
+    from localsteer.chat.conversation import Conversation
+    from localsteer.chat.terminal import Terminal
+
+    with ModelOptions(model, gpu_layers, threads).open() as opened:
+        plan = make_plan(expression, opened)
+        sampling = make_sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+        with open_generator(opened, n_ctx) as generator:
+            conversation = Conversation(generator, system=system, plan=plan, sampling=sampling, max_tokens=max_tokens)
+            note(f"{opened.name}. /help lists the commands.")
+            if opened.chat_template is None:
+                note("A base model without a chat template: the conversation is given to it as plain text.")
+            Terminal(
+                conversation,
+                make_plan=lambda text: make_plan(text, opened),
+                stoppable=interrupt_stops_answer,
+                show_compared=lambda answers: print_side_by_side(
+                    [(title, answer.text, answer.timing.seconds) for title, answer in answers]
+                ),
+            ).run()

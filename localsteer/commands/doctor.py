@@ -1,0 +1,60 @@
+"""`localsteer doctor`: what works on this machine, and on this model."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import click
+
+from localsteer.commands.options import ModelOptions, json_option, model_options
+from localsteer.commands.output import print_json, print_table
+
+
+@click.command()
+@json_option
+@model_options
+def command(as_json: bool, model: str | None, gpu_layers: int | None, threads: int | None) -> None:
+    """What this build of llama.cpp can do, and whether the model can be read and steered.
+
+    Exits with 1 where the model can be neither.
+    """
+    import importlib.metadata
+
+    from localsteer.llama import library
+    from localsteer.llama.steerability import probe_steerability
+
+    features = library.build_features()
+    facts: dict[str, Any] = {
+        "localsteer": importlib.metadata.version("localsteer"),
+        "python": platform.python_version(),
+        "llama-cpp-python": features.version,
+        "system": features.system,
+        "gpu": features.gpu,
+        "rpc": features.rpc,
+        "sequences in one batch": features.max_sequences,
+        "threads": threads or library.default_threads(),
+    }
+    with ModelOptions(model, gpu_layers, threads).open() as opened:
+        found = probe_steerability(opened)
+        facts |= {
+            "model": opened.name,
+            "architecture": opened.architecture,
+            "n_layer": opened.n_layer,
+            "n_embd": opened.n_embd,
+            "chat template": opened.chat_template is not None,
+            "vectors can be extracted": found.readable,
+            "llama.cpp's control vector works": found.native,
+            "removal and mixed batches work": found.readable,
+            "prompts share tokens in a batch": opened.sequences_share_tokens,
+        }
+        if found.reason:
+            facts["because"] = found.reason
+    if as_json:
+        print_json({key.replace(" ", "_").replace("'", "").replace(".", "_"): value for key, value in facts.items()})
+    else:
+        shown = {True: "yes", False: "no"}
+        rows = [(key, shown[value] if isinstance(value, bool) else str(value)) for key, value in facts.items()]
+        print_table(("", ""), rows)
+    if not (found.readable or found.native):
+        raise SystemExit(1)

@@ -1,0 +1,149 @@
+"""`localsteer generate`: one prompt, answered under steering; with --compare also without and against it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localsteer.commands.options import (
+    ModelOptions,
+    context_option,
+    json_option,
+    make_plan,
+    make_sampling,
+    model_options,
+    open_generator,
+    sampling_options,
+    steer_option,
+)
+from localsteer.commands.output import interrupt_stops_answer, note, print_json, print_side_by_side
+
+if TYPE_CHECKING:
+    from localsteer.generation import Answer, Request
+    from localsteer.steering import Plan
+
+
+@click.command()
+@click.argument("prompt")
+@steer_option
+@click.option("--system", help="A system message.")
+@click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer.")
+@click.option("--stop", multiple=True, help="End the answer at this text. May be given several times.")
+@click.option("--raw", is_flag=True, help="Continue PROMPT as plain text, without the chat template.")
+@click.option("--compare", is_flag=True, help="Answer three times: steered the other way, unsteered, steered.")
+@click.option("--steer-prompt", is_flag=True, help="Steer the prompt as well, as llama.cpp's own programs do.")
+@sampling_options
+@context_option
+@json_option
+@model_options
+def command(
+    prompt: str,
+    expression: str,
+    system: str | None,
+    max_tokens: int,
+    stop: tuple[str, ...],
+    raw: bool,
+    compare: bool,
+    steer_prompt: bool,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repeat_penalty: float,
+    seed: int | None,
+    n_ctx: int | None,
+    as_json: bool,
+    model: str | None,
+    gpu_layers: int | None,
+    threads: int | None,
+) -> None:
+    """Answer PROMPT (- reads it from stdin)."""
+    from localsteer.generation import Request, prompt_tokens
+    from localsteer.llama.chat_template import Message
+    from localsteer.steering import parse_steering
+
+    if compare and not parse_steering(expression):
+        raise click.UsageError("--compare needs something to compare with: give -s.")
+    if raw and system is not None:
+        raise click.UsageError("--system has no place in plain text: leave out --raw.")
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    with ModelOptions(model, gpu_layers, threads).open() as opened:
+        if opened.chat_template is None and not raw:
+            note(f"{opened.name} has no chat template (a base model): it continues the prompt as plain text.")
+        messages = [Message("system", system)] if system is not None else []
+        tokens = prompt_tokens(opened, [*messages, Message("user", prompt)], raw=raw)
+        plan = make_plan(expression, opened)
+        sampling = make_sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+        request = Request(tokens, plan, sampling, max_tokens, stop, steer_prompt).seeded()
+        with open_generator(opened, n_ctx) as generator, interrupt_stops_answer() as interrupt:
+            if compare and plan is not None:
+                requests = _three_ways(request, plan)
+                answers = {}
+                for name, variant in requests.items():
+                    if not interrupt():
+                        answers[name] = generator.generate(variant, should_stop=interrupt)
+                _print_compared(answers, requests, opened.name, as_json)
+                return
+            streaming = not as_json
+            answer = generator.generate(request, on_text=_write if streaming else None, should_stop=interrupt)
+    if as_json:
+        print_json(_document(answer, plan, opened.name))
+    else:
+        click.echo()
+        note(_footer(answer, plan))
+
+
+def _write(text: str) -> None:
+    click.echo(text, nl=False)
+
+
+def _three_ways(request: Request, plan: Plan) -> dict[str, Request]:
+    """The same request, seed and all, under the opposite steering (where there is one), none, and the given one."""
+    from dataclasses import replace
+
+    opposite = plan.opposite
+    ways = {"opposite": replace(request, plan=opposite)} if opposite is not None else {}
+    return {**ways, "unsteered": replace(request, plan=None), "steered": request}
+
+
+def _document(answer: Answer, plan: Plan | None, model: str) -> dict[str, Any]:
+    return {
+        "text": answer.text,
+        "tokens": list(answer.tokens),
+        "finish_reason": answer.finish_reason,
+        "steering": str(plan.steering) if plan is not None else "",
+        "relative_dose": plan.relative_dose if plan is not None else 0.0,
+        "model": model,
+        "seed": answer.seed,
+        "timing": {
+            "prompt_tokens": answer.timing.prompt_tokens,
+            "reused_tokens": answer.timing.reused_tokens,
+            "prompt_tokens_per_second": answer.timing.prompt_tokens_per_second,
+            "tokens_per_second": answer.timing.tokens_per_second,
+            "seconds": answer.timing.seconds,
+        },
+        "policy": [],
+    }
+
+
+def _footer(answer: Answer, plan: Plan | None) -> str:
+    dose = f", relative dose {plan.relative_dose:.2f}" if plan is not None and plan.relative_dose is not None else ""
+    ended = {"stop": "", "length": ", cut at the limit", "interrupted": ", interrupted"}[answer.finish_reason]
+    return f"[{len(answer.tokens)} tokens at {answer.timing.tokens_per_second:.0f}/s{dose}, seed {answer.seed}{ended}]"
+
+
+def _print_compared(answers: dict[str, Answer], requests: dict[str, Request], model: str, as_json: bool) -> None:
+    if as_json:
+        documents = {name: _document(answer, requests[name].plan, model) for name, answer in answers.items()}
+        print_json({**documents.pop("steered", {}), **documents})
+        return
+    columns = []
+    for name, answer in answers.items():
+        plan = requests[name].plan
+        columns.append((str(plan.steering) if plan is not None else name, answer.text, answer.timing.seconds))
+    print_side_by_side(columns)
+    if answers:
+        note(f"[all with seed {next(iter(answers.values())).seed}]")

@@ -1,0 +1,146 @@
+"""Options that several commands share: one letter means one thing throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from localsteer.generation import Generator
+    from localsteer.llama.model import Model
+    from localsteer.llama.sampling import Sampling
+    from localsteer.steering import Plan
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How to open a model."""
+
+    model: str | None
+    gpu_layers: int | None
+    threads: int | None
+
+    def open(self) -> Model:
+        """The model, or the default one (LOCALSTEER_MODEL, then the demo model)."""
+        from localsteer.discovery import resolve_model
+        from localsteer.llama.model import Model
+
+        return Model(resolve_model(self.model), gpu_layers=self.gpu_layers, threads=self.threads)
+
+
+def model_options(function: Command) -> Command:
+    """-m, --gpu-layers, --threads."""
+    for option in (
+        click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core."),
+        click.option("--gpu-layers", type=click.IntRange(0), help="Layers on the GPU; by default all, where there is one."),
+        click.option(
+            "-m",
+            "--model",
+            help="A GGUF file, or a name that `localsteer models list` shows. Default: $LOCALSTEER_MODEL, then the demo model.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def json_option(function: Command) -> Command:
+    """--json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(function)
+
+
+def steer_option(function: Command) -> Command:
+    """-s."""
+    return click.option(
+        "-s", "--steer", "expression", default="", help='What to steer by, such as "0.5 happy - 0.3 formal@10-20".'
+    )(function)
+
+
+def context_option(function: Command) -> Command:
+    """--context."""
+    return click.option(
+        "--context", "n_ctx", type=click.IntRange(8), help="Tokens of context. Default: 4096, or what the model allows."
+    )(function)
+
+
+def sampling_options(function: Command) -> Command:
+    """How tokens are drawn. The parameters' names are those of Sampling."""
+    from localsteer.llama.sampling import Sampling
+
+    default = Sampling()
+    for option in (
+        click.option("--seed", type=click.IntRange(0, 2**32 - 2), help="Draw the same answer again."),
+        click.option(
+            "--repeat-penalty",
+            type=click.FloatRange(0, min_open=True),
+            default=default.repeat_penalty,
+            show_default=True,
+        ),
+        click.option("--min-p", type=click.FloatRange(0, 1), default=default.min_p, show_default=True),
+        click.option("--top-p", type=click.FloatRange(0, 1), default=default.top_p, show_default=True),
+        click.option("--top-k", type=click.IntRange(0), default=default.top_k, show_default=True, help="0: all."),
+        click.option(
+            "--temperature",
+            type=click.FloatRange(0),
+            default=default.temperature,
+            show_default=True,
+            help="0: no chance.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def layers_option(function: Command) -> Command:
+    """--layers A-B."""
+    return click.option("--layers", callback=_parse_layers, help="First and last layer, both inclusive, such as 8-23.")(function)
+
+
+def _parse_layers(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    first, _, last = value.partition("-")
+    try:
+        return int(first), int(last or first)
+    except ValueError:
+        raise click.BadParameter(f'"{value}" is not a range of layers such as 8-23.') from None
+
+
+def make_plan(expression: str, model: Model) -> Plan | None:
+    """The plan of an expression for this model, its vectors found by name or path; None for the empty expression."""
+    from localsteer.commands.output import note, progress_bar
+    from localsteer.library import loader
+    from localsteer.steering import parse_steering, resolve
+
+    steering = parse_steering(expression)
+    if not steering:
+        return None
+    with progress_bar() as progress:
+        plan = resolve(steering, model.fingerprint, loader(model, progress))
+    for text in plan.notes:
+        note(text)
+    return plan
+
+
+def open_generator(model: Model, n_ctx: int | None) -> Generator:
+    """A generator with this context."""
+    from localsteer.generation import Generator
+
+    if n_ctx is not None and model.n_ctx_train and n_ctx > model.n_ctx_train:
+        from localsteer.commands.output import note
+
+        note(f"{model.name} was trained for a context of {model.n_ctx_train} tokens; beyond that it loses the thread.")
+    return Generator(model, n_ctx=n_ctx)
+
+
+def make_sampling(
+    temperature: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float, seed: int | None
+) -> Sampling:
+    """The sampling options as a value."""
+    from localsteer.llama.sampling import Sampling
+
+    return Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)

@@ -1,0 +1,126 @@
+"""What the commands print, and how they are interrupted. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from localsteer.extraction import Progress
+
+
+def note(text: str) -> None:
+    """A remark that is no result."""
+    click.secho(text, err=True, dim=True)
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of --json."""
+    click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+def console() -> Console:
+    """Rich's console on stdout."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table that can be read and cut in a pipe."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console().print(table)
+
+
+def print_side_by_side(answers: Sequence[tuple[str, str, float]]) -> None:
+    """Titled texts with the seconds they took, in columns where the terminal is wide enough."""
+    from rich.columns import Columns
+    from rich.panel import Panel
+    from rich.text import Text
+
+    screen = console()
+    # Below 30 characters a column, text is read better in one piece after the other.
+    columns = len(answers) if screen.width // max(1, len(answers)) >= 30 else 1
+    width = (screen.width - columns + 1) // columns
+    panels = [
+        Panel(Text(text.strip()), title=Text(title), subtitle=f"{seconds:.1f} s", width=width) for title, text, seconds in answers
+    ]
+    screen.print(Columns(panels, padding=(0, 0)))
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress bar on stderr with the time left, only where stderr is a terminal; yields the function to tell it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    tasks: dict[str, Any] = {}
+
+    def tell(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done, total=total)
+
+    with bar:
+        yield tell
+
+
+class Interrupt:
+    """Ctrl-C asks for a stop; a second one insists."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __call__(self) -> bool:
+        """Whether the user asked."""
+        return self.requested
+
+
+@contextlib.contextmanager
+def interrupt_stops_answer() -> Iterator[Interrupt]:
+    """Within the block the first Ctrl-C only sets the flag, so that an answer ends between two tokens."""
+    interrupt = Interrupt()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if interrupt.requested:
+            raise KeyboardInterrupt
+        interrupt.requested = True
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def format_bytes(count: float) -> str:
+    """A size for people, in powers of 1000 as disks and downloads count."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -1,0 +1,171 @@
+"""`localsteer vectors`: look at control vectors, and mix them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localsteer.commands.options import json_option
+from localsteer.commands.output import print_json, print_table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from localsteer.vector import ControlVector
+
+
+@click.group()
+def command() -> None:
+    """Show and combine control vectors."""
+
+
+@command.command("list")
+@json_option
+def list_vectors(as_json: bool) -> None:
+    """The concepts that can be named in an expression."""
+    from localsteer.contrast import load_concept
+    from localsteer.library import concepts
+
+    rows = []
+    for concept in concepts().values():
+        contrast = load_concept(concept.file)
+        rows.append(
+            {
+                "name": concept.name,
+                "positive": contrast.positive,
+                "negative": contrast.negative,
+                "description": contrast.description,
+                "source": "shipped" if concept.shipped else "yours",
+            }
+        )
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(("name", "+", "-", "description", "from"), [tuple(row.values()) for row in _columns(rows)])
+
+
+def _columns(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    order = ("name", "positive", "negative", "description", "source")
+    return [{key: row[key] for key in order} for row in rows]
+
+
+@command.command("show")
+@click.argument("vector")
+@json_option
+def show(vector: str, as_json: bool) -> None:
+    """Where VECTOR (a name or a file) comes from, and its directions layer by layer."""
+    from localsteer.library import load_for_showing
+    from localsteer.vector import format_layers
+
+    loaded = load_for_showing(vector)
+    provenance = loaded.provenance
+    model = provenance.model
+    facts: dict[str, Any] = {
+        "concept": provenance.concept,
+        "description": provenance.description,
+        "positive": provenance.positive,
+        "negative": provenance.negative,
+        "model": model.name if model is not None else provenance.model_hint,
+        "n_layer": model.n_layer if model is not None else None,
+        "n_embd": loaded.n_embd,
+        "layers": format_layers(loaded.layers),
+        "method": provenance.method,
+        "position": provenance.position,
+        "pairs": provenance.n_pairs or None,
+        "relative_dose": _dose(loaded),
+    }
+    rows = _layer_rows(loaded)
+    if as_json:
+        print_json({**facts, "directions": rows})
+        return
+    print_table(
+        ("", ""),
+        [
+            (key.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else str(value))
+            for key, value in facts.items()
+            if value not in ("", None)
+        ],
+    )
+    print_table(
+        ("layer", "‖added‖", "of hidden norm", "reliability"),
+        [
+            (
+                str(row["layer"]),
+                f"{row['norm']:.3g}",
+                "" if row["relative"] is None else f"{row['relative']:.3f}",
+                "" if row["reliability"] is None else f"{row['reliability']:.2f}",
+            )
+            for row in rows
+        ],
+    )
+
+
+@command.command("combine")
+@click.argument("expression")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new vector file.")
+@json_option
+def combine(expression: str, output: Path, as_json: bool) -> None:
+    """Write the vector that EXPRESSION, such as "0.5 happy.gguf + 0.3 formal.gguf@10-20", stands for.
+
+    Names stand for the vectors that lie beside their concepts. Strength 1 of the new vector is the whole expression.
+    """
+    from localsteer.errors import LocalsteerError
+    from localsteer.library import load_for_showing
+    from localsteer.steering import parse_steering
+    from localsteer.vector import format_layers
+    from localsteer.vector_file import write_vector
+
+    steering = parse_steering(expression)
+    if not steering:
+        raise click.UsageError("The expression is empty.")
+    total: ControlVector | None = None
+    for term in steering.terms:
+        if term.ablate:
+            raise LocalsteerError(
+                f"{term} removes a component, and a vector file can only add.", hint="Give the removal with -s instead."
+            )
+        vector = load_for_showing(term.vector)
+        if term.layers is not None:
+            vector = vector.only(range(term.layers[0], term.layers[1] + 1))
+        scaled = vector * term.strength
+        total = scaled if total is None else total + scaled
+    assert total is not None
+    total = total.named(str(steering))
+    write_vector(total, output)
+    if as_json:
+        print_json({"vector": str(output), "expression": str(steering), "layers": list(total.layers)})
+    else:
+        click.echo(f"{output}: {steering}, layers {format_layers(total.layers)}")
+
+
+def _dose(vector: ControlVector) -> float | None:
+    from localsteer.steering import relative_dose
+
+    norms = vector.provenance.hidden_norm
+    return None if norms is None else relative_dose(vector.rows(len(norms)), norms)
+
+
+def _layer_rows(vector: ControlVector) -> list[dict[str, Any]]:
+    import numpy as np
+
+    def at(values: NDArray[np.float32] | None, layer: int) -> float | None:
+        if values is None or layer >= len(values) or not np.isfinite(values[layer]):
+            return None
+        return float(values[layer])
+
+    rows = []
+    for layer, direction in vector.directions.items():
+        norm = float(np.linalg.norm(direction))
+        hidden = at(vector.provenance.hidden_norm, layer)
+        rows.append(
+            {
+                "layer": layer,
+                "norm": norm,
+                "relative": norm / hidden if hidden else None,
+                "reliability": at(vector.provenance.reliability, layer),
+            }
+        )
+    return rows

@@ -1,0 +1,149 @@
+"""Vectors by name: a concept's prompts are shipped, and its vector fits the model at hand.
+
+A concept is a folder with a `concept.yaml` and vectors that were built from it. For a model that none of them was read from, the
+vector is built at first use and kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from localsteer.contrast import Contrast, load_concept
+from localsteer.errors import VectorError
+from localsteer.extraction import Progress, extract
+from localsteer.llama.model import Model
+from localsteer.vector import ControlVector
+from localsteer.vector_file import read_vector, write_vector
+
+logger = logging.getLogger("localsteer")
+
+CONCEPT_FILE = "concept.yaml"
+
+
+@dataclass(frozen=True)
+class LibraryConcept:
+    """A concept that can be named in an expression."""
+
+    name: str
+    folder: Path
+    shipped: bool
+
+    @property
+    def file(self) -> Path:
+        """Its concept.yaml."""
+        return self.folder / CONCEPT_FILE
+
+    def built(self) -> Iterator[ControlVector]:
+        """The vectors that lie beside it, for whatever models."""
+        for path in sorted(self.folder.glob("*.gguf")):
+            yield read_vector(path)
+
+
+def user_folder() -> Path:
+    """Where users put concepts of their own; they come before shipped ones of the same name."""
+    return platformdirs.user_data_path("localsteer") / "vectors"
+
+
+def shipped_folder() -> Path:
+    """The concept library: inside the package in an installed wheel, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "vectors"
+    return inside if inside.is_dir() else package.parent / "vectors"
+
+
+def concepts() -> dict[str, LibraryConcept]:
+    """All concepts by name."""
+    found: dict[str, LibraryConcept] = {}
+    for root, shipped in ((shipped_folder(), True), (user_folder(), False)):
+        for file in sorted(root.glob(f"*/{CONCEPT_FILE}")):
+            found[file.parent.name] = LibraryConcept(file.parent.name, file.parent, shipped)
+    return found
+
+
+def is_path(name: str) -> bool:
+    """Whether the name of a vector in an expression means a file."""
+    return name.endswith(".gguf") or "/" in name or "\\" in name
+
+
+def find_concept(name: str) -> LibraryConcept:
+    """The concept of that name.
+
+    Raises:
+        VectorError: there is none; the message names the nearest ones.
+    """
+    known = concepts()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known are: {', '.join(sorted(known))}."
+    if Path(name).exists():
+        hint = f"For the file of that name write ./{name}."
+    raise VectorError(f'There is no vector "{name}".', hint=hint)
+
+
+def load_vector(name: str, model: Model, progress: Progress | None = None) -> ControlVector:
+    """The vector that a name or path stands for, for this model.
+
+    Args:
+        name: a path, or the name of a concept.
+        model: the model that will be steered.
+        progress: told about the building of a vector that is not there yet.
+
+    Raises:
+        VectorError: no such file or concept, or a damaged file.
+        ContrastError: the concept file is broken.
+        ModelError: the model's residual stream cannot be read.
+    """
+    if is_path(name):
+        return read_vector(Path(name).expanduser())
+    concept = find_concept(name)
+    for vector in concept.built():
+        own = vector.provenance.model
+        if own is not None and own.same_file(model.fingerprint):
+            return vector
+    contrast = load_concept(concept.file)
+    cached = _cache_path(contrast, model)
+    if cached.exists():
+        try:
+            return read_vector(cached)
+        except VectorError as error:
+            logger.warning("%s; it is built again", error.message)
+    vector = extract(model, contrast, progress=progress)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    write_vector(vector, cached)
+    return vector
+
+
+def loader(model: Model, progress: Progress | None = None) -> Callable[[str], ControlVector]:
+    """`load_vector` for one model, as `steering.resolve` wants it."""
+    return lambda name: load_vector(name, model, progress)
+
+
+def load_for_showing(name: str) -> ControlVector:
+    """A vector to look at, whatever model it is for.
+
+    Raises:
+        VectorError: no such file or concept, or a concept that is not built for any model yet.
+    """
+    if is_path(name):
+        return read_vector(Path(name).expanduser())
+    concept = find_concept(name)
+    for vector in concept.built():
+        return vector
+    raise VectorError(
+        f'The concept "{name}" comes without a built vector.',
+        hint=f"Build one with `localsteer extract {concept.file} -o {name}.gguf`.",
+    )
+
+
+def _cache_path(contrast: Contrast, model: Model) -> Path:
+    """Another model file or another wording of the concept is another vector."""
+    key = hashlib.sha256(f"{model.fingerprint.content}\n{contrast.source}".encode()).hexdigest()[:16]
+    return platformdirs.user_cache_path("localsteer") / "vectors" / f"{contrast.name}-{key}.gguf"
