@@ -10,9 +10,10 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from localsteer.generation import Generator, Request, raw_prompt
+from localsteer.generation import Generator, Request
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
@@ -48,7 +49,7 @@ def _decode(model: Model, vector: Path, n_tokens: int, repeats: int) -> dict[str
     plan = resolve(Steering((Term(str(vector)),)), model.fingerprint, read_vector)
     plans: dict[str, Plan | None] = {"steered": plan, "unsteered": None}
     speeds: dict[str, list[float]] = {name: [] for name in plans}
-    prompt = raw_prompt(model, ENDLESS_PROMPT)
+    prompt = tuple(model.tokenize(ENDLESS_PROMPT))
     with Generator(model) as generator:
         for _ in range(repeats + 1):
             for name, chosen in plans.items():
@@ -72,9 +73,9 @@ def _tap(model: Model, n_tokens: int, repeats: int) -> dict[str, dict[str, list[
             for side, context in {"read": tapped, "plain": plain}.items():
                 context.clear()
                 tap.watch(range(model.n_layer))
-                times["prefill"][side].append(_milliseconds(lambda context=context: _prefill(context, n_tokens)))
+                times["prefill"][side].append(_milliseconds(partial(_prefill, context, n_tokens)))
                 tap.watch([model.n_layer // 2])
-                total = _milliseconds(lambda context=context: _decode_tokens(context, n_tokens))
+                total = _milliseconds(partial(_decode_tokens, context, n_tokens))
                 times["decode"][side].append(total / DECODES_PER_TIMING)
     return {kind: {side: values[1:] for side, values in sides.items()} for kind, sides in times.items()}
 
