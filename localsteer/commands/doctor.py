@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from localsteer.commands.options import ModelOptions, json_option, model_options
-from localsteer.commands.output import print_json, print_table
+from localsteer.commands.output import print_facts, print_json
 
 
 @click.command()
@@ -55,6 +55,6 @@ def command(as_json: bool, model: str | None, gpu_layers: int | None, threads: i
     else:
         shown = {True: "yes", False: "no"}
         rows = [(key, shown[value] if isinstance(value, bool) else str(value)) for key, value in facts.items()]
-        print_table(("", ""), rows)
+        print_facts(rows)
     if not (found.readable or found.native):
         raise SystemExit(1)

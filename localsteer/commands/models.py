@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from localsteer.commands.options import ModelOptions, json_option, model_options
-from localsteer.commands.output import format_bytes, note, print_json, print_table
+from localsteer.commands.output import format_bytes, note, print_facts, print_json, print_table
 
 
 @click.group()
@@ -62,4 +62,4 @@ def show_model(name: str | None, as_json: bool, model: str | None, gpu_layers: i
         return
     facts["size_bytes"] = format_bytes(float(opened.size_bytes))
     facts["chat_template"] = "yes" if facts["chat_template"] else "no (a base model)"
-    print_table(("", ""), [(key.replace("_", " "), str(value)) for key, value in facts.items()])
+    print_facts([(key.replace("_", " "), str(value)) for key, value in facts.items()])

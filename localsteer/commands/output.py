@@ -47,6 +47,17 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     console().print(table)
 
 
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Names and values, one a line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 3, 0, 0))
+    for name, value in facts:
+        table.add_row(name, Text(value))
+    console().print(table)
+
+
 def print_side_by_side(answers: Sequence[tuple[str, str, float]]) -> None:
     """Titled texts with the seconds they took, in columns where the terminal is wide enough."""
     from rich.columns import Columns

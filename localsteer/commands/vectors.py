@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localsteer.commands.options import json_option
-from localsteer.commands.output import print_json, print_table
+from localsteer.commands.output import print_facts, print_json, print_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,8 +81,7 @@ def show(vector: str, as_json: bool) -> None:
     if as_json:
         print_json({**facts, "directions": rows})
         return
-    print_table(
-        ("", ""),
+    print_facts(
         [
             (key.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else str(value))
             for key, value in facts.items()

@@ -132,14 +132,27 @@ def load_model(path: Path) -> PreTrainedModel:
     return model.eval()
 
 
-def tokenize(path: Path, text: str) -> npt.NDArray[np.int32]:
-    """The text's token ids, (n_tokens,), with BOS in front where the GGUF's own metadata asks for it."""
+@dataclass(frozen=True)
+class Tokenizer:
+    """The GGUF's tokenizer; reading it takes half a minute where the vocabulary is large, so it is read once."""
+
+    encode: Callable[[str], list[int]]
+    first: tuple[int, ...]
+
+    def __call__(self, text: str) -> npt.NDArray[np.int32]:
+        """The text's token ids, (n_tokens,), with BOS in front where the model file asks for it."""
+        return np.array([*self.first, *self.encode(text)], dtype=np.int32)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer that transformers makes of the GGUF, and whether to add BOS from the GGUF's own metadata."""
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     fields = GGUFReader(path).fields
-    if fields["tokenizer.ggml.add_bos_token"].contents():
-        tokens = [int(fields["tokenizer.ggml.bos_token_id"].contents()), *tokens]
-    return np.array(tokens, dtype=np.int32)
+    add_bos = bool(fields["tokenizer.ggml.add_bos_token"].contents())
+    bos = int(fields["tokenizer.ggml.bos_token_id"].contents())
+    return Tokenizer(
+        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], first=(bos,) if add_bos else ()
+    )
 
 
 def block_outputs(model: PreTrainedModel, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
@@ -180,9 +193,10 @@ def make_reference(reference: Reference, scratch: Path) -> Path:
     """Run the prompts and write the file; returns its path."""
     path = reference.model_file(scratch)
     model = load_model(path)
+    tokenize = load_tokenizer(path)
     arrays: dict[str, npt.NDArray[np.generic]] = {"source": np.array(source_of(reference.package))}
     for i, prompt in enumerate(reference.prompts):
-        tokens = tokenize(path, prompt.text)
+        tokens = tokenize(prompt.text)
         positions = np.arange(len(tokens), dtype=np.int32)[list(prompt.positions)]
         arrays[f"prompt_{i}_text"] = np.array(prompt.text)
         arrays[f"prompt_{i}_tokens"] = tokens

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from localsteer.vector_file import read_vector
+from tests.commands.runner import CONCEPT, assert_one_clear_line, run
+
+TinyPath = Callable[[str], Path]
+
+
+@pytest.fixture
+def concept(tmp_path: Path) -> Path:
+    path = tmp_path / "loud.yaml"
+    path.write_text(CONCEPT)
+    return path
+
+
+def test_builds_a_vector_from_a_concept(
+    tiny_path: TinyPath, concept: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "loud.gguf"
+    result = run(capfd, "extract", concept, "-m", tiny_path("llama"), "-o", out, "--layers", "1-3", "--json")
+    assert result.code == 0, result.err
+    assert result.document["layers"] == [1, 2, 3]
+    assert result.document["pairs"] == 12
+    vector = read_vector(out)
+    assert vector.layers == (1, 2, 3)
+    assert (vector.provenance.positive, vector.provenance.negative) == ("loud", "quiet")
+
+
+def test_builds_a_vector_from_prompt_files(tiny_path: TinyPath, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    positive, negative = tmp_path / "a.txt", tmp_path / "b.txt"
+    positive.write_text("".join(f"I am loud.\\n{word}\n" for word in ("One", "Two", "Three", "Four")))
+    negative.write_text("".join(f"I am quiet.\\n{word}\n" for word in ("One", "Two", "Three", "Four")))
+    out = tmp_path / "out.gguf"
+    files = ("--positive", positive, "--negative", negative)
+    result = run(capfd, "extract", *files, "-m", tiny_path("llama"), "-o", out, "--layers", "1-2")
+    assert result.code == 0, result.err
+    assert "4 pairs" in result.out
+    assert read_vector(out).provenance.concept == "out"
+
+
+def test_asks_for_one_kind_of_prompts(concept: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(capfd, "extract").code == 2
+    assert run(capfd, "extract", concept, "--positive", concept, "--negative", concept).code == 2
+    assert run(capfd, "extract", "--positive", concept).code == 2
+
+
+@pytest.mark.parametrize("layers", ["0-2", "2-9", "3-2"])
+def test_refuses_layers_that_the_model_lacks(
+    tiny_path: TinyPath, concept: Path, tmp_path: Path, layers: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.gguf"
+    result = run(capfd, "extract", concept, "-m", tiny_path("llama"), "-o", out, "--layers", layers)
+    assert_one_clear_line(result, layers, "1-3")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "message"),
+    [("a\nb\n", "a\n", "holds 2 prompts"), ("", "a\n", "holds no prompts"), ("x" * 2000, "y", "tokens")],
+)
+def test_refuses_prompt_files_that_do_not_fit(
+    tiny_path: TinyPath,
+    tmp_path: Path,
+    positive: str,
+    negative: str,
+    message: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "a.txt").write_text(positive)
+    (tmp_path / "b.txt").write_text(negative)
+    out = tmp_path / "out.gguf"
+    files = ("--positive", tmp_path / "a.txt", "--negative", tmp_path / "b.txt")
+    assert_one_clear_line(run(capfd, "extract", *files, "-m", tiny_path("llama"), "-o", out), message)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
+
+
+def test_finds_out_before_the_work_that_the_output_cannot_be_written(
+    concept: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # The model does not exist either: the output is looked at first.
+    missing = tmp_path / "no-such-folder" / "out.gguf"
+    assert_one_clear_line(run(capfd, "extract", concept, "-m", "none.gguf", "-o", missing), "no folder")
+    assert_one_clear_line(run(capfd, "extract", concept, "-m", "none.gguf", "-o", tmp_path), "is a folder")
+
+
+def test_a_full_disk_leaves_no_file(
+    tiny_path: TinyPath, concept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import errno
+
+    import gguf
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"the old file")
+    result = run(capfd, "extract", concept, "-m", tiny_path("llama"), "-o", out, "--layers", "1-2")
+    assert_one_clear_line(result, "No space left")
+    assert out.read_bytes() == b"the old file"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loud.yaml", "out.gguf"]
+
+
+def test_a_model_whose_layers_cannot_be_read_is_refused(
+    tiny_path: TinyPath, concept: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from tests.tiny_models import UNSTEERABLE_ARCHITECTURE
+
+    out = tmp_path / "out.gguf"
+    result = run(capfd, "extract", concept, "-m", tiny_path(UNSTEERABLE_ARCHITECTURE), "-o", out, "--layers", "1-2")
+    assert_one_clear_line(result, "residual stream")
+    assert not out.exists()

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from localsteer.vector import ControlVector
+from localsteer.vector_file import write_vector
+from tests.commands.runner import assert_one_clear_line, run
+from tests.tiny_models import UNSTEERABLE_ARCHITECTURE
+
+TinyPath = Callable[[str], Path]
+
+
+@pytest.fixture
+def vector(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    directions = {layer: generator.standard_normal(64).astype(np.float32) * 5 for layer in (1, 2)}
+    path = tmp_path / "push.gguf"
+    write_vector(ControlVector(directions), path)
+    return path
+
+
+def test_json_holds_what_the_design_promises(
+    tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = run(
+        capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", f"0.5 {vector}", "-n", "6", "--seed", "3", "--json"
+    )
+    assert result.code == 0, result.err
+    document = result.document
+    assert document["steering"] == f"0.5 {vector}"
+    assert document["seed"] == 3
+    assert document["finish_reason"] == "length"
+    assert len(document["tokens"]) == 6
+    assert document["timing"]["tokens_per_second"] > 0
+    assert document["timing"]["prompt_tokens_per_second"] > 0
+    assert document["policy"] == []
+    assert "unsteered" not in document
+
+
+def test_the_seed_that_is_reported_gives_the_same_answer_again(
+    tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-n", "12", "--json").document
+    again = run(
+        capfd, "generate", "Hello", "-m", tiny_path("llama"), "-n", "12", "--seed", str(first["seed"]), "--json"
+    ).document
+    other = run(
+        capfd, "generate", "Hello", "-m", tiny_path("llama"), "-n", "12", "--seed", str(first["seed"] + 1), "--json"
+    ).document
+    assert again["tokens"] == first["tokens"] != other["tokens"]
+
+
+def test_compare_answers_three_ways_as_each_alone(
+    tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    common = ("generate", "Hello", "-m", tiny_path("llama"), "-n", "8", "--seed", "3", "--json")
+    compared = run(capfd, *common, "-s", vector, "--compare").document
+    steered = run(capfd, *common, "-s", vector).document
+    opposite = run(capfd, *common, "-s", f"-{vector}").document
+    unsteered = run(capfd, *common).document
+    assert compared["tokens"] == steered["tokens"]
+    assert compared["unsteered"]["tokens"] == unsteered["tokens"]
+    assert compared["opposite"]["tokens"] == opposite["tokens"]
+    assert len({tuple(one["tokens"]) for one in (steered, opposite, unsteered)}) == 3
+
+
+def test_compare_shows_all_three_texts(tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", vector, "-n", "4", "--compare")
+    assert result.code == 0
+    assert result.out.count("unsteered") == 1
+    assert result.out.count("push.gguf") >= 2
+
+
+def test_a_removal_has_no_opposite(tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run(
+        capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", f"!{vector}", "-n", "4", "--compare", "--json"
+    )
+    assert set(result.document) >= {"text", "unsteered"}
+    assert "opposite" not in result.document
+
+
+def test_text_goes_to_stdout_and_the_rest_to_stderr(tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ("generate", "Hello", "-m", tiny_path("llama"), "-n", "5", "--seed", "1")
+    document = run(capfd, *arguments, "--json").document
+    result = run(capfd, *arguments)
+    assert result.out == document["text"] + "\n"
+    assert "seed 1" in result.err
+
+
+def test_stop_ends_the_answer_before_the_text(tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ("generate", "Hello", "-m", tiny_path("llama"), "-n", "30", "--temperature", "0", "--json")
+    whole = run(capfd, *arguments).document["text"]
+    stop = whole[4:7]
+    cut = run(capfd, *arguments, "--stop", stop).document
+    assert cut["text"] == whole[: whole.index(stop)]
+    assert cut["finish_reason"] == "stop"
+
+
+def test_a_base_model_gets_plain_text_and_it_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from tests.tiny_models import write_tiny_model
+
+    base = write_tiny_model(tmp_path / "base.gguf", chat_template=None)
+    arguments = ("generate", "Hello", "-m", base, "-n", "5", "--seed", "1", "--json")
+    plain = run(capfd, *arguments)
+    assert "no chat template" in plain.err
+    raw = run(capfd, *arguments, "--raw")
+    assert raw.err == ""
+    assert raw.document["tokens"] == plain.document["tokens"]
+
+
+def test_usage_errors(tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "--compare").code == 2
+    assert run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "--raw", "--system", "x").code == 2
+    assert run(capfd, "generate", "Hello", "--temperature", "-1").code == 2
+    assert run(capfd, "generate").code == 2
+    assert run(capfd, "no-such-command").code == 2
+
+
+def test_bad_models(tiny_path: TinyPath, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "missing.gguf"
+    assert_one_clear_line(run(capfd, "generate", "Hello", "-m", missing), str(missing))
+    text = tmp_path / "text.gguf"
+    text.write_text("not a model")
+    assert_one_clear_line(run(capfd, "generate", "Hello", "-m", text), str(text), "not a GGUF")
+    cut = tmp_path / "cut.gguf"
+    whole = tiny_path("llama").read_bytes()
+    for size in (4, 100, len(whole) // 2, len(whole) - 1000):
+        cut.write_bytes(whole[:size])
+        assert_one_clear_line(run(capfd, "generate", "Hello", "-m", cut), str(cut))
+
+
+def test_a_vector_of_another_shape(tiny_path: TinyPath, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    wide = tmp_path / "wide.gguf"
+    write_vector(ControlVector({1: np.ones(96, np.float32)}), wide)
+    result = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", wide)
+    assert_one_clear_line(result, "n_embd 96", "n_embd 64")
+    deep = tmp_path / "deep.gguf"
+    write_vector(ControlVector({9: np.ones(64, np.float32)}), deep)
+    assert_one_clear_line(run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", deep), "layer 9", "4 layers")
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("direction.0", np.ones(64, np.float32), "block 0"),
+        ("direction.1", np.ones(64, np.float16), "F16"),
+        ("direction.1", np.full(64, np.nan, np.float32), "not a finite number"),
+        ("direction.1", np.ones((2, 64), np.float32), "2-dimensional"),
+        ("weights.1", np.ones(64, np.float32), "weights.1"),
+    ],
+)
+def test_vectors_that_llama_cpp_would_not_load(
+    tiny_path: TinyPath,
+    tmp_path: Path,
+    name: str,
+    array: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    message: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "bad.gguf"
+    writer = gguf.GGUFWriter(path, "controlvector")
+    writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert_one_clear_line(run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", path), message, str(path))
+
+
+def test_an_unknown_vector_names_the_nearest(tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]) -> None:
+    assert_one_clear_line(run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", "hapy"), '"hapy"', "happy")
+
+
+def test_a_malformed_expression_shows_the_place(tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", "0.5 happy sad")
+    assert result.code == 1
+    assert result.out == ""
+    _, expression, caret = result.err.rstrip("\n").splitlines()[:3]
+    assert expression.strip() == "0.5 happy sad"
+    assert expression[caret.index("^") :] == "sad"
+
+
+def test_a_prompt_longer_than_the_context(tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run(capfd, "generate", "Hello " * 100, "-m", tiny_path("llama"), "--context", "64")
+    assert_one_clear_line(result, "64", "--context")
+
+
+def test_an_unsteerable_model_is_refused_but_still_answers(
+    tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_path(UNSTEERABLE_ARCHITECTURE)
+    result = run(capfd, "generate", "Hello", "-m", model, "-s", vector, "-n", "3", "--json")
+    assert result.code == 1
+    assert "cannot be steered" in result.err
+    assert run(capfd, "generate", "Hello", "-m", model, "-n", "3", "--json").code == 0
+
+
+def test_ctrl_c_ends_the_answer_not_the_program(
+    tiny_path: TinyPath, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import signal
+
+    from localsteer.llama.sampling import Sampler
+
+    drawn = 0
+    sample = Sampler.sample
+
+    def interrupted(self: Sampler, *arguments: object) -> int:
+        nonlocal drawn
+        drawn += 1
+        if drawn == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return sample(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Sampler, "sample", interrupted)
+    result = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-n", "100", "--json")
+    assert result.code == 0
+    assert result.document["finish_reason"] == "interrupted"
+    assert len(result.document["tokens"]) == 5

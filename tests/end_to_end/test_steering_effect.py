@@ -1,0 +1,106 @@
+"""Steering does what it says on questions that no vector was built from, judged by an instrument of its own (VADER)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+from localsteer.contrast import load_concept
+from localsteer.generation import Generator, Request, prompt_tokens
+from localsteer.llama.chat_template import Message
+from localsteer.llama.model import Model
+from localsteer.llama.sampling import Sampling
+from localsteer.parallel import generate_many
+from localsteer.scoring import Scored, answer_nll
+from localsteer.steering import Plan, parse_steering, resolve
+from localsteer.vector import ControlVector
+from tests.end_to_end.conftest import HAPPY
+
+# 20 held-out questions, two answers each: the standard error of a mean VADER score is about 0.1 then.
+QUESTIONS = load_concept(HAPPY).held_out
+SEEDS = (101, 202)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    vader: float
+    nll: float
+
+
+def measure(model: Model, plan: Plan | None) -> Outcome:
+    prompts = [prompt_tokens(model, [Message("user", question)]) for question in QUESTIONS] * len(SEEDS)
+    seeds = [seed + index for seed in SEEDS for index in range(len(QUESTIONS))]
+    requests = [
+        Request(prompt, plan, Sampling(seed=seed), max_tokens=64) for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    answers = generate_many(model, requests)
+    analyzer = SentimentIntensityAnalyzer()
+    vader = [analyzer.polarity_scores(answer.text)["compound"] for answer in answers]
+    nll = answer_nll(model, [Scored(prompt, answer.tokens) for prompt, answer in zip(prompts, answers, strict=True)])
+    lengths = np.array([len(answer.tokens) for answer in answers])
+    return Outcome(float(np.mean(vader)), float(np.nansum(nll * lengths) / lengths.sum()))
+
+
+def plan_for(model: Model, vector: ControlVector, expression: str) -> Plan:
+    return resolve(parse_steering(expression), model.fingerprint, lambda _name: vector)
+
+
+@pytest.fixture(scope="module")
+def outcomes(demo: Model, happy: ControlVector) -> dict[str, Outcome]:
+    return {
+        "unsteered": measure(demo, None),
+        "happy": measure(demo, plan_for(demo, happy, "happy")),
+        "sad": measure(demo, plan_for(demo, happy, "-happy")),
+    }
+
+
+def test_default_strength_moves_sentiment_both_ways(outcomes: dict[str, Outcome]) -> None:
+    assert outcomes["happy"].vader - outcomes["sad"].vader >= 0.6
+    assert outcomes["happy"].vader > outcomes["unsteered"].vader > outcomes["sad"].vader
+
+
+@pytest.mark.parametrize("pole", ["happy", "sad"])
+def test_default_strength_stays_coherent(outcomes: dict[str, Outcome], pole: str) -> None:
+    assert outcomes[pole].nll - outcomes["unsteered"].nll < 0.3
+
+
+def test_unsteered_answers_are_untouched(demo: Model, happy: ControlVector) -> None:
+    requests = [
+        Request(prompt_tokens(demo, [Message("user", question)]), sampling=Sampling(seed=7), max_tokens=24)
+        for question in QUESTIONS[:4]
+    ]
+    untouched = []
+    for request in requests:
+        with Generator(demo) as fresh:
+            untouched.append(fresh.generate(request).tokens)
+    plan = plan_for(demo, happy, "happy")
+    removal = plan_for(demo, happy, "!happy")
+    with Generator(demo) as used:
+        for request, expected in zip(requests, untouched, strict=True):
+            for other in (plan, removal):
+                steered = Request(request.prompt, other, request.sampling, request.max_tokens)
+                assert used.generate(steered).tokens != expected
+            assert used.generate(request).tokens == expected
+
+
+def test_removal_leaves_nothing_along_the_direction(demo: Model, happy: ControlVector) -> None:
+    from localsteer.llama.context import Batch, Context
+    from localsteer.llama.residual import ResidualTap
+
+    plan = plan_for(demo, happy, "!happy")
+    tokens = prompt_tokens(demo, [Message("user", "I just won a prize!")])
+    last = happy.layers[-1]
+    unit = happy.directions[last] / np.linalg.norm(happy.directions[last])
+    tap = ResidualTap(demo.n_layer, demo.n_embd)
+    tap.watch((last,))
+    projections = []
+    for edit in (None, plan.edit):
+        with Context(demo, n_ctx=128, tap=tap) as context:
+            tap.edit([] if edit is None else [edit] * len(tokens))
+            context.decode(Batch.of_one_sequence(tokens, start=0))
+        projections.append(np.abs(tap.rows(last) @ unit).mean())
+    # Each block is read before its own edit, so what is left here is what this one block adds.
+    assert projections[1] < 0.5 * projections[0]
