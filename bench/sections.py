@@ -15,7 +15,8 @@ DECODED_TOKENS = 128
 # Each side decodes this many times a round and gives its median: one decode (1 s) is too short on a busy machine.
 DECODES_A_ROUND = 3
 PREFILL_TOKENS = 512
-MEMORY_CONTEXT = 2048
+# The second is localsteer's default.
+MEMORY_CONTEXTS = (2048, 4096)
 MEMORY_TOKENS = 64
 MEMORY_PROMPT = "<|im_start|>user\nTell me about your day.<|im_end|>\n<|im_start|>assistant\n"
 
@@ -55,11 +56,9 @@ def extraction(setting: Setting) -> Section:
     generator = [str(setting.programs["llama-cvector-generator"]), "-m", str(setting.model), "--method", "mean"]
     generator += ["--positive-file", positive, "--negative-file", negative]
     generator += ["-o", str(setting.folder / "theirs.gguf"), "-t", str(setting.threads)]
-    ours, theirs = [], []
-    for _ in range(setting.repeats):
-        ours.append(run_cli(*setting.extract_arguments(setting.folder / "ours.gguf")).seconds)
-        theirs.append(run_process(generator).seconds)
-    mine, other = Series(tuple(ours)), Series(tuple(theirs))
+    extract = setting.extract_arguments(setting.folder / "ours.gguf")
+    rounds = [(run_cli(*extract).seconds, run_process(generator).seconds) for _ in range(setting.repeats)]
+    ours, theirs = (Series(values) for values in zip(*rounds, strict=True))
     return Section(
         "Extracting a vector",
         "The same two prompt files (80 prompts each, 33 tokens a prompt, 4 personas a pole with the same 20 openings), "
@@ -71,10 +70,10 @@ def extraction(setting: Setting) -> Section:
             Comparison(
                 "extraction, whole process",
                 "s",
-                mine,
+                ours,
                 "llama-cvector-generator",
-                other,
-                other.over(mine),
+                theirs,
+                theirs.over(ours),
                 "times faster",
                 Target(6.0, at_least=True),
             ),
@@ -88,13 +87,12 @@ def decode(setting: Setting) -> Section:
     bench += ["-p", "0", "-n", str(DECODED_TOKENS), "-r", str(DECODES_A_ROUND)]
     worker = ["decode", str(setting.model), str(setting.vector), "--threads", str(setting.threads)]
     worker += ["--tokens", str(DECODED_TOKENS), "--repeats", str(DECODES_A_ROUND)]
-    peer, steered, unsteered = [], [], []
+    rounds = []
     for _ in range(setting.repeats):
-        peer.append(statistics.median(json.loads(run_process(bench).output)[0]["samples_ts"]))
+        peer = json.loads(run_process(bench).output)[0]["samples_ts"]
         answer = json.loads(run_worker(*worker).output)
-        steered.append(statistics.median(answer["steered"]))
-        unsteered.append(statistics.median(answer["unsteered"]))
-    ours, plain, theirs = Series(tuple(steered)), Series(tuple(unsteered)), Series(tuple(peer))
+        rounds.append(tuple(map(statistics.median, (answer["steered"], answer["unsteered"], peer))))
+    ours, plain, theirs = (Series(values) for values in zip(*rounds, strict=True))
     return Section(
         "Steered decoding",
         f"{DECODED_TOKENS} tokens, greedy, from an almost empty context; {DECODES_A_ROUND} times a round, of which "
@@ -128,35 +126,27 @@ def decode(setting: Setting) -> Section:
 
 def memory(setting: Setting) -> Section:
     """Peak resident memory of one steered answer."""
-    shared = ["-m", str(setting.model), "-n", str(MEMORY_TOKENS)]
-    mine = ["generate", MEMORY_PROMPT, "--raw", "-s", str(setting.vector), "--temperature", "0", "--json", *shared]
-    mine += ["--context", str(MEMORY_CONTEXT), "--threads", str(setting.threads)]
-    completion = [str(setting.programs["llama-completion"]), "-p", MEMORY_PROMPT, "-no-cnv", "--temp", "0", *shared]
-    completion += ["--control-vector-scaled", f"{setting.vector}:1"]
-    completion += ["-c", str(MEMORY_CONTEXT), "-t", str(setting.threads)]
-    ours, theirs = [], []
-    for _ in range(setting.repeats):
-        ours.append(run_cli(*mine).peak_mib)
-        theirs.append(run_process(completion).peak_mib)
-    left, right = Series(tuple(ours)), Series(tuple(theirs))
     return Section(
         "Memory",
-        f"Peak resident memory of the whole process for a steered answer of up to {MEMORY_TOKENS} tokens in a context "
-        f"of {MEMORY_CONTEXT}: `localsteer generate` and `llama-completion --control-vector-scaled`, the same vector "
-        "and prompt. Pages of the model file that the process mapped and touched count on both sides.",
-        (
-            Comparison(
-                "peak memory",
-                "MiB",
-                left,
-                "llama-completion",
-                right,
-                left.over(right),
-                "ours / theirs",
-                Target(1.25, at_least=False),
-            ),
-        ),
+        f"Peak resident memory of the whole process for a steered answer of up to {MEMORY_TOKENS} tokens: `localsteer "
+        "generate` and `llama-completion --control-vector-scaled`, the same vector, prompt and context length. Pages "
+        "of the model file that the process mapped and touched count on both sides. Python and its libraries weigh the "
+        "same whatever the model, so a small model, as here, is the hard case.",
+        tuple(_peak_memory(setting, n_ctx) for n_ctx in MEMORY_CONTEXTS),
     )
+
+
+def _peak_memory(setting: Setting, n_ctx: int) -> Comparison:
+    shared = ["-m", str(setting.model), "-n", str(MEMORY_TOKENS), "--threads", str(setting.threads)]
+    ours = ["generate", MEMORY_PROMPT, "--raw", "-s", str(setting.vector), "--temperature", "0", "--json", *shared]
+    ours += ["--context", str(n_ctx)]
+    theirs = [str(setting.programs["llama-completion"]), "-p", MEMORY_PROMPT, "-no-cnv", "--temp", "0", *shared]
+    theirs += ["--control-vector-scaled", f"{setting.vector}:1", "-c", str(n_ctx)]
+    rounds = [(run_cli(*ours).peak_mib, run_process(theirs).peak_mib) for _ in range(setting.repeats)]
+    left, right = (Series(values) for values in zip(*rounds, strict=True))
+    what, ratio = f"peak memory, context of {n_ctx:,} tokens", left.over(right)
+    target = Target(1.25, at_least=False)
+    return Comparison(what, "MiB", left, "llama-completion", right, ratio, "ours / theirs", target)
 
 
 def tap(setting: Setting) -> Section:

@@ -6,7 +6,6 @@ included. With `steer_prompt` it applies to the whole prompt too, as in llama.cp
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
 from localsteer.llama.sampling import Sampler, Sampling, fresh_seed
-from localsteer.llama.steerability import Steerability, probe_steerability
+from localsteer.llama.steerability import steerability
 from localsteer.steering import Plan
 from localsteer.text_stream import TextStream
 
@@ -210,11 +209,6 @@ class Generator:
             cache.context.close()
         self._caches = {}
 
-    @functools.cached_property
-    def steerability(self) -> Steerability:
-        """What this model allows; measured once, at the first steered request."""
-        return probe_steerability(self.model)
-
     def generate(
         self,
         request: Request,
@@ -302,14 +296,14 @@ class Generator:
 
     def _cache_for(self, edit: Edit | None) -> _Cache:
         """llama.cpp's own control vector where it can do the edit (it costs nothing), the tap where not."""
-        tapped = edit is not None and needs_tap([edit], self.steerability, self.model)
+        tapped = edit is not None and needs_tap([edit], self.model)
         if tapped not in self._caches:
             tap = ResidualTap(self.model.n_layer, self.model.n_embd) if tapped else None
             self._caches[tapped] = _Cache(Context(self.model, n_ctx=self.n_ctx, tap=tap))
         return self._caches[tapped]
 
 
-def needs_tap(edits: Sequence[Edit | None], steerability: Steerability, model: Model) -> bool:
+def needs_tap(edits: Sequence[Edit | None], model: Model) -> bool:
     """Whether a batch needs the tap: different edits, removals, or an architecture without a control vector of its own.
 
     Raises:
@@ -319,12 +313,13 @@ def needs_tap(edits: Sequence[Edit | None], steerability: Steerability, model: M
         return False
     same = all(edit is edits[0] for edit in edits)
     removes = any(edit is not None and edit.removed for edit in edits)
-    if same and not removes and steerability.native:
+    possible = steerability(model)
+    if same and not removes and possible.native:
         return False
-    if steerability.readable:
+    if possible.readable:
         return True
-    what = "steered" if not steerability.native else "steered in this way (removal, or several steerings at once)"
+    what = "steered" if not possible.native else "steered in this way (removal, or several steerings at once)"
     raise ModelError(
-        f"{model.name} (architecture {model.architecture}) cannot be {what}: {steerability.reason}.",
+        f"{model.name} (architecture {model.architecture}) cannot be {what}: {possible.reason}.",
         hint="Another architecture can: `localsteer doctor -m MODEL` says which way a model allows.",
     )

@@ -14,7 +14,6 @@ from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
 from localsteer.llama.sampling import Sampler
-from localsteer.llama.steerability import probe_steerability
 from localsteer.prefix_tree import PrefixTree, lay_out
 from localsteer.text_stream import TextStream
 
@@ -76,7 +75,7 @@ def generate_many(
 def _generate_group(model: Model, requests: list[Request], report: Callable[[int], None]) -> list[Answer]:
     edits = [request.response_edit for request in requests]
     steered = any(edit is not None for edit in edits)
-    tapped = steered and needs_tap(edits, probe_steerability(model), model)
+    tapped = steered and needs_tap(edits, model)
     tap = ResidualTap(model.n_layer, model.n_embd) if tapped else None
     groups = _prompt_groups(model, requests)
     n_leaves = sum(tree.n_sequences for _, trees in groups for tree, _ in trees)

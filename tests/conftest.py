@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,13 @@ ROW_NOISE = 0.06
 ROUNDING = 1e-5
 
 
+_homes = itertools.count()
+
+
 @pytest.fixture(autouse=True)
 def _strangers_machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Give the tests an empty home: nothing of the developer's own is read or written."""
-    home = tmp_path_factory.mktemp("home")
+    """Give each test a home of its own, not even made yet: nothing of the developer's is read or written."""
+    home = tmp_path_factory.getbasetemp() / f"home-{next(_homes)}"
     for variable in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(variable, str(home))
     folders = {"XDG_CACHE_HOME": "cache", "XDG_DATA_HOME": "data", "XDG_CONFIG_HOME": "config", "LOCALAPPDATA": "local"}
@@ -128,20 +132,21 @@ class Run:
     rows: tuple[Floats, ...]
 
 
-def run_alone(model: Model, tokens: Sequence[int], edits: Sequence[Edit | None] = ()) -> Run:
+def run_alone(model: Model, tokens: Sequence[int], edits: Sequence[Edit | None] = (), *, read: bool = True) -> Run:
     """The plainest way to run a prompt, to compare every cleverer one with.
 
-    `edits` holds one for each token; the rows are those that the blocks below an edit, and the edited block before its edit, give.
+    `edits` holds one for each token; the rows of a block are those before its own edit.
     """
+    layers = range(model.n_layer if read else 0)
     tap = ResidualTap(model.n_layer, model.n_embd)
-    tap.watch(range(model.n_layer))
+    tap.watch(layers)
     tap.edit(edits)
     batch = Batch.of_one_sequence(tokens, start=0)
     batch.outputs[:] = 1
-    with Context(model, n_ctx=512, n_outputs=len(tokens), tap=tap) as context:
+    with Context(model, n_ctx=len(tokens), n_ubatch=len(tokens), n_outputs=len(tokens), tap=tap) as context:
         context.decode(batch)
         logits = np.stack([context.logits(row) for row in range(len(tokens))])
-        return Run(logits, tuple(tap.rows(layer) for layer in range(model.n_layer)))
+        return Run(logits, tuple(tap.rows(layer) for layer in layers))
 
 
 def assert_greedy(
@@ -151,7 +156,7 @@ def assert_greedy(
     tokens = (*prompt, *answer)
     first = 0 if steer_prompt else len(prompt) - 1
     edits = [edit if place >= first else None for place in range(len(tokens))]
-    logits = run_alone(model, tokens, edits).logits[len(prompt) - 1 : -1]
+    logits = run_alone(model, tokens, edits, read=False).logits[len(prompt) - 1 : -1]
     assert len(answer) > 0
     shortfall = logits.max(axis=1) - logits[np.arange(len(answer)), list(answer)]
     assert shortfall.max() < LOGIT_NOISE

@@ -14,9 +14,7 @@ from localsteer.errors import ContrastError, LocalsteerError, VectorError
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 
-def write(
-    path: Path, text: str, error: type[LocalsteerError] = LocalsteerError, *, problem: BaseException | None = None
-) -> None:
+def write(path: Path, text: str, error: type[LocalsteerError] = LocalsteerError, *, problem: BaseException | None = None) -> None:
     with atomic_path(path, error) as temporary:
         temporary.write_text(text)
         if problem is not None:

@@ -31,9 +31,9 @@ def test_the_middle_half_is_steered(n_layer: int, first: int, last: int) -> None
     assert default_layers(reliability(n_layer)) == tuple(range(first, last + 1))
 
 
-@pytest.mark.parametrize("n_layer", [*range(2, 50), 61, 80, 126])
-def test_every_default_layer_is_read(n_layer: int) -> None:
-    assert set(default_layers(reliability(n_layer))) <= set(readable_layers(n_layer)) <= set(range(1, n_layer))
+def test_every_default_layer_is_read() -> None:
+    for n_layer in range(2, 130):
+        assert set(default_layers(reliability(n_layer))) <= set(readable_layers(n_layer)) <= set(range(1, n_layer))
 
 
 def test_unreliable_layers_are_left_out() -> None:

@@ -29,8 +29,8 @@ def planted(noise: float, *, seed: int = 0, signal: float = 1.0, n_pairs: int = 
 
 
 def cosine(one: Floats, other: Floats) -> Floats:
-    product: Floats = np.sum(one * other, axis=1)
-    return product / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    found: Floats = np.sum(one * other, axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    return found
 
 
 def test_mean_difference_by_hand() -> None:

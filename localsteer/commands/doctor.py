@@ -22,7 +22,7 @@ def command(as_json: bool, model: str | None, gpu_layers: int | None, threads: i
     import importlib.metadata
 
     from localsteer.llama import library
-    from localsteer.llama.steerability import probe_steerability
+    from localsteer.llama.steerability import steerability
 
     features = library.build_features()
     facts: dict[str, Any] = {
@@ -36,7 +36,7 @@ def command(as_json: bool, model: str | None, gpu_layers: int | None, threads: i
         "threads": threads or library.default_threads(),
     }
     with ModelOptions(model, gpu_layers, threads).open() as opened:
-        found = probe_steerability(opened)
+        found = steerability(opened)
         facts |= {
             "model": opened.name,
             "architecture": opened.architecture,

@@ -76,21 +76,22 @@ def command(
         messages = [Message("system", system)] if system is not None else []
         tokens = prompt_tokens(opened, [*messages, Message("user", prompt)], raw=raw)
         plan = make_plan(expression, opened)
+        name = opened.name
         sampling = make_sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         request = Request(tokens, plan, sampling, max_tokens, stop, steer_prompt).seeded()
         with open_generator(opened, n_ctx) as generator, interrupt_stops_answer() as interrupt:
             if compare and plan is not None:
                 requests = _three_ways(request, plan)
                 answers = {}
-                for name, variant in requests.items():
+                for way, variant in requests.items():
                     if not interrupt():
-                        answers[name] = generator.generate(variant, should_stop=interrupt)
-                _print_compared(answers, requests, opened.name, as_json)
+                        answers[way] = generator.generate(variant, should_stop=interrupt)
+                _print_compared(answers, requests, name, as_json)
                 return
             streaming = not as_json
             answer = generator.generate(request, on_text=_write if streaming else None, should_stop=interrupt)
     if as_json:
-        print_json(_document(answer, plan, opened.name))
+        print_json(_document(answer, plan, name))
     else:
         click.echo()
         note(_footer(answer, plan))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
+from numpy.typing import NDArray
 
 from localsteer.errors import ModelError
 from localsteer.llama.context import Batch, Context
@@ -27,6 +29,16 @@ class Steerability:
     reason: str = ""
 
 
+_measured: WeakKeyDictionary[Model, Steerability] = WeakKeyDictionary()
+
+
+def steerability(model: Model) -> Steerability:
+    """What a model allows, measured once for each opened model (six short decodes)."""
+    if model not in _measured:
+        _measured[model] = probe_steerability(model)
+    return _measured[model]
+
+
 def probe_steerability(model: Model) -> Steerability:
     """Run a few tokens with no, a zero and a random control vector, and compare what comes out.
 
@@ -39,9 +51,7 @@ def probe_steerability(model: Model) -> Steerability:
     tap = ResidualTap(model.n_layer, model.n_embd)
     with Context(model, n_ctx=64, tap=tap) as context:
 
-        def run(
-            added: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None,
-        ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        def run(added: NDArray[np.float32] | None) -> NDArray[np.float32]:
             context.clear()
             context.set_control_vector(added)
             context.decode(Batch.of_one_sequence(tokens, start=0))

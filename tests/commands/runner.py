@@ -52,5 +52,5 @@ personas:
   positive: [very loud, a shouting man]
   negative: [very quiet, a whispering man]
 openings: [I, "Well,", Today, "In the house", "My", "All of"]
-held_out: {questions: [How are you?]}
+held_out: {questions: ["How are you?"]}
 """

@@ -152,11 +152,11 @@ def test_sequences_of_one_batch_do_not_see_each_other(transformer: Model) -> Non
 
 
 def test_the_end_of_a_sequence_can_be_taken_back_and_written_anew(transformer: Model) -> None:
-    # Longer than gemma3's sliding window of 64 tokens.
-    first = random_tokens(200, seed=7)
+    # Far more than gemma3's sliding window of 64 tokens, and than the 256 cells that llama.cpp would make for one.
+    first = random_tokens(450, seed=7)
     second = (*first[:100], *random_tokens(20, seed=8))
-    with Context(transformer, n_ctx=256) as context:
-        context.decode(Batch.of_one_sequence(first, start=0))
+    with Context(transformer, n_ctx=512, n_ubatch=64) as context:
+        context.decode_all(Batch.of_one_sequence(first, start=0))
         assert context.forget(0, 100)
         context.decode(Batch.of_one_sequence(second[100:], start=100))
         np.testing.assert_allclose(context.logits(19), run_alone(transformer, second).logits[-1], atol=LOGIT_NOISE)

@@ -84,20 +84,21 @@ def test_a_change_at_either_end_changes_the_hash(tmp_path: Path, size: int, plac
 def test_every_byte_of_the_first_megabyte_counts(tmp_path: Path) -> None:
     path = write(tmp_path / "model", 2 * MIB)
     before = hash_model_files([path])
-    for at in np.random.default_rng(1).integers(0, MIB, 10):
-        change(path, int(at))
+    for at in (1, MIB // 3, MIB - 1):
+        change(path, at)
         assert hash_model_files([path]) != before
-        change(path, int(at))
+        change(path, at)
 
 
-@pytest.mark.parametrize("sixteenth", range(16))
-def test_other_weights_anywhere_in_a_large_file_change_the_hash(tmp_path: Path, sixteenth: int) -> None:
+def test_other_weights_anywhere_in_a_large_file_change_the_hash(tmp_path: Path) -> None:
     path = write(tmp_path / "model", 8 * MIB)
-    before = hash_model_files([path])
-    with path.open("r+b") as file:
-        file.seek(sixteenth * MIB // 2)
-        file.write(np.random.default_rng(1).bytes(MIB // 2))
-    assert hash_model_files([path]) != before
+    hashes = {hash_model_files([path])}
+    for sixteenth in range(16):
+        with path.open("r+b") as file:
+            file.seek(sixteenth * MIB // 2)
+            file.write(np.random.default_rng(1 + sixteenth).bytes(MIB // 2))
+        hashes.add(hash_model_files([path]))
+    assert len(hashes) == 17
 
 
 @pytest.mark.parametrize("grow", [lambda data: data + b"\0", lambda data: data[:-1], lambda data: b""])

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from localsteer.errors import ModelError
+from localsteer.llama import library
+from localsteer.llama.chat_template import Message
+from localsteer.llama.model import Model
+from tests.conftest import TinyModel, TinyPath
+from tests.tiny_models import (
+    ARCHITECTURES,
+    CHATML_TEMPLATE,
+    RECURRENT_ARCHITECTURE,
+    SPECIAL_TOKENS,
+    UNSTEERABLE_ARCHITECTURE,
+    VOCABULARY,
+    write_tiny_model,
+)
+
+BEGIN, TURN, END = (VOCABULARY.index(token) for token in SPECIAL_TOKENS)
+
+
+def patched(path: Path, target: Path, old: bytes, new: bytes) -> Path:
+    """A copy of a model file with some of its metadata changed."""
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    assert len(old) == len(new)
+    target.write_bytes(content.replace(old, new))
+    return target
+
+
+# What a file says
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, RECURRENT_ARCHITECTURE, UNSTEERABLE_ARCHITECTURE])
+def test_a_model_knows_its_shape(tmp_path: Path, architecture: str) -> None:
+    path = write_tiny_model(tmp_path / "model.gguf", architecture, n_layer=6, n_embd=32, n_ctx_train=128)
+    with Model(path, threads=1) as model:
+        assert (model.architecture, model.n_layer, model.n_embd, model.n_ctx_train) == (architecture, 6, 32, 128)
+        assert model.n_vocab == len(VOCABULARY)
+        assert model.size_bytes == 4 * model.n_params
+        assert model.n_params > model.n_vocab * 32
+        assert architecture in model.description
+        assert model.name == "tiny"
+        assert model.sequences_share_tokens == (architecture in ARCHITECTURES)
+
+
+def test_a_model_without_a_name_has_its_files(tiny_path: TinyPath, tmp_path: Path) -> None:
+    path = patched(tiny_path("llama"), tmp_path / "Unnamed-7B.gguf", b"general.name", b"general.nome")
+    with Model(path, threads=1) as model:
+        assert model.name == "Unnamed-7B"
+
+
+def test_metadata_of_any_length_is_read_whole(tmp_path: Path, tiny: Model) -> None:
+    template = CHATML_TEMPLATE + "{# " + "é" * 2000 + " #}"
+    with Model(write_tiny_model(tmp_path / "long.gguf", chat_template=template), threads=1) as model:
+        assert model.metadata("tokenizer.chat_template") == template
+    assert tiny.metadata("general.architecture") == "llama"
+    assert tiny.metadata("no.such.key") is None
+
+
+def test_the_chat_template_is_the_files(tmp_path: Path, tiny: Model) -> None:
+    assert tiny.chat_template is not None
+    assert tiny.chat_template.render([Message("user", "Hi")]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    template = "{{ bos_token }}|{{ eos_token }}"
+    with Model(write_tiny_model(tmp_path / "tokens.gguf", chat_template=template), threads=1) as model:
+        assert model.chat_template is not None
+        assert model.chat_template.render([Message("user", "Hi")]) == "<|endoftext|>|<|im_end|>"
+
+
+def test_a_base_model_has_no_chat_template(tmp_path: Path) -> None:
+    with Model(write_tiny_model(tmp_path / "base.gguf", chat_template=None), threads=1) as model:
+        assert model.chat_template is None
+
+
+def test_threads_are_the_machines_unless_they_are_given(tiny_path: TinyPath) -> None:
+    with Model(tiny_path("llama")) as model:
+        assert model.threads == library.default_threads()
+    with Model(tiny_path("llama"), threads=3) as model:
+        assert model.threads == 3
+
+
+# Identity
+
+
+def test_a_fingerprint_knows_the_same_file_anywhere(tiny: Model, tiny_path: TinyPath, tmp_path: Path) -> None:
+    copy = shutil.copy(tiny_path("llama"), tmp_path / "copy.gguf")
+    with Model(copy, threads=1) as model:
+        assert model.fingerprint == tiny.fingerprint
+
+
+def test_a_fingerprint_tells_other_weights_of_the_same_model(tiny: Model, tmp_path: Path) -> None:
+    with Model(write_tiny_model(tmp_path / "tuned.gguf", seed=1), threads=1) as model:
+        assert not model.fingerprint.same_file(tiny.fingerprint)
+        assert model.fingerprint.same_model(tiny.fingerprint)
+
+
+def test_a_fingerprint_tells_other_models(tiny: Model, tiny_path: TinyPath, tiny_model: TinyModel, tmp_path: Path) -> None:
+    other = tiny_model("qwen2").fingerprint
+    assert other.same_shape(tiny.fingerprint)
+    assert not other.same_model(tiny.fingerprint)
+    with Model(write_tiny_model(tmp_path / "deep.gguf", n_layer=5), threads=1) as model:
+        assert not model.fingerprint.same_shape(tiny.fingerprint)
+    # In the vocabulary the length of the next token, 10, follows.
+    path = patched(tiny_path("llama"), tmp_path / "words.gguf", b"<|im_start|>\x0a", b"<|im_begin|>\x0a")
+    with Model(path, threads=1) as model:
+        assert model.fingerprint.same_shape(tiny.fingerprint)
+        assert not model.fingerprint.same_model(tiny.fingerprint)
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("text", ["", "the inn", "  two  spaces ", "naïve 日本語 🙂", "line\n\tline\r\n", "\x00\x7f"])
+def test_text_comes_back_from_its_tokens(tiny: Model, text: str) -> None:
+    assert tiny.detokenize(tiny.tokenize(text)) == text
+
+
+def test_special_tokens_in_a_text_are_read_as_such_and_not_shown(tiny: Model) -> None:
+    tokens = tiny.tokenize("<|im_start|>A<|im_end|>")
+    assert tokens == [TURN, ord("A"), END]
+    assert tiny.detokenize(tokens) == "A"
+    assert tiny.token_bytes(END) == b""
+    assert tiny.token_bytes(END, special=True) == b"<|im_end|>"
+
+
+def test_a_token_may_be_part_of_a_character(tiny: Model) -> None:
+    assert b"".join(tiny.token_bytes(token) for token in tiny.tokenize("日")) == "日".encode()
+    assert tiny.token_bytes(tiny.tokenize("日")[0]) == b"\xe6"
+    assert tiny.detokenize(tiny.tokenize("日")[:1]) == "�"
+
+
+def test_only_end_tokens_end_an_answer(tiny: Model) -> None:
+    assert tiny.is_end(END)
+    assert not any(tiny.is_end(token) for token in range(256))
+
+
+def test_no_beginning_is_added_where_the_model_wants_none(tiny: Model) -> None:
+    assert tiny.tokenize("A") == [ord("A")]
+
+
+def test_the_beginning_is_added_once_where_the_model_wants_it(tiny_path: TinyPath, tmp_path: Path) -> None:
+    flag = b"tokenizer.ggml.add_bos_token\x07\x00\x00\x00"
+    with Model(patched(tiny_path("llama"), tmp_path / "bos.gguf", flag + b"\x00", flag + b"\x01"), threads=1) as model:
+        assert model.tokenize("A") == [BEGIN, ord("A")]
+        assert model.tokenize("A", add_special=False) == [ord("A")]
+        assert model.tokenize("<|endoftext|>A") == [BEGIN, ord("A")]
+
+
+# Files that cannot be opened
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no model file .*absent\.gguf\..*models list"):
+        Model(tmp_path / "absent.gguf")
+
+
+def test_a_folder_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"{tmp_path} cannot be read"):
+        Model(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"GGU", b"{}", b"PK\x03\x04" + b"\0" * 1000], ids=["empty", "short", "json", "zip"])
+def test_a_file_of_another_kind_is_not_gguf(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=rf"{path} is not a GGUF file"):
+        Model(path)
+
+
+@pytest.mark.parametrize("kept", [4, 8, 20, 100, 1000, 5000, 20_000, 200_000, -100_000, -1])
+def test_a_truncated_file_is_an_error_that_names_it(
+    tiny_path: TinyPath, tmp_path: Path, capfd: pytest.CaptureFixture[str], kept: int
+) -> None:
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(tiny_path("llama").read_bytes()[:kept])
+    with pytest.raises(ModelError, match=f"llama.cpp cannot load {path}: .*cut short"):
+        Model(path)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("version", [0, 1, 99])
+def test_a_gguf_version_that_llama_cpp_does_not_know_is_an_error(tiny_path: TinyPath, tmp_path: Path, version: int) -> None:
+    path = tmp_path / "version.gguf"
+    path.write_bytes(b"GGUF" + version.to_bytes(4, "little") + tiny_path("llama").read_bytes()[8:])
+    with pytest.raises(ModelError, match=f"llama.cpp cannot load {path}"):
+        Model(path)
+
+
+def test_missing_metadata_is_an_error_that_names_it(tiny_path: TinyPath, tmp_path: Path) -> None:
+    path = patched(tiny_path("llama"), tmp_path / "shy.gguf", b"llama.embedding_length", b"llama.embedding_longth")
+    with pytest.raises(ModelError, match=f"llama.cpp cannot load {path}: .*embedding_length"):
+        Model(path)
+
+
+# Closing
+
+
+def test_a_closed_model_says_so(tiny_path: TinyPath) -> None:
+    with Model(tiny_path("llama"), threads=1) as model:
+        assert model.n_layer == 4
+    with pytest.raises(ModelError, match=r"llama\.gguf is closed"):
+        model.metadata("general.name")
+    model.close()

@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localsteer import library
+from localsteer.contrast import load_concept
+from localsteer.errors import ContrastError, VectorError
+from localsteer.library import concepts, find_concept, is_path, load_for_showing, load_vector, loader
+from localsteer.llama.model import Model
+from localsteer.vector import ControlVector, Provenance
+from localsteer.vector_file import read_vector, write_vector
+
+# Three pairs are too few to measure a reliability, which a model with random weights would not have.
+CONCEPT = """\
+name: {name}
+poles: {{positive: up, negative: down}}
+template: "{{persona}}"
+personas:
+  positive: [HIP HIP HURRAY]
+  negative: [alas and alack]
+openings: [a, b, c]
+"""
+
+
+REAL_SHIPPED_FOLDER = library.shipped_folder
+
+
+@pytest.fixture(autouse=True)
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library of two concepts, and folders of a user who has none."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "shipped"
+    monkeypatch.setattr(library, "shipped_folder", lambda: folder)
+    add_concept(folder, "happy")
+    add_concept(folder, "formal")
+    return folder
+
+
+@pytest.fixture
+def users(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "localsteer" / "vectors"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "localsteer" / "vectors"
+
+
+def add_concept(folder: Path, name: str) -> Path:
+    file = folder / name / "concept.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(CONCEPT.format(name=name))
+    return file
+
+
+def vector_of(model: Model, value: float = 1.0) -> ControlVector:
+    return ControlVector({1: np.full(model.n_embd, value, np.float32)}, Provenance(model=model.fingerprint))
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("happy", False),
+        ("happy-sad", False),
+        ("happy.yaml", False),
+        ("gguf", False),
+        ("happy.gguf", True),
+        ("./happy", True),
+        ("vectors/happy", True),
+        ("/happy", True),
+        ("~/happy", True),
+        ("vectors\\happy", True),
+    ],
+)
+def test_a_path_is_told_from_a_name(name: str, path: bool) -> None:
+    assert is_path(name) is path
+
+
+def test_the_library_in_a_checkout_has_good_concepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "shipped_folder", REAL_SHIPPED_FOLDER)
+    found = concepts()
+    assert "happy" in found
+    for name, concept in found.items():
+        assert load_concept(concept.file).name == name
+
+
+def test_concepts_are_found_by_their_folders(shipped: Path) -> None:
+    (shipped / "no-concept").mkdir()
+    (shipped / "file.txt").write_text("x")
+    found = concepts()
+    assert sorted(found) == ["formal", "happy"]
+    assert found["happy"].file == shipped / "happy" / "concept.yaml"
+    assert found["happy"].shipped
+
+
+def test_a_user_without_a_folder_and_a_package_without_vectors_have_none(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "shipped_folder", lambda: shipped / "missing")
+    assert concepts() == {}
+
+
+def test_a_users_concept_comes_before_the_shipped_one(users: Path) -> None:
+    add_concept(users, "happy")
+    add_concept(users, "pirate")
+    found = concepts()
+    assert sorted(found) == ["formal", "happy", "pirate"]
+    assert [found[name].shipped for name in sorted(found)] == [True, False, False]
+    assert find_concept("happy").folder == users / "happy"
+    assert find_concept("pirate").folder == users / "pirate"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("hapy", "Did you mean happy?"), ("Happy", "Did you mean happy?"), ("xyz", "Known are: formal, happy.")],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(VectorError) as caught:
+        find_concept(name)
+    assert caught.value.message == f'There is no vector "{name}".'
+    assert caught.value.hint == hint
+
+
+def test_a_file_of_that_name_is_pointed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-vector").write_bytes(b"GGUF")
+    with pytest.raises(VectorError, match=r"write \./my-vector"):
+        find_concept("my-vector")
+
+
+@pytest.mark.xfail(reason="an OSError of Path.exists comes through", strict=True, raises=OSError)
+def test_a_name_too_long_for_a_file_is_just_unknown() -> None:
+    with pytest.raises(VectorError, match="no vector"):
+        find_concept("x" * 300)
+
+
+# Vectors in files
+
+
+def test_a_path_is_read_as_it_is(tiny: Model, tmp_path: Path) -> None:
+    write_vector(vector_of(tiny, 7), tmp_path / "v.gguf")
+    assert load_vector(str(tmp_path / "v.gguf"), tiny).directions[1][0] == 7
+    assert load_for_showing(str(tmp_path / "v.gguf")).directions[1][0] == 7
+
+
+def test_a_tilde_is_the_users_home(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write_vector(vector_of(tiny, 7), tmp_path / "v.gguf")
+    assert load_vector("~/v.gguf", tiny).directions[1][0] == 7
+    assert load_for_showing("~/v.gguf").directions[1][0] == 7
+
+
+def test_a_missing_path_is_not_looked_up_as_a_name(tiny: Model) -> None:
+    with pytest.raises(VectorError, match="no vector file"):
+        load_vector("happy.gguf", tiny)
+
+
+# Vectors of concepts
+
+
+def test_a_vector_is_built_once_and_kept(tiny: Model, cache: Path, shipped: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    built = load_vector("happy", tiny, lambda doing, done, total: told.append((doing, done, total)))
+    assert built.provenance.concept == "happy"
+    assert built.provenance.model == tiny.fingerprint
+    assert built.provenance.n_pairs == 3
+    assert told
+    assert told[-1][1] == told[-1][2]
+    (kept,) = cache.iterdir()
+    assert kept.name.startswith("happy-")
+    again = load_vector("happy", tiny, lambda doing, done, total: pytest.fail("it was built again"))
+    assert np.array_equal(again.rows(tiny.n_layer), built.rows(tiny.n_layer))
+    # Nothing is written beside the shipped concept, which may be read-only.
+    assert [file.name for file in (shipped / "happy").iterdir()] == ["concept.yaml"]
+
+
+def test_a_loader_gives_the_vectors_for_its_model(tiny: Model, cache: Path) -> None:
+    load = loader(tiny)
+    assert load("happy").provenance.concept == "happy"
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_another_wording_is_another_vector(tiny: Model, cache: Path, shipped: Path) -> None:
+    before = load_vector("happy", tiny)
+    file = shipped / "happy" / "concept.yaml"
+    file.write_text(file.read_text().replace("HIP HIP", "OH YEAH"))
+    after = load_vector("happy", tiny)
+    assert len(list(cache.iterdir())) == 2
+    assert not np.array_equal(before.rows(tiny.n_layer), after.rows(tiny.n_layer))
+    assert "OH YEAH" in after.provenance.source
+
+
+def test_concepts_and_models_do_not_share_a_cached_vector(tiny: Model, cache: Path) -> None:
+    class Requantised:
+        """The same model in another file."""
+
+        fingerprint = replace(tiny.fingerprint, content="x")
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(tiny, name)
+
+    load_vector("happy", tiny)
+    load_vector("formal", tiny)
+    assert load_vector("happy", Requantised()).provenance.model == Requantised.fingerprint  # type: ignore[arg-type]
+    assert len(list(cache.iterdir())) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + bytes(500), b"no vector"])
+def test_a_damaged_cached_vector_is_built_again(
+    tiny: Model, cache: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    built = load_vector("happy", tiny)
+    (kept,) = cache.iterdir()
+    good = kept.read_bytes()
+    kept.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        again = load_vector("happy", tiny)
+    assert np.array_equal(again.rows(tiny.n_layer), built.rows(tiny.n_layer))
+    assert kept.read_bytes() == good
+    assert str(kept) in caplog.text
+    assert "built again" in caplog.text
+
+
+def test_a_vector_cut_short_in_the_cache_is_built_again(tiny: Model, cache: Path) -> None:
+    load_vector("happy", tiny)
+    (kept,) = cache.iterdir()
+    good = kept.read_bytes()
+    kept.write_bytes(good[:-100])
+    load_vector("happy", tiny)
+    assert kept.read_bytes() == good
+
+
+def test_a_vector_beside_the_concept_is_used_for_its_own_model(tiny: Model, cache: Path, shipped: Path) -> None:
+    other = ControlVector({1: np.zeros(3, np.float32)}, Provenance(model=replace(tiny.fingerprint, content="x", n_embd=3)))
+    write_vector(other, shipped / "happy" / "a-other.gguf")
+    write_vector(ControlVector({1: np.zeros(tiny.n_embd, np.float32)}), shipped / "happy" / "b-foreign.gguf")
+    write_vector(vector_of(tiny, 7), shipped / "happy" / "c-tiny.gguf")
+    assert load_vector("happy", tiny).directions[1][0] == 7
+    assert not cache.exists()
+
+
+def test_vectors_of_other_models_beside_the_concept_are_passed_over(tiny: Model, cache: Path, shipped: Path) -> None:
+    other = replace(tiny.fingerprint, content="x")
+    write_vector(replace(vector_of(tiny), provenance=Provenance(model=other)), shipped / "happy" / "other.gguf")
+    assert load_vector("happy", tiny).provenance.n_pairs == 3
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_users_concept_is_what_is_built(tiny: Model, users: Path) -> None:
+    file = add_concept(users, "happy")
+    file.write_text(file.read_text().replace("HIP HIP", "OH YEAH"))
+    assert "OH YEAH" in load_vector("happy", tiny).provenance.source
+
+
+def test_a_broken_concept_is_named(tiny: Model, shipped: Path, cache: Path) -> None:
+    (shipped / "happy" / "concept.yaml").write_text("name: [")
+    with pytest.raises(ContrastError, match=r"happy.concept\.yaml, line 1"):
+        load_vector("happy", tiny)
+    assert not cache.exists()
+
+
+@pytest.mark.xfail(reason="an OSError of mkdir comes through", strict=True, raises=OSError)
+def test_a_cache_that_cannot_be_written_does_not_lose_the_vector(tiny: Model, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("no folder")
+    assert load_vector("happy", tiny).provenance.concept == "happy"
+
+
+# For looking at
+
+
+def test_any_built_vector_can_be_looked_at(tiny: Model, shipped: Path) -> None:
+    write_vector(vector_of(tiny, 7), shipped / "happy" / "tiny.gguf")
+    assert load_for_showing("happy").directions[1][0] == 7
+
+
+def test_a_concept_that_is_not_built_says_how_to_build_it(shipped: Path) -> None:
+    with pytest.raises(VectorError, match=r"happy.*without a built vector") as caught:
+        load_for_showing("happy")
+    assert str(shipped / "happy" / "concept.yaml") in (caught.value.hint or "")
+
+
+def test_looking_at_an_unknown_name_is_an_error() -> None:
+    with pytest.raises(VectorError, match="Did you mean formal"):
+        load_for_showing("formol")
+
+
+def test_a_kept_vector_is_an_ordinary_vector_file(tiny: Model, cache: Path) -> None:
+    built = load_vector("happy", tiny)
+    (kept,) = cache.iterdir()
+    assert read_vector(kept).layers == built.layers
