@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,17 @@ class Result:
 
 
 def run(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> Result:
+    """Call `main`; the logging that it sets up for a process is undone."""
+    loggers = [logging.getLogger(name) for name in ("localsteer", "localsteer.llama")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
     capfd.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+    finally:
+        for logger, level, handlers in before:
+            logger.setLevel(level)
+            logger.handlers = handlers
     out, err = capfd.readouterr()
     code = stopped.value.code
     return Result(code if isinstance(code, int) else 0, out, err)
