@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from localsteer.contrast import Contrast, load_concept, read_prompt_files
+    from localsteer.concept_file import load_concept
+    from localsteer.contrast import Contrast, read_prompt_files
     from localsteer.discovery import find_models, resolve_model
     from localsteer.errors import LocalsteerError
     from localsteer.extraction import ExtractionSettings, extract
@@ -43,7 +44,7 @@ _HOMES = {
     "extract": "extraction",
     "find_models": "discovery",
     "generate_many": "parallel",
-    "load_concept": "contrast",
+    "load_concept": "concept_file",
     "load_vector": "library",
     "loader": "library",
     "parse_steering": "steering",

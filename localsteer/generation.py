@@ -227,6 +227,8 @@ class Generator:
             LocalsteerError: the prompt does not fit the context, or the model cannot be steered as the plan asks.
         """
         request = request.seeded()
+        if not request.prompt:
+            raise LocalsteerError("The prompt is empty.", hint="Give the model some text.")
         if len(request.prompt) >= self.n_ctx:
             raise LocalsteerError(
                 f"The prompt has {len(request.prompt)} tokens, and the context holds {self.n_ctx}.",

@@ -9,13 +9,15 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
-from localsteer.contrast import Contrast, load_concept
+from localsteer.concept_file import load_concept
+from localsteer.contrast import Contrast
 from localsteer.errors import VectorError
 from localsteer.extraction import Progress, extract
 from localsteer.llama.model import Model
@@ -83,7 +85,7 @@ def find_concept(name: str) -> LibraryConcept:
         return known[name]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known are: {', '.join(sorted(known))}."
-    if Path(name).exists():
+    if os.path.exists(name):
         hint = f"For the file of that name write ./{name}."
     raise VectorError(f'There is no vector "{name}".', hint=hint)
 
@@ -116,8 +118,11 @@ def load_vector(name: str, model: Model, progress: Progress | None = None) -> Co
         except VectorError as error:
             logger.warning("%s; it is built again", error.message)
     vector = extract(model, contrast, progress=progress)
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    write_vector(vector, cached)
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_vector(vector, cached)
+    except (OSError, VectorError) as error:
+        logger.warning("the vector %s cannot be kept for next time: %s", name, error)
     return vector
 
 

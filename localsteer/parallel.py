@@ -143,7 +143,10 @@ def _read_prompts(
 
 def _run_lanes(context: Context, lanes: list[_Lane], report: Callable[[int], None]) -> None:
     model = context.model
-    live = list(lanes)
+    for lane in lanes:
+        if lane.request.max_tokens <= 0:
+            lane.reason = "length"
+    live = [lane for lane in lanes if lane.reason is None]
     next_tokens = [lane.request.prompt[-1] for lane in live]
     while live:
         positions = [len(lane.request.prompt) - 1 + len(lane.tokens) for lane in live]

@@ -56,14 +56,16 @@ def grow_trees(prompts: Sequence[Sequence[int]], *, share: bool = True) -> Itera
     nodes = leaves = 0
     for index in order:
         new = len(prompts[index]) - (_shared(prompts[group[-1]], prompts[index]) if group else 0)
-        full = nodes + new > MAX_NODES or leaves + 1 > MAX_SEQUENCES or not share
+        # A prompt that only lengthens the one before, or repeats it, goes on in the same sequence.
+        leaf = not group or len(prompts[index]) - new < len(prompts[group[-1]])
+        full = nodes + new > MAX_NODES or leaves + leaf > MAX_SEQUENCES or not share
         if group and new and full:
             yield _grow(prompts, group)
             group, nodes, leaves = [], 0, 0
-            new = len(prompts[index])
+            new, leaf = len(prompts[index]), True
         group.append(index)
         nodes += new
-        leaves += 1
+        leaves += leaf
     if group:
         yield _grow(prompts, group)
 

@@ -94,7 +94,8 @@ class Plan:
 
 # A bare name may hold what paths hold; a space, a quote, @, *, ! or + needs quotes around the whole.
 _BARE = re.compile(r"(?!-)[^\s\"'@*!+]+")
-_NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
+# A strength ends with a space, a star or a quote: "2024-01-05.gguf" and "3d" are names.
+_NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?(?=[\s*\"'!]|$)")
 _LAYERS = re.compile(r"(\d+)(?:-(\d+))?")
 _SPACE = re.compile(r"\s*")
 
@@ -140,7 +141,7 @@ class _Parser:
             return Term(self.name(), ablate=True, layers=self.layers())
         strength = 1.0
         number = _NUMBER.match(self.text, self.at)
-        if number is not None and not _BARE.match(self.text, number.end()):
+        if number is not None:
             self.at = number.end()
             strength = float(number[0])
             self.skip()
@@ -226,7 +227,9 @@ def resolve(steering: Steering, model: Fingerprint, load: Callable[[str], Contro
         if term.layers is not None:
             vector = _trim(vector, term, model)
         if vector.provenance.hidden_norm is not None and len(vector.provenance.hidden_norm) == model.n_layer:
-            hidden_norm = vector.provenance.hidden_norm
+            # Vectors may have been read at different layers; where both were, they agree up to their prompts.
+            measured = vector.provenance.hidden_norm
+            hidden_norm = measured if hidden_norm is None else np.where(np.isnan(hidden_norm), measured, hidden_norm)
         if term.ablate:
             for layer, direction in vector.directions.items():
                 removed.setdefault(layer, []).append(direction)

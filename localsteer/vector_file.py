@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from localsteer.atomic import atomic_path
 from localsteer.errors import VectorError
@@ -123,16 +124,16 @@ def _read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, Any]]]:
 
 def _provenance(fields: Mapping[str, Any]) -> Provenance:
     values: dict[str, Any] = {name: fields[key] for name in _TEXTS if (key := f"localsteer.{name}") in fields}
-    for name in _LAYER_ARRAYS:
+    readers: dict[str, Callable[[Any], Any]] = dict.fromkeys(_LAYER_ARRAYS, _layer_array)
+    readers |= {"n_pairs": int, "model": lambda text: Fingerprint(**json.loads(text))}
+    for name, read in readers.items():
         if (key := f"localsteer.{name}") in fields:
-            values[name] = np.array(fields[key], np.float32)
-    if "localsteer.model" in fields:
-        try:
-            values["model"] = Fingerprint(**json.loads(fields["localsteer.model"]))
-        except (ValueError, TypeError) as error:
-            raise VectorError(f"the key localsteer.model is damaged: {error}.") from error
-    return Provenance(
-        **values,
-        n_pairs=int(fields.get("localsteer.n_pairs", 0)),
-        model_hint=str(fields.get(f"{ARCHITECTURE}.model_hint", "")),
-    )
+            try:
+                values[name] = read(fields[key])
+            except (ValueError, TypeError) as error:
+                raise VectorError(f"the key {key} is damaged: {error}.") from error
+    return Provenance(**values, model_hint=str(fields.get(f"{ARCHITECTURE}.model_hint", "")))
+
+
+def _layer_array(values: Sequence[float]) -> NDArray[np.float32]:
+    return np.array(values, np.float32)

@@ -135,6 +135,11 @@ def test_a_check_says_that_a_folder_is_read_only(tmp_path: Path, monkeypatch: py
         check_writable(tmp_path / "file.txt", VectorError)
 
 
+def test_a_check_names_the_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(VectorError, match=r"no folder .*missing\."):
+        check_writable(tmp_path / "missing" / "file.txt", VectorError)
+
+
 def test_a_check_leaves_no_trace(tmp_path: Path) -> None:
     check_writable(tmp_path / "new.txt")
     assert list(tmp_path.iterdir()) == []

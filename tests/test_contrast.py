@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from localsteer.contrast import Contrast, Pair, Prompt, load_concept, parse_concept, read_prompt_files
+from localsteer.concept_file import load_concept, parse_concept
+from localsteer.contrast import Contrast, Pair, Prompt, read_prompt_files
 from localsteer.errors import ContrastError
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
@@ -200,12 +201,12 @@ def test_a_broken_pair_names_its_line() -> None:
 INCONSISTENT = [
     (without(PIRATE, "- an announcer"), "2 positive and 1 negative"),
     (without(PIRATE, "openings:", "- Well", "- I", "- The"), "need openings"),
-    (without(PIRATE, "template:") + 'template: "You are {person}."\n', r"template must contain {persona}"),
+    (without(PIRATE, "template:") + 'template: "You are {person}."\n', r"template: it must contain {persona}"),
     (without(PAIRS, "pairs:", "- {", "- pos", 'negative: "Y'), "either personas .* or pairs"),
-    (PIRATE + "pairs: [{positive: a, negative: b}]\n", "either personas .* or pairs"),
-    (PAIRS + "openings: [I]\n", "pairs take no"),
-    (PAIRS + 'questions: ["Why?"]\n', "pairs take no"),
-    (PIRATE + "    - What did you eat?\n", 'held_out: the question "What did you eat\\?" is also used'),
+    (PIRATE + "pairs: [{positive: a, negative: b}]\n", "personas: a concept with pairs takes none"),
+    (PAIRS + "openings: [I]\n", "openings: a concept with pairs takes none"),
+    (PAIRS + 'questions: ["Why?"]\n', "questions: a concept with pairs takes none"),
+    (PIRATE + "    - What did you eat?\n", '"What did you eat\\?" is also used'),
 ]
 
 
@@ -215,7 +216,6 @@ def test_parts_that_do_not_go_together_are_refused(text: str, message: str) -> N
         parse(text)
 
 
-@pytest.mark.xfail(reason="a mistake between keys is told for the first line", strict=True)
 @pytest.mark.parametrize(
     ("text", "line"),
     [
@@ -247,7 +247,6 @@ def test_code_in_yaml_is_not_run() -> None:
         parse(PIRATE.replace("name: pirate", "name: !!python/object/apply:os.getcwd []"))
 
 
-@pytest.mark.xfail(reason="PyYAML raises a ValueError", strict=True, raises=ValueError)
 @pytest.mark.parametrize("value", ["2024-13-45", "!!int pirate"])
 def test_yaml_values_that_do_not_exist_are_refused(value: str) -> None:
     with pytest.raises(ContrastError, match="YAML"):
@@ -329,12 +328,10 @@ def test_escapes_are_those_of_llama_cpp(tmp_path: Path, written: str, meant: str
     assert openings(read(tmp_path, written, "x")) == [(meant, "x")]
 
 
-@pytest.mark.xfail(reason="each byte becomes a character of its own", strict=True)
 def test_escaped_bytes_are_utf_8_as_in_llama_cpp(tmp_path: Path) -> None:
     assert openings(read(tmp_path, r"caf\xc3\xa9", "x")) == [("café", "x")]
 
 
-@pytest.mark.xfail(reason="splitlines knows more line ends than llama.cpp", strict=True)
 @pytest.mark.parametrize("character", ["\u2028", "\u0085", "\x0c", "\x1e"])
 def test_only_a_newline_ends_a_prompt(tmp_path: Path, character: str) -> None:
     assert openings(read(tmp_path, f"a{character}b\n", "c\n")) == [(f"a{character}b", "c")]

@@ -8,7 +8,8 @@ import pytest
 
 from localsteer import activations, extraction
 from localsteer.activations import Activations, Progress, Span
-from localsteer.contrast import Contrast, Pair, Prompt, parse_concept
+from localsteer.concept_file import parse_concept
+from localsteer.contrast import Contrast, Pair, Prompt
 from localsteer.errors import ContrastError, LocalsteerError, ModelError
 from localsteer.extraction import ExtractionSettings, extract, layer_summary
 from localsteer.generation import Answer, Timing

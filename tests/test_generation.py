@@ -378,7 +378,6 @@ def test_a_conversation_without_text_is_an_error(tiny: Model) -> None:
             prompt_tokens(tiny, messages)
 
 
-@pytest.mark.xfail(strict=True, reason="answers from the logits of the request before; the first request aborts the process")
 def test_a_prompt_without_tokens_is_an_error(generator: Generator) -> None:
     generator.generate(Request(PROMPT, max_tokens=2))
     with pytest.raises(LocalsteerError, match="prompt is empty"):

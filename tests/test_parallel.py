@@ -28,13 +28,17 @@ PROMPTS = ((*STEM, *random_tokens(9, seed=2)), STEM, (*STEM[:7], *random_tokens(
 @pytest.mark.parametrize("prompts", [[STEM] * 4, PROMPTS[:4], PROMPTS[1:]], ids=["one", "shared", "short"])
 def test_four_strengths_in_one_batch_answer_as_each_alone(steerable: Model, prompts: list[tuple[int, ...]]) -> None:
     direction = random_rows(steerable, range(1, steerable.n_layer), seed=5)
-    edits = [Edit(direction * np.float32(strength)) for strength in (-1.0, 0.5, 1.0, 2.0)]
-    requests = [Request(prompt, plan_of(edit), GREEDY, max_tokens=10) for prompt, edit in zip(prompts, edits, strict=True)]
+    edits = [Edit(direction * np.float32(strength)) for strength in (-2.0, -1.0, 1.0, 2.0)]
+    # The first ones end first, and the others go on under their own steering.
+    lengths = (4, 6, 8, 10)
+    requests = [
+        Request(prompt, plan_of(edit), GREEDY, length) for prompt, edit, length in zip(prompts, edits, lengths, strict=True)
+    ]
     answers = generate_many(steerable, requests)
-    assert len({answer.tokens for answer in answers}) == 4
-    for prompt, edit, answer in zip(prompts, edits, answers, strict=True):
-        assert len(answer.tokens) == 10
-        assert_greedy(steerable, prompt, answer.tokens, edit)
+    assert len({answer.tokens[:4] for answer in answers}) > 2
+    for request, edit, answer in zip(requests, edits, answers, strict=True):
+        assert len(answer.tokens) == request.max_tokens
+        assert_greedy(steerable, request.prompt, answer.tokens, edit)
 
 
 def test_every_way_of_steering_may_be_in_one_batch(steerable: Model) -> None:
@@ -159,7 +163,6 @@ def test_an_answer_ends_where_the_model_ends_it(tmp_path: Path) -> None:
     assert (ended.text, ended.tokens, ended.finish_reason) == ("", (), "stop")
 
 
-@pytest.mark.xfail(strict=True, reason="Generator draws no token, generate_many one")
 def test_no_tokens_are_drawn_where_none_are_wanted(tiny: Model) -> None:
     request = Request(STEM, None, GREEDY, max_tokens=0)
     with Generator(tiny) as generator:

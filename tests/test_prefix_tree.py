@@ -140,7 +140,6 @@ def test_the_limits_are_those_of_llama_cpp() -> None:
     assert max(tree.n_sequences for tree in grow_trees([[token] for token in range(600)])) <= 256
 
 
-@pytest.mark.xfail(reason="duplicates and beginnings count as sequences", strict=True)
 def test_prompts_that_need_no_sequence_do_not_use_up_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefix_tree, "MAX_SEQUENCES", 2)
     assert len(list(grow_trees([[1], [1], [1, 2], [3]]))) == 1

@@ -147,6 +147,11 @@ def test_a_combination_says_what_it_is_of() -> None:
     assert made.position == "last"
     assert made.model == MODEL
     assert made.hidden_norm is norms
+    assert (formal + formal).provenance.method == "pca"
+    assert (formal + happy).provenance.hidden_norm is norms
+    response = vector(1, provenance=Provenance(method="pca", position="response", hidden_norm=row(9)))
+    assert (formal + response).provenance.position == "mixed"
+    assert (formal + response).provenance.hidden_norm is norms
     # A sum has no poles and pairs of its own: those of one part would be a lie.
     assert (made.positive, made.n_pairs) == ("", 0)
 

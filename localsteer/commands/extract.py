@@ -45,7 +45,8 @@ def command(
     The prompt files are those of llama-cvector-generator. Strength 1 of the vector is a safe default dose.
     """
     from localsteer.atomic import check_writable
-    from localsteer.contrast import load_concept, read_prompt_files
+    from localsteer.concept_file import load_concept
+    from localsteer.contrast import read_prompt_files
     from localsteer.errors import VectorError
     from localsteer.extraction import ExtractionSettings, extract, layer_summary
     from localsteer.vector_file import write_vector

@@ -26,7 +26,7 @@ def command() -> None:
 @json_option
 def list_vectors(as_json: bool) -> None:
     """The concepts that can be named in an expression."""
-    from localsteer.contrast import load_concept
+    from localsteer.concept_file import load_concept
     from localsteer.library import concepts
 
     rows = []

@@ -24,12 +24,8 @@ def vector(tmp_path: Path) -> Path:
     return path
 
 
-def test_json_holds_what_the_design_promises(
-    tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    result = run(
-        capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", f"0.5 {vector}", "-n", "6", "--seed", "3", "--json"
-    )
+def test_json_holds_what_the_design_promises(tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", f"0.5 {vector}", "-n", "6", "--seed", "3", "--json")
     assert result.code == 0, result.err
     document = result.document
     assert document["steering"] == f"0.5 {vector}"
@@ -42,22 +38,16 @@ def test_json_holds_what_the_design_promises(
     assert "unsteered" not in document
 
 
-def test_the_seed_that_is_reported_gives_the_same_answer_again(
-    tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_seed_that_is_reported_gives_the_same_answer_again(tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]) -> None:
     first = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-n", "12", "--json").document
-    again = run(
-        capfd, "generate", "Hello", "-m", tiny_path("llama"), "-n", "12", "--seed", str(first["seed"]), "--json"
-    ).document
+    again = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-n", "12", "--seed", str(first["seed"]), "--json").document
     other = run(
         capfd, "generate", "Hello", "-m", tiny_path("llama"), "-n", "12", "--seed", str(first["seed"] + 1), "--json"
     ).document
     assert again["tokens"] == first["tokens"] != other["tokens"]
 
 
-def test_compare_answers_three_ways_as_each_alone(
-    tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_compare_answers_three_ways_as_each_alone(tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]) -> None:
     common = ("generate", "Hello", "-m", tiny_path("llama"), "-n", "8", "--seed", "3", "--json")
     compared = run(capfd, *common, "-s", vector, "--compare").document
     steered = run(capfd, *common, "-s", vector).document
@@ -77,9 +67,7 @@ def test_compare_shows_all_three_texts(tiny_path: TinyPath, vector: Path, capfd:
 
 
 def test_a_removal_has_no_opposite(tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    result = run(
-        capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", f"!{vector}", "-n", "4", "--compare", "--json"
-    )
+    result = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", f"!{vector}", "-n", "4", "--compare", "--json")
     assert set(result.document) >= {"text", "unsteered"}
     assert "opposite" not in result.document
 

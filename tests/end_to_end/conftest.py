@@ -8,7 +8,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from localsteer.contrast import load_concept
+from localsteer.concept_file import load_concept
 from localsteer.discovery import resolve_model
 from localsteer.extraction import extract
 from localsteer.llama.model import Model

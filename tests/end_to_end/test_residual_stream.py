@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from localsteer.activations import Span, read_activations
-from localsteer.contrast import load_concept
+from localsteer.concept_file import load_concept
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap

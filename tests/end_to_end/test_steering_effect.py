@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from localsteer.contrast import load_concept
+from localsteer.concept_file import load_concept
 from localsteer.generation import Generator, Request, prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
@@ -33,9 +33,7 @@ class Outcome:
 def measure(model: Model, plan: Plan | None) -> Outcome:
     prompts = [prompt_tokens(model, [Message("user", question)]) for question in QUESTIONS] * len(SEEDS)
     seeds = [seed + index for seed in SEEDS for index in range(len(QUESTIONS))]
-    requests = [
-        Request(prompt, plan, Sampling(seed=seed), max_tokens=64) for prompt, seed in zip(prompts, seeds, strict=True)
-    ]
+    requests = [Request(prompt, plan, Sampling(seed=seed), max_tokens=64) for prompt, seed in zip(prompts, seeds, strict=True)]
     answers = generate_many(model, requests)
     analyzer = SentimentIntensityAnalyzer()
     vader = [analyzer.polarity_scores(answer.text)["compound"] for answer in answers]

@@ -113,8 +113,7 @@ def test_a_vector_may_change_between_the_tokens_of_a_sequence(steerable: Model) 
         context.set_control_vector(None)
         unsteered = last_logits(context, PROMPT)
     assert np.abs(steered_prompt - steered_all).max() > 1
-    # Mamba remembers this much of what was before the last token; attention far more.
-    assert np.abs(steered_prompt - unsteered).max() > 10 * LOGIT_NOISE
+    assert np.abs(steered_prompt - unsteered).max() > 5 * LOGIT_NOISE
 
 
 def test_a_vector_of_the_wrong_shape_or_with_a_row_for_block_0_is_refused(tiny: Model) -> None:

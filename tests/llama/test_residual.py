@@ -238,7 +238,7 @@ def test_removal_is_the_addition_of_what_each_token_lacks(steerable: Model, rank
         np.testing.assert_allclose(removed.logits, expected.logits, atol=LOGIT_NOISE)
         for above in range(layer + 1, steerable.n_layer):
             np.testing.assert_allclose(removed.rows[above], expected.rows[above], atol=ROW_NOISE)
-        assert np.abs(removed.logits - plain.logits).max() > 10 * LOGIT_NOISE
+        assert np.abs(removed.logits - plain.logits).max() > 5 * LOGIT_NOISE
 
 
 def test_nothing_along_a_removed_direction_passes_its_block(steerable: Model) -> None:
@@ -290,7 +290,7 @@ def test_removals_in_the_last_block_reach_their_own_tokens_where_few_ask_for_log
         context.decode(batch)
         for place in wanted:
             np.testing.assert_allclose(context.logits(place), expected[place], atol=LOGIT_NOISE)
-    assert np.abs(expected[6] - run_alone(steerable, PROMPT).logits[6]).max() > 10 * LOGIT_NOISE
+    assert np.abs(expected[6] - run_alone(steerable, PROMPT).logits[6]).max() > 5 * LOGIT_NOISE
 
 
 # What goes wrong

@@ -43,6 +43,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -209,7 +210,7 @@ def make_reference(reference: Reference, scratch: Path) -> Path:
     path = reference.model_file(scratch)
     model = load_model(path)
     tokenize = load_tokenizer(path)
-    arrays: dict[str, npt.NDArray[np.generic]] = {"source": np.array(source_of(reference.package))}
+    arrays: dict[str, Any] = {"source": np.array(source_of(reference.package))}
     for i, prompt in enumerate(reference.prompts):
         tokens = tokenize(prompt.text)
         positions = np.arange(len(tokens), dtype=np.int32)[list(prompt.positions)]
@@ -218,7 +219,7 @@ def make_reference(reference: Reference, scratch: Path) -> Path:
         arrays[f"prompt_{i}_positions"] = positions
         arrays[f"prompt_{i}_hidden"] = in_float16(block_outputs(model, tokens)[:, positions])
     output = HERE / reference.output_name
-    np.savez_compressed(output, allow_pickle=False, **arrays)
+    np.savez_compressed(output, **arrays)
     return output
 
 

@@ -1,0 +1,175 @@
+"""Concept files: what a control vector shall be about, in YAML.
+
+A concept file lists personas for two poles, questions, and openings of answers. Every persona is put into the template as the
+system message and crossed with every opening; the questions take turns. The two prompts of a pair differ in the persona only, and
+what is read are the activations at the end of the opening, where the model is about to go on in its own mood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from localsteer.contrast import Contrast, Pair, Prompt, read_text
+from localsteer.errors import ContrastError
+from localsteer.llama.chat_template import Message
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Poles(_Strict):
+    positive: Text
+    negative: Text
+
+
+class _Personas(_Strict):
+    positive: list[Text] = Field(min_length=1)
+    negative: list[Text] = Field(min_length=1)
+
+
+class _ExplicitPair(_Strict):
+    positive: Text
+    negative: Text
+
+
+class _HeldOut(_Strict):
+    questions: list[Text] = Field(default_factory=list)
+
+
+class Concept(_Strict):
+    """The contents of a concept.yaml."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+    description: str = ""
+    poles: _Poles
+    template: str = "{persona}"
+    personas: _Personas | None = None
+    questions: list[Text] = Field(default_factory=list)
+    openings: list[Text] = Field(default_factory=list)
+    pairs: list[_ExplicitPair] = Field(default_factory=list)
+    held_out: _HeldOut = Field(default_factory=_HeldOut)
+
+    def inconsistency(self) -> tuple[tuple[str | int, ...], str] | None:
+        """The first rule between keys that is broken: the key, and what is wrong."""
+        if self.pairs:
+            for key in ("personas", "questions", "openings"):
+                if getattr(self, key):
+                    return (key,), "a concept with pairs takes none"
+        elif self.personas is None:
+            return (), "give either personas (with openings) or pairs"
+        else:
+            positive, negative = len(self.personas.positive), len(self.personas.negative)
+            if positive != negative:
+                return ("personas",), f"{positive} positive and {negative} negative; give as many of each, for they are paired"
+            if not self.openings:
+                return ("openings",), "personas need openings: the first words of answers"
+            if "{persona}" not in self.template:
+                return ("template",), "it must contain {persona}"
+        for number, question in enumerate(self.held_out.questions):
+            if question in self.questions:
+                return ("held_out", "questions", number), f'"{question}" is also used for building'
+        return None
+
+    def contrast(self, source: str) -> Contrast:
+        """The pairs: personas x openings, with the questions taking turns; or the explicit ones."""
+        pairs: tuple[Pair, ...]
+        if self.personas is None:
+            pairs = tuple(
+                Pair(*(Prompt((Message("user", text),), "") for text in (pair.positive, pair.negative))) for pair in self.pairs
+            )
+        else:
+            pairs = tuple(
+                Pair(self._prompt(positive, index), self._prompt(negative, index))
+                for positive, negative in zip(self.personas.positive, self.personas.negative, strict=True)
+                for index in range(len(self.openings))
+            )
+        return Contrast(
+            self.name,
+            self.description,
+            self.poles.positive,
+            self.poles.negative,
+            pairs,
+            tuple(self.held_out.questions),
+            source,
+        )
+
+    def _prompt(self, persona: str, index: int) -> Prompt:
+        messages = [Message("system", self.template.replace("{persona}", persona))]
+        if self.questions:
+            messages.append(Message("user", self.questions[index % len(self.questions)]))
+        return Prompt(tuple(messages), self.openings[index])
+
+
+def load_concept(path: str | Path) -> Contrast:
+    """Read and validate a concept file.
+
+    Raises:
+        ContrastError: the file is missing, no YAML, or breaks a rule; the message names the line.
+    """
+    path = Path(path)
+    return parse_concept(read_text(path), str(path))
+
+
+def parse_concept(text: str, where: str) -> Contrast:
+    """A concept from YAML text.
+
+    Args:
+        text: the YAML.
+        where: what to call it in messages.
+
+    Raises:
+        ContrastError: no YAML, or a rule is broken; the message names the line.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, for one
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ContrastError(f"{where}{line}: this is not valid YAML: {problem}.") from error
+    if not isinstance(data, dict):
+        raise ContrastError(f"{where} is not a concept file: it holds no keys.", hint="docs/concepts.md shows one.")
+    try:
+        concept = Concept.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        raise _mistake(where, node, first["loc"], message) from error
+    if broken := concept.inconsistency():
+        raise _mistake(where, node, *broken)
+    return concept.contrast(text)
+
+
+def _mistake(where: str, node: Any, location: Sequence[str | int], message: str) -> ContrastError:
+    place = ".".join(str(part) for part in location)
+    return ContrastError(
+        f"{where}, line {_line_of(node, location)}: {f'{place}: ' if place else ''}{message}.",
+        hint="docs/concepts.md shows the format.",
+    )
+
+
+def _line_of(node: Any, location: Sequence[str | int]) -> int:
+    """1-based line of the innermost YAML node on the way to `location`."""
+    line = int(node.start_mark.line)
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = [(key, value) for key, value in node.value if key.value == part]
+            if not found:
+                break
+            key, node = found[0]
+            line = int(key.start_mark.line)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = int(node.start_mark.line)
+        else:
+            break
+    return line + 1
