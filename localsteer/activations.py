@@ -68,6 +68,8 @@ def read_activations(model: Model, spans: Sequence[Span], layers: Sequence[int],
         ModelError: llama.cpp does not show the residual stream of this architecture.
     """
     layers = tuple(layers)
+    if not spans:
+        raise ContrastError("There are no prompts to read.")
     for number, span in enumerate(spans, 1):
         if not span.tokens:
             raise ContrastError(f"Prompt {number} is empty.", hint="Give each prompt some text.")

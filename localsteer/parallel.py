@@ -78,7 +78,7 @@ def _generate_group(model: Model, requests: list[Request], report: Callable[[int
     tapped = steered and needs_tap(edits, model)
     tap = ResidualTap(model.n_layer, model.n_embd) if tapped else None
     groups = _prompt_groups(model, requests)
-    n_leaves = sum(tree.n_sequences for _, trees in groups for tree, _ in trees)
+    n_leaves = max((tree.n_sequences for _, trees in groups for tree, _ in trees), default=0)
     n_nodes = sum(len(tree.batch) for _, trees in groups for tree, _ in trees)
     n_ctx = n_nodes + sum(request.max_tokens + 1 for request in requests)
     start = time.perf_counter()
@@ -137,8 +137,7 @@ def _read_prompts(
                 # A prompt may be the beginning of another one, whose leaf it shares.
                 context.forget(number, len(path))
             for leaf in range(tree.n_sequences):
-                context.forget(first_leaf + leaf)
-            first_leaf += tree.n_sequences
+                context.forget(first_leaf + leaf)  # the next tree uses the same numbers
 
 
 def _run_lanes(context: Context, lanes: list[_Lane], report: Callable[[int], None]) -> None:

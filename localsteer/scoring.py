@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from localsteer.errors import LocalsteerError
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.prefix_tree import context_size, lay_out
@@ -31,7 +32,14 @@ def answer_nll(model: Model, pairs: Sequence[Scored]) -> NDArray[np.float64]:
 
     Returns:
         (n_pairs,) nats a token; NaN for an empty answer.
+
+    Raises:
+        LocalsteerError: a prompt is empty: nothing predicts the first token of its answer.
     """
+    if not pairs:
+        return np.empty(0)
+    if not all(pair.prompt for pair in pairs):
+        raise LocalsteerError("An answer to an empty prompt cannot be scored.", hint="Give each answer its prompt.")
     trees = lay_out(model, [pair.prompt + pair.answer for pair in pairs])
     n_ctx, n_seq = context_size(trees)
     totals = np.zeros(len(pairs))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from localsteer.errors import LocalsteerError
 from localsteer.generation import Generator, Request
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
@@ -57,3 +58,13 @@ def test_answers_beyond_a_batch_of_trees_are_scored(tiny: Model) -> None:
     scores = answer_nll(tiny, pairs)
     for number in (0, 75, 149):
         assert scores[number] == pytest.approx(nll_alone(tiny, pairs[number]), abs=NLL_NOISE)
+
+
+def test_nothing_to_score_gives_nothing(tiny: Model) -> None:
+    assert answer_nll(tiny, []).shape == (0,)
+
+
+@pytest.mark.parametrize("answer", [(), (65, 66)])
+def test_an_answer_without_a_prompt_is_refused(tiny: Model, answer: tuple[int, ...]) -> None:
+    with pytest.raises(LocalsteerError, match="empty prompt"):
+        answer_nll(tiny, [PAIRS[0], Scored((), answer)])

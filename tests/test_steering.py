@@ -103,7 +103,7 @@ def test_reading_and_printing_and_reading_again(expression: str, terms: list[Ter
 
 
 DATED = [
-    pytest.param("2024-01-05.gguf", [added("2024-01-05.gguf")]),
+    ("2024-01-05.gguf", [added("2024-01-05.gguf")]),
     ("0.5 7-up", [added("7-up", 0.5)]),
     ("!3-d@4", [removed("3-d", 4)]),
 ]
@@ -115,6 +115,8 @@ def test_a_name_may_begin_with_a_number_and_a_minus(expression: str, terms: list
     assert parse_steering(str(Steering(tuple(terms)))) == Steering(tuple(terms))
 
 
+BARE_NUMBER = pytest.mark.xfail(reason="it is read as a name, which printing would put in quotes", strict=True)
+MANY_DIGITS = pytest.mark.xfail(reason="a ValueError of int comes through", strict=True, raises=ValueError)
 ERRORS = [
     # Each expression, the column under which the caret stands, and a word of the message.
     ("+", 1, "name"),
@@ -162,10 +164,13 @@ ERRORS = [
     ("0.5*!happy", 4, "strength"),
     ("happy + 0.5!sad", 11, "strength"),
     ("happy + 1e999 sad", 8, "too large"),
+    pytest.param("0.5+happy", 3, "name", marks=BARE_NUMBER),
+    pytest.param("happy + 0.5@3", 11, "name", marks=BARE_NUMBER),
+    pytest.param("happy@" + "9" * 5000, 6, "layers", marks=MANY_DIGITS),
 ]
 
 
-@pytest.mark.parametrize(("expression", "column", "word"), ERRORS, ids=[repr(expression) for expression, *_ in ERRORS])
+@pytest.mark.parametrize(("expression", "column", "word"), ERRORS)
 def test_mistakes_show_their_place(expression: str, column: int, word: str) -> None:
     with pytest.raises(ExpressionError, match=word) as caught:
         parse_steering(expression)
@@ -245,7 +250,7 @@ def random_steering(random: np.random.Generator, letters: str) -> Steering:
         "0123456789.ea",
         "./~\\:_ab%$#",
         "äß幸\u00a0\u2028",
-        pytest.param("0123.e-"),
+        "0123.e-",
     ],
 )
 def test_whatever_is_printed_reads_the_same(letters: str) -> None:
@@ -375,9 +380,12 @@ def test_a_vector_that_does_not_fit_is_refused_by_its_name() -> None:
         plan("happy + wide", wide=wide)
 
 
-def test_strengths_that_overflow_are_refused() -> None:
-    with np.errstate(all="ignore"), pytest.raises(VectorError, match=r"happy.* too large"):
-        plan("1e300 happy")
+@pytest.mark.xfail(reason="numpy's warning is printed, too", strict=True, raises=RuntimeWarning)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("strength", ["1e300", "1e38"])
+def test_strengths_that_overflow_are_refused(strength: str) -> None:
+    with pytest.raises(VectorError, match=r"happy.* too large"):
+        plan(f"{strength} happy", happy=HAPPY * 1e3)
 
 
 def test_an_error_of_loading_is_passed_on() -> None:

@@ -69,11 +69,11 @@ def context_option(function: Command) -> Command:
 
 def sampling_options(function: Command) -> Command:
     """How tokens are drawn. The parameters' names are those of Sampling."""
-    from localsteer.llama.sampling import Sampling
+    from localsteer.llama.sampling import MAX_SEED, Sampling
 
     default = Sampling()
     for option in (
-        click.option("--seed", type=click.IntRange(0, 2**32 - 2), help="Draw the same answer again."),
+        click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Draw the same answer again."),
         click.option(
             "--repeat-penalty",
             type=click.FloatRange(0, min_open=True),

@@ -79,6 +79,10 @@ def _log_callback(llama_cpp: ModuleType) -> object:
         nonlocal level, line
         # Level 5 continues the line before; level 0 has no severity of its own.
         level = _LOG_LEVELS.get(ggml_level, level)
+        # Most are details that nobody asked for, 200 of them for each context: they need not even be decoded.
+        if level < logging.ERROR and not logger.isEnabledFor(level):
+            line = ""
+            return
         line += text.decode("utf-8", errors="replace")
         if not line.endswith("\n"):
             return

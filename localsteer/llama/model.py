@@ -12,7 +12,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.errors import ModelError
+from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama import library
 from localsteer.llama.chat_template import ChatTemplate
 from localsteer.llama.fingerprint import Fingerprint, hash_model_files, hash_texts
@@ -143,7 +143,7 @@ class Model:
         if not source:
             return None
         return ChatTemplate(
-            source.decode("utf-8"),
+            source.decode("utf-8", errors="replace"),
             bos=self._token_text(self._llama.llama_vocab_bos(self._vocab)),
             eos=self._token_text(self._llama.llama_vocab_eos(self._vocab)),
         )
@@ -167,8 +167,16 @@ class Model:
         Args:
             text: any text.
             add_special: put the model's beginning-of-sequence token in front, if it wants one and the text has none.
+
+        Raises:
+            LocalsteerError: the text holds half a character.
         """
-        data = text.encode("utf-8")
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise LocalsteerError(
+                f"The text is not valid Unicode (character {error.start}).", hint="Was it read from bytes that are not UTF-8?"
+            ) from error
         bos = self._llama.llama_vocab_bos(self._vocab)
         if bos >= 0 and (bos_text := self._token_text(bos)) and text.startswith(bos_text):
             add_special = False  # The chat template printed it already.

@@ -52,7 +52,8 @@ class ResidualTap:
     """The evaluation callback of one context, which must be created with it.
 
     Between decodes, `watch` says which layers to read and `edit` what to change; after a decode, `rows` gives what was
-    read. One decode must be one ubatch (`Context` sees to it).
+    read. One decode must be one ubatch: `Context` sees to it, but for recurrent models, whose batches llama.cpp splits anew; give
+    those one sequence, or one token of each, at a time.
 
     Args:
         n_layer: number of blocks of the model.

@@ -6,11 +6,13 @@ import secrets
 from dataclasses import dataclass
 from types import TracebackType
 
+from localsteer.errors import LocalsteerError
 from localsteer.llama import library
 from localsteer.llama.context import Context
 
 # The tokens that the repeat penalty looks back on; llama.cpp's default.
 _PENALTY_WINDOW = 64
+MAX_SEED = 2**32 - 2
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,15 @@ class Sampler:
     Args:
         settings: `settings.seed` must be set; `fresh_seed` makes one.
         n_vocab: size of the vocabulary.
+
+    Raises:
+        LocalsteerError: the seed is missing or out of range.
     """
 
     def __init__(self, settings: Sampling, n_vocab: int) -> None:
-        if settings.seed is None:
-            raise ValueError("a sampler needs a seed")
+        # llama.cpp takes 2**32 - 1 for "a random seed", and others modulo 2**32.
+        if settings.seed is None or not 0 <= settings.seed <= MAX_SEED:
+            raise LocalsteerError(f"{settings.seed} is no seed.", hint=f"Give a whole number from 0 to {MAX_SEED}.")
         self._llama = llama = library.load()
         self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         if settings.repeat_penalty != 1.0:

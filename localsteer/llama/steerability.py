@@ -44,7 +44,9 @@ def probe_steerability(model: Model) -> Steerability:
 
     A random direction at one block must move `l_out-k` by itself (up to float32 rounding) and leave `l_out-(k-1)` as it is.
     """
-    layer = max(1, model.n_layer // 2)
+    if model.n_layer < 2:
+        return Steerability(False, False, "it has only block 0, which cannot be steered")
+    layer = model.n_layer // 2
     tokens = model.tokenize("A") or [0]
     plain = np.zeros((model.n_layer, model.n_embd), np.float32)
     steered = plain.copy()

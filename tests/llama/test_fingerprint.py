@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,13 @@ def test_other_texts_have_another_hash(others: list[bytes]) -> None:
 
 
 # Files
+
+
+def test_a_hash_of_files_is_stable(tmp_path: Path) -> None:
+    # It is stored in vector files, too.
+    path = tmp_path / "model"
+    path.write_bytes(hashlib.shake_256(b"model").digest(3 * MIB))
+    assert hash_model_files([path, path]) == "dbeac6d8d8a31cb3c3f6b9cedd91fd197d82f8104744819cfb3000031f2adfa3"
 
 
 def test_a_copy_has_the_same_hash(tmp_path: Path) -> None:

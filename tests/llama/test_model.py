@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from localsteer.errors import ModelError
+from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama import library
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
@@ -205,3 +205,8 @@ def test_a_closed_model_says_so(tiny_path: TinyPath) -> None:
     with pytest.raises(ModelError, match=r"llama\.gguf is closed"):
         model.metadata("general.name")
     model.close()
+
+
+def test_half_a_character_is_refused(tiny: Model) -> None:
+    with pytest.raises(LocalsteerError, match="character 4"):
+        tiny.tokenize("bad \udc80 bytes")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from localsteer.errors import LocalsteerError
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampler, Sampling, fresh_seed
@@ -98,9 +99,10 @@ def test_a_mild_repeat_penalty_divides_the_logit(context: Context) -> None:
     assert draws(context, Sampling(temperature=0, repeat_penalty=ratio * 0.99, seed=1), 2) == [first, first]
 
 
-def test_a_sampler_needs_a_seed(tiny: Model) -> None:
-    with pytest.raises(ValueError, match="seed"):
-        Sampler(Sampling(), tiny.n_vocab)
+@pytest.mark.parametrize("seed", [None, -1, 2**32 - 1, 2**40])
+def test_a_seed_that_llama_cpp_would_not_take_as_it_is_is_refused(tiny: Model, seed: int | None) -> None:
+    with pytest.raises(LocalsteerError, match="seed"):
+        Sampler(Sampling(seed=seed), tiny.n_vocab)
 
 
 def test_fresh_seeds_differ() -> None:

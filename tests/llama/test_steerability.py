@@ -66,3 +66,10 @@ def test_a_build_that_scales_control_vectors_is_not_trusted(tiny: Model, monkeyp
 
     monkeypatch.setattr(Context, "set_control_vector", scaled)
     assert not probe_steerability(tiny).native
+
+
+def test_a_model_of_one_block_cannot_be_steered(tmp_path: Path) -> None:
+    with Model(write_tiny_model(tmp_path / "flat.gguf", n_layer=1), threads=1) as flat:
+        found = probe_steerability(flat)
+    assert not found.native
+    assert "only block 0" in found.reason
