@@ -54,7 +54,8 @@ def llama_programs() -> dict[str, Path]:
     home.mkdir(parents=True, exist_ok=True)
     with _locked(home / "lock"):
         if not set(PROGRAMS) <= _finished(home):
-            _compile(_source(home, version), home / "build")
+            cmake, ninja = _build_tool("cmake"), _build_tool("ninja")
+            _compile(_source(home, version), home / "build", cmake, ninja)
             _mark_finished(home)
     return {name: _program(home, name) for name in PROGRAMS}
 
@@ -100,9 +101,8 @@ def _source(home: Path, version: str) -> Path:
     return source
 
 
-def _compile(source: Path, build: Path) -> None:
+def _compile(source: Path, build: Path, cmake: str, ninja: str) -> None:
     """Configure and build. Ninja redoes a step that was cut off; make would take its half-written output for done."""
-    cmake, ninja = _build_tool("cmake"), _build_tool("ninja")
     options = [f"-D{key}={value}" for key, value in CONFIGURATION.items()]
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     _run([cmake, "-S", str(source), "-B", str(build), *generator, *options], "configuring llama.cpp")

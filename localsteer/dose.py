@@ -13,7 +13,7 @@ Floats = NDArray[np.float32]
 MIN_RELIABILITY = 0.5
 
 # Sum over layers of ‖added‖ / mean ‖hidden state‖ at strength 1.
-DEFAULT_DOSE = 1.0
+DEFAULT_DOSE = 0.2
 
 
 def readable_layers(n_layer: int) -> tuple[int, ...]:

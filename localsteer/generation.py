@@ -240,12 +240,13 @@ class Generator:
         reused = cache.keep_common(request.prompt[:-1], request.prompt_edit)
         row = self._read_prompt(cache, request, reused, should_stop)
         middle = time.perf_counter()
+        computed = len(cache.tokens) - reused
         tokens, reason = ((), "interrupted") if row is None else self._answer(cache, request, row, stream, on_text, should_stop)
         rest = stream.finish()
         if rest and on_text is not None:
             on_text(rest)
         end = time.perf_counter()
-        timing = Timing(len(request.prompt) - reused, reused, middle - start, len(tokens), end - middle)
+        timing = Timing(computed, reused, middle - start, len(tokens), end - middle)
         assert request.sampling.seed is not None
         return Answer(stream.text, tokens, reason, request.sampling.seed, timing)
 

@@ -47,7 +47,6 @@ def relative_difference(found: Floats, expected: Floats) -> Floats:
 def test_reads_what_transformers_computes(name: str, file: str, request: pytest.FixtureRequest) -> None:
     model: Model = request.getfixturevalue(name)
     reference = np.load(REFERENCE / file)
-    here, beside = [], []
     index = 0
     while f"prompt_{index}_text" in reference:
         tokens = reference[f"prompt_{index}_tokens"].tolist()
@@ -55,14 +54,13 @@ def test_reads_what_transformers_computes(name: str, file: str, request: pytest.
         positions = reference[f"prompt_{index}_positions"]
         hidden = reference[f"prompt_{index}_hidden"].astype(np.float32)
         found = read_all(model, tokens)[:, positions]
-        here.append(relative_difference(found, hidden))
-        beside.append(relative_difference(found[1:], hidden[:-1]))
+        # Measured: 0.3 to 4.3 % at the right block (8-bit activations), and at least 5.4 times as much at its neighbours.
+        right = relative_difference(found, hidden)
+        assert right.max() < 0.06
+        assert (relative_difference(found[1:], hidden[:-1]) > 3 * right[1:]).all()
+        assert (relative_difference(found[:-1], hidden[1:]) > 3 * right[:-1]).all()
         index += 1
     assert index >= 3
-    # See make_reference.py for the spread: the noise is that of 8-bit activations.
-    assert np.median(np.concatenate(here, axis=1)) < 0.04
-    assert np.concatenate(here, axis=1).max() < 0.15
-    assert np.median(np.concatenate(beside, axis=1)) > 0.15
 
 
 def test_a_control_vector_moves_its_own_block_only(model: Model) -> None:
@@ -110,7 +108,7 @@ def test_four_strengths_in_one_batch_equal_four_alone(model: Model) -> None:
     tokens = model.tokenize("Tell me about the town where you live.")
     direction = np.zeros((model.n_layer, model.n_embd), np.float32)
     middle = range(model.n_layer // 4, 3 * model.n_layer // 4)
-    direction[list(middle)] = np.random.default_rng(2).standard_normal((len(middle), model.n_embd))
+    direction[list(middle)] = 3 * np.random.default_rng(2).standard_normal((len(middle), model.n_embd))
     edits = [Edit(np.float32(strength) * direction) for strength in (-1.0, 0.0, 0.5, 2.0)]
     alone = []
     for edit in edits:
@@ -128,10 +126,11 @@ def test_four_strengths_in_one_batch_equal_four_alone(model: Model) -> None:
         context.decode(Batch.of_next_tokens(tokens[-1:] * 4, [len(tokens) - 1] * 4, range(4)))
         together = [context.logits(row).copy() for row in range(4)]
     for one, other in zip(alone, together, strict=True):
-        # Batches of 1 and of 4 tokens use different kernels; see the noise floor in the reference test.
-        assert np.linalg.norm(one - other) < 0.03 * np.linalg.norm(one)
+        # Gemma's Q4_K runs other kernels for 4 tokens than for 1: unsteered logits differ by 2.8 % then, steered ones by 3.2 %.
+        # On the demo model the difference is zero.
+        assert np.linalg.norm(one - other) < 0.06 * np.linalg.norm(one)
     apart = [np.linalg.norm(alone[i] - alone[i + 1]) / np.linalg.norm(alone[i]) for i in range(3)]
-    assert min(apart) > 0.03
+    assert min(apart) > 0.12
 
 
 def test_a_prefix_tree_reads_what_single_prompts_read(model: Model) -> None:
