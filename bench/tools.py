@@ -49,15 +49,28 @@ def llama_programs() -> dict[str, Path]:
     Raises:
         ToolsError: a build tool is missing, or a step failed.
     """
-    version = importlib.metadata.version("llama-cpp-python")
-    home = user_cache_path("localsteer") / "bench-tools" / version
+    home = _home()
     home.mkdir(parents=True, exist_ok=True)
     with _locked(home / "lock"):
         if not set(PROGRAMS) <= _finished(home):
             cmake, ninja = _build_tool("cmake"), _build_tool("ninja")
-            _compile(_source(home, version), home / "build", cmake, ninja)
+            _compile(_source(home), home / "build", cmake, ninja)
             _mark_finished(home)
     return {name: _program(home, name) for name in PROGRAMS}
+
+
+def built_programs() -> dict[str, Path] | None:
+    """Where each of `PROGRAMS` is, or None where they are not built yet."""
+    home = _home()
+    return {name: _program(home, name) for name in PROGRAMS} if set(PROGRAMS) <= _finished(home) else None
+
+
+def _home() -> Path:
+    return user_cache_path("localsteer") / "bench-tools" / _version()
+
+
+def _version() -> str:
+    return importlib.metadata.version("llama-cpp-python")
 
 
 @contextmanager
@@ -85,12 +98,12 @@ def _mark_finished(home: Path) -> None:
     partial.replace(home / "finished.json")
 
 
-def _source(home: Path, version: str) -> Path:
+def _source(home: Path) -> Path:
     """The llama.cpp tree of the sdist: downloaded and unpacked aside, then renamed, so it is whole or absent."""
     source = home / "source"
     if not source.exists():
         with tempfile.TemporaryDirectory(dir=home, prefix="unpack-") as folder:
-            requirement = f"llama-cpp-python=={version}"
+            requirement = f"llama-cpp-python=={_version()}"
             download = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python"]
             _run([*download, "-d", folder, requirement], "downloading the llama-cpp-python sdist")
             (archive,) = Path(folder).glob("*.tar.gz")

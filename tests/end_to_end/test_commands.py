@@ -1,0 +1,92 @@
+"""The main job as a newcomer does it, with the real demo model, each command in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from localsteer.vector_file import read_vector
+from tests.end_to_end.conftest import HAPPY, ROOT
+
+
+def cli(*arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+
+
+def document(*arguments: str | Path) -> Any:
+    result = cli(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("extracted") / "happy.gguf"
+    result = cli("extract", HAPPY, "-m", "demo", "-o", out)
+    assert result.returncode == 0, result.stderr
+    assert "96 pairs" in result.stdout
+    return out
+
+
+def test_the_shipped_vector_is_the_one_that_its_concept_gives(extracted: Path) -> None:
+    built = read_vector(extracted)
+    (file,) = (ROOT / "vectors" / "happy").glob("*.gguf")
+    shipped = read_vector(file)
+    assert shipped.layers == built.layers
+    assert shipped.provenance.dataset_sha256 == built.provenance.dataset_sha256
+    assert shipped.provenance.model == built.provenance.model
+    for layer, direction in built.directions.items():
+        cosine = direction @ shipped.directions[layer] / (direction @ direction) ** 0.5
+        # Another CPU rounds otherwise; at the least reliable layer two halves of the pairs still agree to 0.75.
+        assert cosine / (shipped.directions[layer] @ shipped.directions[layer]) ** 0.5 > 0.95
+
+
+def test_one_question_three_ways(extracted: Path) -> None:
+    answer = document("generate", "How was your day?", "-m", "demo", "-s", extracted, "--compare", "-n", "40", "--seed", "4")
+    texts = [answer["text"], answer["unsteered"]["text"], answer["opposite"]["text"]]
+    assert len(set(texts)) == 3
+    assert all(text.strip() for text in texts)
+    assert answer["steering"] == str(extracted)
+    assert answer["unsteered"]["steering"] == ""
+    assert answer["relative_dose"] == pytest.approx(0.2, abs=0.001)
+    alone = document("generate", "How was your day?", "-m", "demo", "-n", "40", "--seed", "4")
+    assert alone["tokens"] == answer["unsteered"]["tokens"]
+
+
+def test_a_library_name_steers(extracted: Path) -> None:
+    by_name = document("generate", "How was your day?", "-s", "-happy", "-n", "30", "--seed", "4")
+    plain = document("generate", "How was your day?", "-n", "30", "--seed", "4")
+    assert by_name["tokens"] != plain["tokens"]
+
+
+def test_a_chat_from_a_pipe() -> None:
+    result = cli("chat", "-s", "happy", "-n", "24", "--seed", "1", stdin="Hello!\n/steer -1 happy\nHow are you?\n/quit\n")
+    assert result.returncode == 0, result.stderr
+    before, _, after = result.stdout.partition("Steering: -happy")
+    assert before.strip()
+    assert after.strip()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to one process")
+def test_ctrl_c_during_extraction_leaves_nothing(tmp_path: Path) -> None:
+    import signal
+
+    out = tmp_path / "happy.gguf"
+    command = [sys.executable, str(ROOT / "cli.py"), "extract", str(HAPPY), "-m", "demo", "-o", str(out)]
+    process = subprocess.Popen([*command, "--position", "response"], stderr=subprocess.PIPE, text=True)
+    # Answering takes a minute: after a few seconds it is in the middle of it.
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
