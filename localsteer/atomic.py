@@ -22,13 +22,12 @@ def atomic_path(path: Path, error: type[LocalsteerError] = LocalsteerError) -> I
     Raises:
         LocalsteerError: the folder is missing or read-only, or the disk is full; of the class `error`.
     """
-    if path.is_dir():
-        raise error(f"{path} is a folder.", hint="Give the name of a file.")
+    _refuse_folder(path, error)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
     except OSError as problem:
-        raise error(f"{path} cannot be written: {problem.strerror}.") from problem
+        raise _unwritable(path, error, problem) from problem
     temporary = Path(name)
     try:
         yield temporary
@@ -38,7 +37,7 @@ def atomic_path(path: Path, error: type[LocalsteerError] = LocalsteerError) -> I
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as problem:
-        raise error(f"{path} cannot be written: {problem.strerror}.") from problem
+        raise _unwritable(path, error, problem) from problem
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -49,9 +48,22 @@ def check_writable(path: Path, error: type[LocalsteerError] = LocalsteerError) -
     Raises:
         LocalsteerError: as `atomic_path`.
     """
-    if path.is_dir():
-        raise error(f"{path} is a folder.", hint="Give the name of a file.")
+    _refuse_folder(path, error)
     if not path.parent.is_dir():
         raise error(f"{path} cannot be written: there is no folder {path.parent}.")
     if not os.access(path.parent, os.W_OK):
         raise error(f"{path} cannot be written: the folder {path.parent} is read-only.")
+
+
+def _refuse_folder(path: Path, error: type[LocalsteerError]) -> None:
+    try:
+        is_folder = path.is_dir()
+    except OSError as problem:  # a name that is too long, for one
+        raise _unwritable(path, error, problem) from problem
+    if is_folder:
+        raise error(f"{path} is a folder.", hint="Give the name of a file.")
+
+
+def _unwritable(path: Path, error: type[LocalsteerError], problem: OSError) -> LocalsteerError:
+    # numpy tells of a full disk without an error number, in words of its own.
+    return error(f"{path} cannot be written: {problem.strerror or problem}.")

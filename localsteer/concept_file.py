@@ -131,10 +131,12 @@ def parse_concept(text: str, where: str) -> Contrast:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, for one
-        mark = getattr(error, "problem_mark", None)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist, for one
+        # What is not closed is found at the end of the file; the context is where it was opened.
+        unclosed = "end of stream" in (getattr(error, "problem", None) or "")
+        mark = getattr(error, "context_mark" if unclosed else "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error)
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise ContrastError(f"{where}{line}: this is not valid YAML: {problem}.") from error
     if not isinstance(data, dict):
         raise ContrastError(f"{where} is not a concept file: it holds no keys.", hint="docs/concepts.md shows one.")

@@ -126,7 +126,9 @@ def read_text(path: Path) -> str:
         ContrastError: it is missing, cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        # As it is: a lone carriage return does not end a line here.
+        with path.open(encoding="utf-8", newline="") as file:
+            return file.read()
     except FileNotFoundError:
         raise ContrastError(f"There is no file {path}.") from None
     except UnicodeDecodeError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,11 +19,16 @@ DEFAULT_DOSE = 0.2
 
 
 def readable_layers(n_layer: int) -> tuple[int, ...]:
-    """The layers that extraction reads unless told otherwise: 1 up to four fifths of the depth.
+    """The layers that extraction reads unless told otherwise: 1 up to three quarters of the depth.
 
-    The layers above are no good for steering (their output is nearly the next token's), and not computing them saves the time.
+    The layers above are steered by no default, and not computing them saves the time.
     """
-    return tuple(range(1, max(2, int(np.ceil(0.8 * n_layer)) + 1)))[: n_layer - 1]
+    return tuple(range(1, _middle(n_layer).stop))
+
+
+def _middle(n_layer: int) -> range:
+    """The middle half of the depth, without block 0: 8-23 of 30 layers, 5-14 of 18."""
+    return range(max(1, math.ceil(n_layer / 4)), min(math.ceil(3 * n_layer / 4), n_layer - 1) + 1)
 
 
 def default_layers(reliability: Floats) -> tuple[int, ...]:
@@ -33,15 +40,13 @@ def default_layers(reliability: Floats) -> tuple[int, ...]:
     Raises:
         ContrastError: no layer of them is reliable.
     """
-    n_layer = len(reliability)
-    first, last = int(np.ceil(n_layer / 4)), int(np.ceil(3 * n_layer / 4))
-    middle = list(range(max(1, first), min(last, n_layer - 1) + 1))
+    middle = _middle(len(reliability))
     kept = tuple(layer for layer in middle if not reliability[layer] < MIN_RELIABILITY)
     if not kept:
-        best = float(np.nanmax(reliability[middle]))
+        best = float(np.nanmax(reliability[middle.start : middle.stop]))
         raise ContrastError(
             f"The two sides do not differ in any consistent way: two halves of the pairs agree to a cosine of {best:.2f} at "
-            f"best in layers {first}-{last}.",
+            f"best in layers {middle.start}-{middle.stop - 1}.",
             hint="Use personas that are further apart, or more pairs.",
         )
     return kept

@@ -43,6 +43,7 @@ class ExpressionError(LocalsteerError):
     """
 
     def __init__(self, expression: str, column: int, problem: str, *, hint: str | None = None) -> None:
-        super().__init__(f"{problem}\n  {expression}\n  {' ' * column}^", hint=hint)
+        shown = "".join(" " if character.isspace() else character for character in expression)
+        super().__init__(f"{problem}\n  {shown}\n  {' ' * column}^", hint=hint)
         self.expression = expression
         self.column = column

@@ -124,6 +124,8 @@ def _measure(n_layer: int, activations: Activations, estimate: Estimator) -> _Me
 
 
 def _layers_to_read(model: Model, settings: ExtractionSettings) -> Sequence[int]:
+    if model.n_layer < 2:
+        raise LocalsteerError(f"{model.name} has only block 0, which cannot be steered.")
     if settings.layers is None:
         return readable_layers(model.n_layer)
     first, last = settings.layers

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import platformdirs
 
-from localsteer.concept_file import load_concept
 from localsteer.contrast import Contrast
+from localsteer.dose import DEFAULT_DOSE
 from localsteer.errors import VectorError
 from localsteer.extraction import Progress, extract
 from localsteer.llama.model import Model
@@ -45,7 +45,10 @@ class LibraryConcept:
     def built(self) -> Iterator[ControlVector]:
         """The vectors that lie beside it, for whatever models."""
         for path in sorted(self.folder.glob("*.gguf")):
-            yield read_vector(path)
+            try:
+                yield read_vector(path)
+            except VectorError as error:
+                logger.warning("%s", error)
 
 
 def user_folder() -> Path:
@@ -110,6 +113,8 @@ def load_vector(name: str, model: Model, progress: Progress | None = None) -> Co
         own = vector.provenance.model
         if own is not None and own.same_file(model.fingerprint):
             return vector
+    from localsteer.concept_file import load_concept  # pydantic: 0.1 s and 10 MB that a built vector does not need
+
     contrast = load_concept(concept.file)
     cached = _cache_path(contrast, model)
     if cached.exists():
@@ -149,6 +154,6 @@ def load_for_showing(name: str) -> ControlVector:
 
 
 def _cache_path(contrast: Contrast, model: Model) -> Path:
-    """Another model file or another wording of the concept is another vector."""
-    key = hashlib.sha256(f"{model.fingerprint.content}\n{contrast.source}".encode()).hexdigest()[:16]
+    """Another model file, another wording of the concept or another default dose is another vector."""
+    key = hashlib.sha256(f"{model.fingerprint.content}\n{DEFAULT_DOSE}\n{contrast.source}".encode()).hexdigest()[:16]
     return platformdirs.user_cache_path("localsteer") / "vectors" / f"{contrast.name}-{key}.gguf"

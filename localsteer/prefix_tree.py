@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.llama.context import Batch, Context
+from localsteer.llama.context import Batch
 from localsteer.llama.model import Model
 
 # Attention of one token runs over all cells in the cache, its own or not, so larger trees cost more than they save:
@@ -126,10 +126,3 @@ def context_size(trees: Sequence[PrefixTree]) -> tuple[int, int]:
 def lay_out(model: Model, prompts: Sequence[Sequence[int]]) -> list[PrefixTree]:
     """The trees for a model: shared where its sequences can share tokens, one prompt each otherwise."""
     return list(grow_trees(prompts, share=model.sequences_share_tokens))
-
-
-def clear_for(context: Context, tree: PrefixTree) -> None:
-    """Empty a context that is about to hold `tree`, and check that it is large enough."""
-    if len(tree.batch) > context.n_ctx or tree.n_sequences > context.n_seq:
-        raise ValueError(f"a tree of {len(tree.batch)} nodes in a context of {context.n_ctx}")
-    context.clear()

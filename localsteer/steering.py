@@ -94,9 +94,9 @@ class Plan:
 
 # A bare name may hold what paths hold; a space, a quote, @, *, ! or + needs quotes around the whole.
 _BARE = re.compile(r"(?!-)[^\s\"'@*!+]+")
-# A strength ends with a space, a star or a quote: "2024-01-05.gguf" and "3d" are names.
-_NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?(?=[\s*\"'!]|$)")
-_LAYERS = re.compile(r"(\d+)(?:-(\d+))?")
+# What a strength ends with; "2024-01-05.gguf" and "3d" are names.
+_NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?(?=[\s*\"'!+@]|$)")
+_LAYERS = re.compile(r"(\d{1,6})(?!\d)(?:-(\d{1,6})(?!\d))?")
 _SPACE = re.compile(r"\s*")
 
 
@@ -234,7 +234,8 @@ def resolve(steering: Steering, model: Fingerprint, load: Callable[[str], Contro
             for layer, direction in vector.directions.items():
                 removed.setdefault(layer, []).append(direction)
         else:
-            added += np.float32(term.strength) * vector.rows(model.n_layer)
+            with np.errstate(over="ignore", invalid="ignore"):
+                added += np.float32(term.strength) * vector.rows(model.n_layer)
     if not np.isfinite(added).all():
         raise VectorError(f'The strengths of "{steering}" are too large.')
     bases = {layer: basis for layer, directions in removed.items() if len(basis := _orthonormal(directions))}
@@ -268,7 +269,10 @@ def _trim(vector: ControlVector, term: Term, model: Fingerprint) -> ControlVecto
 def _orthonormal(directions: list[Floats]) -> Floats:
     """A basis (r, n_embd) of what the directions span, so that removing them does not depend on their order."""
     basis: NDArray[np.float64]
-    _, sizes, basis = np.linalg.svd(np.stack(directions).astype(np.float64), full_matrices=False)
+    stacked = np.stack(directions).astype(np.float64)
+    norms = np.linalg.norm(stacked, axis=1, keepdims=True)
+    # Their lengths do not matter for what is removed: a short one counts as much as a long one.
+    _, sizes, basis = np.linalg.svd(stacked / np.where(norms > 0, norms, 1), full_matrices=False)
     # Directions that are multiples of one another up to float32 rounding span one dimension, not two.
     kept = sizes > max(1e-6 * float(sizes[0]), float(np.finfo(np.float32).tiny))
     return basis[kept].astype(np.float32)
@@ -282,4 +286,4 @@ def _quote(name: str) -> str:
 
 
 def _format_number(number: float) -> str:
-    return repr(number).removesuffix(".0")
+    return repr(float(number)).removesuffix(".0")

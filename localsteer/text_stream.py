@@ -41,10 +41,11 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += fresh
-        places = [at for string in self._stop if (at := self._held.find(string)) >= 0]
+        # The one that ends first, as it would be met token by token.
+        places = [(at + len(string), at) for string in self._stop if (at := self._held.find(string)) >= 0]
         if places:
             self.stopped = True
-            shown, self._held = self._held[: min(places)], ""
+            shown, self._held = self._held[: min(places)[1]], ""
         else:
             keep = self._open_end()
             cut = len(self._held) - keep

@@ -107,7 +107,10 @@ class ControlVector:
 
     def __mul__(self, factor: float) -> ControlVector:
         directions = {layer: (direction * np.float32(factor)) for layer, direction in self.directions.items()}
-        return replace(self, directions=directions)
+        provenance = self.provenance
+        if factor < 0:
+            provenance = replace(provenance, positive=provenance.negative, negative=provenance.positive)
+        return ControlVector(directions, provenance)
 
     __rmul__ = __mul__
 

@@ -78,12 +78,10 @@ def read_vector(path: str | Path) -> ControlVector:
     """
     path = Path(path)
     fields, tensors = _read_gguf(path)
-    architecture = fields.get("general.architecture")
-    if architecture != ARCHITECTURE:
-        raise VectorError(
-            f'{path} is not a control vector: its architecture is "{architecture}".',
-            hint="A model goes after -m." if architecture else None,
-        )
+    if "general.architecture" not in fields:
+        raise VectorError(f"{path} is not a control vector: it does not name its kind (general.architecture).")
+    if fields.get("localsteer.version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise VectorError(f"{path} was written by a newer localsteer.", hint="Upgrade localsteer to read it.")
     directions: dict[int, np.ndarray[Any, np.dtype[np.float32]]] = {}
     for name, (kind, array) in tensors.items():
         match = _DIRECTION.match(name)
@@ -104,6 +102,27 @@ def _read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, Any]]]:
     """Metadata values and (type name, array) of each tensor of a GGUF file."""
     import gguf
 
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+        """Stops at the first sign that this is no sound control vector.
+
+        The base class takes short slices past the end of the file (a damaged array length would keep it busy for
+        hours), and reads all of a model's vocabulary (12 s) before anyone can ask what kind of file it is.
+        """
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            values = super()._get(offset, dtype, count, override_order)
+            if len(values) != count:
+                raise ValueError("it ends too early")
+            return values
+
+        def _push_field(self, field: Any, skip_sum: bool = False) -> int:
+            if field.name == "general.architecture" and (architecture := field.contents()) != ARCHITECTURE:
+                raise VectorError(
+                    f'{path} is not a control vector: its architecture is "{architecture}".',
+                    hint="A model goes after -m.",
+                )
+            return int(super()._push_field(field, skip_sum))
+
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -114,9 +133,11 @@ def _read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, Any]]]:
     if magic != b"GGUF":
         raise VectorError(f"{path} is not a GGUF file.", hint="Control vectors are GGUF files, as llama.cpp makes them.")
     try:
-        reader = gguf.GGUFReader(path)
+        reader = Reader(path)
         fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
         tensors = {tensor.name: (tensor.tensor_type.name, tensor.data) for tensor in reader.tensors}
+    except VectorError:
+        raise
     except Exception as error:  # gguf raises whatever a damaged length or offset leads to
         raise VectorError(f"{path} is damaged: {error}.", hint="Build or download it again.") from error
     return fields, tensors

@@ -193,13 +193,11 @@ def test_a_broken_concept_names_the_line(old: str, new: str, line: int, words: s
     assert words in caught.value.message
 
 
-@pytest.mark.xfail(reason="the end of the file is named", strict=True)
 def test_a_quote_that_is_not_closed_is_named_where_it_opens() -> None:
     with pytest.raises(ContrastError, match="line 14"):
         parse(PIRATE.replace("  - Where do you live?", "  - 'Where do you live?"))
 
 
-@pytest.mark.xfail(reason="PyYAML's message has two lines", strict=True)
 def test_a_mistake_is_told_in_one_line() -> None:
     with pytest.raises(ContrastError, match=r"\A.*YAML.*\Z"):
         parse(PIRATE.replace("pirate", "pi\0rate"))
@@ -344,9 +342,7 @@ def test_escaped_bytes_are_utf_8_as_in_llama_cpp(tmp_path: Path) -> None:
     assert openings(read(tmp_path, r"caf\xc3\xa9", "x")) == [("café", "x")]
 
 
-@pytest.mark.parametrize(
-    "character", ["\u2028", "\u0085", "\x0c", "\x1e", pytest.param("\r", marks=pytest.mark.xfail(reason="as \\n", strict=True))]
-)
+@pytest.mark.parametrize("character", ["\u2028", "\u0085", "\x0c", "\x1e", "\r"])
 def test_only_a_newline_ends_a_prompt(tmp_path: Path, character: str) -> None:
     assert openings(read(tmp_path, f"a{character}b\n", "c\n")) == [(f"a{character}b", "c")]
 

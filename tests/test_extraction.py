@@ -10,6 +10,7 @@ from localsteer import activations, extraction
 from localsteer.activations import Activations, Progress, Span
 from localsteer.concept_file import parse_concept
 from localsteer.contrast import Contrast, Pair, Prompt
+from localsteer.dose import DEFAULT_DOSE
 from localsteer.errors import ContrastError, LocalsteerError, ModelError
 from localsteer.extraction import ExtractionSettings, extract, layer_summary
 from localsteer.generation import Answer, Timing
@@ -55,7 +56,7 @@ def test_a_direction_is_the_mean_difference_at_its_share_of_the_dose(steerable: 
     norms = np.linalg.norm(np.concatenate([positive, negative]), axis=2).mean(axis=0)
     for layer in vector.layers:
         assert cosine(vector.directions[layer], differences[layer]) > 0.999
-        assert np.linalg.norm(vector.directions[layer]) == pytest.approx(norms[layer] / 3, rel=0.01)
+        assert np.linalg.norm(vector.directions[layer]) == pytest.approx(DEFAULT_DOSE * norms[layer] / 3, rel=0.01)
         assert hidden_norm[layer] == pytest.approx(norms[layer], rel=0.01)
         assert difference_norm[layer] == pytest.approx(np.linalg.norm(differences[layer]), rel=0.02)
 
@@ -137,17 +138,17 @@ def test_a_vector_says_where_it_comes_from(tiny: Model) -> None:
 # Layers
 
 
-def test_the_middle_half_of_the_layers_is_steered_and_the_top_fifth_not_even_read(tmp_path: Path) -> None:
+def test_the_middle_half_of_the_layers_is_steered_and_the_top_quarter_not_even_read(tmp_path: Path) -> None:
     with Model(write_tiny_model(tmp_path / "deep.gguf", n_layer=12, n_embd=32), threads=1) as model:
         vector = extract(model, HAPPY)
         assert vector.layers == tuple(range(3, 10))
         assert vector.provenance.hidden_norm is not None
-        assert np.isfinite(vector.provenance.hidden_norm).tolist() == [False] + [True] * 10 + [False]
+        assert np.isfinite(vector.provenance.hidden_norm).tolist() == [False] + [True] * 9 + [False] * 2
         assert layer_summary(vector) == "3-9 of 12"
         # Seven equal shares of one dose.
         for layer in vector.layers:
             share = np.linalg.norm(vector.directions[layer]) / vector.provenance.hidden_norm[layer]
-            assert share == pytest.approx(1 / 7, rel=1e-4)
+            assert share == pytest.approx(DEFAULT_DOSE / 7, rel=1e-4)
 
 
 @pytest.mark.parametrize("layers", [(1, 1), (2, 3), (1, 3)])

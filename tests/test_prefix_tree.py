@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from localsteer import prefix_tree
-from localsteer.llama.context import Context
 from localsteer.llama.model import Model
-from localsteer.prefix_tree import PrefixTree, clear_for, context_size, grow_trees, lay_out
+from localsteer.prefix_tree import PrefixTree, context_size, grow_trees, lay_out
 
 Prompts = list[list[int]]
 
@@ -158,12 +157,3 @@ def test_a_model_gets_trees_that_its_sequences_allow(tiny_model: Callable[[str],
     prompts = [[1, 2], [1, 3], [1, 3]]
     assert len(lay_out(tiny_model("llama"), prompts)) == 1
     assert len(lay_out(tiny_model("mamba"), prompts)) == 2
-
-
-def test_a_context_that_is_too_small_is_refused(tiny: Model) -> None:
-    (tree,) = grow_trees([[1, 2], [1, 3]])
-    (wide,) = grow_trees([[token] for token in range(3)])
-    with Context(tiny, n_ctx=256, n_seq=2) as context:
-        clear_for(context, tree)
-        with pytest.raises(ValueError, match="nodes in a context"):
-            clear_for(context, wide)

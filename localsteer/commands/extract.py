@@ -45,7 +45,6 @@ def command(
     The prompt files are those of llama-cvector-generator. Strength 1 of the vector is a safe default dose.
     """
     from localsteer.atomic import check_writable
-    from localsteer.concept_file import load_concept
     from localsteer.contrast import read_prompt_files
     from localsteer.errors import VectorError
     from localsteer.extraction import ExtractionSettings, extract, layer_summary
@@ -54,6 +53,8 @@ def command(
     if (concept is None) == (positive is None and negative is None):
         raise click.UsageError("Give either CONCEPT, or both --positive and --negative.")
     if concept is not None:
+        from localsteer.concept_file import load_concept
+
         contrast = load_concept(concept)
     elif positive is None or negative is None:
         raise click.UsageError("--positive and --negative go together.")

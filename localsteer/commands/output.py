@@ -77,6 +77,9 @@ def print_side_by_side(answers: Sequence[tuple[str, str, float]]) -> None:
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Progress]:
     """A progress bar on stderr with the time left, only where stderr is a terminal; yields the function to tell it."""
+    if not sys.stderr.isatty():
+        yield lambda _what, _done, _total: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -87,7 +90,6 @@ def progress_bar() -> Iterator[Progress]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-        disable=not sys.stderr.isatty(),
     )
     tasks: dict[str, Any] = {}
 

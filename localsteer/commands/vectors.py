@@ -44,12 +44,7 @@ def list_vectors(as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        print_table(("name", "+", "-", "description", "from"), [tuple(row.values()) for row in _columns(rows)])
-
-
-def _columns(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    order = ("name", "positive", "negative", "description", "source")
-    return [{key: row[key] for key in order} for row in rows]
+        print_table(("name", "+", "-", "description", "from"), [tuple(row.values()) for row in rows])
 
 
 @command.command("show")

@@ -57,6 +57,7 @@ class Sampler:
         if settings.seed is None or not 0 <= settings.seed <= MAX_SEED:
             raise LocalsteerError(f"{settings.seed} is no seed.", hint=f"Give a whole number from 0 to {MAX_SEED}.")
         self._llama = llama = library.load()
+        self._greedy = settings.temperature <= 0 and settings.repeat_penalty == 1.0
         self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         if settings.repeat_penalty != 1.0:
             self._add(llama.llama_sampler_init_penalties(n_vocab, _PENALTY_WINDOW, settings.repeat_penalty, 0.0, 0.0))
@@ -86,6 +87,9 @@ class Sampler:
 
     def sample(self, context: Context, row: int) -> int:
         """Draw the token that follows row `row` of the context's last decode, and remember it for the penalties."""
+        if self._greedy:
+            # What the chain would take; it copies all logits into a list of candidates first, 0.2 ms for 49k tokens.
+            return int(context.logits(row).argmax())
         return int(self._llama.llama_sampler_sample(self._chain, context.handle, row))
 
     def _add(self, part: object) -> None:
