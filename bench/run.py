@@ -6,6 +6,7 @@ Run as `python -m bench.run`. The first run compiles llama.cpp's programs (see `
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +28,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")
+    # As an exception, so that the program being measured and the temporary files do not outlive this one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         _bench(options.repeats, options.only)
     except (ToolsError, MeasurementError, LocalsteerError) as error:

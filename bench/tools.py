@@ -7,7 +7,6 @@ measure against are compiled here, with the flags that the wheel gets by default
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -76,6 +75,8 @@ def _version() -> str:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a file lock, which ends with the process: two builds in one folder would spoil each other."""
+    import fcntl  # not on Windows, where the tests import this module too
+
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

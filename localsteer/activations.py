@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.errors import ContrastError
-from localsteer.llama.context import Batch, Context
+from localsteer.llama.context import N_UBATCH, Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
 from localsteer.prefix_tree import PrefixTree, context_size, lay_out
@@ -86,7 +86,10 @@ def read_activations(model: Model, spans: Sequence[Span], layers: Sequence[int],
     tap = ResidualTap(model.n_layer, model.n_embd)
     tap.watch(layers, stop=True)
     done = 0
-    with Context(model, n_ctx=n_ctx, n_seq=n_seq, n_outputs=min(n_ctx, 512), tap=tap) as context:
+    # In its last block llama.cpp keeps only the rows of tokens that ask for logits, and room for logits is dear.
+    needs_outputs = model.n_layer - 1 in layers
+    n_outputs = min(n_ctx, N_UBATCH) if needs_outputs else None
+    with Context(model, n_ctx=n_ctx, n_seq=n_seq, n_outputs=n_outputs, tap=tap) as context:
         for tree in trees:
             context.clear()
             _read_tree(context, tap, tree, spans, layers, values, norms, progress, done, total)
@@ -112,9 +115,9 @@ def _read_tree(
     prompt_of = np.repeat(np.array(tree.prompts, np.intp), [len(read) for read in reads])
     weight_of = np.repeat([1 / len(read) for read in reads], [len(read) for read in reads]).astype(np.float32)
     node_of = np.concatenate(reads)
-    # In its last block llama.cpp keeps only the rows of tokens that ask for logits.
     batch = tree.batch
-    batch.outputs[node_of] = 1
+    if context.model.n_layer - 1 in layers:
+        batch.outputs[node_of] = 1
 
     def collect(part: Batch, offset: int) -> None:
         here = (node_of >= offset) & (node_of < offset + len(part))

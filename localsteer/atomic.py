@@ -62,6 +62,8 @@ def _refuse_folder(path: Path, error: type[LocalsteerError]) -> None:
         raise _unwritable(path, error, problem) from problem
     if is_folder:
         raise error(f"{path} is a folder.", hint="Give the name of a file.")
+    if path.exists() and not path.is_file():
+        raise error(f"{path} is not an ordinary file.", hint="Give the name of a file.")
 
 
 def _unwritable(path: Path, error: type[LocalsteerError], problem: OSError) -> LocalsteerError:

@@ -1,4 +1,20 @@
-"""The safe default dose: which layers, and how strong, before anything is calibrated."""
+"""The safe default dose: which layers, and how strong, before anything is calibrated.
+
+The rule: the reliable layers of the middle half of the depth, equal relative dose at each, 0.2 in sum. Its evidence, as the
+coherence cost (nats a token, against the unsteered answers) at strength +1 and -1, over 24 to 32 sampled answers of 64 tokens to
+held-out questions:
+
+| concept | SmolLM2-135M-Instruct Q4_1 | Gemma 3 270M base Q4_K_M |
+|---|---|---|
+| happy - sad | +0.03 / +0.19 | +0.34 / +0.10 |
+| angry - calm | +0.19 / +0.00 | |
+| formal - casual | +0.26 / +0.19 | |
+| uncertain - confident | +0.20 / -0.02 | |
+
+For happy - sad on the first model the sum 0.15 costs +0.08 / +0.10, 0.25 costs +0.09 / +0.36 and 0.35 costs +0.31 / +0.50, while
+VADER goes from 0.67 to 0.94 / -0.31 at 0.2, and to 0.87 / -0.36 at 0.25: beyond 0.2 it is mostly the cost that grows. Wide and
+shallow beat narrow and deep at equal cost: blocks 8-23 and 4-19 of 30 moved VADER further than 12-19.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +27,8 @@ from localsteer.errors import ContrastError
 
 Floats = NDArray[np.float32]
 
-# Split-half cosine below which a layer's direction is mostly noise.
+# Split-half cosine below which a layer's direction is mostly noise: on SmolLM2 it is 0.1 at block 2, where happy and sad differ by
+# 0.3 % of the hidden norm (the noise of quantised inference is 2 %), and above 0.75 at blocks 8-23.
 MIN_RELIABILITY = 0.5
 
 # Sum over layers of ‖added‖ / mean ‖hidden state‖ at strength 1.

@@ -18,6 +18,8 @@ Estimator = Callable[[Floats, Floats], Floats]
 
 # The mean of 16 random splits varies by 0.01 from seed to seed on 80 pairs of the happy concept.
 _SPLITS = 16
+# Halves of fewer pairs would be single pairs.
+MIN_PAIRS = 4
 
 
 def mean_difference(positive: Floats, negative: Floats) -> Floats:
@@ -85,7 +87,7 @@ def reliability(estimate: Estimator, positive: Floats, negative: Floats, *, seed
         (n_layer,) mean cosine over 16 random splits, -1 to 1; NaN where there are fewer than 4 pairs.
     """
     n_pairs, n_layer, _ = positive.shape
-    if n_pairs < 4:
+    if n_pairs < MIN_PAIRS:
         return np.full(n_layer, np.nan, np.float32)
     generator = np.random.default_rng(seed)
     cosines = np.zeros(n_layer)

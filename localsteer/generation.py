@@ -6,6 +6,7 @@ included. With `steer_prompt` it applies to the whole prompt too, as in llama.cp
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -57,7 +58,7 @@ class Request:
             return self
         return replace(self, sampling=replace(self.sampling, seed=fresh_seed()))
 
-    @property
+    @functools.cached_property
     def response_edit(self) -> Edit | None:
         """What is done to the tokens of the answer; None for nothing."""
         if self.plan is None or not (self.plan.edit.added.any() or self.plan.edit.removed):
@@ -253,10 +254,9 @@ class Generator:
     def _read_prompt(self, cache: _Cache, request: Request, reused: int, should_stop: Callable[[], bool] | None) -> int | None:
         """Decode the rest of the prompt; returns the row of its last token's logits, or None if it was interrupted."""
         rest = request.prompt[reused:]
-        if request.prompt_edit is request.response_edit:
-            pieces = [(rest, request.response_edit)]
-        else:
-            pieces = [(rest[:-1], request.prompt_edit), (rest[-1:], request.response_edit)]
+        # The last token always by itself, steered or not: kernels round differently for other batch sizes, and an answer must
+        # not depend on how much of its prompt was in the cache already.
+        pieces = [(rest[:-1], request.prompt_edit), (rest[-1:], request.response_edit)]
         row = 0
         size = cache.context.n_ubatch
         for tokens, edit in pieces:

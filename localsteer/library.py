@@ -16,7 +16,7 @@ from pathlib import Path
 
 import platformdirs
 
-from localsteer.contrast import Contrast
+from localsteer.contrast import Contrast, read_text
 from localsteer.dose import DEFAULT_DOSE
 from localsteer.errors import VectorError
 from localsteer.extraction import Progress, extract
@@ -110,8 +110,9 @@ def load_vector(name: str, model: Model, progress: Progress | None = None) -> Co
         return read_vector(Path(name).expanduser())
     concept = find_concept(name)
     for vector in concept.built():
-        own = vector.provenance.model
-        if own is not None and own.same_file(model.fingerprint):
+        own = vector.provenance
+        # A concept that was edited since is another one.
+        if own.model is not None and own.model.same_file(model.fingerprint) and own.source in ("", read_text(concept.file)):
             return vector
     from localsteer.concept_file import load_concept  # pydantic: 0.1 s and 10 MB that a built vector does not need
 

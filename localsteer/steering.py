@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from localsteer.errors import ExpressionError, LocalsteerError, VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.llama.residual import Edit
-from localsteer.vector import ControlVector
+from localsteer.vector import ControlVector, merge_norms
 
 Floats = NDArray[np.float32]
 
@@ -227,9 +227,7 @@ def resolve(steering: Steering, model: Fingerprint, load: Callable[[str], Contro
         if term.layers is not None:
             vector = _trim(vector, term, model)
         if vector.provenance.hidden_norm is not None and len(vector.provenance.hidden_norm) == model.n_layer:
-            # Vectors may have been read at different layers; where both were, they agree up to their prompts.
-            measured = vector.provenance.hidden_norm
-            hidden_norm = measured if hidden_norm is None else np.where(np.isnan(hidden_norm), measured, hidden_norm)
+            hidden_norm = merge_norms(hidden_norm, vector.provenance.hidden_norm)
         if term.ablate:
             for layer, direction in vector.directions.items():
                 removed.setdefault(layer, []).append(direction)

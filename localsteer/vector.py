@@ -193,9 +193,17 @@ class ControlVector:
             method=first.method if first.method == second.method else "mixed",
             position=first.position if first.position == second.position else "mixed",
             model=mine if mine is not None else theirs,
-            hidden_norm=first.hidden_norm if first.hidden_norm is not None else second.hidden_norm,
+            hidden_norm=merge_norms(first.hidden_norm, second.hidden_norm),
         )
         return ControlVector(directions, provenance)
+
+
+def merge_norms(one: Floats | None, other: Floats | None) -> Floats | None:
+    """Hidden norms of two readings of one model, (n_layer,), which may cover different layers; None for none."""
+    if one is None or other is None or len(one) != len(other):
+        return one if one is not None else other
+    merged: Floats = np.where(np.isnan(one), other, one)
+    return merged
 
 
 def format_layers(layers: Iterable[int]) -> str:

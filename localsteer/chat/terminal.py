@@ -58,6 +58,8 @@ class Terminal:
                     self._answer(text)
             except LocalsteerError as error:
                 click.secho(str(error), err=True, fg="red")
+            except KeyboardInterrupt:  # an impatient second one, or one while a vector is built
+                click.secho("[stopped]", err=True, dim=True)
 
     def _status(self) -> str:
         plan = self.conversation.plan

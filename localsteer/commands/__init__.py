@@ -6,6 +6,7 @@ Commands are imported when they are called, and they import what they need when 
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -62,6 +63,9 @@ def command(verbose: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: runs a command and exits with 0 (done), 1 (LocalsteerError), 2 (usage) or 130 (interrupted)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console that cannot show ‖ or an emoji shows a question mark
     try:
         code = command.main(arguments, prog_name="localsteer", standalone_mode=False)
     except LocalsteerError as error:
@@ -77,4 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The reader (`| head`) has gone; keep Python from complaining about it at exit.
         sys.stdout = None
         sys.exit(0)
+    except UnicodeDecodeError:
+        click.echo("localsteer: The input is not UTF-8 text.", err=True)
+        sys.exit(1)
+    except OSError as error:
+        click.echo(f"localsteer: {error.filename or 'The output'} cannot be written or read: {error.strerror}.", err=True)
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

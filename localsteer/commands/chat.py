@@ -42,7 +42,9 @@ def command(
     """Chat in the terminal, steered. /help lists the commands."""
     from localsteer.chat.conversation import Conversation
     from localsteer.chat.terminal import Terminal
+    from localsteer.steering import parse_steering
 
+    parse_steering(expression)  # a mistake in it is told before the model is loaded
     with ModelOptions(model, gpu_layers, threads).open() as opened:
         plan = make_plan(expression, opened)
         sampling = make_sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)

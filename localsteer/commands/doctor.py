@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from localsteer.commands.options import ModelOptions, json_option, model_options
 from localsteer.commands.output import print_facts, print_json
+
+if TYPE_CHECKING:
+    from localsteer.llama.model import Model
 
 
 @click.command()
@@ -35,14 +38,18 @@ def command(as_json: bool, model: str | None, gpu_layers: int | None, threads: i
         "sequences in one batch": features.max_sequences,
         "threads": threads or library.default_threads(),
     }
-    with ModelOptions(model, gpu_layers, threads).open() as opened:
+    options = ModelOptions(model, gpu_layers, threads)
+    if model is None and (missing := options.default_problem()) is not None:
+        _show({**facts, "model": f"none: {missing}"}, as_json)
+        return
+    with options.open() as opened:
         found = steerability(opened)
         facts |= {
             "model": opened.name,
             "architecture": opened.architecture,
             "n_layer": opened.n_layer,
             "n_embd": opened.n_embd,
-            "chat template": opened.chat_template is not None,
+            "chat template": _template(opened),
             "vectors can be extracted": found.readable,
             "llama.cpp's control vector works": found.native,
             "removal and mixed batches work": found.readable,
@@ -50,11 +57,24 @@ def command(as_json: bool, model: str | None, gpu_layers: int | None, threads: i
         }
         if found.reason:
             facts["because"] = found.reason
+    _show(facts, as_json)
+    if not (found.readable or found.native):
+        raise SystemExit(1)
+
+
+def _template(model: Model) -> str:
+    from localsteer.errors import ModelError
+
+    try:
+        return "none (a base model)" if model.chat_template is None else "yes"
+    except ModelError:
+        return "damaged"
+
+
+def _show(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json({key.replace(" ", "_").replace("'", "").replace(".", "_"): value for key, value in facts.items()})
     else:
         shown = {True: "yes", False: "no"}
         rows = [(key, shown[value] if isinstance(value, bool) else str(value)) for key, value in facts.items()]
         print_facts(rows)
-    if not (found.readable or found.native):
-        raise SystemExit(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from localsteer.commands.options import ModelOptions, json_option, layers_option, model_options
-from localsteer.commands.output import print_json, progress_bar
+from localsteer.commands.output import note, print_json, progress_bar
 
 
 @click.command()
@@ -47,6 +47,7 @@ def command(
     from localsteer.atomic import check_writable
     from localsteer.contrast import read_prompt_files
     from localsteer.errors import VectorError
+    from localsteer.estimators import MIN_PAIRS
     from localsteer.extraction import ExtractionSettings, extract, layer_summary
     from localsteer.vector_file import write_vector
 
@@ -69,6 +70,8 @@ def command(
         vector = extract(opened_model, contrast, settings, progress=progress)
         model_name = opened_model.name
     write_vector(vector, output)
+    if len(contrast.pairs) < MIN_PAIRS:
+        note(f"{len(contrast.pairs)} pairs are too few to tell how reliable each layer is: all of the middle ones are used.")
     end = time.perf_counter()
     provenance = vector.provenance
     agreement = [float(provenance.reliability[layer]) for layer in vector.layers] if provenance.reliability is not None else []

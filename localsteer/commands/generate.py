@@ -64,14 +64,15 @@ def command(
     from localsteer.llama.chat_template import Message
     from localsteer.steering import parse_steering
 
-    if compare and not parse_steering(expression):
+    steering = parse_steering(expression)
+    if compare and not steering:
         raise click.UsageError("--compare needs something to compare with: give -s.")
     if raw and system is not None:
         raise click.UsageError("--system has no place in plain text: leave out --raw.")
     if prompt == "-":
         prompt = sys.stdin.read()
     with ModelOptions(model, gpu_layers, threads).open() as opened:
-        if opened.chat_template is None and not raw:
+        if not raw and opened.chat_template is None:
             note(f"{opened.name} has no chat template (a base model): it continues the prompt as plain text.")
         messages = [Message("system", system)] if system is not None else []
         tokens = prompt_tokens(opened, [*messages, Message("user", prompt)], raw=raw)

@@ -53,7 +53,7 @@ def show_model(name: str | None, as_json: bool, model: str | None, gpu_layers: i
             "n_embd": opened.n_embd,
             "n_vocab": opened.n_vocab,
             "context": opened.n_ctx_train,
-            "chat_template": opened.chat_template is not None,
+            "chat_template": opened.metadata("tokenizer.chat_template") is not None,
             "vocabulary_sha256": fingerprint.vocabulary,
             "content_sha256": fingerprint.content,
         }

@@ -32,6 +32,17 @@ class ModelOptions:
 
         return Model(resolve_model(self.model), gpu_layers=self.gpu_layers, threads=self.threads)
 
+    def default_problem(self) -> str | None:
+        """Why there is no model to open without being told one; None where there is."""
+        from localsteer.discovery import resolve_model
+        from localsteer.errors import LocalsteerError
+
+        try:
+            resolve_model(self.model)
+        except LocalsteerError as error:
+            return error.message
+        return None
+
 
 def model_options(function: Command) -> Command:
     """-m, --gpu-layers, --threads."""

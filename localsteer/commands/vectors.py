@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localsteer.commands.options import json_option
-from localsteer.commands.output import print_facts, print_json, print_table
+from localsteer.commands.output import note, print_facts, print_json, print_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,11 +27,16 @@ def command() -> None:
 def list_vectors(as_json: bool) -> None:
     """The concepts that can be named in an expression."""
     from localsteer.concept_file import load_concept
+    from localsteer.errors import ContrastError
     from localsteer.library import concepts
 
     rows = []
     for concept in concepts().values():
-        contrast = load_concept(concept.file)
+        try:
+            contrast = load_concept(concept.file)
+        except ContrastError as error:
+            note(str(error))
+            continue
         rows.append(
             {
                 "name": concept.name,

@@ -52,6 +52,9 @@ class ChatTemplate:
             ModelError: the template refuses these messages.
         """
         merged = list(messages)
+        if [message.role for message in merged] == ["system"]:
+            # Many templates show a system message only together with a user's.
+            merged = [Message("user", merged[0].content)]
         if merged and merged[0].role == "system" and not self._has_system_role:
             first, rest = merged[0], merged[1:]
             if rest and rest[0].role == "user":

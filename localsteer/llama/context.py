@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from localsteer.errors import ModelError
 from localsteer.llama import library
+from localsteer.llama.interrupts import InterruptsAfter
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
 
@@ -126,7 +127,8 @@ class Context:
         if tap is not None:
             params.cb_eval = ctypes.cast(tap.callback, type(params.cb_eval))
         library.forget_errors()
-        self._context = llama.llama_init_from_model(model.handle, params)
+        with InterruptsAfter():
+            self._context = llama.llama_init_from_model(model.handle, params)
         if not self._context:
             reason = library.last_error("not enough memory?")
             raise ModelError(
@@ -134,6 +136,13 @@ class Context:
                 hint="Try a smaller one with --context.",
             )
         self._memory = llama.llama_get_memory(self._context)
+        if not self._memory:
+            self.close()
+            # llama.cpp would run it as an encoder, with an output for every token, and abort for lack of room for them.
+            raise ModelError(
+                f"{model.path} (architecture {model.architecture}) keeps no KV cache: it is an embedding or diffusion model.",
+                hint="Use a chat or base language model.",
+            )
         self.n_ctx = int(llama.llama_n_ctx(self._context))
         self.n_seq = n_seq
         self.n_ubatch = int(llama.llama_n_ubatch(self._context))
@@ -185,14 +194,17 @@ class Context:
         if self.tap is not None:
             self.tap.begin(n, np.flatnonzero(batch.outputs))
         library.forget_errors()
-        status = llama.llama_decode(self._context, c_batch)
+        with InterruptsAfter():
+            status = llama.llama_decode(self._context, c_batch)
         if self.tap is not None:
-            self.tap.finish()
+            self.tap.raise_failure()
         if status == 1:
             raise ModelError(f"The context of {self.n_ctx} tokens is full.", hint="Use a larger one with --context.")
         if status != 0:
             reason = library.last_error(f"status {status}")
             raise ModelError(f"llama.cpp cannot run {self.model.path}: {reason}.")
+        if self.tap is not None:
+            self.tap.check_complete()
 
     def decode_all(self, batch: Batch, *, after_part: Callable[[Batch, int], None] | None = None) -> None:
         """Run a batch of any length in parts of `n_ubatch`.

@@ -38,7 +38,6 @@ class BuildFeatures:
     version: str
     gpu: bool
     rpc: bool
-    mmap: bool
     max_sequences: int
     system: str
 
@@ -143,7 +142,6 @@ def build_features() -> BuildFeatures:
         version=llama_cpp.__version__,
         gpu=bool(llama_cpp.llama_supports_gpu_offload()),
         rpc=bool(llama_cpp.llama_supports_rpc()),
-        mmap=bool(llama_cpp.llama_supports_mmap()),
         max_sequences=int(llama_cpp.llama_max_parallel_sequences()),
         system=llama_cpp.llama_print_system_info().decode("utf-8", errors="replace").strip(),
     )

@@ -16,6 +16,7 @@ from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama import library
 from localsteer.llama.chat_template import ChatTemplate
 from localsteer.llama.fingerprint import Fingerprint, hash_model_files, hash_texts
+from localsteer.llama.interrupts import InterruptsAfter
 
 logger = logging.getLogger("localsteer.llama")
 
@@ -51,7 +52,8 @@ class Model:
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers if gpu_layers is not None else _ALL_LAYERS
         library.forget_errors()
-        self._model = llama.llama_model_load_from_file(str(self.path).encode(), params)
+        with InterruptsAfter():
+            self._model = llama.llama_model_load_from_file(str(self.path).encode(), params)
         if not self._model:
             reason = library.last_error("llama.cpp gives no reason")
             raise ModelError(
@@ -92,11 +94,6 @@ class Model:
         if not self._model:
             raise ModelError(f"The model {self.path} is closed.")
         return self._model  # type: ignore[no-any-return]
-
-    @property
-    def vocabulary_handle(self) -> ctypes.c_void_p:
-        """The `const llama_vocab *`, for samplers."""
-        return self._vocab  # type: ignore[no-any-return]
 
     def metadata(self, key: str) -> str | None:
         """A value of the file's metadata as text, or None where the file does not have the key."""

@@ -36,7 +36,7 @@ class Edit:
 class _LayerEdit:
     """The edits of one batch at one layer."""
 
-    added: Rows | None  # (n_tokens, n_embd)
+    added: Rows | None  # (n_tokens, n_embd), or (1, n_embd) where all tokens get the same
     removed: tuple[tuple[NDArray[np.intp], Rows], ...]  # rows of the batch, and the basis to remove from them
 
     def rewrite(self, rows: Rows, kept: NDArray[np.intp] | None) -> None:
@@ -45,7 +45,7 @@ class _LayerEdit:
             here = indices if kept is None else np.flatnonzero(np.isin(kept, indices))
             rows[here] -= (rows[here] @ basis.T) @ basis
         if self.added is not None:
-            rows += self.added if kept is None else self.added[kept]
+            rows += self.added if kept is None or len(self.added) == 1 else self.added[kept]
 
 
 class ResidualTap:
@@ -103,18 +103,17 @@ class ResidualTap:
         self._edit_source = tuple(edits)  # keeps the ids above alive
         self._edit_rows = len(edits)
         self._edits = {}
+        same = bool(edits) and all(edit is edits[0] for edit in edits)
+        distinct = edits[:1] if same else edits
         for layer in range(self._n_layer):
+            added: Rows | None = None
+            if any(edit is not None and edit.added[layer].any() for edit in distinct):
+                zero = np.zeros(self._n_embd, np.float32)
+                added = np.stack([zero if edit is None else edit.added[layer] for edit in distinct])
             rows_of: dict[int, list[int]] = {}
             bases: dict[int, Rows] = {}
-            added: Rows | None = None
             for row, edit in enumerate(edits):
-                if edit is None:
-                    continue
-                if edit.added[layer].any():
-                    if added is None:
-                        added = np.zeros((len(edits), self._n_embd), np.float32)
-                    added[row] = edit.added[layer]
-                if layer in edit.removed:
+                if edit is not None and layer in edit.removed:
                     rows_of.setdefault(id(edit), []).append(row)
                     bases[id(edit)] = edit.removed[layer]
             removed = tuple((np.array(rows, np.intp), bases[name]) for name, rows in rows_of.items())
@@ -141,14 +140,17 @@ class ResidualTap:
         self._failure = None
         self._rows = {}
 
-    def finish(self) -> None:
-        """Called by Context after a decode: raises what went wrong inside the callback, where ctypes would lose it.
+    def raise_failure(self) -> None:
+        """Called by Context after a decode: raises what went wrong inside the callback, where ctypes would lose it."""
+        if self._failure is not None:
+            raise self._failure
+
+    def check_complete(self) -> None:
+        """Called by Context after a decode that went well.
 
         Raises:
             ModelError: a wanted layer never appeared: this architecture does not name its block outputs.
         """
-        if self._failure is not None:
-            raise self._failure
         missing = self._wanted.keys() - {b"l_out-%d" % layer for layer in self._rows}
         if missing:
             names = ", ".join(sorted(name.decode() for name in missing))
@@ -173,8 +175,9 @@ class ResidualTap:
                 self._stopped = True
                 return False
             return True
-        except BaseException as error:  # Ctrl-C may arrive here too; ctypes would print it and go on.
+        except BaseException as error:
             self._failure = error
+            self._stopped = True
             return False
 
     def _take(self, tensor: int, layer: int) -> None:

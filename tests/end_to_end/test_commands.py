@@ -76,14 +76,19 @@ def test_a_chat_from_a_pipe() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to one process")
-def test_ctrl_c_during_extraction_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("position", ["last", "response"])
+def test_ctrl_c_during_extraction_leaves_nothing(tmp_path: Path, position: str) -> None:
     import signal
 
     out = tmp_path / "happy.gguf"
-    command = [sys.executable, str(ROOT / "cli.py"), "extract", str(HAPPY), "-m", "demo", "-o", str(out)]
-    process = subprocess.Popen([*command, "--position", "response"], stderr=subprocess.PIPE, text=True)
-    # Answering takes a minute: after a few seconds it is in the middle of it.
-    time.sleep(8)
+    command = [sys.executable, str(ROOT / "cli.py"), "-v", "extract", str(HAPPY), "-m", "demo", "-o", str(out)]
+    process = subprocess.Popen([*command, "--position", position], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    # llama.cpp's log tells when the work has begun, which then takes seconds.
+    for line in process.stderr:
+        if "n_seq_max" in line:
+            break
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
