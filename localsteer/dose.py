@@ -27,8 +27,8 @@ from localsteer.errors import ContrastError
 
 Floats = NDArray[np.float32]
 
-# Split-half cosine below which a layer's direction is mostly noise: on SmolLM2 it is 0.1 at block 2, where happy and sad differ by
-# 0.3 % of the hidden norm (the noise of quantised inference is 2 %), and above 0.75 at blocks 8-23.
+# Split-half cosine below which a layer's direction is mostly noise: on SmolLM2 it is 0.1 at block 2, where happy and sad differ
+# by 0.3 % of the hidden norm (the noise of quantised inference is 2 %), and above 0.75 at blocks 8-23.
 MIN_RELIABILITY = 0.5
 
 # Sum over layers of ‖added‖ / mean ‖hidden state‖ at strength 1.
