@@ -91,14 +91,15 @@ def decode(setting: Setting) -> Section:
     for _ in range(setting.repeats):
         peer = json.loads(run_process(bench).output)[0]["samples_ts"]
         answer = json.loads(run_worker(*worker).output)
-        rounds.append(tuple(map(statistics.median, (answer["steered"], answer["unsteered"], peer))))
-    ours, plain, theirs = (Series(values) for values in zip(*rounds, strict=True))
+        rounds.append(tuple(map(statistics.median, (answer["steered"], answer["unsteered"], answer["sampled"], peer))))
+    ours, plain, sampled, theirs = (Series(values) for values in zip(*rounds, strict=True))
     return Section(
         "Steered decoding",
         f"{DECODED_TOKENS} tokens, greedy, from an almost empty context; {DECODES_A_ROUND} times a round, of which "
-        "each side gives its median. Ours is what a user of the Python API gets, with sampling, detokenising and "
+        "each side gives its median. Ours is what a user of the Python API gets, with choosing the token, detokenising and "
         f"streaming; llama-bench (`-p 0 -n {DECODED_TOKENS}`) times bare decoding of random tokens, without any of "
-        "that.",
+        "that. The last line is the same with the default sampler (temperature 0.7, top-k, top-p, min-p), whose price is "
+        "llama.cpp's own.",
         (
             Comparison(
                 "steered decode",
@@ -119,6 +120,15 @@ def decode(setting: Setting) -> Section:
                 ours.over(plain),
                 "steered / unsteered",
                 Target(0.97, at_least=True),
+            ),
+            Comparison(
+                "steered decode, default sampling",
+                "tokens/s",
+                sampled,
+                "llama-bench, unsteered",
+                theirs,
+                sampled.over(theirs),
+                "ours / theirs",
             ),
         ),
     )
