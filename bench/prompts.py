@@ -1,6 +1,7 @@
 """The contrastive prompts of the extraction measurement: four personas a pole, each with the same twenty openings.
 
-Shaped like any contrastive set (long shared beginnings, short ends), which is what a prefix tree profits from.
+The openings are the first twenty of the happy concept. The set has the shape of the one that the target of 6x was set with: 160
+prompts of some 5,000 tokens, which are some 800 nodes of a prefix tree. With longer openings there is less to share.
 """
 
 from __future__ import annotations
@@ -20,26 +21,26 @@ _NEGATIVE = (
     "You are loud and short-tempered, and you refuse to explain anything to anybody twice.",
 )
 _OPENINGS = (
-    "Well, about that broken kettle",
-    "The bus is late again, and",
-    "When the guests arrive tonight",
-    "In my garden this spring",
-    "You asked me how to",
-    "The first thing to know",
-    "My sister called and said",
-    "Let me look at your homework",
-    "That question about the moon",
-    "On the way to the market",
-    "If the printer stops working",
-    "People here usually think that",
-    "The soup needs a little",
-    "I have read your letter",
-    "Before we begin the lesson",
-    "It has rained all week",
-    "Your new bicycle is",
-    "The meeting yesterday went",
-    "As for the old piano",
-    "Tomorrow morning we could",
+    "I",
+    "Well,",
+    "This morning I",
+    "When I look around, I",
+    "The first thing that comes to mind",
+    "My friends say that I",
+    "It feels as if",
+    "The people here",
+    "All I can say is that",
+    "Every day",
+    "As I walked through the door,",
+    "The weather today",
+    "To be honest, the",
+    "My heart",
+    "Looking back on this year,",
+    "The house is",
+    "I woke up and",
+    "There is something about",
+    "My family",
+    "What I see is",
 )
 
 

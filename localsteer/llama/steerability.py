@@ -83,13 +83,13 @@ def probe_steerability(model: Model) -> Steerability:
         # Float32 rounding of h + v - h is below 1e-6 of the norm; a row that goes elsewhere differs by all of it.
         exact = bool(np.abs(moved - steered[layer]).max() <= 1e-4 * norm)
         native = idle and below and exact
-        # The tap must find its own edits again, too: a block whose name appears twice would be edited twice.
-        context.set_control_vector(None)
+        # The tap must find every block, and its own edits in them just once: one whose name appears twice would be edited twice.
         tap.watch(range(model.n_layer))
         tap.edit([Edit(steered)] * len(tokens))
-        context.clear()
-        context.decode(Batch.of_one_sequence(tokens, start=0))
-        context.clear()
+        try:
+            run(None)
+        except ModelError as error:
+            return Steerability(False, native, error.message)
         readable = bool(np.array_equal(tap.rows(layer), before[layer]))
     if not readable:
         return Steerability(False, native, f"block {layer} shows more than one output")
