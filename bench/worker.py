@@ -61,7 +61,7 @@ def _decode(model: Model, vector: Path, n_tokens: int, repeats: int) -> dict[str
                 request = Request(prompt, plan=chosen, sampling=sampling, max_tokens=n_tokens)
                 answer = generator.generate(request, on_text=lambda _text: None)
                 # The first token needs no decode of its own, so there is one less than tokens. A sampled answer may end early.
-                if len(answer.tokens) < n_tokens // 2:
+                if len(answer.tokens) < n_tokens // 4:
                     raise RuntimeError(f"the {name} answer ended after {len(answer.tokens)} tokens")
                 speeds[name].append((len(answer.tokens) - 1) / answer.timing.answer_seconds)
     return {name: values[1:] for name, values in speeds.items()}
