@@ -65,8 +65,8 @@ def print_side_by_side(answers: Sequence[tuple[str, str, float]]) -> None:
     from rich.text import Text
 
     screen = console()
-    # Below 30 characters a column, text is read better in one piece after the other.
-    columns = len(answers) if screen.width // max(1, len(answers)) >= 30 else 1
+    # Three columns fit the usual 80 characters; narrower ones are read better one after the other.
+    columns = len(answers) if screen.width // max(1, len(answers)) >= 26 else 1
     width = (screen.width - columns + 1) // columns
     panels = [
         Panel(Text(text.strip()), title=Text(title), subtitle=f"{seconds:.1f} s", width=width) for title, text, seconds in answers
