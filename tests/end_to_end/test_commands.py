@@ -82,7 +82,13 @@ def test_ctrl_c_during_extraction_leaves_nothing(tmp_path: Path, position: str) 
 
     out = tmp_path / "happy.gguf"
     command = [sys.executable, str(ROOT / "cli.py"), "-v", "extract", str(HAPPY), "-m", "demo", "-o", str(out)]
-    process = subprocess.Popen([*command, "--position", position], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--position", position],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts its background jobs, and so perhaps this test run, with SIGINT ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     # llama.cpp's log tells when the work has begun, which then takes seconds.
     for line in process.stderr:
