@@ -8,7 +8,6 @@ from localsteer.commands.options import (
     ModelOptions,
     context_option,
     make_plan,
-    make_sampling,
     model_options,
     open_generator,
     sampling_options,
@@ -42,12 +41,13 @@ def command(
     """Chat in the terminal, steered. /help lists the commands."""
     from localsteer.chat.conversation import Conversation
     from localsteer.chat.terminal import Terminal
+    from localsteer.llama.sampling import Sampling
     from localsteer.steering import parse_steering
 
     parse_steering(expression)  # a mistake in it is told before the model is loaded
     with ModelOptions(model, gpu_layers, threads).open() as opened:
         plan = make_plan(expression, opened)
-        sampling = make_sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         with open_generator(opened, n_ctx) as generator:
             conversation = Conversation(generator, system=system, plan=plan, sampling=sampling, max_tokens=max_tokens)
             note(f"{opened.name}. /help lists the commands.")

@@ -12,7 +12,6 @@ from localsteer.commands.options import (
     context_option,
     json_option,
     make_plan,
-    make_sampling,
     model_options,
     open_generator,
     sampling_options,
@@ -62,6 +61,7 @@ def command(
     """Answer PROMPT (- reads it from stdin)."""
     from localsteer.generation import Request, prompt_tokens
     from localsteer.llama.chat_template import Message
+    from localsteer.llama.sampling import Sampling
     from localsteer.steering import parse_steering
 
     steering = parse_steering(expression)
@@ -78,7 +78,7 @@ def command(
         tokens = prompt_tokens(opened, [*messages, Message("user", prompt)], raw=raw)
         plan = make_plan(expression, opened)
         name = opened.name
-        sampling = make_sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         request = Request(tokens, plan, sampling, max_tokens, stop, steer_prompt).seeded()
         with open_generator(opened, n_ctx) as generator, interrupt_stops_answer() as interrupt:
             if compare and plan is not None:

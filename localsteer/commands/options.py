@@ -11,7 +11,6 @@ import click
 if TYPE_CHECKING:
     from localsteer.generation import Generator
     from localsteer.llama.model import Model
-    from localsteer.llama.sampling import Sampling
     from localsteer.steering import Plan
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -146,12 +145,3 @@ def open_generator(model: Model, n_ctx: int | None) -> Generator:
 
         note(f"{model.name} was trained for a context of {model.n_ctx_train} tokens; beyond that it loses the thread.")
     return Generator(model, n_ctx=n_ctx)
-
-
-def make_sampling(
-    temperature: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float, seed: int | None
-) -> Sampling:
-    """The sampling options as a value."""
-    from localsteer.llama.sampling import Sampling
-
-    return Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)

@@ -65,8 +65,10 @@ def print_side_by_side(answers: Sequence[tuple[str, str, float]]) -> None:
     from rich.text import Text
 
     screen = console()
-    # Three columns fit the usual 80 characters; narrower ones are read better one after the other.
-    columns = len(answers) if screen.width // max(1, len(answers)) >= 26 else 1
+    # Three columns fit the usual 80 characters; narrower ones, or those whose title (a long path) does not fit, are read better
+    # one after the other. The frame takes 6 characters of a title's line.
+    share = screen.width // max(1, len(answers))
+    columns = len(answers) if share >= max([26, *(len(title) + 6 for title, _, _ in answers)]) else 1
     width = (screen.width - columns + 1) // columns
     panels = [
         Panel(Text(text.strip()), title=Text(title), subtitle=f"{seconds:.1f} s", width=width) for title, text, seconds in answers
