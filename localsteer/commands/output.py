@@ -64,10 +64,12 @@ def print_side_by_side(answers: Sequence[tuple[str, str, float]]) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
+    if not answers:
+        return  # interrupted before the first was there
     screen = console()
     # Three columns fit the usual 80 characters; narrower ones, or those whose title (a long path) does not fit, are read better
     # one after the other. The frame takes 6 characters of a title's line.
-    share = screen.width // max(1, len(answers))
+    share = screen.width // len(answers)
     columns = len(answers) if share >= max([26, *(len(title) + 6 for title, _, _ in answers)]) else 1
     width = (screen.width - columns + 1) // columns
     panels = [
