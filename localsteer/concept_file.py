@@ -99,10 +99,20 @@ class Concept(_Strict):
             pairs,
             tuple(self.held_out.questions),
             source,
+            self._system_messages(),
         )
 
+    def _system_messages(self) -> tuple[tuple[str, str], ...]:
+        if self.personas is None:
+            return ()
+        pairs = zip(self.personas.positive, self.personas.negative, strict=True)
+        return tuple((self._system(positive), self._system(negative)) for positive, negative in pairs)
+
+    def _system(self, persona: str) -> str:
+        return self.template.replace("{persona}", persona)
+
     def _prompt(self, persona: str, index: int) -> Prompt:
-        messages = [Message("system", self.template.replace("{persona}", persona))]
+        messages = [Message("system", self._system(persona))]
         if self.questions:
             messages.append(Message("user", self.questions[index % len(self.questions)]))
         return Prompt(tuple(messages), self.openings[index])

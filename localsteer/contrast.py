@@ -57,6 +57,7 @@ class Contrast:
         pairs: the contrastive pairs.
         held_out: questions that no pair holds, for measuring.
         source: the concept as YAML text; empty for prompt files.
+        personas: system messages that ask for the positive and the negative pole, in pairs.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Contrast:
     pairs: tuple[Pair, ...]
     held_out: tuple[str, ...] = ()
     source: str = ""
+    personas: tuple[tuple[str, str], ...] = ()
 
     def prompts(self) -> Iterator[Prompt]:
         """All positive prompts, then all negative ones, in the order of the pairs."""

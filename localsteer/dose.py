@@ -40,10 +40,10 @@ def readable_layers(n_layer: int) -> tuple[int, ...]:
 
     The layers above are steered by no default, and not computing them saves the time.
     """
-    return tuple(range(1, _middle(n_layer).stop))
+    return tuple(range(1, middle_layers(n_layer).stop))
 
 
-def _middle(n_layer: int) -> range:
+def middle_layers(n_layer: int) -> range:
     """The middle half of the depth, without block 0: 8-23 of 30 layers, 5-14 of 18."""
     return range(max(1, math.ceil(n_layer / 4)), min(math.ceil(3 * n_layer / 4), n_layer - 1) + 1)
 
@@ -57,7 +57,7 @@ def default_layers(reliability: Floats) -> tuple[int, ...]:
     Raises:
         ContrastError: no layer of them is reliable.
     """
-    middle = _middle(len(reliability))
+    middle = middle_layers(len(reliability))
     kept = tuple(layer for layer in middle if not reliability[layer] < MIN_RELIABILITY)
     if not kept:
         best = float(np.nanmax(reliability[middle.start : middle.stop]))

@@ -47,3 +47,7 @@ class ExpressionError(LocalsteerError):
         super().__init__(f"{problem}\n  {shown}\n  {' ' * column}^", hint=hint)
         self.expression = expression
         self.column = column
+
+
+class CalibrationError(LocalsteerError):
+    """A calibration cannot be made, or found nothing."""

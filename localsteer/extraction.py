@@ -94,7 +94,7 @@ def extract(
         n_pairs=len(contrast.pairs),
         reliability=measured.reliability,
         hidden_norm=measured.hidden_norm,
-        difference_norm=measured.difference_norm,
+        estimate=measured.direction,
         source=contrast.source,
     )
     return ControlVector(directions, provenance)
@@ -107,7 +107,6 @@ class _Measured:
     direction: Floats
     reliability: Floats
     hidden_norm: Floats
-    difference_norm: Floats
 
 
 def _measure(n_layer: int, activations: Activations, estimate: Estimator) -> _Measured:
@@ -116,11 +115,10 @@ def _measure(n_layer: int, activations: Activations, estimate: Estimator) -> _Me
     read = list(activations.layers)
     direction = np.zeros((n_layer, activations.values.shape[2]), np.float32)
     direction[read] = estimate(positive, negative)
-    agreement, hidden, difference = (np.full(n_layer, np.nan, np.float32) for _ in range(3))
+    agreement, hidden = (np.full(n_layer, np.nan, np.float32) for _ in range(2))
     agreement[read] = reliability(estimate, positive, negative)
     hidden[read] = activations.norms.mean(axis=0)
-    difference[read] = np.linalg.norm(direction[read], axis=1)
-    return _Measured(direction, agreement, hidden, difference)
+    return _Measured(direction, agreement, hidden)
 
 
 def _layers_to_read(model: Model, settings: ExtractionSettings) -> Sequence[int]:

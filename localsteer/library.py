@@ -16,7 +16,7 @@ from pathlib import Path
 
 import platformdirs
 
-from localsteer.contrast import Contrast, read_text
+from localsteer.contrast import read_text
 from localsteer.dose import DEFAULT_DOSE
 from localsteer.errors import VectorError
 from localsteer.extraction import Progress, extract
@@ -109,27 +109,42 @@ def load_vector(name: str, model: Model, progress: Progress | None = None) -> Co
     if is_path(name):
         return read_vector(Path(name).expanduser())
     concept = find_concept(name)
+    source = read_text(concept.file)
+    found = []
+    cached = _cache_path(concept, source, model)
+    if cached.exists():
+        try:
+            found.append(read_vector(cached))
+        except VectorError as error:
+            logger.warning("%s; it is built again", error.message)
     for vector in concept.built():
         own = vector.provenance
         # A concept that was edited since is another one.
-        if own.model is not None and own.model.same_file(model.fingerprint) and own.source in ("", read_text(concept.file)):
-            return vector
+        if own.model is not None and own.model.same_file(model.fingerprint) and own.source in ("", source):
+            found.append(vector)
+    if found:
+        return next((vector for vector in found if vector.provenance.calibration is not None), found[0])
     from localsteer.concept_file import load_concept  # pydantic: 0.1 s and 10 MB that a built vector does not need
 
-    contrast = load_concept(concept.file)
-    cached = _cache_path(contrast, model)
-    if cached.exists():
-        try:
-            return read_vector(cached)
-        except VectorError as error:
-            logger.warning("%s; it is built again", error.message)
-    vector = extract(model, contrast, progress=progress)
+    vector = extract(model, load_concept(concept.file), progress=progress)
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        write_vector(vector, cached)
+        save_vector(name, vector, model)
     except (OSError, VectorError) as error:
         logger.warning("the vector %s cannot be kept for next time: %s", name, error)
     return vector
+
+
+def save_vector(name: str, vector: ControlVector, model: Model) -> Path:
+    """Keep a concept's vector for this model in the user's cache, where `load_vector` finds it by name.
+
+    Raises:
+        VectorError: no such concept, or the cache cannot be written.
+    """
+    concept = find_concept(name)
+    path = _cache_path(concept, read_text(concept.file), model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_vector(vector, path)
+    return path
 
 
 def loader(model: Model, progress: Progress | None = None) -> Callable[[str], ControlVector]:
@@ -154,7 +169,7 @@ def load_for_showing(name: str) -> ControlVector:
     )
 
 
-def _cache_path(contrast: Contrast, model: Model) -> Path:
+def _cache_path(concept: LibraryConcept, source: str, model: Model) -> Path:
     """Another model file, another wording of the concept or another default dose is another vector."""
-    key = hashlib.sha256(f"{model.fingerprint.content}\n{DEFAULT_DOSE}\n{contrast.source}".encode()).hexdigest()[:16]
-    return platformdirs.user_cache_path("localsteer") / "vectors" / f"{contrast.name}-{key}.gguf"
+    key = hashlib.sha256(f"{model.fingerprint.content}\n{DEFAULT_DOSE}\n{source}".encode()).hexdigest()[:16]
+    return platformdirs.user_cache_path("localsteer") / "vectors" / f"{concept.name}-{key}.gguf"

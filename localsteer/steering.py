@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from localsteer.calibrated import Scope
 from localsteer.errors import ExpressionError, LocalsteerError, VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.llama.residual import Edit
@@ -75,22 +76,39 @@ class Plan:
         steering: where it comes from.
         edit: what is done at each layer.
         relative_dose: sum over layers of ‖added‖ / mean ‖hidden state‖; None where a vector does not say the norms.
-        notes: what the user should know, such as a vector read from another quantisation.
+        scope: whether it is meant for the response only or for the prompt as well: calibrated vectors have a dose for each.
+        notes: what the user should know, such as a vector read from another quantisation, or a dose past the calibrated range.
+        opposite: the plan with all signs turned; None where something is removed.
     """
 
     steering: Steering
     edit: Edit
     relative_dose: float | None
+    scope: Scope = "response"
     notes: tuple[str, ...] = ()
+    opposite: Plan | None = None
 
-    @property
-    def opposite(self) -> Plan | None:
-        """The plan with all signs turned; None where it removes something."""
-        steering = self.steering.opposite
-        if steering is None:
-            return None
-        return Plan(steering, Edit(-self.edit.added), self.relative_dose, self.notes)
+    def refuse_above(self, max_dose: float) -> None:
+        """Make sure that steering stays within a relative dose.
 
+        Raises:
+            LocalsteerError: it does not, or a vector without hidden norms leaves it unknown.
+        """
+        if self.relative_dose is None and self.edit.added.any():
+            raise LocalsteerError(
+                f"The relative dose of {self.steering} is unknown, so it cannot be held below {max_dose:g}: "
+                "its vectors do not say how large the hidden states are.",
+                hint="Calibrate them with `localsteer calibrate`, or leave out --max-dose.",
+            )
+        if self.relative_dose is not None and self.relative_dose > max_dose * _DOSE_TOLERANCE:
+            raise LocalsteerError(
+                f"{self.steering} has a relative dose of {self.relative_dose:.2f}, and --max-dose allows {max_dose:g}.",
+                hint=f"A strength of {max_dose / self.relative_dose:.2f} times that stays within it.",
+            )
+
+
+# Rounding of float32, and of two ways to sum up the same dose.
+_DOSE_TOLERANCE = 1.001
 
 # A bare name may hold what paths hold; a space, a quote, @, *, ! or + needs quotes around the whole.
 _BARE = re.compile(r"(?!-)[^\s\"'@*!+]+")
@@ -204,41 +222,88 @@ class _Parser:
         return ExpressionError(self.text, self.at if at is None else at, problem)
 
 
-def resolve(steering: Steering, model: Fingerprint, load: Callable[[str], ControlVector]) -> Plan:
+def resolve(steering: Steering, model: Fingerprint, load: Callable[[str], ControlVector], scope: Scope = "response") -> Plan:
     """What an expression does to a model.
 
     Args:
         steering: the expression.
         model: the model to steer.
         load: finds a vector by name or path.
+        scope: whether the prompt is steered as well; calibrated vectors have a dose for each.
 
     Raises:
         VectorError: a vector does not fit the model, or has no direction at the layers asked for.
     """
+    vectors = {name: load(name) for name in dict.fromkeys(term.vector for term in steering.terms)}
+    plan = _resolve(steering, model, vectors, scope)
+    opposite = steering.opposite
+    return plan if opposite is None else replace(plan, opposite=_resolve(opposite, model, vectors, scope))
+
+
+def _resolve(steering: Steering, model: Fingerprint, vectors: Mapping[str, ControlVector], scope: Scope) -> Plan:
     added = np.zeros((model.n_layer, model.n_embd), np.float32)
     removed: dict[int, list[Floats]] = {}
     notes: dict[str, None] = {}
     hidden_norm: Floats | None = None
     for term in steering.terms:
-        vector = load(term.vector)
-        note = vector.check_fits(model, name=term.vector)
-        if note is not None:
-            notes[note] = None
-        if term.layers is not None:
-            vector = _trim(vector, term, model)
-        if vector.provenance.hidden_norm is not None and len(vector.provenance.hidden_norm) == model.n_layer:
-            hidden_norm = merge_norms(hidden_norm, vector.provenance.hidden_norm)
+        vector = vectors[term.vector]
+        fit, norms = vector.check_fits(model, name=term.vector), vector.provenance.hidden_norm
+        notes |= dict.fromkeys(note for note in (fit, _calibration_note(term, vector, model, scope)) if note is not None)
+        if norms is not None and len(norms) == model.n_layer:
+            hidden_norm = merge_norms(hidden_norm, norms)
         if term.ablate:
-            for layer, direction in vector.directions.items():
+            for layer, direction in _trim(vector, term, model).directions.items():
                 removed.setdefault(layer, []).append(direction)
         else:
             with np.errstate(over="ignore", invalid="ignore"):
-                added += np.float32(term.strength) * vector.rows(model.n_layer)
+                try:
+                    scaled = vector.at(term.strength, scope)
+                except VectorError:  # what is finite at strength 1 is not at this one
+                    raise VectorError(f"The strength of {term} is too large.") from None
+                added += _trim(scaled, term, model).rows(model.n_layer)
     if not np.isfinite(added).all():
         raise VectorError(f'The strengths of "{steering}" are too large.')
     bases = {layer: basis for layer, directions in removed.items() if len(basis := _orthonormal(directions))}
     dose = relative_dose(added, hidden_norm) if hidden_norm is not None else None
-    return Plan(steering, Edit(added, bases), dose, tuple(notes))
+    if dose is not None and (past := _past_calibration(steering, dose, vectors, scope)) is not None:
+        notes[past] = None
+    return Plan(steering, Edit(added, bases), dose, scope, tuple(notes))
+
+
+def _calibration_note(term: Term, vector: ControlVector, model: Fingerprint, scope: Scope) -> str | None:
+    calibration = vector.provenance.calibration
+    if calibration is None or term.ablate:
+        return None
+    if calibration.content != model.content:
+        return f"{term.vector} was calibrated on {calibration.model}, another file than this model: its doses may not hold here."
+    if calibration.side(term.strength, scope).dose is None:
+        pole = vector.provenance.positive if term.strength >= 0 else vector.provenance.negative
+        where = "" if scope == "response" else " with the prompt steered as well"
+        return (
+            f"{term}: calibration found no dose toward {pole}{where} that does anything within {calibration.budget} nats a "
+            "token; the one toward the other pole is used."
+        )
+    return None
+
+
+def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, ControlVector], scope: Scope) -> str | None:
+    """What to say of a dose that is stronger than any of the vectors' calibrated ones; None where it is not, or none is."""
+    calibrated = [
+        (side, calibration.budget)
+        for term in steering.terms
+        if (calibration := vectors[term.vector].provenance.calibration) is not None and not term.ablate
+        if (side := calibration.side(term.strength, scope)).dose is not None
+    ]
+    limit = max((side.dose for side, _ in calibrated if side.dose is not None), default=None)
+    if limit is None or dose <= limit * _DOSE_TOLERANCE:
+        return None
+    text = f"{steering} is past the calibrated range: relative dose {dose:.2f}, calibrated up to {limit:.2f}."
+    if len(steering.terms) > 1:
+        return f"{text} What the mixture costs was not measured."
+    side, budget = calibrated[0]
+    measured = side.curve[-1].dose
+    at = f"at {dose:.2f}" if dose <= measured else f"already at {measured:.2f}, the strongest one measured,"
+    return f"{text} Answers {at} cost {side.cost_at(dose):.2f} nats a token, and the budget was {budget}."
 
 
 def relative_dose(added: Floats, hidden_norm: Floats) -> float:
@@ -253,7 +318,9 @@ def relative_dose(added: Floats, hidden_norm: Floats) -> float:
 
 
 def _trim(vector: ControlVector, term: Term, model: Fingerprint) -> ControlVector:
-    first, last = term.layers or (1, model.n_layer - 1)
+    if term.layers is None:
+        return vector
+    first, last = term.layers
     if last >= model.n_layer:
         raise VectorError(
             f"{term} names layer {last}, and {model.name} has layers 1 to {model.n_layer - 1} to steer.",

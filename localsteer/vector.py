@@ -9,6 +9,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from localsteer.calibrated import Calibration, Scope
 from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
 
@@ -32,8 +33,10 @@ class Provenance:
         n_pairs: number of contrastive pairs.
         reliability: (n_layer,) split-half cosine of each layer's direction, NaN where not read.
         hidden_norm: (n_layer,) mean Euclidean norm of the residual stream, NaN where not read.
-        difference_norm: (n_layer,) norm of the direction as estimated, before it was scaled to a dose.
+        estimate: (n_layer, n_embd) the directions of all layers that were read, as estimated, before layers were chosen and
+            scaled to a dose; zero where not read.
         source: the concept as YAML text, so that the vector can be built again for another model.
+        calibration: what a calibration found, if there was one.
     """
 
     concept: str = ""
@@ -48,15 +51,16 @@ class Provenance:
     n_pairs: int = 0
     reliability: Floats | None = None
     hidden_norm: Floats | None = None
-    difference_norm: Floats | None = None
+    estimate: Floats | None = None
     source: str = ""
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class ControlVector:
     """What is added to the residual stream at strength 1.
 
-    Supports `+`, `-`, unary `-`, and `*` and `/` by a number.
+    Supports `+`, `-`, unary `-`, and `*` and `/` by a number: plain arithmetic of what is added, which ends a calibration.
 
     Attributes:
         directions: for each steered block (never 0) a float32 array (n_embd,), in residual-stream units.
@@ -107,7 +111,7 @@ class ControlVector:
 
     def __mul__(self, factor: float) -> ControlVector:
         directions = {layer: (direction * np.float32(factor)) for layer, direction in self.directions.items()}
-        provenance = self.provenance
+        provenance = replace(self.provenance, estimate=None, calibration=None)
         if factor < 0:
             provenance = replace(provenance, positive=provenance.negative, negative=provenance.positive)
         return ControlVector(directions, provenance)
@@ -116,6 +120,28 @@ class ControlVector:
 
     def __truediv__(self, divisor: float) -> ControlVector:
         return self * (1.0 / divisor)
+
+    def at(self, strength: float, scope: Scope = "response") -> ControlVector:
+        """What is added at a strength, as a vector without a calibration.
+
+        A calibrated vector has a dose (and layers) of its own toward each pole and for each scope: 1.0 is the strongest one
+        inside the coherence budget, -1.0 the strongest toward the other pole. Others are simply multiplied.
+
+        Args:
+            strength: the number in front of the vector.
+            scope: whether the prompt is steered as well.
+        """
+        calibration, estimate = self.provenance.calibration, self.provenance.estimate
+        side = calibration.side(strength, scope) if calibration is not None else None
+        if side is None or side.dose is None or estimate is None:
+            return self * strength
+        provenance = (self * strength).provenance
+        lengths = np.linalg.norm(estimate, axis=1)
+        directions = {
+            layer: (estimate[layer] * np.float32(strength * norm / lengths[layer])).astype(np.float32)
+            for layer, norm in zip(side.layers, side.norms, strict=True)
+        }
+        return ControlVector(directions, provenance)
 
     def only(self, layers: Iterable[int]) -> ControlVector:
         """The same vector at some of its layers.

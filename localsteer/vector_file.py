@@ -7,6 +7,7 @@ ignores; a file without them loads too.
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import re
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.atomic import atomic_path
+from localsteer.calibrated import Calibration
 from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector import ControlVector, Provenance
@@ -30,7 +32,7 @@ logger = logging.getLogger("localsteer")
 
 _DIRECTION = re.compile(r"^direction\.(?P<layer>\d+)$")
 _TEXTS = ("concept", "description", "positive", "negative", "method", "position", "dataset_sha256", "source")
-_LAYER_ARRAYS = ("reliability", "hidden_norm", "difference_norm")
+_LAYER_ARRAYS = ("reliability", "hidden_norm")
 
 
 def write_vector(vector: ControlVector, path: str | Path) -> None:
@@ -59,6 +61,10 @@ def write_vector(vector: ControlVector, path: str | Path) -> None:
                 writer.add_array(f"localsteer.{name}", [float(value) for value in values])
         if provenance.model is not None:
             writer.add_string("localsteer.model", json.dumps(asdict(provenance.model)))
+        if provenance.estimate is not None:
+            writer.add_string("localsteer.estimate", _pack(provenance.estimate))
+        if provenance.calibration is not None:
+            writer.add_string("localsteer.calibration", provenance.calibration.to_json())
         for layer, direction in vector.directions.items():
             writer.add_tensor(f"direction.{layer}", np.ascontiguousarray(direction, np.float32))
         try:
@@ -146,14 +152,34 @@ def _read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, Any]]]:
 def _provenance(fields: Mapping[str, Any]) -> Provenance:
     values: dict[str, Any] = {name: fields[key] for name in _TEXTS if (key := f"localsteer.{name}") in fields}
     readers: dict[str, Callable[[Any], Any]] = dict.fromkeys(_LAYER_ARRAYS, _layer_array)
-    readers |= {"n_pairs": int, "model": lambda text: Fingerprint(**json.loads(text))}
+    readers |= {
+        "n_pairs": int,
+        "model": lambda text: Fingerprint(**json.loads(text)),
+        "estimate": _unpack,
+        "calibration": Calibration.from_json,
+    }
     for name, read in readers.items():
         if (key := f"localsteer.{name}") in fields:
             try:
                 values[name] = read(fields[key])
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, KeyError, IndexError) as error:
                 raise VectorError(f"the key {key} is damaged: {error}.") from error
     return Provenance(**values, model_hint=str(fields.get(f"{ARCHITECTURE}.model_hint", "")))
+
+
+def _pack(rows: NDArray[np.float32]) -> str:
+    """Rows as text: as tensors llama.cpp would add them or refuse the file, and an array of numbers takes seconds to read."""
+    read = np.flatnonzero(rows.any(axis=1))
+    data = base64.b64encode(np.ascontiguousarray(rows[read], "<f4").tobytes()).decode()
+    return json.dumps({"shape": rows.shape, "layers": read.tolist(), "float32": data})
+
+
+def _unpack(text: str) -> NDArray[np.float32]:
+    document = json.loads(text)
+    rows = np.zeros(document["shape"], np.float32)
+    data = np.frombuffer(base64.b64decode(document["float32"]), "<f4")
+    rows[document["layers"]] = data.reshape(len(document["layers"]), -1)
+    return rows
 
 
 def _layer_array(values: Sequence[float]) -> NDArray[np.float32]:

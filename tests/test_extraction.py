@@ -48,9 +48,9 @@ def last_rows(model: Model, texts: Sequence[str]) -> Floats:
 def test_a_direction_is_the_mean_difference_at_its_share_of_the_dose(steerable: Model) -> None:
     vector = extract(steerable, HAPPY)
     assert vector.layers == (1, 2, 3)
-    hidden_norm, difference_norm = vector.provenance.hidden_norm, vector.provenance.difference_norm
+    hidden_norm, estimate = vector.provenance.hidden_norm, vector.provenance.estimate
     assert hidden_norm is not None
-    assert difference_norm is not None
+    assert estimate is not None
     positive, negative = last_rows(steerable, POSITIVE), last_rows(steerable, NEGATIVE)
     differences = positive.mean(axis=0) - negative.mean(axis=0)
     norms = np.linalg.norm(np.concatenate([positive, negative]), axis=2).mean(axis=0)
@@ -58,7 +58,7 @@ def test_a_direction_is_the_mean_difference_at_its_share_of_the_dose(steerable: 
         assert cosine(vector.directions[layer], differences[layer]) > 0.999
         assert np.linalg.norm(vector.directions[layer]) == pytest.approx(DEFAULT_DOSE * norms[layer] / 3, rel=0.01)
         assert hidden_norm[layer] == pytest.approx(norms[layer], rel=0.01)
-        assert difference_norm[layer] == pytest.approx(np.linalg.norm(differences[layer]), rel=0.02)
+        assert np.linalg.norm(estimate[layer] - differences[layer]) < 0.05 * np.linalg.norm(differences[layer])
 
 
 def test_the_principal_component_points_the_same_way(steerable: Model) -> None:
@@ -128,7 +128,7 @@ def test_a_vector_says_where_it_comes_from(tiny: Model) -> None:
     assert provenance.model == tiny.fingerprint
     assert provenance.source == "name: happy\n"
     assert provenance.dataset_sha256 == hash_texts(text.encode() for text in (*POSITIVE, *NEGATIVE))
-    for measured in (provenance.reliability, provenance.hidden_norm, provenance.difference_norm):
+    for measured in (provenance.reliability, provenance.hidden_norm):
         assert measured is not None
         assert measured.shape == (4,)
         assert np.isnan(measured[0])

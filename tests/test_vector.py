@@ -131,7 +131,9 @@ def test_arithmetic_leaves_its_operands_alone() -> None:
 
 def test_scaling_keeps_what_is_known() -> None:
     known = Provenance(concept="happy", model=MODEL, n_pairs=7, hidden_norm=row(1, 2, 3), source="name: happy")
-    assert (vector(1, provenance=known) * 2.5).provenance is known
+    made = (vector(1, provenance=known) * 2.5).provenance
+    assert (made.concept, made.model, made.n_pairs, made.source) == ("happy", MODEL, 7, "name: happy")
+    assert made.hidden_norm is known.hidden_norm
 
 
 @pytest.mark.parametrize("turn", [lambda made: -made, lambda made: made * -0.5, lambda made: made / -2])

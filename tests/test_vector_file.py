@@ -30,10 +30,9 @@ FULL = Provenance(
     n_pairs=96,
     reliability=np.array([np.nan, 0.25, 0.9, 1, -0.1, np.nan], np.float32),
     hidden_norm=np.array([np.nan, 1, 1e-20, 3e30, 0.1, np.nan], np.float32),
-    difference_norm=np.array([np.nan, 1, 2, 3, 4, np.nan], np.float32),
     source="name: happy\n# a comment\nquestions: [a, b]\n",
 )
-ARRAYS = ("reliability", "hidden_norm", "difference_norm")
+ARRAYS = ("reliability", "hidden_norm")
 
 
 def vector(provenance: Provenance | None = None, layers: tuple[int, ...] = (2, 3, 5)) -> ControlVector:

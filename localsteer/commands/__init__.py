@@ -16,6 +16,7 @@ import click
 from localsteer.errors import LocalsteerError
 
 _COMMANDS = {
+    "calibrate": ("localsteer.commands.calibrate", "Measure how strong a vector may be, and write that into it."),
     "chat": ("localsteer.commands.chat", "Chat in the terminal, steered."),
     "doctor": (
         "localsteer.commands.doctor",

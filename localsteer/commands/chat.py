@@ -8,6 +8,7 @@ from localsteer.commands.options import (
     ModelOptions,
     context_option,
     make_plan,
+    max_dose_option,
     model_options,
     open_generator,
     sampling_options,
@@ -20,6 +21,7 @@ from localsteer.commands.output import interrupt_stops_answer, note, print_side_
 @steer_option
 @click.option("--system", help="A system message.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer.")
+@max_dose_option
 @sampling_options
 @context_option
 @model_options
@@ -27,6 +29,7 @@ def command(
     expression: str,
     system: str | None,
     max_tokens: int,
+    max_dose: float | None,
     temperature: float,
     top_k: int,
     top_p: float,
@@ -46,7 +49,7 @@ def command(
 
     parse_steering(expression)  # a mistake in it is told before the model is loaded
     with ModelOptions(model, gpu_layers, threads).open() as opened:
-        plan = make_plan(expression, opened)
+        plan = make_plan(expression, opened, max_dose=max_dose)
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         with open_generator(opened, n_ctx) as generator:
             conversation = Conversation(generator, system=system, plan=plan, sampling=sampling, max_tokens=max_tokens)
@@ -55,7 +58,7 @@ def command(
                 note("A base model without a chat template: the conversation is given to it as plain text.")
             Terminal(
                 conversation,
-                make_plan=lambda text: make_plan(text, opened),
+                make_plan=lambda text: make_plan(text, opened, max_dose=max_dose),
                 stoppable=interrupt_stops_answer,
                 show_compared=lambda answers: print_side_by_side(
                     [(title, answer.text, answer.timing.seconds) for title, answer in answers]

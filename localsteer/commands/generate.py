@@ -12,6 +12,7 @@ from localsteer.commands.options import (
     context_option,
     json_option,
     make_plan,
+    max_dose_option,
     model_options,
     open_generator,
     sampling_options,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Continue PROMPT as plain text, without the chat template.")
 @click.option("--compare", is_flag=True, help="Answer three times: steered the other way, unsteered, steered.")
 @click.option("--steer-prompt", is_flag=True, help="Steer the prompt as well, as llama.cpp's own programs do.")
+@max_dose_option
 @sampling_options
 @context_option
 @json_option
@@ -46,6 +48,7 @@ def command(
     raw: bool,
     compare: bool,
     steer_prompt: bool,
+    max_dose: float | None,
     temperature: float,
     top_k: int,
     top_p: float,
@@ -76,7 +79,7 @@ def command(
             note(f"{opened.name} has no chat template (a base model): it continues the prompt as plain text.")
         messages = [Message("system", system)] if system is not None else []
         tokens = prompt_tokens(opened, [*messages, Message("user", prompt)], raw=raw)
-        plan = make_plan(expression, opened)
+        plan = make_plan(expression, opened, steer_prompt=steer_prompt, max_dose=max_dose)
         name = opened.name
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         request = Request(tokens, plan, sampling, max_tokens, stop, steer_prompt).seeded()

@@ -70,6 +70,15 @@ def steer_option(function: Command) -> Command:
     )(function)
 
 
+def max_dose_option(function: Command) -> Command:
+    """--max-dose."""
+    return click.option(
+        "--max-dose",
+        type=click.FloatRange(0, min_open=True),
+        help="Refuse to steer by more than this relative dose (`localsteer vectors show` tells a vector's).",
+    )(function)
+
+
 def context_option(function: Command) -> Command:
     """--context."""
     return click.option(
@@ -120,8 +129,12 @@ def _parse_layers(_context: click.Context, _parameter: click.Parameter, value: s
         raise click.BadParameter(f'"{value}" is not a range of layers such as 8-23.') from None
 
 
-def make_plan(expression: str, model: Model) -> Plan | None:
-    """The plan of an expression for this model, its vectors found by name or path; None for the empty expression."""
+def make_plan(expression: str, model: Model, *, steer_prompt: bool = False, max_dose: float | None = None) -> Plan | None:
+    """The plan of an expression for this model, its vectors found by name or path; None for the empty expression.
+
+    Raises:
+        LocalsteerError: its relative dose is above `max_dose`, or cannot be told.
+    """
     from localsteer.commands.output import note, progress_bar
     from localsteer.library import loader
     from localsteer.steering import parse_steering, resolve
@@ -130,7 +143,9 @@ def make_plan(expression: str, model: Model) -> Plan | None:
     if not steering:
         return None
     with progress_bar() as progress:
-        plan = resolve(steering, model.fingerprint, loader(model, progress))
+        plan = resolve(steering, model.fingerprint, loader(model, progress), "prompt" if steer_prompt else "response")
+    if max_dose is not None:
+        plan.refuse_above(max_dose)
     for text in plan.notes:
         note(text)
     return plan

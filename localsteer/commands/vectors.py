@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +79,15 @@ def show(vector: str, as_json: bool) -> None:
         "relative_dose": _dose(loaded),
     }
     rows = _layer_rows(loaded)
+    calibration = provenance.calibration
     if as_json:
-        print_json({**facts, "directions": rows})
+        print_json(
+            {
+                **facts,
+                "directions": rows,
+                "calibration": json.loads(calibration.to_json()) if calibration is not None else None,
+            }
+        )
         return
     print_facts(
         [
@@ -100,6 +108,18 @@ def show(vector: str, as_json: bool) -> None:
             for row in rows
         ],
     )
+    if calibration is None:
+        note("Not calibrated: strength 1 is the default dose. `localsteer calibrate` measures how strong it may be.")
+        return
+    from localsteer.calibration.report import CURVE_HEADERS, curve_rows
+    from localsteer.commands.calibrate import print_doses
+
+    click.echo(
+        f"calibrated on {calibration.model}: budget {calibration.budget:g} nats a token, {calibration.questions} questions, "
+        f"{calibration.generated_tokens:,} tokens, seed {calibration.seed}"
+    )
+    print_doses(loaded)
+    print_table(CURVE_HEADERS, list(curve_rows(calibration)))
 
 
 @command.command("combine")
@@ -126,10 +146,9 @@ def combine(expression: str, output: Path, as_json: bool) -> None:
             raise LocalsteerError(
                 f"{term} removes a component, and a vector file can only add.", hint="Give the removal with -s instead."
             )
-        vector = load_for_showing(term.vector)
+        scaled = load_for_showing(term.vector).at(term.strength)
         if term.layers is not None:
-            vector = vector.only(range(term.layers[0], term.layers[1] + 1))
-        scaled = vector * term.strength
+            scaled = scaled.only(range(term.layers[0], term.layers[1] + 1))
         total = scaled if total is None else total + scaled
     assert total is not None
     total = total.named(str(steering))

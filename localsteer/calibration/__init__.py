@@ -1,0 +1,1 @@
+"""Calibration: how strong, and at which layers, measured on the user's own model."""

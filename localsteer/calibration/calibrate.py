@@ -1,0 +1,262 @@
+"""A vector, a concept and a model -> the vector with its measured dose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from localsteer.calibrated import Calibration
+from localsteer.calibration.laboratory import Laboratory, Speed
+from localsteer.calibration.search import QUICK, SIGN, THOROUGH, Effort, Findings, Search
+from localsteer.calibration.shapes import PROFILES, Directions, Shape, ranges
+from localsteer.contrast import Contrast
+from localsteer.dose import MIN_RELIABILITY, readable_layers
+from localsteer.errors import CalibrationError, ContrastError
+from localsteer.generation import prompt_tokens
+from localsteer.llama.chat_template import Message
+from localsteer.llama.model import Model
+from localsteer.scoring import Scored, reread
+from localsteer.vector import ControlVector, format_layers
+
+Floats = NDArray[np.float32]
+
+DEFAULT_BUDGET = 0.25
+# Two halves to fit the instrument on, with two questions each.
+MIN_QUESTIONS = 4
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How a vector is calibrated.
+
+    Attributes:
+        budget: most coherence cost, nats a token.
+        layers: first and last layer that may be steered; None lets the measurements choose.
+        quick: a quarter of the tokens: only the vector's own layers, and wider intervals.
+        seed: of all sampling.
+    """
+
+    budget: float = DEFAULT_BUDGET
+    layers: tuple[int, int] | None = None
+    quick: bool = False
+    seed: int = 0
+
+    @property
+    def effort(self) -> Effort:
+        """How many answers are sampled."""
+        return QUICK if self.quick else THOROUGH
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A calibration's outcome.
+
+    Attributes:
+        vector: the vector, rescaled and trimmed so that strength 1 is the calibrated dose.
+        calibration: what it now carries.
+        findings: everything measured.
+    """
+
+    vector: ControlVector
+    calibration: Calibration
+    findings: Findings
+
+
+class Calibrator:
+    """One calibration, prepared: what it will cost is known before it starts.
+
+    Args:
+        model: the model to calibrate on.
+        vector: the vector; a former calibration of it is set aside.
+        contrast: the concept, with held-out questions and (unless it is made of explicit pairs) personas.
+        settings: how.
+        folder: where measurements are kept, so that an interrupted calibration goes on; None keeps none.
+        fresh: forget what an earlier run has left there.
+        on_progress: told how many answers are measured, and of how many.
+
+    Raises:
+        CalibrationError: too few held-out questions.
+        VectorError: the vector does not fit the model, or has no direction in the layers asked for.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        vector: ControlVector,
+        contrast: Contrast,
+        settings: CalibrationSettings | None = None,
+        *,
+        folder: Path | None = None,
+        fresh: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.vector = vector
+        self.contrast = contrast
+        self.settings = settings or CalibrationSettings()
+        if len(contrast.held_out) < MIN_QUESTIONS:
+            count = len(contrast.held_out) or "no"
+            raise CalibrationError(
+                f"The concept {contrast.name} has {count} held-out questions, and calibration needs at least {MIN_QUESTIONS}: "
+                "doses are measured on questions that the vector was not built from.",
+                hint="List them under held_out: questions: in its concept.yaml (docs/concepts.md).",
+            )
+        vector.check_fits(model.fingerprint)
+        self._directions = _directions(model, vector, contrast)
+        self.shapes = _shapes(vector, self._directions, self.settings.layers)
+        if self.settings.quick:
+            self.shapes = self.shapes[:1]
+        total = self.answers
+
+        def tell(done: int) -> None:
+            if on_progress is not None:
+                on_progress(min(done, total), total)
+
+        self._laboratory = Laboratory(
+            model,
+            self._directions,
+            contrast,
+            seed=self.settings.seed,
+            max_tokens=self.settings.effort.max_tokens,
+            folder=folder,
+            fresh=fresh,
+            on_progress=tell,
+        )
+
+    @property
+    def answers(self) -> int:
+        """How many answers it takes."""
+        return self.settings.effort.answers(len(self.shapes))
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are sampled at most."""
+        return self.answers * self.settings.effort.max_tokens
+
+    @property
+    def measured(self) -> int:
+        """How many answers an earlier run has left."""
+        return self._laboratory.measured
+
+    def seconds(self, speed: Speed) -> float:
+        """How long it will take, from a measured speed."""
+        questions = [prompt_tokens(self.model, [Message("user", question)]) for question in self.contrast.held_out]
+        # Answers to one question share its prompt within a batch of 32, of which about 20 are different; it is read twice.
+        prompt = 2 * 0.6 * float(np.mean([len(question) for question in questions]))
+        length = self.settings.effort.max_tokens
+        left = max(0, self.answers - self.measured)
+        fitting = 60 * (length + prompt)
+        return left * length / speed.answering + (left * (length + prompt) + fitting) / speed.reading
+
+    def probe_speed(self) -> Speed:
+        """Measured on a few tokens; takes seconds."""
+        return self._laboratory.probe_speed()
+
+    def run(self) -> Calibrated:
+        """Measure and choose.
+
+        Raises:
+            CalibrationError: nothing inside the budget does anything, toward either pole.
+        """
+        settings = self.settings
+        search = Search(self._laboratory, self.shapes, budget=settings.budget, effort=settings.effort, seed=settings.seed)
+        findings = search.run()
+        calibration = Calibration(
+            model=self.model.fingerprint.name,
+            content=self.model.fingerprint.content,
+            budget=settings.budget,
+            seed=settings.seed,
+            questions=len(self.contrast.held_out),
+            generated_tokens=self._laboratory.generated_tokens,
+            unsteered=findings.unsteered,
+            personas=findings.personas,
+            scale=findings.scale,
+            sides=findings.sides,
+        )
+        return Calibrated(self._rescaled(calibration), calibration, findings)
+
+    def _rescaled(self, calibration: Calibration) -> ControlVector:
+        sides = calibration.sides
+        main = next((pole for pole in SIGN if sides[pole, "response"].dose is not None), None)
+        if main is None:
+            strongest = [side.curve[-1] for side in sides.values() if side.curve]
+            best = max(strongest, key=lambda point: point.effect.mean)
+            raise CalibrationError(
+                f"The vector does nothing inside the budget of {calibration.budget:g} nats a token on {calibration.model}: "
+                f"no dose moves the answers beyond doubt (at best an effect of {best.effect.mean:.2f}, "
+                f"{best.effect.low:.2f} to {best.effect.high:.2f}, at a cost of {best.cost.mean:.2f}).",
+                hint="Allow more with --budget, use personas that are further apart, or a larger model.",
+            )
+        side = sides[main, "response"]
+        directions = {
+            layer: (self._directions.unit[layer] * np.float32(norm)).astype(np.float32)
+            for layer, norm in zip(side.layers, side.norms, strict=True)
+        }
+        estimate = self._directions.unit * self._directions.difference[:, None]
+        provenance = replace(
+            self.vector.provenance,
+            concept=self.vector.provenance.concept or self.contrast.name,
+            positive=self.contrast.positive,
+            negative=self.contrast.negative,
+            model=self.vector.provenance.model or self.model.fingerprint,
+            hidden_norm=self._directions.hidden,
+            estimate=estimate,
+            source=self.contrast.source,
+            calibration=calibration,
+        )
+        return ControlVector(directions, provenance)
+
+
+def measurements_folder() -> Path:
+    """Where the measurements of calibrations are kept."""
+    return platformdirs.user_cache_path("localsteer") / "calibration"
+
+
+def _directions(model: Model, vector: ControlVector, contrast: Contrast) -> Directions:
+    """All directions that the vector knows; those it steers by, for a vector from elsewhere."""
+    provenance = vector.provenance
+    estimate = provenance.estimate if provenance.estimate is not None else vector.rows(model.n_layer)
+    hidden = provenance.hidden_norm
+    layers = np.flatnonzero(estimate.any(axis=1))
+    if hidden is None or not np.isfinite(hidden[layers]).all():
+        hidden = _hidden_norms(model, contrast, [int(layer) for layer in layers])
+    return Directions.of(estimate, hidden)
+
+
+def _hidden_norms(model: Model, contrast: Contrast, layers: list[int]) -> Floats:
+    """Mean norm of the residual stream over the held-out questions, NaN at other layers."""
+    prompts = [prompt_tokens(model, [Message("user", question)]) for question in contrast.held_out]
+    # The second half of each prompt: its first token alone has a norm many times that of the others.
+    pairs = [Scored(prompt[: len(prompt) // 2], prompt[len(prompt) // 2 :]) for prompt in prompts if len(prompt) > 1]
+    if not pairs:
+        raise ContrastError("The held-out questions are too short to read.", hint="Write whole sentences.")
+    hidden = np.full(model.n_layer, np.nan, np.float32)
+    hidden[layers] = np.nanmean(reread(model, pairs, layers).norms, axis=0)
+    return hidden
+
+
+def _shapes(vector: ControlVector, directions: Directions, layers: tuple[int, int] | None) -> list[Shape]:
+    """What to choose from: other layer ranges with the default profile, other profiles with the default range."""
+    n_layer = len(directions.hidden)
+    readable = set(readable_layers(n_layer))
+    reliability = vector.provenance.reliability
+    known = [int(layer) for layer in np.flatnonzero(directions.unit.any(axis=1))]
+    available = [
+        layer
+        for layer in known
+        if (layers is None and layer in readable and not (reliability is not None and reliability[layer] < MIN_RELIABILITY))
+        or (layers is not None and layers[0] <= layer <= layers[1])
+    ]
+    if not available and layers is not None:
+        raise CalibrationError(
+            f"The vector has directions at layers {format_layers(known)}, and none at {layers[0]}-{layers[1]}.",
+            hint="Leave out --layers, or extract the vector with the same ones.",
+        )
+    choices = list(ranges(available or known, n_layer)) if layers is None else [tuple(available)]
+    shapes = [Shape(choice, "relative") for choice in choices]
+    return shapes + [Shape(choices[0], profile) for profile in PROFILES if profile != "relative"]

@@ -1,0 +1,93 @@
+"""Curves through noisy measurements, and how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsteer.calibrated import Interval
+
+Values = NDArray[np.float64]
+
+RESAMPLES = 1000
+
+# Coherence cost rises faster than the dose, effect slower: on the demo model the best of these are 1.5 to 3 and 0.5 to 1. Fewer
+# than two free numbers a curve are all that some tens of noisy answers carry.
+COST_EXPONENTS = (1.0, 1.5, 2.0, 3.0)
+EFFECT_EXPONENTS = (0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class PowerLaws:
+    """y = scale * dose ** exponent, for each of some resamplings of the same data.
+
+    Attributes:
+        scale: (n_resamples,) at least 0.
+        exponent: (n_resamples,).
+    """
+
+    scale: Values
+    exponent: Values
+
+    def at(self, dose: float | Values) -> Values:
+        """(n_resamples,) the values at a dose of 0 or more, or at one for each."""
+        return np.asarray(self.scale * dose**self.exponent)
+
+    def inverse(self, value: float) -> Values:
+        """(n_resamples,) the doses with this value; infinite where the curve never rises."""
+        with np.errstate(divide="ignore"):
+            return np.asarray((value / self.scale) ** (1 / self.exponent))
+
+
+def fit_power_laws(doses: Values, values: Values, exponents: Sequence[float], weights: Values | None = None) -> PowerLaws:
+    """Least squares through the origin, the best of the given exponents.
+
+    Args:
+        doses: (n,) positive.
+        values: (n,) NaN where not measured.
+        exponents: those to try.
+        weights: (n_resamples, n) how often each value counts; None for once, in one fit.
+    """
+    known = np.isfinite(values)
+    doses, values = doses[known], values[known]
+    weights = np.ones((1, len(doses))) if weights is None else weights[:, known]
+    tried = []
+    for exponent in exponents:
+        powers = doses**exponent
+        scale = np.maximum(0, weights @ (powers * values) / np.maximum(weights @ powers**2, np.finfo(np.float64).tiny))
+        # The sum of squares, but for that of the values themselves, which is the same for all exponents.
+        error = scale**2 * (weights @ powers**2) - 2 * scale * (weights @ (powers * values))
+        tried.append((error, scale, np.full(len(scale), exponent)))
+    errors, scales, used = (np.stack(column) for column in zip(*tried, strict=True))
+    best = np.argmin(errors, axis=0)[None]
+    return PowerLaws(np.take_along_axis(scales, best, 0)[0], np.take_along_axis(used, best, 0)[0])
+
+
+def resampled_weights(questions: NDArray[np.intp], seed: int) -> Values:
+    """Bootstrap over questions: whole questions are drawn with replacement, with all their answers.
+
+    Args:
+        questions: (n,) the question of each answer.
+        seed: of the draws.
+
+    Returns:
+        (1000, n) how often each answer was drawn.
+    """
+    distinct, of_answer = np.unique(questions, return_inverse=True)
+    shares = np.full(len(distinct), 1 / len(distinct))
+    drawn = np.random.default_rng(seed).multinomial(len(distinct), shares, size=RESAMPLES)
+    return drawn[:, of_answer].astype(np.float64)
+
+
+def mean_interval(values: Values, questions: NDArray[np.intp], seed: int) -> Interval:
+    """The mean with its 95 % bootstrap interval over questions; answers without a value are left out."""
+    known = np.isfinite(values)
+    values, questions = values[known], questions[known]
+    if not len(values):
+        return Interval(float("nan"), float("nan"), float("nan"))
+    weights = resampled_weights(questions, seed)
+    low, high = np.quantile(weights @ values / weights.sum(axis=1), (0.025, 0.975))
+    return Interval(float(values.mean()), float(low), float(high))

@@ -1,0 +1,289 @@
+"""Answers under steering, and what they read: measured once, kept on disk, so that an interrupted calibration goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from localsteer.activations import Span, read_activations
+from localsteer.calibrated import POLES, Pole, Scope
+from localsteer.calibration.instrument import Instrument
+from localsteer.calibration.shapes import Directions, Shape
+from localsteer.contrast import Contrast
+from localsteer.dose import middle_layers
+from localsteer.generation import Request, prompt_tokens
+from localsteer.llama.chat_template import Message
+from localsteer.llama.model import Model
+from localsteer.llama.residual import Edit
+from localsteer.llama.sampling import Sampling
+from localsteer.parallel import MAX_PARALLEL, generate_many
+from localsteer.scoring import Scored, reread
+from localsteer.steering import Plan, Steering
+
+logger = logging.getLogger("localsteer")
+
+# The instrument is fitted on this many unsteered answers: on the demo model 20 already agree to a cosine of 0.9 between halves.
+_FITTED_ON = 20
+_PROBE_ANSWERS = 8
+_PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One answer to be measured.
+
+    Attributes:
+        number: tells which question (modulo their count) and which seed. Equal numbers share both, so that two
+            steerings are compared on the same chances.
+        shape: where to steer; None for not at all.
+        dose: relative dose; negative toward the negative pole.
+        scope: whether the prompt is steered as well.
+        persona: answer under this pole's persona as a system prompt.
+    """
+
+    number: int
+    shape: Shape | None = None
+    dose: float = 0.0
+    scope: Scope = "response"
+    persona: Pole | None = None
+
+    @property
+    def key(self) -> str:
+        """What the measurement is filed under."""
+        return f"{self.number}|{self.shape}|{self.dose:+.5f}|{self.scope}|{self.persona}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial.
+
+    Attributes:
+        tokens: the answer.
+        ended: whether it ended by itself.
+        nll: nats a token under the unsteered model; NaN for an empty answer, and until it is re-read.
+        reading: the instrument's, in standard deviations of the unsteered answers; likewise.
+    """
+
+    tokens: tuple[int, ...]
+    ended: bool
+    nll: float = float("nan")
+    reading: float = float("nan")
+
+    @property
+    def distinct(self) -> float:
+        """Share of distinct 3-grams of tokens; 1 for an answer too short to repeat one."""
+        grams = list(zip(self.tokens, self.tokens[1:], self.tokens[2:], strict=False))
+        return len(set(grams)) / len(grams) if grams else 1.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second in batches."""
+
+    answering: float
+    reading: float
+
+
+class Laboratory:
+    """Runs trials.
+
+    Args:
+        model: the model.
+        directions: what is steered along.
+        contrast: the concept: questions and personas.
+        seed: of all sampling.
+        max_tokens: longest answer.
+        folder: where measurements are kept; None keeps none.
+        fresh: forget what an earlier run has left there.
+        on_progress: told how many answers are measured, those of an earlier run included.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        directions: Directions,
+        contrast: Contrast,
+        *,
+        seed: int,
+        max_tokens: int,
+        folder: Path | None = None,
+        fresh: bool = False,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.directions = directions
+        self.contrast = contrast
+        self.seed = seed
+        self.max_tokens = max_tokens
+        self._on_progress = on_progress or (lambda _count: None)
+        self._outcomes: dict[str, Outcome] = {}
+        self._read: set[str] = set()
+        self._plans: dict[tuple[Shape, float, Scope], Plan] = {}
+        self._instrument: Instrument | None = None
+        self._file = folder / f"{self._key}.jsonl" if folder is not None else None
+        if fresh and self._file is not None:
+            self._file.unlink(missing_ok=True)
+        self._load()
+
+    @property
+    def generated_tokens(self) -> int:
+        """How many tokens the answers so far took."""
+        return sum(len(outcome.tokens) for outcome in self._outcomes.values())
+
+    @property
+    def measured(self) -> int:
+        """How many answers are measured, those of an earlier run included."""
+        return len(self._read)
+
+    def question_of(self, trial: Trial) -> int:
+        """The index of the held-out question that a trial answers."""
+        return trial.number % len(self.contrast.held_out)
+
+    def text_of(self, trial: Trial) -> str:
+        """The answer to a trial that was measured."""
+        return b"".join(map(self.model.token_bytes, self._outcomes[trial.key].tokens)).decode(errors="replace").strip()
+
+    def measure(self, trials: Sequence[Trial]) -> list[Outcome]:
+        """Answer and re-read what was not measured yet."""
+        instrument = self.instrument
+        # Answers to the same question in the same batch share its prompt: half of the reading would be prompts otherwise.
+        todo = sorted((trial for trial in dict.fromkeys(trials) if trial.key not in self._read), key=self.question_of)
+        for start in range(0, len(todo), MAX_PARALLEL):
+            part = todo[start : start + MAX_PARALLEL]
+            self._answer(part)
+            self._reread(part, instrument)
+            self._on_progress(len(self._read))
+        return [self._outcomes[trial.key] for trial in trials]
+
+    @cached_property
+    def instrument(self) -> Instrument:
+        """Fitted to the unsteered answers, which are sampled first."""
+        unsteered = [Trial(number) for number in range(max(_FITTED_ON, len(self.contrast.held_out)))][: 2 * _FITTED_ON]
+        self._answer(unsteered)
+        layers = middle_layers(self.model.n_layer)
+        readings = reread(self.model, [self._scored(trial) for trial in unsteered], layers).activations
+        questions = [self.question_of(trial) for trial in unsteered]
+        if not self.contrast.personas:
+            return Instrument.centred(layers, self._pair_directions(layers), readings, questions)
+        under = {
+            pole: reread(
+                self.model, [replace(self._scored(trial), prompt=self._prompt(trial, pole)) for trial in unsteered], layers
+            ).activations
+            for pole in POLES
+        }
+        return Instrument.fit(layers, under["positive"] - under["negative"], questions, readings, questions)
+
+    def probe_speed(self) -> Speed:
+        """Measured on a few unsteered tokens."""
+        requests = [replace(self._request(Trial(number)), max_tokens=_PROBE_TOKENS) for number in range(_PROBE_ANSWERS)]
+        answers = generate_many(self.model, requests)
+        timing = answers[0].timing
+        tokens = sum(len(answer.tokens) for answer in answers)
+        scored = [Scored(request.prompt, answer.tokens) for request, answer in zip(requests, answers, strict=True)]
+        start = time.perf_counter()
+        reread(self.model, scored)
+        seconds = time.perf_counter() - start
+        return Speed(tokens / timing.answer_seconds, sum(len(pair.prompt) + len(pair.answer) for pair in scored) / seconds)
+
+    def _pair_directions(self, layers: Sequence[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        """For a concept of explicit pairs: the mean difference of the pairs themselves, for both halves of the questions."""
+        spans = [Span(tuple(self.model.tokenize(prompt.render(self.model)))) for prompt in self.contrast.prompts()]
+        values = read_activations(self.model, spans, layers).values
+        n_pairs = len(values) // 2
+        direction = values[:n_pairs].mean(axis=0) - values[n_pairs:].mean(axis=0)
+        direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return np.stack([direction, direction])
+
+    def _answer(self, trials: Sequence[Trial]) -> None:
+        todo = [trial for trial in trials if trial.key not in self._outcomes]
+        for start in range(0, len(todo), MAX_PARALLEL):
+            part = todo[start : start + MAX_PARALLEL]
+            answers = generate_many(self.model, [self._request(trial) for trial in part])
+            for trial, answer in zip(part, answers, strict=True):
+                self._outcomes[trial.key] = Outcome(answer.tokens, answer.finish_reason == "stop")
+            self._store(part)
+
+    def _reread(self, trials: Sequence[Trial], instrument: Instrument) -> None:
+        pairs = [self._scored(trial) for trial in trials]
+        found = reread(self.model, pairs, instrument.layers)
+        readings = instrument.read(found.activations, [self.question_of(trial) for trial in trials])
+        for trial, nll, reading in zip(trials, found.nll, readings, strict=True):
+            self._outcomes[trial.key] = replace(self._outcomes[trial.key], nll=float(nll), reading=float(reading))
+            self._read.add(trial.key)
+        self._store(trials)
+
+    def _scored(self, trial: Trial) -> Scored:
+        """The answer as the unsteered model re-reads it: after the bare question, whatever it was sampled under."""
+        return Scored(self._prompt(trial, None), self._outcomes[trial.key].tokens)
+
+    def _prompt(self, trial: Trial, persona: Pole | None) -> tuple[int, ...]:
+        question = Message("user", self.contrast.held_out[self.question_of(trial)])
+        if persona is None:
+            return prompt_tokens(self.model, [question])
+        systems = self.contrast.personas[trial.number % len(self.contrast.personas)]
+        return prompt_tokens(self.model, [Message("system", systems[POLES.index(persona)]), question])
+
+    def _request(self, trial: Trial) -> Request:
+        # Far enough apart that two calibrations with neighbouring seeds share none.
+        sampling = Sampling(seed=(self.seed * 100_003 + trial.number) % 2**31)
+        return Request(
+            self._prompt(trial, trial.persona),
+            self._plan(trial),
+            sampling,
+            self.max_tokens,
+            steer_prompt=trial.scope == "prompt",
+        )
+
+    def _plan(self, trial: Trial) -> Plan | None:
+        if trial.shape is None:
+            return None
+        key = (trial.shape, trial.dose, trial.scope)
+        if key not in self._plans:
+            edit = Edit(self.directions.added(trial.shape, trial.dose))
+            self._plans[key] = Plan(Steering(), edit, abs(trial.dose), trial.scope)
+        return self._plans[key]
+
+    @property
+    def _key(self) -> str:
+        """Everything that a measurement depends on but for the trial itself."""
+        parts = [self.model.fingerprint.content, self.contrast.source, self.seed, self.max_tokens, MAX_PARALLEL]
+        digest = hashlib.sha256(json.dumps(parts).encode())
+        for array in (self.directions.unit, self.directions.difference, self.directions.hidden):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:24]
+
+    def _load(self) -> None:
+        if self._file is None or not self._file.exists():
+            return
+        for line in self._file.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+                outcome = Outcome(tuple(record["tokens"]), record["ended"], record["nll"], record["reading"])
+            except (ValueError, KeyError, TypeError):
+                continue  # the line at which an interrupted run was cut off
+            self._outcomes[record["key"]] = outcome
+            if record["read"]:
+                self._read.add(record["key"])
+
+    def _store(self, trials: Sequence[Trial]) -> None:
+        if self._file is None:
+            return
+        lines = []
+        for trial in trials:
+            outcome = self._outcomes[trial.key]
+            lines.append(json.dumps({"key": trial.key, "read": trial.key in self._read, **vars(outcome)}) + "\n")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+        except OSError as error:
+            logger.warning("measurements cannot be kept in %s: %s", self._file.parent, error.strerror)
+            self._file = None

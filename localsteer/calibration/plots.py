@@ -1,0 +1,100 @@
+"""Plots of a calibration, with matplotlib (the extra `plots`)."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from localsteer.calibrated import POLES, SCOPES, Pole
+from localsteer.calibration.calibrate import Calibrated
+from localsteer.calibration.search import SIGN
+from localsteer.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLOURS: dict[Pole, str] = {"positive": "tab:orange", "negative": "tab:blue"}
+# Side by side at one place of the axis.
+_OFFSETS: dict[Pole, float] = {"positive": -0.15, "negative": 0.15}
+
+
+def draw_curves(result: Calibrated, path: Path, kind: str) -> None:
+    """Effect and coherence cost against strength, with the budget and the prompt baseline.
+
+    Args:
+        result: the calibration.
+        path: the file to write.
+        kind: "png" or "svg".
+    """
+    figure = _figure(8, 6.5)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    calibration = result.calibration
+    for pole in POLES:
+        for scope in SCOPES:
+            side = calibration.sides[pole, scope]
+            if side.dose is None or not side.curve:
+                continue
+            strengths = [0.0] + [SIGN[pole] * point.dose / side.dose for point in side.curve]
+            style = {"color": _COLOURS[pole], "linestyle": "-" if scope == "response" else ":", "marker": "o", "markersize": 3}
+            label = f"{pole}, {'response' if scope == 'response' else 'prompt and response'}"
+            top.plot(strengths, [0.0] + [SIGN[pole] * point.effect.mean for point in side.curve], label=label, **style)
+            bottom.plot(strengths, [0.0] + [point.cost.mean for point in side.curve], label=label, **style)
+            if scope == "response":
+                ends = [sorted((SIGN[pole] * p.effect.low, SIGN[pole] * p.effect.high)) for p in side.curve]
+                top.fill_between(strengths[1:], *zip(*ends, strict=True), color=_COLOURS[pole], alpha=0.15, linewidth=0)
+                lows, highs = [p.cost.low for p in side.curve], [p.cost.high for p in side.curve]
+                bottom.fill_between(strengths[1:], lows, highs, color=_COLOURS[pole], alpha=0.15, linewidth=0)
+        if pole in calibration.personas:
+            persona = calibration.personas[pole]
+            name = f"{pole} system prompt"
+            top.axhline(SIGN[pole] * persona.effect.mean, color=_COLOURS[pole], linestyle="--", linewidth=1, label=name)
+            bottom.axhline(persona.cost.mean, color=_COLOURS[pole], linestyle="--", linewidth=1)
+    bottom.axhline(calibration.budget, color="black", linewidth=1, label=f"budget, {calibration.budget:g} nats")
+    top.set_ylabel("effect")
+    bottom.set_ylabel("coherence cost, nats a token")
+    bottom.set_xlabel("strength")
+    top.set_title(f"{result.vector.provenance.concept} on {calibration.model}")
+    top.legend(fontsize="small")
+    bottom.legend(fontsize="small")
+    figure.savefig(path, format=kind)
+
+
+def draw_shapes(result: Calibrated, path: Path, kind: str) -> None:
+    """Effect at the budget by layer range and profile; arguments as for `draw_curves`."""
+    shapes = result.findings.shapes
+    labels = [str(one.shape) for one in shapes["positive"]]
+    figure = _figure(8, 1.5 + 0.6 * len(labels))
+    axes = figure.subplots()
+    for pole, offset in _OFFSETS.items():
+        for one in shapes[pole]:
+            if str(one.shape) not in labels:
+                labels.append(str(one.shape))
+            place = labels.index(str(one.shape)) + offset
+            error = [[max(0.0, one.effect.mean - one.effect.low)], [max(0.0, one.effect.high - one.effect.mean)]]
+            axes.errorbar(one.effect.mean, place, xerr=error, fmt="o", color=_COLOURS[pole], capsize=3)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.axvline(0, color="grey", linewidth=0.8)
+    axes.set_xlabel(f"effect at {result.calibration.budget:g} nats a token (orange: positive, blue: negative)")
+    figure.savefig(path, format=kind)
+
+
+def check_available() -> None:
+    """Find out before hours of measuring whether plots can be drawn.
+
+    Raises:
+        CalibrationError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise CalibrationError(
+            "The report's plots need matplotlib.",
+            hint="Install it with `pip install 'localsteer[plots]'`, or leave out --report.",
+        )
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Without pyplot, which would look for a screen.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", dpi=150)

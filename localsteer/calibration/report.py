@@ -1,0 +1,198 @@
+"""A calibration for people and for machines: rows of a table, JSON, and a folder with a page and its plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from localsteer.atomic import atomic_path
+from localsteer.calibrated import POLES, SCOPES, Calibration, Interval, Point, Pole, Scope, Side
+from localsteer.calibration.calibrate import Calibrated
+from localsteer.calibration.search import SIGN
+from localsteer.errors import CalibrationError
+from localsteer.vector import ControlVector, format_layers
+
+SCOPE_NAMES: dict[Scope, str] = {"response": "response only", "prompt": "prompt as well"}
+
+
+def pole_names(vector: ControlVector) -> dict[Pole, str]:
+    """The poles as the concept calls them."""
+    provenance = vector.provenance
+    return {"positive": provenance.positive or "+", "negative": provenance.negative or "-"}
+
+
+def side_line(side: Side, budget: float) -> str:
+    """One side in words."""
+    if side.dose is None:
+        return f"no dose within {budget:g} nats a token does anything beyond doubt"
+    return (
+        f"relative dose {side.dose:.2f}, layers {format_layers(side.layers)} ({side.profile}), "
+        f"effect {side.effect:.2f}, cost {side.cost:.2f} nats a token"
+    )
+
+
+def scale_line(calibration: Calibration, names: dict[Pole, str]) -> Iterator[str]:
+    """What an effect of 1 is, for each pole."""
+    for pole in POLES:
+        other: Pole = "negative" if pole == "positive" else "positive"
+        kind = calibration.scale.get(pole, "deviation")
+        persona = calibration.personas.get(pole)
+        if kind == "persona":
+            yield f"toward {names[pole]}, effect 1 is as far as the system prompt that asks for it goes"
+        elif kind == "other persona":
+            yield (
+                f"toward {names[pole]}, effect 1 is as far as the system prompt for {names[other]} goes the other way: the one "
+                f"for {names[pole]} does not move this model beyond doubt ({persona.effect.mean if persona else 0:.2f})"
+            )
+        else:
+            yield f"toward {names[pole]}, effect 1 is a standard deviation of the unsteered answers: system prompts move nothing"
+
+
+def curve_rows(calibration: Calibration, scope: Scope = "response") -> Iterator[tuple[str, ...]]:
+    """Rows of a table: strength, relative dose, effect, cost, distinct 3-grams, answers that ended, answers measured."""
+    yield ("0", "", _signed(calibration.unsteered.effect), _signed(calibration.unsteered.cost), *_rest(calibration.unsteered))
+    for pole in POLES:
+        side = calibration.sides[pole, scope]
+        for point in side.curve:
+            strength = "" if side.dose is None else f"{SIGN[pole] * point.dose / side.dose:+.2f}"
+            yield (strength, f"{point.dose:.3f}", _signed(point.effect, SIGN[pole]), _signed(point.cost), *_rest(point))
+    for pole, point in calibration.personas.items():
+        yield (f"{pole} persona", "", _signed(point.effect, SIGN[pole]), _signed(point.cost), *_rest(point))
+
+
+CURVE_HEADERS = ("strength", "dose", "effect (95 %)", "cost, nats (95 %)", "distinct", "ended", "answers")
+
+
+def _rest(point: Point) -> tuple[str, str, str]:
+    return f"{point.distinct:.2f}", f"{point.ended:.0%}", str(point.answers)
+
+
+def _signed(interval: Interval, sign: float = 1.0) -> str:
+    low, high = sorted((sign * interval.low, sign * interval.high))
+    return f"{sign * interval.mean:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def terminal_plot(calibration: Calibration, width: int) -> str:
+    """Effect and cost against strength, drawn with characters."""
+    import plotext
+
+    strengths, effects, costs = [0.0], [0.0], [0.0]
+    for pole in POLES:
+        side = calibration.sides[pole, "response"]
+        if side.dose is not None:
+            strengths += [SIGN[pole] * point.dose / side.dose for point in side.curve]
+            effects += [SIGN[pole] * point.effect.mean for point in side.curve]
+            costs += [point.cost.mean for point in side.curve]
+    order = sorted(range(len(strengths)), key=strengths.__getitem__)
+    plotext.clear_figure()
+    plotext.theme("clear")
+    for values, label, marker in ((effects, "effect", "braille"), (costs, "cost, nats a token", "dot")):
+        plotext.plot([strengths[i] for i in order], [values[i] for i in order], label=label, marker=marker)
+    plotext.hline(calibration.budget)
+    plotext.plot_size(min(width, 90), 18)
+    plotext.xlabel(f"strength (the line is the budget, {calibration.budget:g} nats a token)")
+    text: str = plotext.uncolorize(plotext.build())
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def document(result: Calibrated) -> dict[str, Any]:
+    """Everything measured, for machines."""
+    found = json.loads(result.calibration.to_json())
+    shapes = {
+        pole: [
+            {
+                "layers": list(one.shape.layers),
+                "profile": one.shape.profile,
+                "dose": one.dose,
+                "effect": vars(one.effect),
+            }
+            for one in results
+        ]
+        for pole, results in result.findings.shapes.items()
+    }
+    samples = {
+        pole: [{"dose": sample.dose, "answers": [list(pair) for pair in sample.answers]} for sample in samples]
+        for pole, samples in result.findings.samples.items()
+    }
+    names = pole_names(result.vector)
+    return {"concept": result.vector.provenance.concept, "poles": names, **found, "shapes": shapes, "samples": samples}
+
+
+def write_report(result: Calibrated, folder: Path) -> list[Path]:
+    """A Markdown page, JSON, and the plots as PNG and SVG.
+
+    Raises:
+        CalibrationError: matplotlib is not installed, or the folder cannot be written.
+    """
+    from localsteer.calibration.plots import check_available, draw_curves, draw_shapes
+
+    check_available()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CalibrationError(f"The folder {folder} cannot be made: {error.strerror}.") from error
+    written = []
+    for draw, name in ((draw_curves, "dose-response"), (draw_shapes, "layer-ranges")):
+        for suffix in (".png", ".svg"):
+            path = folder / (name + suffix)
+            with atomic_path(path, CalibrationError) as temporary:
+                draw(result, temporary, suffix[1:])
+            written.append(path)
+    for name, text in (("report.md", _page(result)), ("report.json", json.dumps(document(result), indent=2, ensure_ascii=False))):
+        path = folder / name
+        with atomic_path(path, CalibrationError) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def _page(result: Calibrated) -> str:
+    calibration, names = result.calibration, pole_names(result.vector)
+    lines = [
+        f"# {result.vector.provenance.concept}: calibrated on {calibration.model}",
+        "",
+        f"Budget {calibration.budget:g} nats a token, {calibration.questions} held-out questions, "
+        f"{calibration.generated_tokens:,} sampled tokens, seed {calibration.seed}.",
+        "",
+        "| strength | prompt | result |",
+        "|---|---|---|",
+    ]
+    for scope in SCOPES:
+        for pole in POLES:
+            found = side_line(calibration.sides[pole, scope], calibration.budget)
+            lines.append(f"| {SIGN[pole]:+.0f} ({names[pole]}) | {SCOPE_NAMES[scope]} | {found} |")
+    lines += ["", *(f"- {text}." for text in scale_line(calibration, names)), ""]
+    lines += ["![Effect and coherence cost against strength](dose-response.svg)", ""]
+    for scope in SCOPES:
+        lines += [
+            f"## Measurements, {SCOPE_NAMES[scope]}",
+            "",
+            *_markdown_table(CURVE_HEADERS, curve_rows(calibration, scope)),
+            "",
+        ]
+    lines += ["## Layer ranges and profiles", "", "Effect at the strongest dose inside the budget.", ""]
+    lines += ["![Effect by layer range and profile](layer-ranges.svg)", ""]
+    for pole, results in result.findings.shapes.items():
+        rows = [(format_layers(one.shape.layers), one.shape.profile, f"{one.dose:.3f}", _signed(one.effect)) for one in results]
+        headers = ("layers", "profile", "dose", "effect (95 %)")
+        lines += [f"### Toward {names[pole]}", "", *_markdown_table(headers, rows), ""]
+    lines += ["## Sample answers", ""]
+    for pole, samples in result.findings.samples.items():
+        side = calibration.sides[pole, "response"]
+        for sample in samples:
+            strength = "" if side.dose is None else f", strength {SIGN[pole] * sample.dose / side.dose:+.2f}"
+            lines += [f"### Toward {names[pole]}, relative dose {sample.dose:.2f}{strength}", ""]
+            for question, answer in sample.answers:
+                quoted = " ".join(answer.split()) or "(nothing)"
+                lines += [f"**{question}**", "", f"> {quoted}", ""]
+    return "\n".join(lines).rstrip()
+
+
+def _markdown_table(headers: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    return [
+        "| " + " | ".join(headers) + " |",
+        "|" + "---|" * len(headers),
+        *("| " + " | ".join(cells) + " |" for cells in rows),
+    ]

@@ -1,0 +1,145 @@
+"""`localsteer calibrate`: measure how strong a vector may be, and write that into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from localsteer.commands.options import ModelOptions, json_option, layers_option, model_options
+from localsteer.commands.output import console, note, print_json, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from localsteer.calibration.calibrate import Calibrated
+    from localsteer.contrast import Contrast
+    from localsteer.vector import ControlVector
+
+
+@click.command()
+@click.argument("vector")
+@click.option("--budget", type=click.FloatRange(0, min_open=True), default=0.25, show_default=True, metavar="NATS")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The calibrated file. Default: VECTOR itself.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write a page with plots and sample answers to this folder.")
+@click.option("--concept", type=click.Path(path_type=Path), help="The concept.yaml of a vector that does not carry its own.")
+@click.option("--quick", is_flag=True, help="A quarter of the tokens: the default layers only, and less certain.")
+@click.option("--seed", type=click.IntRange(0, 20_000), default=0, show_default=True, help="Of the sampled answers.")
+@click.option("--fresh", is_flag=True, help="Measure again what an earlier run has measured.")
+@layers_option
+@json_option
+@model_options
+def command(
+    vector: str,
+    budget: float,
+    output: Path | None,
+    report: Path | None,
+    concept: Path | None,
+    quick: bool,
+    seed: int,
+    fresh: bool,
+    layers: tuple[int, int] | None,
+    as_json: bool,
+    model: str | None,
+    gpu_layers: int | None,
+    threads: int | None,
+) -> None:
+    """Measure the doses of VECTOR (a file or a name) on this model.
+
+    Afterwards strength 1.0 is the strongest dose whose answers cost at most NATS nats a token of coherence, and -1.0 the
+    strongest one toward the other pole. Ctrl-C keeps what was measured; running it again goes on from there.
+    """
+    from localsteer.atomic import check_writable
+    from localsteer.calibration.calibrate import CalibrationSettings, Calibrator, measurements_folder
+    from localsteer.calibration.plots import check_available
+    from localsteer.calibration.report import document, write_report
+    from localsteer.errors import VectorError
+    from localsteer.library import is_path, load_vector, save_vector
+    from localsteer.vector_file import write_vector
+
+    if report is not None:
+        check_available()
+    target = output if output is not None or not is_path(vector) else Path(vector).expanduser()
+    if target is not None:
+        check_writable(target, VectorError)
+    with ModelOptions(model, gpu_layers, threads).open() as opened, progress_bar() as progress:
+        loaded = load_vector(vector, opened, progress)
+        contrast = _concept_of(loaded, vector, concept)
+        fit = loaded.check_fits(opened.fingerprint, name=vector)
+        if fit is not None:
+            note(fit)
+        calibrator = Calibrator(
+            opened,
+            loaded,
+            contrast,
+            CalibrationSettings(budget, layers, quick, seed),
+            folder=measurements_folder(),
+            fresh=fresh,
+            on_progress=lambda done, total: progress("measuring answers", done, total),
+        )
+        speed = calibrator.probe_speed()
+        left = f", {calibrator.measured} of them measured already" if calibrator.measured else ""
+        note(
+            f"{opened.name}: up to {calibrator.answers} answers of {calibrator.settings.effort.max_tokens} tokens "
+            f"({calibrator.tokens:,} tokens){left}; about {_duration(calibrator.seconds(speed))} "
+            f"at {speed.answering:.0f} tokens/s answering and {speed.reading:.0f} tokens/s re-reading."
+        )
+        try:
+            result = calibrator.run()
+        except KeyboardInterrupt:
+            note(f"{calibrator.measured} answers are measured and kept; the same command goes on from there.")
+            raise
+        if target is None:
+            target = save_vector(vector, result.vector, opened)
+        else:
+            write_vector(result.vector, target)
+    pages = write_report(result, report) if report is not None else []
+    if as_json:
+        print_json({"vector": str(target), "report": [str(page) for page in pages], **document(result)})
+        return
+    print_calibration(result)
+    click.echo(f"{target}: calibrated" + (f"; the report is in {report}" if pages else ""))
+
+
+def print_calibration(result: Calibrated) -> None:
+    """The table, the plot and the doses."""
+    from localsteer.calibration.report import CURVE_HEADERS, curve_rows, terminal_plot
+
+    print_table(CURVE_HEADERS, list(curve_rows(result.calibration)))
+    click.echo(terminal_plot(result.calibration, console().width))
+    print_doses(result.vector)
+
+
+def print_doses(vector: ControlVector) -> None:
+    """What strength 1 and -1 mean, with and without the prompt."""
+    from localsteer.calibrated import POLES, SCOPES
+    from localsteer.calibration.report import SCOPE_NAMES, pole_names, scale_line, side_line
+    from localsteer.calibration.search import SIGN
+
+    calibration = vector.provenance.calibration
+    assert calibration is not None
+    names = pole_names(vector)
+    for scope in SCOPES:
+        for pole in POLES:
+            line = side_line(calibration.sides[pole, scope], calibration.budget)
+            click.echo(f"{SIGN[pole]:+.0f} {names[pole]}, {SCOPE_NAMES[scope]}: {line}")
+    for text in scale_line(calibration, names):
+        note(f"{text}.")
+
+
+def _concept_of(vector: ControlVector, name: str, file: Path | None) -> Contrast:
+    from localsteer.concept_file import load_concept, parse_concept
+    from localsteer.errors import CalibrationError
+
+    if file is not None:
+        return load_concept(file)
+    if not vector.provenance.source:
+        raise CalibrationError(
+            f"{name} does not carry its concept (it was made from prompt files, or elsewhere), "
+            "so there are no held-out questions to measure it on.",
+            hint="Give a concept.yaml with personas and held-out questions: --concept FILE.",
+        )
+    return parse_concept(vector.provenance.source, f"the concept in {name}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
