@@ -34,6 +34,7 @@ bench-tools: .venv/.dev
 
 bench: .venv/.dev bench-tools
 	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.steering
 
 clean:
 	rm -rf .venv build dist

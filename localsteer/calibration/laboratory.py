@@ -60,6 +60,11 @@ class Trial:
         """What the measurement is filed under."""
         return f"{self.number}|{self.shape}|{self.dose:+.5f}|{self.scope}|{self.persona}"
 
+    @staticmethod
+    def is_unsteered(key: str) -> bool:
+        """Whether a key is that of a trial without steering."""
+        return key.split("|")[1] == "None"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -127,11 +132,21 @@ class Laboratory:
         self._outcomes: dict[str, Outcome] = {}
         self._read: set[str] = set()
         self._plans: dict[tuple[Shape, float, Scope], Plan] = {}
-        self._instrument: Instrument | None = None
+        self._folder = folder
         self._file = folder / f"{self._key}.jsonl" if folder is not None else None
         if fresh and self._file is not None:
             self._file.unlink(missing_ok=True)
         self._load()
+
+    def for_directions(self, directions: Directions) -> Laboratory:
+        """A laboratory for another vector that shares the instrument, and the answers that no vector steered."""
+        other = Laboratory(self.model, directions, self.contrast, seed=self.seed, max_tokens=self.max_tokens, folder=self._folder)
+        other.instrument = self.instrument
+        for key, outcome in self._outcomes.items():
+            if key in self._read and key not in other._read and Trial.is_unsteered(key):
+                other._outcomes[key] = outcome
+                other._read.add(key)
+        return other
 
     @property
     def generated_tokens(self) -> int:

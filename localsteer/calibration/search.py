@@ -274,10 +274,10 @@ class Search:
         return {pole: self._best(pole, default) for pole in POLES}
 
     def _best(self, pole: Pole, default: Shape) -> Shape:
-        base, base_drawn = self._effect_at_budget(pole, default)
+        base, base_drawn = self.effect_at_budget(pole, default)
         best, best_gain = default, 0.0
         for shape in self._tried(pole):
-            effect, drawn = self._effect_at_budget(pole, shape)
+            effect, drawn = self.effect_at_budget(pole, shape)
             gain = effect - base - float(np.std(drawn - base_drawn))
             if gain > best_gain:
                 best, best_gain = shape, gain
@@ -368,7 +368,7 @@ class Search:
         cost, _ = self._laws(pole, self._steered(pole, scope, shape))
         return min(float(cost.inverse(self.budget)[0]), self._top(pole, scope, shape))
 
-    def _effect_at_budget(self, pole: Pole, shape: Shape) -> tuple[float, Values]:
+    def effect_at_budget(self, pole: Pole, shape: Shape) -> tuple[float, Values]:
         """The effect at the strongest dose inside the budget, and the same for each of 1,000 bootstrap samples.
 
         A shape that was tried at one dose is followed along its curve to half as much again, no further.
@@ -382,7 +382,7 @@ class Search:
         return float(results[0][0]), results[1]
 
     def _result(self, pole: Pole, shape: Shape) -> ShapeResult:
-        effect, drawn = self._effect_at_budget(pole, shape)
+        effect, drawn = self.effect_at_budget(pole, shape)
         low, high = np.quantile(drawn, (0.025, 0.975))
         return ShapeResult(shape, self._dose(pole, "response", shape), Interval(effect, float(low), float(high)))
 

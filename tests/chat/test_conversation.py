@@ -8,9 +8,9 @@ from localsteer.errors import LocalsteerError
 from localsteer.generation import Generator, Request, prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
-from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
-from localsteer.steering import Plan, parse_steering
+from localsteer.steering import Plan, parse_steering, resolve
+from localsteer.vector import ControlVector
 
 SAMPLING = Sampling(seed=5)
 
@@ -18,7 +18,8 @@ SAMPLING = Sampling(seed=5)
 def push(model: Model) -> Plan:
     added = np.zeros((model.n_layer, model.n_embd), np.float32)
     added[1:] = 5 * np.random.default_rng(0).standard_normal(added[1:].shape)
-    return Plan(parse_steering("push.gguf"), Edit(added), None)
+    vector = ControlVector({layer: added[layer] for layer in range(1, model.n_layer)})
+    return resolve(parse_steering("push.gguf"), model.fingerprint, lambda _name: vector)
 
 
 def fresh_answer(model: Model, turns: list[Message], plan: Plan | None, max_tokens: int) -> tuple[int, ...]:

@@ -1,0 +1,55 @@
+"""Vectors of the peers from the very prompts that ours is built from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from bench.measure import run_process
+from bench.tools import ToolsError, llama_programs
+from localsteer.concept_file import parse_concept
+from localsteer.llama.model import Model
+
+# torch from PyPI brings its CPU build or a larger one, as the machine has it.
+_REQUIREMENTS = ("torch==2.13.0", "transformers==5.23.0", "accelerate", "gguf<0.20", "repeng==0.4.0")
+_REPENG_WORKER = Path(__file__).parent / "repeng_worker.py"
+
+
+def write_prompt_files(concept: str, model: Model, folder: Path) -> tuple[Path, Path]:
+    """The prompts of a concept (YAML text), as this model reads them, in the files that all programs take."""
+    pairs = parse_concept(concept, "the concept").pairs
+    paths = folder / "positive.txt", folder / "negative.txt"
+    for path, prompts in zip(paths, zip(*((pair.positive, pair.negative) for pair in pairs), strict=True), strict=True):
+        lines = (prompt.render(model).replace("\\", r"\\").replace("\n", r"\n") for prompt in prompts)
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return paths
+
+
+def cvector_generator(model: Path, prompts: tuple[Path, Path], output: Path, threads: int) -> None:
+    """llama-cvector-generator's mean difference."""
+    command = [str(llama_programs()["llama-cvector-generator"]), "-m", str(model), "--method", "mean", "-t", str(threads)]
+    run_process([*command, "--positive-file", str(prompts[0]), "--negative-file", str(prompts[1]), "-o", str(output)])
+
+
+def repeng(model: Path, prompts: tuple[Path, Path], output: Path) -> None:
+    """Repeng's own vector, computed by repeng on the dequantised weights."""
+    run_process([str(_repeng_python()), str(_REPENG_WORKER), str(model), *map(str, prompts), str(output)])
+
+
+def _repeng_python() -> Path:
+    """The Python of a venv with repeng, made at first use (some 1 GB; torch is no dependency of ours)."""
+    venv = user_cache_path("localsteer") / "bench-tools" / "repeng"
+    python = venv / "bin" / "python"
+    if not (venv / "finished").exists():
+        print("installing repeng and torch into a venv of their own ...", file=sys.stderr, flush=True)
+        for command in (
+            [sys.executable, "-m", "venv", str(venv)],
+            [str(python), "-m", "pip", "install", "--quiet", *_REQUIREMENTS],
+        ):
+            if subprocess.run(command).returncode:
+                raise ToolsError(f"{' '.join(command)} failed.")
+        (venv / "finished").touch()
+    return python

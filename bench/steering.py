@@ -1,0 +1,342 @@
+"""Calibrated doses on questions they have not seen, and the effect at equal coherence cost beside the peers' vectors.
+
+Run as `python -m bench.steering` (part of `make bench`); writes `bench/STEERING.md` and `bench/steering.json`. Measurements are
+kept in the user's cache, so that an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from platformdirs import user_cache_path
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+from bench import peers
+from bench.concepts import FRESH_QUESTIONS, concept_texts
+from bench.measure import MeasurementError
+from bench.report import describe_machine
+from bench.tools import ToolsError
+from localsteer.calibrated import POLES, Interval, Scope
+from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator
+from localsteer.calibration.fits import Values, mean_interval
+from localsteer.calibration.laboratory import Laboratory
+from localsteer.calibration.search import SIGN, THOROUGH, Search
+from localsteer.calibration.shapes import Directions, Shape
+from localsteer.concept_file import parse_concept
+from localsteer.contrast import Contrast
+from localsteer.discovery import resolve_model
+from localsteer.errors import LocalsteerError
+from localsteer.extraction import extract
+from localsteer.generation import Request, prompt_tokens
+from localsteer.llama.chat_template import Message
+from localsteer.llama.model import Model
+from localsteer.llama.sampling import Sampling
+from localsteer.parallel import generate_many
+from localsteer.scoring import Scored, answer_nll
+from localsteer.steering import Plan, parse_steering, resolve
+from localsteer.vector_file import read_vector
+
+# Far from every seed that a calibration draws with.
+_FRESH_SEED = 20_007
+_ANSWERS = 40
+# The peers' comparison costs some 6 minutes a concept on two cores.
+PEER_CONCEPTS = ("happy", "formal", "pirate")
+_EFFORT = replace(THOROUGH, shapes=0, refine=0, prompt=0)
+
+
+@dataclass(frozen=True)
+class FreshDose:
+    """One calibrated side on fresh questions and seeds."""
+
+    concept: str
+    pole: str
+    strength: float
+    scope: Scope
+    cost: Interval
+    vader: float
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Effect at the budget of one way to steer, toward one pole."""
+
+    concept: str
+    pole: str
+    name: str
+    shape: str
+    effect: Interval
+    advantage: Interval | None
+    """Of ours over it, bootstrapped over the same questions; None for ours itself."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a calibration took, beside what its tokens cost at the batched speeds measured before and after it."""
+
+    seconds: float
+    generated_tokens: int
+    answering: float
+    scoring: float
+
+    @property
+    def ratio(self) -> float:
+        return self.seconds / (self.generated_tokens / self.answering + self.generated_tokens / self.scoring)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.steering", description=__doc__.splitlines()[0])
+    parser.add_argument("--concepts", nargs="*", choices=list(concept_texts()), help="only these; nothing is written then")
+    options = parser.parse_args()
+    try:
+        _bench(options.concepts)
+    except (LocalsteerError, ToolsError, MeasurementError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _bench(only: Sequence[str] | None) -> None:
+    machine = describe_machine()
+    folder = user_cache_path("localsteer") / "bench-steering"
+    results: dict[str, list[Any]] = {"fresh": [], "personas": [], "rivals": [], "prices": []}
+    with Model(resolve_model("demo")) as model:
+        for name, text in concept_texts().items():
+            if only and name not in only:
+                continue
+            _say(f"{name}: calibrating")
+            contrast = parse_concept(text, name)
+            calibrated, price = _calibrate(model, contrast, folder / "calibration")
+            results["prices"] += [price] if price is not None else []
+            _say(f"{name}: fresh questions")
+            fresh = replace(contrast, held_out=FRESH_QUESTIONS)
+            results["fresh"] += _fresh_doses(model, fresh, calibrated)
+            results["personas"] += _personas(model, fresh) if name == "happy" else []
+            if name in PEER_CONCEPTS:
+                _say(f"{name}: beside the peers")
+                results["rivals"] += _rivals(model, text, fresh, calibrated, folder)
+        page = _page(machine, model.name, results)
+    print(page)
+    if not only:
+        here = Path(__file__).parent
+        (here / "STEERING.md").write_text(page, encoding="utf-8")
+        raw = {"where": machine, **{key: [_plain(value) for value in values] for key, values in results.items()}}
+        (here / "steering.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+
+
+def _calibrate(model: Model, contrast: Contrast, folder: Path) -> tuple[Calibrated, Price | None]:
+    vector = extract(model, contrast)
+    calibrator = Calibrator(model, vector, contrast, CalibrationSettings(), folder=folder)
+    if calibrator.measured:  # by an interrupted run: its time would not be the whole
+        return calibrator.run(), None
+    before = _speeds(model)
+    start = time.perf_counter()
+    result = calibrator.run()
+    seconds = time.perf_counter() - start
+    speeds = [(one + other) / 2 for one, other in zip(before, _speeds(model), strict=True)]
+    return result, Price(seconds, result.calibration.generated_tokens, *speeds)
+
+
+def _speeds(model: Model) -> tuple[float, float]:
+    """Answer tokens a second in a batch of 32: sampled, and scored."""
+    requests = _requests(model, THOROUGH.max_tokens, None, "response", 32)
+    answers = generate_many(model, requests)
+    tokens = sum(len(answer.tokens) for answer in answers)
+    start = time.perf_counter()
+    answer_nll(model, [Scored(request.prompt, answer.tokens) for request, answer in zip(requests, answers, strict=True)])
+    return tokens / answers[0].timing.answer_seconds, tokens / (time.perf_counter() - start)
+
+
+def _requests(
+    model: Model, max_tokens: int, plan: Plan | None, scope: Scope, count: int, systems: Sequence[str] = ()
+) -> list[Request]:
+    requests = []
+    for number in range(count):
+        system = [Message("system", systems[number % len(systems)])] if systems else []
+        prompt = prompt_tokens(model, [*system, Message("user", FRESH_QUESTIONS[number % len(FRESH_QUESTIONS)])])
+        sampling = Sampling(seed=_FRESH_SEED * 1000 + number)
+        requests.append(Request(prompt, plan, sampling, max_tokens, steer_prompt=scope == "prompt"))
+    return requests
+
+
+def _measure(model: Model, requests: Sequence[Request]) -> tuple[Values, float]:
+    """The NLL of each answer to its bare question, and the mean VADER compound."""
+    analyzer = SentimentIntensityAnalyzer()
+    answers = generate_many(model, requests)
+    bare = _requests(model, 1, None, "response", len(requests))
+    scored = [Scored(request.prompt, answer.tokens) for request, answer in zip(bare, answers, strict=True)]
+    vader = float(np.mean([analyzer.polarity_scores(answer.text)["compound"] for answer in answers]))
+    return answer_nll(model, scored), vader
+
+
+def _cost(nll: Values, reference: Values) -> Interval:
+    """Coherence cost, each answer against the unsteered ones to its question."""
+    questions = np.arange(len(nll)) % len(FRESH_QUESTIONS)
+    mean = np.array([np.nanmean(reference[questions == question]) for question in questions])
+    return mean_interval(nll - mean, questions, 0)
+
+
+def _fresh_doses(model: Model, contrast: Contrast, calibrated: Calibrated) -> list[FreshDose]:
+    reference, vader = _measure(model, _requests(model, THOROUGH.max_tokens, None, "response", _ANSWERS))
+    found = [FreshDose(contrast.name, "", 0.0, "response", _cost(reference, reference), vader)]
+    names = {"positive": contrast.positive, "negative": contrast.negative}
+    for (pole, scope), side in calibrated.calibration.sides.items():
+        if side.dose is None:
+            continue
+        expression = "vector" if pole == "positive" else "-vector"
+        plan = resolve(parse_steering(expression), model.fingerprint, lambda _name: calibrated.vector, scope)
+        nll, vader = _measure(model, _requests(model, THOROUGH.max_tokens, plan, scope, _ANSWERS))
+        found.append(FreshDose(contrast.name, names[pole], SIGN[pole], scope, _cost(nll, reference), vader))
+    return found
+
+
+def _personas(model: Model, contrast: Contrast) -> list[FreshDose]:
+    """The prompt baseline: the same questions under the personas as system prompts."""
+    reference, _ = _measure(model, _requests(model, THOROUGH.max_tokens, None, "response", _ANSWERS))
+    found = []
+    for index, (pole, name) in enumerate(zip(POLES, (contrast.positive, contrast.negative), strict=True)):
+        systems = [pair[index] for pair in contrast.personas]
+        nll, vader = _measure(model, _requests(model, THOROUGH.max_tokens, None, "response", _ANSWERS, systems))
+        found.append(FreshDose(contrast.name, name, SIGN[pole], "response", _cost(nll, reference), vader))
+    return found
+
+
+def _rivals(model: Model, text: str, fresh: Contrast, calibrated: Calibrated, folder: Path) -> list[Rival]:
+    provenance = calibrated.vector.provenance
+    assert provenance.estimate is not None
+    assert provenance.hidden_norm is not None
+    own = Directions.of(provenance.estimate, provenance.hidden_norm)
+    laboratory = Laboratory(model, own, fresh, seed=_FRESH_SEED, max_tokens=_EFFORT.max_tokens, folder=folder / "rivals")
+    default = calibrated.findings.shapes["positive"][0].shape
+    chosen = {
+        pole: next(
+            one.shape
+            for one in calibrated.findings.shapes[pole]
+            if (one.shape.layers, one.shape.profile)
+            == (calibrated.calibration.sides[pole, "response"].layers, calibrated.calibration.sides[pole, "response"].profile)
+        )
+        for pole in POLES
+    }
+    ours = {shape: _search(laboratory, shape) for shape in {default, *chosen.values()}}
+    theirs: dict[str, tuple[Search, Shape]] = {}
+    for name, vector in _peer_vectors(model, text).items():
+        # As it is: its own layers, its own lengths; only the strength is searched.
+        shape = Shape(tuple(int(layer) for layer in np.flatnonzero(vector.any(axis=1))), "difference")
+        hidden = np.where(np.isnan(own.hidden), np.nanmax(own.hidden), own.hidden).astype(np.float32)
+        theirs[name] = _search(laboratory.for_directions(Directions.of(vector, hidden)), shape), shape
+    names = {"positive": fresh.positive, "negative": fresh.negative}
+    rivals = []
+    for pole in POLES:
+        best, best_drawn = ours[chosen[pole]].effect_at_budget(pole, chosen[pole])
+        rivals.append(_rival(fresh.name, names[pole], "localsteer, calibrated", chosen[pole], best, best_drawn))
+        others = {"localsteer, default layers": (ours[default], default), **theirs}
+        for name, (search, shape) in others.items():
+            effect, drawn = search.effect_at_budget(pole, shape)
+            gain = Interval(best - effect, *map(float, np.quantile(best_drawn - drawn, (0.025, 0.975))))
+            rivals.append(_rival(fresh.name, names[pole], name, shape, effect, drawn, gain))
+    return rivals
+
+
+def _rival(
+    concept: str, pole: str, name: str, shape: Shape, effect: float, drawn: Values, advantage: Interval | None = None
+) -> Rival:
+    interval = Interval(effect, *map(float, np.quantile(drawn, (0.025, 0.975))))
+    return Rival(concept, pole, name, str(shape), interval, advantage)
+
+
+def _search(laboratory: Laboratory, shape: Shape) -> Search:
+    search = Search(laboratory, [shape], budget=CalibrationSettings().budget, effort=_EFFORT, seed=0)
+    search.run()
+    return search
+
+
+def _peer_vectors(model: Model, text: str) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """(n_layer, n_embd) what each peer's file adds at strength 1."""
+    made: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
+    with tempfile.TemporaryDirectory(prefix="localsteer-bench-") as name:
+        folder = Path(name)
+        prompts = peers.write_prompt_files(text, model, folder)
+        peers.cvector_generator(model.path, prompts, folder / "cvector.gguf", model.threads)
+        peers.repeng(model.path, prompts, folder / "repeng.gguf")
+        made["llama-cvector-generator"] = read_vector(folder / "cvector.gguf").rows(model.n_layer)
+        made["repeng"] = read_vector(folder / "repeng.gguf").rows(model.n_layer)
+    return made
+
+
+def _page(machine: dict[str, str], model: str, results: dict[str, list[Any]]) -> str:
+    budget = CalibrationSettings().budget
+    lines = [
+        "# What calibrated doses do, and how the peers' vectors compare",
+        "",
+        "Written by `make bench` (`python -m bench.steering`); edits are lost.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in {**machine, "Model": model}.items()),
+        "",
+        "## Calibrated doses on fresh questions",
+        "",
+        f"{_ANSWERS} answers of {THOROUGH.max_tokens} tokens to {len(FRESH_QUESTIONS)} questions that neither a concept nor a "
+        f"calibration has seen, other seeds. Cost in nats a token with its 95 % interval; the budget is {budget:g}.",
+        "",
+        "| concept | strength | steered | cost | VADER |",
+        "|---|---|---|---|---|",
+    ]
+    for one in results["fresh"]:
+        toward = f"{one.strength:+.0f} ({one.pole})" if one.strength else "0"
+        lines.append(f"| {one.concept} | {toward} | {one.scope} | {_text(one.cost)} | {one.vader:+.2f} |")
+    for one in results["personas"]:
+        lines.append(f"| {one.concept} | system prompt ({one.pole}) | | {_text(one.cost)} | {one.vader:+.2f} |")
+    steered = [one.cost.mean for one in results["fresh"] if one.strength]
+    lines += [
+        "",
+        f"Mean cost {np.mean(steered):.3f}, highest {max(steered):.3f} (asked: a mean of at most {budget + 0.05:g}, none above "
+        f"{2 * budget:g}). VADER is shown for all; only happy - sad is about sentiment, and it was never used in choosing.",
+        "",
+        "## At equal coherence cost",
+        "",
+        "Effect at the budget on the same fresh questions, in units of the prompt baseline where the model follows it (see "
+        "docs/calibration.md). Each vector has its own best strength, searched with 52 answers a pole; the peers' vectors are "
+        "made from the same prompts by the peers' own programs and keep their own layers and lengths. The last column is ours "
+        "less theirs, bootstrapped over the same questions.",
+        "",
+        "| concept | toward | vector | layers | effect | calibrated, less this |",
+        "|---|---|---|---|---|---|",
+    ]
+    for rival in results["rivals"]:
+        gain = "" if rival.advantage is None else _text(rival.advantage)
+        lines.append(f"| {rival.concept} | {rival.pole} | {rival.name} | {rival.shape} | {_text(rival.effect)} | {gain} |")
+    names = dict.fromkeys(rival.name for rival in results["rivals"] if rival.advantage is not None)
+    for name in names:
+        gains = [rival.advantage.mean for rival in results["rivals"] if rival.name == name]
+        lines += ["", f"Mean over {len(gains)} concepts and poles, calibrated less {name}: {np.mean(gains):+.2f}."]
+    lines += ["", "## What a calibration takes", "", "| seconds | tokens | answering | scoring | seconds / those tokens |"]
+    lines += ["|---|---|---|---|---|"]
+    for price in results["prices"]:
+        speeds = f"{price.answering:.0f} tokens/s | {price.scoring:.0f} tokens/s"
+        lines.append(f"| {price.seconds:.0f} | {price.generated_tokens:,} | {speeds} | **{price.ratio:.2f}** (at most 1.5) |")
+    return "\n".join(lines) + "\n"
+
+
+def _text(interval: Interval) -> str:
+    return f"{interval.mean:+.2f} ({interval.low:+.2f} to {interval.high:+.2f})"
+
+
+def _plain(value: Any) -> Any:
+    return {name: _plain(item) for name, item in vars(value).items()} if hasattr(value, "__dataclass_fields__") else value
+
+
+def _say(text: str) -> None:
+    print(f"{text} ...", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
