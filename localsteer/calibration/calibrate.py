@@ -146,8 +146,8 @@ class Calibrator:
     def seconds(self, speed: Speed) -> float:
         """How long it will take, from a measured speed."""
         questions = [prompt_tokens(self.model, [Message("user", question)]) for question in self.contrast.held_out]
-        # Answers to one question share its prompt within a batch of 32, of which about 20 are different; it is read twice.
-        prompt = 2 * 0.6 * float(np.mean([len(question) for question in questions]))
+        # Every prompt is read twice, and each time for three answers of a batch to the same question or so.
+        prompt = 2 / 3 * float(np.mean([len(question) for question in questions]))
         length = self.settings.effort.max_tokens
         left = max(0, self.answers - self.measured)
         fitting = 60 * (length + prompt)

@@ -19,6 +19,7 @@ from localsteer.calibration.instrument import Instrument
 from localsteer.calibration.shapes import Directions, Shape
 from localsteer.contrast import Contrast
 from localsteer.dose import middle_layers
+from localsteer.errors import CalibrationError
 from localsteer.generation import Request, prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
@@ -181,8 +182,13 @@ class Laboratory:
     @cached_property
     def instrument(self) -> Instrument:
         """Fitted to the unsteered answers, which are sampled first."""
-        unsteered = [Trial(number) for number in range(max(_FITTED_ON, len(self.contrast.held_out)))][: 2 * _FITTED_ON]
+        unsteered = [Trial(number) for number in range(_FITTED_ON)]
         self._answer(unsteered)
+        if not any(self._outcomes[trial.key].tokens for trial in unsteered):
+            raise CalibrationError(
+                f"{self.model.name} gives no answers to the held-out questions of {self.contrast.name}.",
+                hint="Is it a language model that answers? `localsteer generate` shows.",
+            )
         layers = middle_layers(self.model.n_layer)
         readings = reread(self.model, [self._scored(trial) for trial in unsteered], layers).activations
         questions = [self.question_of(trial) for trial in unsteered]

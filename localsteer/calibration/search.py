@@ -265,8 +265,8 @@ class Search:
         if not self.effort.shapes:
             return dict.fromkeys(POLES, default)
         at = {pole: self._dose(pole, "response", default) for pole in POLES}
-        for shape in self.shapes[1:]:
-            self._take("response", dict.fromkeys(POLES, shape), at, (1.0,), self.effort.shapes)
+        trials = [self._plan("response", dict.fromkeys(POLES, one), at, (1.0,), self.effort.shapes) for one in self.shapes[1:]]
+        self.laboratory.measure([trial for part in trials for trial in part])
         better = {pole: self._best(pole, default) for pole in POLES}
         better = {pole: shape for pole, shape in better.items() if shape != default}
         at = {pole: self._dose(pole, "response", shape) for pole, shape in better.items()}
@@ -284,7 +284,13 @@ class Search:
         return best
 
     def _take(self, scope: Scope, shapes: dict[Pole, Shape], at: dict[Pole, float], factors: Sequence[float], count: int) -> None:
-        """Measure `count` answers for each pole at each factor times its dose, in shared batches.
+        """Measure what `_plan` makes of the same, in shared batches."""
+        self.laboratory.measure(self._plan(scope, shapes, at, factors, count))
+
+    def _plan(
+        self, scope: Scope, shapes: dict[Pole, Shape], at: dict[Pole, float], factors: Sequence[float], count: int
+    ) -> list[Trial]:
+        """`count` answers for each pole at each factor times its dose.
 
         Different factors take different questions, so that a curve sees many; shapes and poles are compared on the same ones.
         """
@@ -296,7 +302,7 @@ class Search:
                 known = self._trials.setdefault((pole, scope, shape), [])
                 known.extend(trial for trial in made if trial not in known)
                 trials += made
-        self.laboratory.measure(trials)
+        return trials
 
     def _samples(self, pole: Pole, shape: Shape) -> list[Sample]:
         """Three answers at each of five doses, from the weakest to the strongest one measured."""
@@ -395,7 +401,7 @@ class Search:
         dose = self._dose(pole, scope, shape)
         # Judged by the answers inside the budget, and those just past it.
         inside = sample.up_to(1.3 * dose)
-        if not len(inside.doses) or mean_interval(inside.effects, inside.questions, self.seed).low <= 0:
+        if not mean_interval(inside.effects, inside.questions, self.seed).low > 0:
             return nothing
         cost, effect = self._laws(pole, sample)
         norms = self.laboratory.directions.norms(shape, dose)[list(shape.layers)]
