@@ -14,6 +14,8 @@ from bench.measure import Comparison, Section, Series, Target, run_cli, run_proc
 DECODED_TOKENS = 128
 # Each side decodes this many times a round and gives its median: one decode (1 s) is too short on a busy machine.
 DECODES_A_ROUND = 3
+# A decode takes seconds and its ratio scatters by a tenth from round to round on a shared machine: more rounds than the others.
+DECODE_ROUNDS = 3
 PREFILL_TOKENS = 512
 # The second is localsteer's default.
 MEMORY_CONTEXTS = (2048, 4096)
@@ -88,16 +90,17 @@ def decode(setting: Setting) -> Section:
     worker = ["decode", str(setting.model), str(setting.vector), "--threads", str(setting.threads)]
     worker += ["--tokens", str(DECODED_TOKENS), "--repeats", str(DECODES_A_ROUND)]
     rounds = []
-    for _ in range(setting.repeats):
+    for _ in range(DECODE_ROUNDS * setting.repeats):
         peer = json.loads(run_process(bench).output)[0]["samples_ts"]
         answer = json.loads(run_worker(*worker).output)
         rounds.append(tuple(map(statistics.median, (answer["steered"], answer["unsteered"], answer["sampled"], peer))))
     ours, plain, sampled, theirs = (Series(values) for values in zip(*rounds, strict=True))
     return Section(
         "Steered decoding",
-        f"{DECODED_TOKENS} tokens, greedy, from an almost empty context; {DECODES_A_ROUND} times a round, of which "
-        "each side gives its median. Ours is what a user of the Python API gets, with choosing the token, detokenising and "
-        f"streaming; llama-bench (`-p 0 -n {DECODED_TOKENS}`) times bare decoding of random tokens, without any of "
+        f"{DECODED_TOKENS} tokens, greedy, from an almost empty context; {DECODE_ROUNDS * setting.repeats} rounds; "
+        f"{DECODES_A_ROUND} times a round, of which each side gives its median. Ours is what a user of the Python API gets, with "
+        f"choosing the token, detokenising and streaming; llama-bench (`-p 0 -n {DECODED_TOKENS}`) times bare decoding of random "
+        "tokens, without any of "
         "that. The last line is the same with the default sampler (temperature 0.7, top-k, top-p, min-p), whose price is "
         "llama.cpp's own.",
         (

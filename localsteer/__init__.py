@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from localsteer.calibrated import Calibration
+    from localsteer.calibration.calibrate import CalibrationSettings, Calibrator
     from localsteer.concept_file import load_concept
     from localsteer.contrast import Contrast, read_prompt_files
     from localsteer.discovery import find_models, resolve_model
@@ -20,13 +22,16 @@ if TYPE_CHECKING:
     from localsteer.llama.model import Model
     from localsteer.llama.sampling import Sampling
     from localsteer.parallel import generate_many
-    from localsteer.scoring import Scored, answer_nll
+    from localsteer.scoring import Scored, answer_nll, reread
     from localsteer.steering import Plan, Steering, parse_steering, resolve
     from localsteer.vector import ControlVector, Provenance
     from localsteer.vector_file import read_vector, write_vector
 
 _HOMES = {
     "Answer": "generation",
+    "Calibration": "calibrated",
+    "CalibrationSettings": "calibration.calibrate",
+    "Calibrator": "calibration.calibrate",
     "Contrast": "contrast",
     "ControlVector": "vector",
     "ExtractionSettings": "extraction",
@@ -51,6 +56,7 @@ _HOMES = {
     "prompt_tokens": "generation",
     "read_prompt_files": "contrast",
     "read_vector": "vector_file",
+    "reread": "scoring",
     "resolve": "steering",
     "resolve_model": "discovery",
     "write_vector": "vector_file",
@@ -58,6 +64,9 @@ _HOMES = {
 
 __all__ = [
     "Answer",
+    "Calibration",
+    "CalibrationSettings",
+    "Calibrator",
     "Contrast",
     "ControlVector",
     "ExtractionSettings",
@@ -82,6 +91,7 @@ __all__ = [
     "prompt_tokens",
     "read_prompt_files",
     "read_vector",
+    "reread",
     "resolve",
     "resolve_model",
     "write_vector",

@@ -82,7 +82,7 @@ class Effort:
 
 # 36 tokens are two sentences, enough to hear a tone and to fall apart in; with six shapes 332 of them stay below 12,000.
 THOROUGH = Effort(max_tokens=36, unsteered=40, persona=20, locate=4, curve=8, shapes=7, refine=8, prompt=6)
-QUICK = Effort(max_tokens=28, unsteered=20, persona=10, locate=2, curve=4, shapes=0, refine=0, prompt=4)
+QUICK = Effort(max_tokens=28, unsteered=20, persona=8, locate=2, curve=4, shapes=0, refine=0, prompt=3)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"""A calibration of the real model: the dose holds on questions that it has not seen, and reaches further than a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+from bench.concepts import FRESH_QUESTIONS
+from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator
+from localsteer.concept_file import load_concept
+from localsteer.generation import Request, prompt_tokens
+from localsteer.llama.chat_template import Message
+from localsteer.llama.model import Model
+from localsteer.llama.sampling import Sampling
+from localsteer.parallel import generate_many
+from localsteer.scoring import Scored, answer_nll
+from localsteer.steering import Plan, parse_steering, resolve
+from localsteer.vector import ControlVector
+from localsteer.vector_file import read_vector, write_vector
+from tests.end_to_end.conftest import HAPPY
+
+CONCEPT = load_concept(HAPPY)
+QUICK = CalibrationSettings(quick=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    vader: float
+    nll: float
+
+
+def measure(model: Model, plan: Plan | None = None, systems: Sequence[str] = ()) -> Outcome:
+    """40 answers of 36 tokens to 20 questions of which neither the concept nor the calibration knows."""
+    requests, bare = [], []
+    for number in range(40):
+        question = Message("user", FRESH_QUESTIONS[number % 20])
+        system = [Message("system", systems[number % len(systems)])] if systems else []
+        prompt = prompt_tokens(model, [*system, question])
+        requests.append(Request(prompt, plan, Sampling(seed=9000 + number), max_tokens=36))
+        bare.append(prompt_tokens(model, [question]))
+    answers = generate_many(model, requests)
+    analyzer = SentimentIntensityAnalyzer()
+    vader = [analyzer.polarity_scores(answer.text)["compound"] for answer in answers]
+    nll = answer_nll(model, [Scored(prompt, answer.tokens) for prompt, answer in zip(bare, answers, strict=True)])
+    return Outcome(float(np.mean(vader)), float(np.nanmean(nll)))
+
+
+@pytest.fixture(scope="module")
+def calibrated(demo: Model, happy: ControlVector) -> Calibrated:
+    return Calibrator(demo, happy, CONCEPT, QUICK).run()
+
+
+@pytest.fixture(scope="module")
+def outcomes(demo: Model, calibrated: Calibrated, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    path = tmp_path_factory.mktemp("calibrated") / "happy.gguf"
+    write_vector(calibrated.vector, path)
+    vector = read_vector(path)
+
+    def plan(expression: str) -> Plan:
+        return resolve(parse_steering(expression), demo.fingerprint, lambda _name: vector)
+
+    happy_personas, sad_personas = zip(*CONCEPT.personas, strict=True)
+    return {
+        "unsteered": measure(demo),
+        "+1": measure(demo, plan("happy")),
+        "-1": measure(demo, plan("-happy")),
+        "asked to be happy": measure(demo, systems=happy_personas),
+        "asked to be sad": measure(demo, systems=sad_personas),
+    }
+
+
+@pytest.mark.parametrize("strength", ["+1", "-1"])
+def test_the_calibrated_dose_holds_on_other_questions(outcomes: dict[str, Outcome], strength: str) -> None:
+    # Even the quick one: within twice the budget. Its standard error is about 0.1 nats, that of this measurement 0.04.
+    assert outcomes[strength].nll - outcomes["unsteered"].nll < 2 * QUICK.budget
+
+
+def test_it_moves_sentiment_at_least_as_far_as_a_system_prompt(outcomes: dict[str, Outcome]) -> None:
+    unsteered = outcomes["unsteered"].vader
+    assert outcomes["+1"].vader - unsteered >= outcomes["asked to be happy"].vader - unsteered > -0.2
+    assert outcomes["-1"].vader - unsteered <= outcomes["asked to be sad"].vader - unsteered < 0
+    assert outcomes["+1"].vader - outcomes["-1"].vader >= 0.6
+
+
+def test_the_same_seed_makes_the_same_choice(demo: Model, happy: ControlVector, calibrated: Calibrated, tmp_path: Path) -> None:
+    again = Calibrator(demo, happy, CONCEPT, QUICK, folder=tmp_path).run()
+    assert again.calibration.to_json() == calibrated.calibration.to_json()
+    assert len(list(tmp_path.glob("*.jsonl"))) == 1
