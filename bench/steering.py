@@ -147,7 +147,7 @@ def _calibrate(model: Model, contrast: Contrast, folder: Path) -> tuple[Calibrat
 
 def _speeds(model: Model) -> tuple[float, float]:
     """Answer tokens a second in a batch of 32: sampled, and scored."""
-    requests = _requests(model, THOROUGH.max_tokens, None, "response", 32)
+    requests = _requests(model, THOROUGH.max_tokens, None, 32)
     answers = generate_many(model, requests)
     tokens = sum(len(answer.tokens) for answer in answers)
     start = time.perf_counter()
@@ -155,15 +155,13 @@ def _speeds(model: Model) -> tuple[float, float]:
     return tokens / answers[0].timing.answer_seconds, tokens / (time.perf_counter() - start)
 
 
-def _requests(
-    model: Model, max_tokens: int, plan: Plan | None, scope: Scope, count: int, systems: Sequence[str] = ()
-) -> list[Request]:
+def _requests(model: Model, max_tokens: int, plan: Plan | None, count: int, systems: Sequence[str] = ()) -> list[Request]:
     requests = []
     for number in range(count):
         system = [Message("system", systems[number % len(systems)])] if systems else []
         prompt = prompt_tokens(model, [*system, Message("user", FRESH_QUESTIONS[number % len(FRESH_QUESTIONS)])])
         sampling = Sampling(seed=_FRESH_SEED * 1000 + number)
-        requests.append(Request(prompt, plan, sampling, max_tokens, steer_prompt=scope == "prompt"))
+        requests.append(Request(prompt, plan, sampling, max_tokens))
     return requests
 
 
@@ -171,7 +169,7 @@ def _measure(model: Model, requests: Sequence[Request]) -> tuple[Values, float]:
     """The NLL of each answer to its bare question, and the mean VADER compound."""
     analyzer = SentimentIntensityAnalyzer()
     answers = generate_many(model, requests)
-    bare = _requests(model, 1, None, "response", len(requests))
+    bare = _requests(model, 1, None, len(requests))
     scored = [Scored(request.prompt, answer.tokens) for request, answer in zip(bare, answers, strict=True)]
     vader = float(np.mean([analyzer.polarity_scores(answer.text)["compound"] for answer in answers]))
     return answer_nll(model, scored), vader
@@ -185,7 +183,7 @@ def _cost(nll: Values, reference: Values) -> Interval:
 
 
 def _fresh_doses(model: Model, contrast: Contrast, calibrated: Calibrated) -> list[FreshDose]:
-    reference, vader = _measure(model, _requests(model, THOROUGH.max_tokens, None, "response", _ANSWERS))
+    reference, vader = _measure(model, _requests(model, THOROUGH.max_tokens, None, _ANSWERS))
     found = [FreshDose(contrast.name, "", 0.0, "response", _cost(reference, reference), vader)]
     names = {"positive": contrast.positive, "negative": contrast.negative}
     for (pole, scope), side in calibrated.calibration.sides.items():
@@ -193,18 +191,18 @@ def _fresh_doses(model: Model, contrast: Contrast, calibrated: Calibrated) -> li
             continue
         expression = "vector" if pole == "positive" else "-vector"
         plan = resolve(parse_steering(expression), model.fingerprint, lambda _name: calibrated.vector, scope)
-        nll, vader = _measure(model, _requests(model, THOROUGH.max_tokens, plan, scope, _ANSWERS))
+        nll, vader = _measure(model, _requests(model, THOROUGH.max_tokens, plan, _ANSWERS))
         found.append(FreshDose(contrast.name, names[pole], SIGN[pole], scope, _cost(nll, reference), vader))
     return found
 
 
 def _personas(model: Model, contrast: Contrast) -> list[FreshDose]:
     """The prompt baseline: the same questions under the personas as system prompts."""
-    reference, _ = _measure(model, _requests(model, THOROUGH.max_tokens, None, "response", _ANSWERS))
+    reference, _ = _measure(model, _requests(model, THOROUGH.max_tokens, None, _ANSWERS))
     found = []
     for index, (pole, name) in enumerate(zip(POLES, (contrast.positive, contrast.negative), strict=True)):
         systems = [pair[index] for pair in contrast.personas]
-        nll, vader = _measure(model, _requests(model, THOROUGH.max_tokens, None, "response", _ANSWERS, systems))
+        nll, vader = _measure(model, _requests(model, THOROUGH.max_tokens, None, _ANSWERS, systems))
         found.append(FreshDose(contrast.name, name, SIGN[pole], "response", _cost(nll, reference), vader))
     return found
 

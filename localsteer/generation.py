@@ -1,7 +1,7 @@
 """A prompt and a plan -> tokens, one sequence at a time, with the KV cache reused from answer to answer.
 
 Steering applies to the response: every forward pass that predicts a token of the answer, the one over the last prompt token
-included. With `steer_prompt` it applies to the whole prompt too, as in llama.cpp's own programs.
+included. A plan of scope "prompt" applies to the whole prompt too, as in llama.cpp's own programs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ class Request:
         sampling: how tokens are drawn; without a seed, a fresh one is drawn and reported.
         max_tokens: longest answer.
         stop: strings that end the answer.
-        steer_prompt: steer the whole prompt as well.
     """
 
     prompt: tuple[int, ...]
@@ -50,7 +49,6 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = DEFAULT_MAX_TOKENS
     stop: tuple[str, ...] = ()
-    steer_prompt: bool = False
 
     def seeded(self) -> Request:
         """The same request with a seed."""
@@ -68,7 +66,7 @@ class Request:
     @property
     def prompt_edit(self) -> Edit | None:
         """What is done to the tokens of the prompt before its last one."""
-        return self.response_edit if self.steer_prompt else None
+        return self.response_edit if self.plan is not None and self.plan.scope == "prompt" else None
 
 
 @dataclass(frozen=True)

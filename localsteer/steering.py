@@ -76,7 +76,7 @@ class Plan:
         steering: where it comes from.
         edit: what is done at each layer.
         relative_dose: sum over layers of ‖added‖ / mean ‖hidden state‖; None where a vector does not say the norms.
-        scope: whether it is meant for the response only or for the prompt as well: calibrated vectors have a dose for each.
+        scope: whether the response only is steered, or the prompt as well; calibrated vectors have a dose for each.
         notes: what the user should know, such as a vector read from another quantisation, or a dose past the calibrated range.
         opposite: the plan with all signs turned; None where something is removed.
     """

@@ -119,9 +119,9 @@ def random_basis(model: Model, rank: int, seed: int) -> Floats:
     return basis
 
 
-def plan_of(edit: Edit) -> Plan:
+def plan_of(edit: Edit, *, steer_prompt: bool = False) -> Plan:
     """A plan that does this, whatever expression it came from."""
-    return Plan(Steering(), edit, None)
+    return Plan(Steering(), edit, None, "prompt" if steer_prompt else "response")
 
 
 @dataclass(frozen=True, eq=False)

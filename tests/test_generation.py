@@ -56,7 +56,7 @@ def test_an_answer_is_greedy_under_its_steering(steerable: Model) -> None:
     request = Request(PROMPT, plan_of(edit), GREEDY, max_tokens=12)
     with Generator(steerable) as generator:
         response = generator.generate(request).tokens
-        both = generator.generate(replace(request, steer_prompt=True)).tokens
+        both = generator.generate(replace(request, plan=plan_of(edit, steer_prompt=True))).tokens
         plain = generator.generate(unsteered(request)).tokens
     assert len(response) == len(both) == len(plain) == 12
     assert_greedy(steerable, PROMPT, response, edit)
@@ -136,7 +136,7 @@ def test_steering_leaves_no_trace_in_later_answers(steerable: Model) -> None:
     for edit in (random_edit(steerable, seed=3), Edit(zero, removed)):
         with Generator(steerable) as generator:
             generator.generate(Request(OTHER_PROMPT, plan_of(edit), GREEDY, max_tokens=12))
-            generator.generate(Request(OTHER_PROMPT, plan_of(edit), GREEDY, max_tokens=12, steer_prompt=True))
+            generator.generate(Request(OTHER_PROMPT, plan_of(edit, steer_prompt=True), GREEDY, max_tokens=12))
             assert generator.generate(plain).tokens == fresh
 
 
@@ -191,12 +191,12 @@ def test_a_prefix_computed_under_other_steering_is_not_reused(transformer: Model
         second = generator.generate(Request(follow_up, plan, GREEDY, max_tokens=12))
         assert second.timing.reused_tokens == len(PROMPT) - 1
         assert_greedy(transformer, follow_up, second.tokens, plan.edit)
-        both = Request(follow_up, plan, GREEDY, max_tokens=12, steer_prompt=True)
+        both = Request(follow_up, replace(plan, scope="prompt"), GREEDY, max_tokens=12)
         assert generator.generate(both).timing.reused_tokens == 0
         third = generator.generate(replace(both, prompt=(*follow_up, *PROMPT)))
         assert third.timing.reused_tokens == len(follow_up)
         assert_greedy(transformer, (*follow_up, *PROMPT), third.tokens, plan.edit, steer_prompt=True)
-        fourth = generator.generate(replace(both, plan=other_plan))
+        fourth = generator.generate(replace(both, plan=replace(other_plan, scope="prompt")))
         assert fourth.timing.reused_tokens == 0
         assert_greedy(transformer, follow_up, fourth.tokens, other_plan.edit, steer_prompt=True)
         assert generator.generate(unsteered(both)).timing.reused_tokens == 0
@@ -233,7 +233,7 @@ def test_a_prompt_longer_than_a_ubatch_is_read_in_parts(tmp_path: Path) -> None:
     with Model(path, threads=1) as model, Generator(model) as generator:
         edit = random_edit(model, seed=3)
         for steer_prompt in (False, True):
-            request = Request(prompt, plan_of(edit), GREEDY, max_tokens=8, steer_prompt=steer_prompt)
+            request = Request(prompt, plan_of(edit, steer_prompt=steer_prompt), GREEDY, max_tokens=8)
             assert_greedy(model, prompt, generator.generate(request).tokens, edit, steer_prompt=steer_prompt)
             follow_up = replace(request, prompt=(*prompt[:600], *PROMPT))
             answer = generator.generate(follow_up)

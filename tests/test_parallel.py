@@ -45,21 +45,23 @@ def test_every_way_of_steering_may_be_in_one_batch(steerable: Model) -> None:
     added = random_edit(steerable, seed=5, norm=6.0)
     removed = Edit(np.zeros_like(added.added), {2: random_basis(steerable, 8, seed=6)})
     requests = [
-        Request(prompt, None if edit is None else plan_of(edit), GREEDY, 10, steer_prompt=steer_prompt)
+        Request(prompt, None if edit is None else plan_of(edit, steer_prompt=steer_prompt), GREEDY, 10)
         for prompt in (STEM, PROMPTS[0])
         for edit in (None, added, removed)
         for steer_prompt in (False, True)
     ]
     answers = generate_many(steerable, requests)
     for request, answer in zip(requests, answers, strict=True):
-        assert_greedy(steerable, request.prompt, answer.tokens, request.response_edit, steer_prompt=request.steer_prompt)
+        assert_greedy(
+            steerable, request.prompt, answer.tokens, request.response_edit, steer_prompt=request.prompt_edit is not None
+        )
     assert len({answer.tokens for answer in answers[:6:2]}) == 3
 
 
 @pytest.mark.parametrize("steer_prompt", [False, True])
 def test_one_steering_for_all_answers_as_each_alone(steerable: Model, steer_prompt: bool) -> None:
-    plan = plan_of(random_edit(steerable, seed=5))
-    requests = [Request(prompt, plan, GREEDY, 10, steer_prompt=steer_prompt) for prompt in PROMPTS]
+    plan = plan_of(random_edit(steerable, seed=5), steer_prompt=steer_prompt)
+    requests = [Request(prompt, plan, GREEDY, 10) for prompt in PROMPTS]
     for request, answer in zip(requests, generate_many(steerable, requests), strict=True):
         assert_greedy(steerable, request.prompt, answer.tokens, plan.edit, steer_prompt=steer_prompt)
 
@@ -87,7 +89,7 @@ def test_long_prompts_are_read_in_parts(tiny: Model) -> None:
     edit = random_edit(tiny, seed=5)
     for steer_prompt in (False, True):
         requests = [
-            Request((*stem, *random_tokens(150, seed=seed)), plan_of(edit), GREEDY, 5, steer_prompt=steer_prompt)
+            Request((*stem, *random_tokens(150, seed=seed)), plan_of(edit, steer_prompt=steer_prompt), GREEDY, 5)
             for seed in range(2)
         ]
         answers = generate_many(tiny, [*requests, Request(STEM, None, GREEDY, 5)])

@@ -255,13 +255,7 @@ class Laboratory:
     def _request(self, trial: Trial) -> Request:
         # Far enough apart that two calibrations with neighbouring seeds share none.
         sampling = Sampling(seed=(self.seed * 100_003 + trial.number) % 2**31)
-        return Request(
-            self._prompt(trial, trial.persona),
-            self._plan(trial),
-            sampling,
-            self.max_tokens,
-            steer_prompt=trial.scope == "prompt",
-        )
+        return Request(self._prompt(trial, trial.persona), self._plan(trial), sampling, self.max_tokens)
 
     def _plan(self, trial: Trial) -> Plan | None:
         if trial.shape is None:

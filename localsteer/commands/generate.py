@@ -82,7 +82,7 @@ def command(
         plan = make_plan(expression, opened, steer_prompt=steer_prompt, max_dose=max_dose)
         name = opened.name
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        request = Request(tokens, plan, sampling, max_tokens, stop, steer_prompt).seeded()
+        request = Request(tokens, plan, sampling, max_tokens, stop).seeded()
         with open_generator(opened, n_ctx) as generator, interrupt_stops_answer() as interrupt:
             if compare and plan is not None:
                 requests = _three_ways(request, plan)

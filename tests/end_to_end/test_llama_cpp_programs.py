@@ -44,8 +44,8 @@ def test_the_vector_loads_and_shifts_the_text_as_ours_does(
     plain = run(completion, demo_path)
     steered = run(completion, demo_path, "--control-vector-scaled", f"{happy_file}:-1.5")
     assert steered != plain
-    plan = resolve(parse_steering("-1.5 happy"), demo.fingerprint, lambda _name: happy)
+    plan = resolve(parse_steering("-1.5 happy"), demo.fingerprint, lambda _name: happy, "prompt")
     with Generator(demo) as generator:
-        ours = generator.generate(Request(prompt, plan, greedy, LENGTH, steer_prompt=True)).text.strip()
+        ours = generator.generate(Request(prompt, plan, greedy, LENGTH)).text.strip()
     # Both run the same kernels, but for how the prompt is cut into batches: the first words agree.
     assert steered.split()[:4] == ours.split()[:4]
