@@ -49,7 +49,7 @@ from localsteer.vector_file import read_vector
 _FRESH_SEED = 20_007
 _ANSWERS = 40
 # The peers' comparison costs some 6 minutes a concept on two cores.
-PEER_CONCEPTS = ("happy", "formal", "pirate")
+PEER_CONCEPTS = ("happy", "formal")
 _EFFORT = replace(THOROUGH, shapes=0, refine=0, prompt=0)
 
 
@@ -187,7 +187,8 @@ def _fresh_doses(model: Model, contrast: Contrast, calibrated: Calibrated) -> li
     found = [FreshDose(contrast.name, "", 0.0, "response", _cost(reference, reference), vader)]
     names = {"positive": contrast.positive, "negative": contrast.negative}
     for (pole, scope), side in calibrated.calibration.sides.items():
-        if side.dose is None:
+        # Steering the prompt as well is measured for one concept: it costs another two minutes each.
+        if side.dose is None or (scope == "prompt" and contrast.name != "happy"):
             continue
         expression = "vector" if pole == "positive" else "-vector"
         plan = resolve(parse_steering(expression), model.fingerprint, lambda _name: calibrated.vector, scope)

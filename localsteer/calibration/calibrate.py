@@ -150,7 +150,7 @@ class Calibrator:
         prompt = 2 / 3 * float(np.mean([len(question) for question in questions]))
         length = self.settings.effort.max_tokens
         left = max(0, self.answers - self.measured)
-        fitting = 60 * (length + prompt)
+        fitting = 36 * (length + 2 * prompt)  # the instrument reads some answers again
         return left * length / speed.answering + (left * (length + prompt) + fitting) / speed.reading
 
     def probe_speed(self) -> Speed:

@@ -36,41 +36,24 @@ class Instrument:
     spread: Floats
 
     @classmethod
-    def fit(
-        cls,
-        layers: Sequence[int],
-        differences: Floats,
-        difference_questions: Sequence[int],
-        unsteered: Floats,
-        unsteered_questions: Sequence[int],
-    ) -> Instrument:
-        """From readings of the unsteered answers.
+    def fit(cls, layers: Sequence[int], directions: Floats, unsteered: Floats, questions: Sequence[int]) -> Instrument:
+        """From the concept's directions, and what the unsteered answers read along them.
 
         Args:
-            layers: the layers that were read.
-            differences: (n, n_read, n_embd) positive minus negative persona.
-            difference_questions: (n,) which question each belongs to.
-            unsteered: (m, n_read, n_embd) the unsteered answers, read without a persona.
-            unsteered_questions: (m,) likewise.
+            layers: the layers that are read.
+            directions: (2, n_read, n_embd) of any length; entry h is for answers to questions of half h.
+            unsteered: (n, n_read, n_embd) mean over each unsteered answer's tokens.
+            questions: (n,) which question each answers.
         """
-        halves = half_of(difference_questions)
-        # What is applied to one half is fitted on the other.
-        directions = np.stack([np.nanmean(differences[halves != half], axis=0) for half in (0, 1)])
-        directions /= np.maximum(np.linalg.norm(directions, axis=2, keepdims=True), np.finfo(np.float32).tiny)
-        return cls.centred(layers, directions.astype(np.float32), unsteered, unsteered_questions)
-
-    @classmethod
-    def centred(
-        cls, layers: Sequence[int], directions: Floats, unsteered: Floats, unsteered_questions: Sequence[int]
-    ) -> Instrument:
-        """With given directions, (2, n_read, n_embd)."""
-        halves = half_of(unsteered_questions)
+        lengths = np.linalg.norm(directions, axis=2, keepdims=True)
+        unit = (directions / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
+        halves = half_of(questions)
         centre, spread = [], []
         for half in (0, 1):
-            projections = np.einsum("nle,le->nl", unsteered[halves == half], directions[half])
+            projections = np.einsum("nle,le->nl", unsteered[halves == half], unit[half])
             centre.append(np.nanmean(projections, axis=0))
             spread.append(np.maximum(np.nanstd(projections, axis=0), np.finfo(np.float32).tiny))
-        return cls(tuple(layers), directions, np.stack(centre).astype(np.float32), np.stack(spread).astype(np.float32))
+        return cls(tuple(layers), unit, np.stack(centre).astype(np.float32), np.stack(spread).astype(np.float32))
 
     def read(self, activations: Floats, questions: Sequence[int]) -> NDArray[np.float64]:
         """How far answers lie from the unsteered ones along the concept.

@@ -12,10 +12,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from localsteer.activations import Span, read_activations
 from localsteer.calibrated import POLES, Pole, Scope
-from localsteer.calibration.instrument import Instrument
+from localsteer.calibration.instrument import Instrument, half_of
 from localsteer.calibration.shapes import Directions, Shape
 from localsteer.contrast import Contrast
 from localsteer.dose import middle_layers
@@ -26,13 +27,17 @@ from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
 from localsteer.parallel import MAX_PARALLEL, generate_many
-from localsteer.scoring import Scored, reread
+from localsteer.scoring import Reread, Scored, reread
 from localsteer.steering import Plan, Steering
+
+Floats = NDArray[np.float32]
 
 logger = logging.getLogger("localsteer")
 
-# The instrument is fitted on this many unsteered answers: on the demo model 20 already agree to a cosine of 0.9 between halves.
+# The instrument's centre and spread are those of this many unsteered answers, and its directions are fitted on the first of them:
+# on the demo model directions from two halves of 20 agree to a cosine of 0.9.
 _FITTED_ON = 20
+_READ_UNDER_PERSONAS = 16
 _PROBE_ANSWERS = 8
 _PROBE_TOKENS = 8
 
@@ -190,17 +195,12 @@ class Laboratory:
                 hint="Is it a language model that answers? `localsteer generate` shows.",
             )
         layers = middle_layers(self.model.n_layer)
-        readings = reread(self.model, [self._scored(trial) for trial in unsteered], layers).activations
+        found = reread(self.model, [self._scored(trial) for trial in unsteered], layers)
         questions = [self.question_of(trial) for trial in unsteered]
-        if not self.contrast.personas:
-            return Instrument.centred(layers, self._pair_directions(layers), readings, questions)
-        under = {
-            pole: reread(
-                self.model, [replace(self._scored(trial), prompt=self._prompt(trial, pole)) for trial in unsteered], layers
-            ).activations
-            for pole in POLES
-        }
-        return Instrument.fit(layers, under["positive"] - under["negative"], questions, readings, questions)
+        directions = self._persona_directions(unsteered, layers) if self.contrast.personas else self._pair_directions(layers)
+        instrument = Instrument.fit(layers, directions, found.activations, questions)
+        self._file_readings(unsteered, found, instrument)
+        return instrument
 
     def probe_speed(self) -> Speed:
         """Measured on a few unsteered tokens."""
@@ -214,13 +214,27 @@ class Laboratory:
         seconds = time.perf_counter() - start
         return Speed(tokens / timing.answer_seconds, sum(len(pair.prompt) + len(pair.answer) for pair in scored) / seconds)
 
-    def _pair_directions(self, layers: Sequence[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    def _persona_directions(self, unsteered: Sequence[Trial], layers: Sequence[int]) -> Floats:
+        """What reading the same answers under the positive rather than the negative persona changes: (2, n_read, n_embd)."""
+        trials = [trial for trial in unsteered[:_READ_UNDER_PERSONAS] if self._outcomes[trial.key].tokens]
+        spans = []
+        for pole in POLES:
+            for trial in trials:
+                prompt = self._prompt(trial, pole)
+                spans.append(Span(prompt + self._outcomes[trial.key].tokens, start=len(prompt)))
+        # Nothing above the highest layer is computed, nor the logits: half the price of a re-reading.
+        values = read_activations(self.model, spans, layers).values
+        positive, negative = np.split(values, 2)
+        halves = half_of([self.question_of(trial) for trial in trials])
+        # What is applied to one half of the questions is fitted on the other.
+        return np.stack([(positive - negative)[halves != half].mean(axis=0) for half in (0, 1)])
+
+    def _pair_directions(self, layers: Sequence[int]) -> Floats:
         """For a concept of explicit pairs: the mean difference of the pairs themselves, for both halves of the questions."""
         spans = [Span(tuple(self.model.tokenize(prompt.render(self.model)))) for prompt in self.contrast.prompts()]
         values = read_activations(self.model, spans, layers).values
         n_pairs = len(values) // 2
         direction = values[:n_pairs].mean(axis=0) - values[n_pairs:].mean(axis=0)
-        direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return np.stack([direction, direction])
 
     def _answer(self, trials: Sequence[Trial]) -> None:
@@ -233,8 +247,10 @@ class Laboratory:
             self._store(part)
 
     def _reread(self, trials: Sequence[Trial], instrument: Instrument) -> None:
-        pairs = [self._scored(trial) for trial in trials]
-        found = reread(self.model, pairs, instrument.layers)
+        found = reread(self.model, [self._scored(trial) for trial in trials], instrument.layers)
+        self._file_readings(trials, found, instrument)
+
+    def _file_readings(self, trials: Sequence[Trial], found: Reread, instrument: Instrument) -> None:
         readings = instrument.read(found.activations, [self.question_of(trial) for trial in trials])
         for trial, nll, reading in zip(trials, found.nll, readings, strict=True):
             self._outcomes[trial.key] = replace(self._outcomes[trial.key], nll=float(nll), reading=float(reading))
