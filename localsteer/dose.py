@@ -43,9 +43,9 @@ def readable_layers(n_layer: int) -> tuple[int, ...]:
     return tuple(range(1, middle_layers(n_layer).stop))
 
 
-def middle_layers(n_layer: int) -> range:
-    """The middle half of the depth, without block 0: 8-23 of 30 layers, 5-14 of 18."""
-    return range(max(1, math.ceil(n_layer / 4)), min(math.ceil(3 * n_layer / 4), n_layer - 1) + 1)
+def middle_layers(n_layer: int, low: float = 1 / 4, high: float = 3 / 4) -> range:
+    """A part of the depth, without block 0; the middle half unless told otherwise: 8-23 of 30 layers, 5-14 of 18."""
+    return range(max(1, math.ceil(low * n_layer)), min(math.ceil(high * n_layer), n_layer - 1) + 1)
 
 
 def default_layers(reliability: Floats) -> tuple[int, ...]:

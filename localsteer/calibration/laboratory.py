@@ -226,8 +226,9 @@ class Laboratory:
         values = read_activations(self.model, spans, layers).values
         positive, negative = np.split(values, 2)
         halves = half_of([self.question_of(trial) for trial in trials])
-        # What is applied to one half of the questions is fitted on the other.
-        return np.stack([(positive - negative)[halves != half].mean(axis=0) for half in (0, 1)])
+        # What is applied to one half of the questions is fitted on the other (on both, if the other got no answers at all).
+        fitted = [others if (others := halves != half).any() else np.ones_like(others) for half in (0, 1)]
+        return np.stack([(positive - negative)[others].mean(axis=0) for others in fitted])
 
     def _pair_directions(self, layers: Sequence[int]) -> Floats:
         """For a concept of explicit pairs: the mean difference of the pairs themselves, for both halves of the questions."""

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from localsteer.dose import middle_layers
 from localsteer.vector import format_layers
 
 Floats = NDArray[np.float32]
@@ -75,7 +76,7 @@ def ranges(available: Sequence[int], n_layer: int) -> Iterator[tuple[int, ...]]:
     """
     seen = set()
     for low, high in ((1 / 4, 3 / 4), (1 / 8, 5 / 8), (1 / 8, 3 / 4), (3 / 8, 5 / 8)):
-        layers = tuple(layer for layer in available if low * n_layer <= layer <= high * n_layer)
+        layers = tuple(layer for layer in available if layer in middle_layers(n_layer, low, high))
         if layers and layers not in seen:
             seen.add(layers)
             yield layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from localsteer.steering import Plan, parse_steering, resolve
 from localsteer.vector import ControlVector
 from localsteer.vector_file import read_vector, write_vector
 from tests.end_to_end.conftest import HAPPY
+from tests.end_to_end.test_commands import cli
 
 CONCEPT = load_concept(HAPPY)
 QUICK = CalibrationSettings(quick=True)
@@ -35,9 +37,9 @@ class Outcome:
 
 
 def measure(model: Model, plan: Plan | None = None, systems: Sequence[str] = ()) -> Outcome:
-    """40 answers of 36 tokens to 20 questions of which neither the concept nor the calibration knows."""
+    """30 answers of 36 tokens to 20 questions of which neither the concept nor the calibration knows."""
     requests, bare = [], []
-    for number in range(40):
+    for number in range(30):
         question = Message("user", FRESH_QUESTIONS[number % 20])
         system = [Message("system", systems[number % len(systems)])] if systems else []
         prompt = prompt_tokens(model, [*system, question])
@@ -87,7 +89,13 @@ def test_it_moves_sentiment_at_least_as_far_as_a_system_prompt(outcomes: dict[st
     assert outcomes["+1"].vader - outcomes["-1"].vader >= 0.6
 
 
-def test_the_same_seed_makes_the_same_choice(demo: Model, happy: ControlVector, calibrated: Calibrated, tmp_path: Path) -> None:
-    again = Calibrator(demo, happy, CONCEPT, QUICK, folder=tmp_path).run()
-    assert again.calibration.to_json() == calibrated.calibration.to_json()
-    assert len(list(tmp_path.glob("*.jsonl"))) == 1
+def test_the_command_makes_the_same_choice_with_the_same_seed(
+    calibrated: Calibrated, happy_file: Path, demo_path: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "calibrated.gguf"
+    # --fresh: the measurements of an earlier run of these tests would make it trivially true.
+    answer = cli("calibrate", happy_file, "-m", demo_path, "--quick", "--fresh", "--json", "-o", target)
+    found = json.loads(answer.stdout)
+    assert found["sides"] == json.loads(calibrated.calibration.to_json())["sides"]
+    assert "2,968 tokens" in answer.stderr
+    assert read_vector(target).provenance.calibration is not None
