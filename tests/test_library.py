@@ -10,10 +10,11 @@ import pytest
 from localsteer import library
 from localsteer.concept_file import load_concept
 from localsteer.errors import ContrastError, VectorError
-from localsteer.library import concepts, find_concept, is_path, load_for_showing, load_vector, loader
+from localsteer.library import concepts, find_concept, is_path, load_for_showing, load_vector, loader, save_vector
 from localsteer.llama.model import Model
 from localsteer.vector import ControlVector, Provenance
 from localsteer.vector_file import read_vector, write_vector
+from tests.calibration.made import calibrated
 
 # Three pairs are too few to measure a reliability, which a model with random weights would not have.
 CONCEPT = """\
@@ -269,6 +270,64 @@ def test_a_broken_concept_is_named(tiny: Model, shipped: Path, cache: Path) -> N
 def test_a_cache_that_cannot_be_written_does_not_lose_the_vector(tiny: Model, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("no folder")
     assert load_vector("happy", tiny).provenance.concept == "happy"
+
+
+# Calibrated vectors
+
+
+def test_a_saved_vector_is_found_by_its_name(tiny: Model, cache: Path) -> None:
+    path = save_vector("happy", calibrated(tiny.fingerprint), tiny)
+    assert path.parent == cache
+    found = load_vector("happy", tiny, lambda doing, done, total: pytest.fail("it was built"))
+    assert found.provenance.calibration == calibrated(tiny.fingerprint).provenance.calibration
+
+
+def test_a_saved_vector_takes_the_place_of_the_one_that_was_built(tiny: Model, cache: Path) -> None:
+    load_vector("happy", tiny)
+    save_vector("happy", calibrated(tiny.fingerprint), tiny)
+    assert len(list(cache.iterdir())) == 1
+    assert load_vector("happy", tiny).provenance.calibration is not None
+
+
+def test_a_saved_vector_is_for_its_model_and_its_wording_only(tiny: Model, shipped: Path) -> None:
+    save_vector("happy", calibrated(tiny.fingerprint), tiny)
+    assert load_vector("formal", tiny).provenance.calibration is None
+    file = shipped / "happy" / "concept.yaml"
+    file.write_text(file.read_text().replace("HIP HIP", "OH YEAH"))
+    assert load_vector("happy", tiny).provenance.calibration is None
+
+
+def test_a_calibrated_vector_comes_before_one_that_is_not(tiny: Model, shipped: Path) -> None:
+    plain, measured = vector_of(tiny, 7), calibrated(tiny.fingerprint)
+    measured = replace(measured, provenance=replace(measured.provenance, source=""))
+    # Calibrated here, while an uncalibrated one lies beside the concept.
+    write_vector(plain, shipped / "happy" / "a.gguf")
+    assert load_vector("happy", tiny).directions[1][0] == 7
+    save_vector("happy", measured, tiny)
+    assert load_vector("happy", tiny).provenance.calibration is not None
+    # The other way round.
+    save_vector("formal", plain, tiny)
+    write_vector(measured, shipped / "formal" / "a.gguf")
+    assert load_vector("formal", tiny).provenance.calibration is not None
+
+
+def test_what_was_calibrated_here_comes_before_what_was_calibrated_elsewhere(tiny: Model, shipped: Path) -> None:
+    elsewhere, here = (calibrated(tiny.fingerprint, seed=seed) for seed in (1, 2))
+    write_vector(replace(elsewhere, provenance=replace(elsewhere.provenance, source="")), shipped / "happy" / "a.gguf")
+    save_vector("happy", here, tiny)
+    assert np.array_equal(load_vector("happy", tiny).rows(tiny.n_layer), here.rows(tiny.n_layer))
+
+
+def test_only_a_concept_can_be_saved_by_name(tiny: Model, cache: Path) -> None:
+    with pytest.raises(VectorError, match="Did you mean happy"):
+        save_vector("hapy", calibrated(tiny.fingerprint), tiny)
+    assert not cache.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_when_saving(tiny: Model, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("no folder")
+    with pytest.raises(VectorError, match="cannot be written"):
+        save_vector("happy", calibrated(tiny.fingerprint), tiny)
 
 
 # For looking at

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from localsteer.calibrated import Pole, Scope
 from localsteer.errors import ExpressionError, LocalsteerError, VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.steering import Plan, Steering, Term, parse_steering, relative_dose, resolve
 from localsteer.vector import ControlVector, Provenance
+from tests.calibration.made import DOSES, LAYERS, calibrated
 
 Floats = NDArray[np.float32]
 
@@ -535,3 +538,198 @@ def test_vectors_are_loaded_by_the_name_in_the_expression() -> None:
 
     resolve(parse_steering("happy + '~/my file.gguf'@2 + !c:\\x.gguf"), MODEL, recording)
     assert asked == ["happy", "~/my file.gguf", "c:\\x.gguf"]
+
+
+# Calibrated vectors
+
+# Layers 1-2 toward loud and 2-3 toward quiet; doses of 0.3 and 0.4, or 0.12 and 0.16 with the prompt steered as well.
+LOUD = calibrated(MODEL)
+NOT_QUIET: tuple[tuple[Pole, Scope], ...] = (("negative", "response"), ("negative", "prompt"))
+
+
+def calibrated_plan(
+    expression: str,
+    scope: Scope = "response",
+    *,
+    model: Fingerprint = MODEL,
+    vectors: Mapping[str, ControlVector] | None = None,
+) -> Plan:
+    known = {"loud": LOUD, "happy": HAPPY, **(vectors or {})}
+    return resolve(parse_steering(expression), model, known.__getitem__, scope)
+
+
+@pytest.mark.parametrize(
+    ("expression", "scope", "pole", "share"),
+    [
+        ("loud", "response", "positive", 1),
+        ("0.5 loud", "response", "positive", 0.5),
+        ("-loud", "response", "negative", 1),
+        ("-0.25 loud", "response", "negative", 0.25),
+        ("loud", "prompt", "positive", 1),
+        ("-loud", "prompt", "negative", 1),
+    ],
+)
+def test_each_pole_and_scope_has_its_calibrated_dose_and_layers(expression: str, scope: Scope, pole: Pole, share: float) -> None:
+    made = calibrated_plan(expression, scope)
+    assert made.scope == scope
+    assert made.relative_dose == pytest.approx(share * DOSES[pole, scope])
+    assert tuple(np.flatnonzero(made.edit.added.any(axis=1))) == LAYERS[pole]
+    assert made.notes == ()
+    estimate = LOUD.provenance.estimate
+    assert estimate is not None
+    for layer in LAYERS[pole]:
+        assert np.sign(made.edit.added[layer] @ estimate[layer]) == (1 if pole == "positive" else -1)
+
+
+@pytest.mark.parametrize("scope", ["response", "prompt"])
+def test_the_opposite_of_a_calibrated_plan_has_the_dose_of_the_other_pole(scope: Scope) -> None:
+    made = calibrated_plan("0.5 loud", scope)
+    assert made.opposite is not None
+    assert made.opposite.scope == scope
+    assert made.opposite.relative_dose == pytest.approx(0.5 * DOSES["negative", scope])
+    assert np.array_equal(made.opposite.edit.added, calibrated_plan("-0.5 loud", scope).edit.added)
+
+
+def test_layers_are_trimmed_after_the_dose_is_shared_out() -> None:
+    whole, part = calibrated_plan("-loud").edit.added, calibrated_plan("-loud@3").edit.added
+    assert np.flatnonzero(part.any(axis=1)).tolist() == [3]
+    assert np.array_equal(part[3], whole[3])
+    assert calibrated_plan("-loud@3").relative_dose == pytest.approx(DOSES["negative", "response"] / 2)
+
+
+def test_layers_that_only_one_pole_has_have_no_opposite() -> None:
+    assert calibrated_plan("loud@1").opposite is None
+    assert calibrated_plan("loud@1-3").opposite is not None
+
+
+def test_layers_of_the_other_pole_are_refused() -> None:
+    with pytest.raises(VectorError, match=r"^loud: .*1-2.* none at 3"):
+        calibrated_plan("loud@3")
+    with pytest.raises(VectorError, match=r"^loud: .*2-3.* none at 1"):
+        calibrated_plan("-loud@1")
+
+
+def test_a_calibrated_vector_is_removed_where_it_steers() -> None:
+    made = calibrated_plan("!loud")
+    assert sorted(made.edit.removed) == [1, 2]
+    assert made.notes == ()
+
+
+def test_a_calibrated_vector_mixes_with_others() -> None:
+    made = calibrated_plan("loud + happy").edit.added
+    np.testing.assert_allclose(made, calibrated_plan("loud").edit.added + rows(HAPPY), atol=1e-6)
+
+
+@pytest.mark.parametrize(("expression", "dose"), [("loud", "0.30"), ("-loud", "0.40"), ("0.99 loud", "0.30"), ("loud@1", "0.15")])
+def test_nothing_is_said_within_the_calibrated_range(expression: str, dose: str) -> None:
+    made = calibrated_plan(expression)
+    assert made.notes == ()
+    assert f"{made.relative_dose:.2f}" == dose
+
+
+@pytest.mark.parametrize(
+    ("expression", "scope", "note"),
+    [
+        # Measured: 0.25 nats at the dose, 1.00 at twice the dose, nothing above.
+        ("1.4 loud", "response", "relative dose 0.42, calibrated up to 0.30. Answers at 0.42 cost 0.55 nats a token"),
+        ("-1.4 loud", "response", "relative dose 0.56, calibrated up to 0.40. Answers at 0.56 cost 0.55 nats a token"),
+        ("2 loud", "response", "relative dose 0.60, calibrated up to 0.30. Answers at 0.60 cost 1.00 nats a token"),
+        ("5 loud", "response", "Answers already at 0.60, the strongest one measured, cost 1.00 nats a token"),
+        ("1.4 loud", "prompt", "relative dose 0.17, calibrated up to 0.12. Answers at 0.17 cost 0.55 nats a token"),
+    ],
+)
+def test_past_the_calibrated_range_the_measured_cost_is_told(expression: str, scope: Scope, note: str) -> None:
+    (told,) = calibrated_plan(expression, scope).notes
+    assert told.startswith(f"{expression} is past the calibrated range: ")
+    assert note in told
+    assert told.endswith("and the budget was 0.25.")
+
+
+def test_a_mixture_past_the_calibrated_range_was_not_measured() -> None:
+    # happy alone has a dose of about 3, and nothing is known of what it costs.
+    (fit, told) = calibrated_plan("loud + happy", vectors={"happy": vector(1, 2, 3, model=None)}).notes
+    assert fit.startswith("happy does not say which model")
+    assert told.startswith("loud + happy is past the calibrated range: ")
+    assert told.endswith("calibrated up to 0.30. What the mixture costs was not measured.")
+
+
+def test_a_mixture_within_the_range_of_its_strongest_part_is_not_warned_of() -> None:
+    assert calibrated_plan("0.5 loud - 0.5 loud").notes == ()
+    assert calibrated_plan("0.2 loud + 0.001 happy").notes == ()
+
+
+def test_a_calibration_made_on_another_file_may_not_hold() -> None:
+    other = replace(MODEL, name="Tiny Q2", content="x")
+    notes = calibrated_plan("loud", model=other).notes
+    assert len(notes) == 2
+    assert "read from another file of the same model" in notes[0]
+    assert notes[1] == "loud was calibrated on Tiny, another file than this model: its doses may not hold here."
+
+
+def test_a_pole_without_a_dose_takes_that_of_the_other_one_and_says_so() -> None:
+    made = calibrated_plan("-0.5 loud", vectors={"loud": calibrated(MODEL, without=NOT_QUIET)})
+    assert made.relative_dose == pytest.approx(0.5 * DOSES["positive", "response"])
+    (told,) = made.notes
+    assert "found no dose toward quiet that does anything within 0.25 nats a token" in told
+    assert told.endswith("the one toward the other pole is used.")
+
+
+def test_a_scope_without_a_dose_says_whose_is_used_instead() -> None:
+    # Strength 1 then adds what it adds to the response, which is toward the same pole.
+    made = calibrated_plan("loud", "prompt", vectors={"loud": calibrated(MODEL, without=(("positive", "prompt"),))})
+    (told,) = made.notes
+    assert "found no dose toward loud with the prompt steered as well" in told
+    assert made.relative_dose == pytest.approx(DOSES["positive", "response"])
+    assert "toward the other pole" not in told
+
+
+def test_a_strength_far_past_a_pole_without_a_dose_is_past_the_calibrated_range_too() -> None:
+    notes = calibrated_plan("-5 loud", vectors={"loud": calibrated(MODEL, without=NOT_QUIET)}).notes
+    assert any("past the calibrated range" in note for note in notes)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("strength", ["1e39", "1e300", "-1e300"])
+def test_a_calibrated_strength_that_overflows_is_refused(strength: str) -> None:
+    with pytest.raises(VectorError, match=r"loud.* too large"):
+        calibrated_plan(f"{strength} loud")
+
+
+# The dose guard
+
+
+def test_a_plan_within_the_largest_dose_is_let_through() -> None:
+    calibrated_plan("loud").refuse_above(0.3)
+    calibrated_plan("loud").refuse_above(5)
+    calibrated_plan("loud - loud").refuse_above(0.401)
+    calibrated_plan("!loud").refuse_above(0.001)
+    plan("!a", a=vector(1, norms=None)).refuse_above(0.001)
+
+
+def test_a_plan_above_the_largest_dose_is_refused_with_both() -> None:
+    with pytest.raises(LocalsteerError) as caught:
+        calibrated_plan("-loud").refuse_above(0.2)
+    assert caught.value.message == "-loud has a relative dose of 0.40, and --max-dose allows 0.2."
+    assert "0.50 times" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("max_dose", [0.2, 0.1, 0.0021, 0.29])
+def test_the_strength_that_the_guard_proposes_is_let_through(max_dose: float) -> None:
+    with pytest.raises(LocalsteerError, match="--max-dose allows") as caught:
+        calibrated_plan("loud").refuse_above(max_dose)
+    factor = (caught.value.hint or "").split("A strength of ")[1].split(" times")[0]
+    assert float(factor) > 0
+    calibrated_plan(f"{factor} loud").refuse_above(max_dose)
+
+
+def test_a_dose_that_is_unknown_is_not_let_through() -> None:
+    with pytest.raises(LocalsteerError, match="relative dose of a is unknown") as caught:
+        plan("a", a=vector(1, norms=None)).refuse_above(100)
+    assert "localsteer calibrate" in (caught.value.hint or "")
+
+
+def test_a_layer_whose_norm_nobody_measured_is_not_let_through_either() -> None:
+    # It is left out of the relative dose, which says little then.
+    norms = np.where(np.arange(6) == 3, np.float32(np.nan), NORMS)
+    with pytest.raises(LocalsteerError, match="unknown"):
+        plan("100 a@3", a=vector(2, 3, norms=norms)).refuse_above(0.1)

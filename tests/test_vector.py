@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from localsteer.calibrated import Pole, Scope
 from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector import ControlVector, Provenance, format_layers
+from tests.calibration.made import DOSES, LAYERS, calibrated
 
 MODEL = Fingerprint("Tiny", "llama", 6, 3, "vocabulary", "content")
 
@@ -178,6 +180,76 @@ def test_vectors_of_models_of_different_depth_do_not_combine() -> None:
 def test_vectors_of_different_models_of_one_shape_combine() -> None:
     other = replace(MODEL, name="Other", architecture="qwen2", vocabulary="x", content="y")
     assert (vector(1, provenance=of(MODEL)) + vector(2, provenance=of(other))).provenance.model == MODEL
+
+
+# At a strength
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.0, -2.0])
+def test_a_vector_without_a_calibration_is_multiplied(strength: float) -> None:
+    made = vector(1, 2, provenance=Provenance(positive="happy", negative="sad"))
+    assert np.array_equal(made.at(strength).rows(4), (made * strength).rows(4))
+    assert np.array_equal(made.at(strength, "prompt").rows(4), (made * strength).rows(4))
+    assert made.at(strength).provenance.positive == ("sad" if strength < 0 else "happy")
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.25, 3.0, -1.0, -0.5])
+@pytest.mark.parametrize("scope", ["response", "prompt"])
+def test_a_calibrated_vector_has_a_dose_for_each_pole_and_scope(strength: float, scope: Scope) -> None:
+    given = calibrated(MODEL)
+    made = given.at(strength, scope)
+    pole: Pole = "positive" if strength > 0 else "negative"
+    estimate, hidden = given.provenance.estimate, given.provenance.hidden_norm
+    assert estimate is not None
+    assert hidden is not None
+    assert made.layers == LAYERS[pole]
+    assert sum(np.linalg.norm(row) / hidden[layer] for layer, row in made.directions.items()) == pytest.approx(
+        abs(strength) * DOSES[pole, scope], rel=1e-5
+    )
+    for layer, direction in made.directions.items():
+        assert direction.dtype == np.float32
+        cosine = direction @ estimate[layer] / np.linalg.norm(direction) / np.linalg.norm(estimate[layer])
+        assert cosine == pytest.approx(np.sign(strength), rel=1e-5)
+
+
+def test_strength_one_of_a_calibrated_vector_is_the_vector_itself() -> None:
+    made = calibrated(MODEL)
+    np.testing.assert_allclose(made.at(1).rows(6), made.rows(6), rtol=1e-5)
+    assert made.at(1).provenance.positive == "loud"
+    assert made.at(-1).provenance.positive == "quiet"
+
+
+def test_strength_zero_adds_nothing() -> None:
+    assert not calibrated(MODEL).at(0).rows(6).any()
+
+
+def test_a_pole_without_a_dose_is_steered_by_the_other_one() -> None:
+    without: tuple[tuple[Pole, Scope], ...] = (("negative", "response"), ("negative", "prompt"))
+    made = calibrated(MODEL, without=without)
+    assert np.array_equal(made.at(-0.5).rows(6), (made * -0.5).rows(6))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda made: made * 1.0,
+        lambda made: made / 2,
+        lambda made: -made,
+        lambda made: made + made,
+        lambda made: made.at(1),
+        lambda made: made.at(-1, "prompt"),
+    ],
+)
+def test_arithmetic_ends_a_calibration(change: Callable[[ControlVector], ControlVector]) -> None:
+    # What was measured was strength 1 of the vector as it was; twice the new one is twice what it adds.
+    made = change(calibrated(MODEL))
+    assert made.provenance.calibration is None
+    assert np.array_equal(made.at(-2).rows(6), (made * -2).rows(6))
+
+
+def test_a_trimmed_calibrated_vector_stays_trimmed() -> None:
+    made = calibrated(MODEL).only([2])
+    assert made.at(1).layers == made.at(-1).layers == (2,)
 
 
 # Layers

@@ -15,6 +15,7 @@ from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector import ControlVector, Provenance
 from localsteer.vector_file import read_vector, write_vector
+from tests.calibration.made import calibrated, calibration
 
 MODEL = Fingerprint("Tiny Großmodell", "qwen2", 6, 8, "a" * 64, "b" * 64)
 FULL = Provenance(
@@ -87,6 +88,36 @@ def test_all_provenance_comes_back(tmp_path: Path) -> None:
     for name in ARRAYS:
         assert getattr(found, name).dtype == np.float32
         assert np.array_equal(getattr(found, name), getattr(FULL, name), equal_nan=True), name
+
+
+def test_the_estimate_of_every_layer_comes_back_to_the_last_bit(tmp_path: Path) -> None:
+    estimate = np.zeros((6, 8), np.float32)
+    estimate[1:5] = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32) * np.float32(1e-20)
+    estimate[2, 3] = 3e38
+    write_vector(vector(Provenance(estimate=estimate)), tmp_path / "v.gguf")
+    found = read_vector(tmp_path / "v.gguf").provenance.estimate
+    assert found is not None
+    assert found.dtype == np.float32
+    assert found.tobytes() == estimate.tobytes()
+
+
+def test_a_calibration_comes_back_and_steers_as_before(tmp_path: Path) -> None:
+    for without in ((), (("negative", "response"), ("negative", "prompt"))):
+        made = calibrated(MODEL, without=without)
+        write_vector(made, tmp_path / "v.gguf")
+        found = read_vector(tmp_path / "v.gguf")
+        assert found.provenance.calibration == made.provenance.calibration
+        for strength in (1.0, -1.0, -0.3):
+            assert np.array_equal(found.at(strength).rows(6), made.at(strength).rows(6))
+            assert np.array_equal(found.at(strength, "prompt").rows(6), made.at(strength, "prompt").rows(6))
+
+
+def test_llama_cpp_gets_strength_one_of_a_calibrated_vector(tmp_path: Path) -> None:
+    made = calibrated(MODEL)
+    write_vector(made, tmp_path / "v.gguf")
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "v.gguf").tensors}
+    assert sorted(tensors) == ["direction.1", "direction.2"]
+    np.testing.assert_allclose(tensors["direction.2"], made.at(1).directions[2], rtol=1e-5)
 
 
 def test_no_provenance_comes_back_as_none(tmp_path: Path) -> None:
@@ -301,6 +332,45 @@ def test_a_key_of_another_type_is_refused(tmp_path: Path, key: str) -> None:
     path = write_foreign(tmp_path / "v.gguf", {"direction.1": ones(8)}, texts={f"localsteer.{key}": "many"})
     with pytest.raises(VectorError, match=key):
         read_vector(path)
+
+
+ESTIMATES = {
+    "no json": "{",
+    "a list": "[]",
+    "nothing": "{}",
+    "no data": '{"shape": [6, 8], "layers": [1]}',
+    "no base64": '{"shape": [6, 8], "layers": [1], "float32": "?"}',
+    "too short": '{"shape": [6, 8], "layers": [1], "float32": "AAAA"}',
+    "a layer too many": f'{{"shape": [6, 8], "layers": [6], "float32": "{"A" * 42}A="}}',
+    "a row too many": f'{{"shape": [6, 8], "layers": [], "float32": "{"A" * 42}A="}}',
+    "another width": f'{{"shape": [6, 4], "layers": [1, 2], "float32": "{"A" * 42}A="}}',
+    "no rows": '{"shape": [6], "layers": [], "float32": ""}',
+}
+
+
+@pytest.mark.parametrize("estimate", ESTIMATES.values(), ids=ESTIMATES)
+def test_a_damaged_estimate_is_refused(tmp_path: Path, estimate: str) -> None:
+    path = write_foreign(tmp_path / "v.gguf", {"direction.1": ones(8)}, texts={"localsteer.estimate": estimate})
+    with pytest.raises(VectorError, match=r"v\.gguf: .*localsteer\.estimate"):
+        read_vector(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", calibration(MODEL).to_json()[:-9]])
+def test_a_damaged_calibration_is_refused(tmp_path: Path, text: str) -> None:
+    path = write_foreign(tmp_path / "v.gguf", {"direction.1": ones(8)}, texts={"localsteer.calibration": text})
+    with pytest.raises(VectorError, match=r"v\.gguf: the calibration is damaged") as caught:
+        read_vector(path)
+    assert "Calibrate the vector again" in (caught.value.hint or "")
+
+
+def test_a_calibration_of_layers_that_the_estimate_lacks_is_refused(tmp_path: Path) -> None:
+    made = calibrated(MODEL)
+    assert made.provenance.estimate is not None
+    estimate = made.provenance.estimate.copy()
+    estimate[3] = 0
+    write_vector(replace(made, provenance=replace(made.provenance, estimate=estimate)), tmp_path / "v.gguf")
+    with pytest.raises(VectorError, match=r"v\.gguf"):
+        read_vector(tmp_path / "v.gguf")
 
 
 # Writes that fail

@@ -7,8 +7,10 @@ import gguf
 import numpy as np
 import pytest
 
+from localsteer.llama.model import Model
 from localsteer.vector import ControlVector
 from localsteer.vector_file import write_vector
+from tests.calibration.made import DOSES, calibrated
 from tests.commands.runner import assert_one_clear_line, run
 from tests.tiny_models import UNSTEERABLE_ARCHITECTURE
 
@@ -211,3 +213,87 @@ def test_ctrl_c_ends_the_answer_not_the_program(
     assert result.code == 0
     assert result.document["finish_reason"] == "interrupted"
     assert len(result.document["tokens"]) == 5
+
+
+# Calibrated vectors
+
+
+@pytest.fixture
+def loud(tiny: Model, tmp_path: Path) -> Path:
+    """A vector whose doses are 0.3 and 0.4, or 0.12 and 0.16 with the prompt steered as well."""
+    path = tmp_path / "loud.gguf"
+    write_vector(calibrated(tiny.fingerprint), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("expression", "options", "dose"),
+    [
+        ("{}", (), DOSES["positive", "response"]),
+        ("-{}", (), DOSES["negative", "response"]),
+        ("0.5 {}", (), 0.15),
+        ("{}", ("--steer-prompt",), DOSES["positive", "prompt"]),
+        ("-{}", ("--steer-prompt",), DOSES["negative", "prompt"]),
+    ],
+)
+def test_strength_one_is_the_calibrated_dose(
+    tiny_path: TinyPath,
+    loud: Path,
+    capfd: pytest.CaptureFixture[str],
+    expression: str,
+    options: tuple[str, ...],
+    dose: float,
+) -> None:
+    arguments = ("generate", "Hello", "-m", tiny_path("llama"), "-s", expression.format(loud), "-n", "3", "--json")
+    result = run(capfd, *arguments, *options)
+    assert result.document["relative_dose"] == pytest.approx(dose)
+    assert result.err == ""
+
+
+def test_a_dose_past_the_calibrated_range_is_answered_with_a_note(
+    tiny_path: TinyPath, loud: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", f"1.5 {loud}", "-n", "3", "--json")
+    assert result.document["relative_dose"] == pytest.approx(0.45)
+    assert "past the calibrated range: relative dose 0.45, calibrated up to 0.30" in result.err
+
+
+@pytest.mark.parametrize("expression", ["{}", "-0.5 {}", "1.001 {}", ""])
+def test_a_dose_within_the_largest_allowed_is_answered(
+    tiny_path: TinyPath, loud: Path, capfd: pytest.CaptureFixture[str], expression: str
+) -> None:
+    arguments = ("generate", "Hello", "-m", tiny_path("llama"), "-s", expression.format(loud), "-n", "3")
+    assert run(capfd, *arguments, "--max-dose", "0.301").code == 0
+
+
+def test_a_dose_above_the_largest_allowed_is_refused(tiny_path: TinyPath, loud: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    common = ("-m", tiny_path("llama"), "--max-dose", "0.35")
+    # Of the negative pole, whose dose is larger.
+    result = run(capfd, "generate", "Hello", "-s", f"-{loud}", *common)
+    assert_one_clear_line(result, f"-{loud} has a relative dose of 0.40, and --max-dose allows 0.35")
+    assert run(capfd, "generate", "Hello", "-s", f"-{loud}", "-n", "3", "--steer-prompt", *common).code == 0
+    assert_one_clear_line(run(capfd, "chat", "-s", f"-{loud}", *common), "relative dose of 0.40")
+
+
+def test_compare_stays_within_the_largest_allowed_dose_both_ways(
+    tiny_path: TinyPath, loud: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # -1 has a larger dose than 1, and is answered too.
+    common = ("generate", "Hello", "-m", tiny_path("llama"), "-s", loud, "-n", "3", "--compare", "--json")
+    assert run(capfd, *common, "--max-dose", "0.45").code == 0
+    assert_one_clear_line(run(capfd, *common, "--max-dose", "0.35"), "relative dose of 0.40", "--max-dose allows 0.35")
+
+
+def test_a_dose_that_is_unknown_cannot_be_held_below_one(
+    tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    common = ("generate", "Hello", "-m", tiny_path("llama"), "-n", "3", "--max-dose", "5")
+    assert_one_clear_line(run(capfd, *common, "-s", vector), "unknown", "localsteer calibrate", "--max-dose")
+    # A removal adds nothing.
+    assert run(capfd, *common, "-s", f"!{vector}").code == 0
+
+
+@pytest.mark.parametrize("dose", ["0", "-1", "x"])
+def test_a_largest_dose_must_be_a_positive_number(capfd: pytest.CaptureFixture[str], dose: str) -> None:
+    assert run(capfd, "generate", "Hello", "--max-dose", dose).code == 2
+    assert run(capfd, "chat", "--max-dose", dose).code == 2

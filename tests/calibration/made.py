@@ -1,0 +1,151 @@
+"""Calibrations that nobody measured, and a concept to calibrate on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from localsteer.calibrated import Calibration, Interval, Point, Pole, Scope, Side
+from localsteer.calibration import calibrate, fits
+from localsteer.calibration.calibrate import Calibrated
+from localsteer.calibration.search import Effort, Findings, Sample, Search, ShapeResult
+from localsteer.calibration.shapes import Shape
+from localsteer.llama.fingerprint import Fingerprint
+from localsteer.vector import ControlVector, Provenance
+
+CONCEPT = """\
+name: loud
+poles: {positive: loud, negative: quiet}
+template: "You are {persona}."
+personas:
+  positive: [very loud, a shouting man]
+  negative: [very quiet, a whispering man]
+openings: [I, "Well,", Today, "In the house", "My", "All of"]
+held_out: {questions: ["How are you?", "Who is there?", "Where is it?", "When was it?"]}
+"""
+
+BUDGET = 0.25
+DOSES: Mapping[tuple[Pole, Scope], float] = {
+    ("positive", "response"): 0.3,
+    ("negative", "response"): 0.4,
+    ("positive", "prompt"): 0.12,
+    ("negative", "prompt"): 0.16,
+}
+# All within a model of four layers. The layers above them are known too, but steered by no side.
+LAYERS: Mapping[Pole, tuple[int, ...]] = {"positive": (1, 2), "negative": (2, 3)}
+
+
+def point(dose: float, *, effect: float = 1.0, cost: float = 0.2) -> Point:
+    """Eight answers; intervals reach 0.1 either way."""
+    return Point(dose, 8, Interval(effect, effect - 0.1, effect + 0.1), Interval(cost, cost - 0.1, cost + 0.1), 0.95, 0.5)
+
+
+def hidden_norms(model: Fingerprint) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """(n_layer,) as if measured: 2, 4, 6 ... from layer 1 on."""
+    return np.array([np.nan, *(2.0 * layer for layer in range(1, model.n_layer))], np.float32)
+
+
+def side(pole: Pole, dose: float, hidden: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Side:
+    """Measured at half the dose, at it, and at twice it, where the cost is 1."""
+    layers = LAYERS[pole]
+    norms = tuple(float(hidden[layer]) * dose / len(layers) for layer in layers)
+    curve = (point(dose / 2, effect=0.5, cost=0.1), point(dose, effect=0.9, cost=0.25), point(2 * dose, effect=1.2, cost=1.0))
+    return Side(layers, "relative", norms, dose, 0.9, BUDGET, curve)
+
+
+def nothing(found: Side) -> Side:
+    """The same side where no dose does anything."""
+    return replace(found, norms=(), dose=None, effect=None, cost=None)
+
+
+def calibration(model: Fingerprint, *, without: tuple[tuple[Pole, Scope], ...] = ()) -> Calibration:
+    """A calibration on a model; `without` names the sides for which it found no dose."""
+    hidden = hidden_norms(model)
+    sides = {key: side(key[0], dose, hidden) for key, dose in DOSES.items()}
+    return Calibration(
+        model=model.name,
+        content=model.content,
+        budget=BUDGET,
+        seed=7,
+        questions=4,
+        generated_tokens=1234,
+        unsteered=point(0.0, effect=0.0, cost=0.0),
+        personas={"positive": point(0.0, effect=1.0, cost=0.05), "negative": point(0.0, effect=0.2, cost=0.06)},
+        scale={"positive": "persona", "negative": "other persona"},
+        sides={key: nothing(found) if key in without else found for key, found in sides.items()},
+    )
+
+
+def calibrated(
+    model: Fingerprint, *, without: tuple[tuple[Pole, Scope], ...] = (), seed: int = 0, concept: str = "loud"
+) -> ControlVector:
+    """A vector as a calibration leaves it: its directions are what its first side with a dose adds at strength 1."""
+    found = calibration(model, without=without)
+    estimate = np.random.default_rng(seed).standard_normal((model.n_layer, model.n_embd)).astype(np.float32)
+    estimate[0] = 0
+    main = next(one for one in found.sides.values() if one.dose is not None)
+    directions = {
+        layer: (estimate[layer] * (norm / np.linalg.norm(estimate[layer]))).astype(np.float32)
+        for layer, norm in zip(main.layers, main.norms, strict=True)
+    }
+    provenance = Provenance(
+        concept=concept,
+        positive="loud",
+        negative="quiet",
+        model=model,
+        hidden_norm=hidden_norms(model),
+        estimate=estimate,
+        source=CONCEPT,
+        calibration=found,
+    )
+    return ControlVector(directions, provenance)
+
+
+def findings(found: Calibration) -> Findings:
+    """What a search would have found for it, two shapes a pole."""
+    return Findings(
+        found.unsteered,
+        dict(found.personas),
+        dict(found.scale),
+        dict(found.sides),
+        {
+            pole: [
+                ShapeResult(Shape(LAYERS[pole], "relative"), 0.3, Interval(0.9, 0.7, 1.1)),
+                ShapeResult(Shape((1, 2, 3), "equal"), 0.2, Interval(0.4, 0.2, 0.6)),
+            ]
+            for pole in LAYERS
+        },
+        {pole: [Sample(0.3, (("How are you?", "FINE!\n\nAND YOU?"), ("Where is it?", "")))] for pole in LAYERS},
+    )
+
+
+def result(model: Fingerprint, *, without: tuple[tuple[Pole, Scope], ...] = ()) -> Calibrated:
+    """The outcome of a calibration."""
+    vector = calibrated(model, without=without)
+    assert vector.provenance.calibration is not None
+    return Calibrated(vector, vector.provenance.calibration, findings(vector.provenance.calibration))
+
+
+def make_small(monkeypatch: pytest.MonkeyPatch) -> Effort:
+    """Let a calibration of a tiny model take less than a second; returns what a thorough one takes."""
+    effort = Effort(max_tokens=4, unsteered=20, persona=4, locate=1, curve=1, shapes=1, refine=1, prompt=1)
+    monkeypatch.setattr(calibrate, "THOROUGH", effort)
+    monkeypatch.setattr(calibrate, "QUICK", replace(effort, persona=2, shapes=0, refine=0))
+    monkeypatch.setattr(fits, "RESAMPLES", 100)
+    return effort
+
+
+def find_sides(monkeypatch: pytest.MonkeyPatch, *, without: tuple[tuple[Pole, Scope], ...] = (), measuring: bool = False) -> None:
+    """Let a search find the sides of `calibration`: a tiny model answers at random. It may measure as ever before that."""
+    run = Search.run
+
+    def found(self: Search) -> Findings:
+        made = run(self) if measuring else findings(calibration(self.laboratory.model.fingerprint))
+        sides = {key: side(key[0], dose, self.laboratory.directions.hidden) for key, dose in DOSES.items()}
+        made.sides = {key: nothing(one) if key in without else one for key, one in sides.items()}
+        return made
+
+    monkeypatch.setattr(Search, "run", found)
