@@ -25,11 +25,12 @@ from bench.concepts import FRESH_QUESTIONS, concept_texts
 from bench.measure import MeasurementError
 from bench.report import describe_machine
 from bench.tools import ToolsError
-from localsteer.calibrated import POLES, Interval, Scope
+from localsteer.calibrated import POLES, SIGN, Interval, Scope
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator
+from localsteer.calibration.effort import THOROUGH
 from localsteer.calibration.fits import Values, mean_interval
 from localsteer.calibration.laboratory import Laboratory
-from localsteer.calibration.search import SIGN, THOROUGH, Search
+from localsteer.calibration.search import Search
 from localsteer.calibration.shapes import Directions, Shape
 from localsteer.concept_file import parse_concept
 from localsteer.contrast import Contrast

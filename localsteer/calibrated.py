@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -17,6 +18,10 @@ Scope = Literal["response", "prompt"]
 
 POLES: tuple[Pole, ...] = ("positive", "negative")
 SCOPES: tuple[Scope, ...] = ("response", "prompt")
+SIGN: dict[Pole, float] = {"positive": 1.0, "negative": -1.0}
+OTHER: dict[Pole, Pole] = {"positive": "negative", "negative": "positive"}
+# Most coherence cost unless told otherwise, nats a token.
+DEFAULT_BUDGET = 0.25
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,14 @@ class Side:
     curve: tuple[Point, ...]
 
     def cost_at(self, dose: float) -> float:
-        """Coherence cost at a dose, linear between what was measured (0 at 0); beyond the last point, that of the last point."""
-        doses = [0.0, *(point.dose for point in self.curve)]
-        costs = [0.0, *(point.cost.mean for point in self.curve)]
-        return float(np.interp(dose, doses, costs))
+        """Coherence cost at a dose, linear between what was measured (0 at 0); beyond the last point, that of the last point.
+
+        Past strength 1 it is at least the cost of strength 1, however a single point came out.
+        """
+        measured = [(point.dose, point.cost.mean) for point in self.curve if math.isfinite(point.cost.mean)]
+        doses, costs = zip((0.0, 0.0), *measured, strict=True)
+        cost = float(np.interp(dose, doses, costs))
+        return cost if self.dose is None or self.cost is None or dose <= self.dose else max(cost, self.cost)
 
 
 @dataclass(frozen=True)
@@ -109,13 +118,28 @@ class Calibration:
 
     def side(self, strength: float, scope: Scope) -> Side:
         """The side that a strength of this sign moves toward."""
-        return self.sides["positive" if strength >= 0 else "negative", scope]
+        return self.sides[pole_of(strength), scope]
+
+    @property
+    def main_pole(self) -> Pole:
+        """The pole whose response dose the vector's tensors hold."""
+        return "positive" if self.sides["positive", "response"].dose is not None else "negative"
+
+    def side_used(self, strength: float, scope: Scope) -> Side:
+        """The side whose dose a strength goes by: its own, or that of the tensors where none was found."""
+        own = self.side(strength, scope)
+        return own if own.dose is not None else self.sides[self.main_pole, "response"]
+
+    def document(self) -> dict[str, Any]:
+        """As a JSON document; what is not a number (no answer had a value) is null."""
+        document = asdict(self)
+        document["sides"] = {f"{pole}/{scope}": asdict(side) for (pole, scope), side in self.sides.items()}
+        plain: dict[str, Any] = without_nan(document)
+        return plain
 
     def to_json(self) -> str:
         """As text, for a vector's metadata."""
-        document = asdict(self)
-        document["sides"] = {f"{pole}/{scope}": asdict(side) for (pole, scope), side in self.sides.items()}
-        return json.dumps(document)
+        return json.dumps(self.document(), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Calibration:
@@ -129,18 +153,50 @@ class Calibration:
             document["unsteered"] = _point(document["unsteered"])
             document["personas"] = {pole: _point(point) for pole, point in document["personas"].items()}
             document["sides"] = {(pole, scope): _side(document["sides"][f"{pole}/{scope}"]) for pole in POLES for scope in SCOPES}
+            document["budget"] = _number(document["budget"])
             return cls(**document)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise VectorError(f"the calibration is damaged: {error}.", hint="Calibrate the vector again.") from error
+
+
+def pole_of(strength: float) -> Pole:
+    """The pole that a strength of this sign moves toward."""
+    return "positive" if strength >= 0 else "negative"
+
+
+def without_nan(value: Any) -> Any:
+    """The same document with null for what is not a number, which JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> float:
+    """A number, NaN for null."""
+    if value is None:
+        return math.nan
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
+
+
+def _interval(document: Mapping[str, Any]) -> Interval:
+    return Interval(**{name: _number(value) for name, value in document.items()})
 
 
 def _point(document: Mapping[str, Any]) -> Point:
     values = dict(document)
-    return Point(**{**values, "effect": Interval(**values["effect"]), "cost": Interval(**values["cost"])})
+    numbers = {name: _number(values[name]) for name in ("dose", "distinct", "ended")}
+    return Point(**{**values, **numbers, "effect": _interval(values["effect"]), "cost": _interval(values["cost"])})
 
 
 def _side(document: Mapping[str, Any]) -> Side:
     values = dict(document)
-    values |= {"layers": tuple(values["layers"]), "norms": tuple(values["norms"])}
+    values |= {name: None if values[name] is None else _number(values[name]) for name in ("dose", "effect", "cost")}
+    values |= {"layers": tuple(map(int, values["layers"])), "norms": tuple(map(_number, values["norms"]))}
+    if values["dose"] is not None and len(values["norms"]) != len(values["layers"]):
+        raise ValueError("layers and norms differ in number")
     values["curve"] = tuple(_point(point) for point in values["curve"])
     return Side(**values)

@@ -6,6 +6,7 @@ vector is built at first use and kept in the user's cache.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import logging
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import platformdirs
 
+from localsteer.atomic import check_writable
 from localsteer.contrast import read_text
 from localsteer.dose import DEFAULT_DOSE
 from localsteer.errors import VectorError
@@ -27,6 +29,8 @@ from localsteer.vector_file import read_vector, write_vector
 logger = logging.getLogger("localsteer")
 
 CONCEPT_FILE = "concept.yaml"
+# Of the vectors in the cache: counted up when a vector of the same concept comes to hold more.
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def load_vector(name: str, model: Model, progress: Progress | None = None) -> Co
     vector = extract(model, load_concept(concept.file), progress=progress)
     try:
         save_vector(name, vector, model)
-    except (OSError, VectorError) as error:
+    except VectorError as error:
         logger.warning("the vector %s cannot be kept for next time: %s", name, error)
     return vector
 
@@ -140,10 +144,24 @@ def save_vector(name: str, vector: ControlVector, model: Model) -> Path:
     Raises:
         VectorError: no such concept, or the cache cannot be written.
     """
+    path = place_for(name, model)
+    write_vector(vector, path)
+    return path
+
+
+def place_for(name: str, model: Model) -> Path:
+    """Where `save_vector` writes.
+
+    Raises:
+        VectorError: no such concept, or the cache cannot be written.
+    """
     concept = find_concept(name)
     path = _cache_path(concept, read_text(concept.file), model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_vector(vector, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VectorError(f"The cache {path.parent} cannot be written: {error.strerror}.") from error
+    check_writable(path, VectorError)
     return path
 
 
@@ -161,15 +179,33 @@ def load_for_showing(name: str) -> ControlVector:
     if is_path(name):
         return read_vector(Path(name).expanduser())
     concept = find_concept(name)
-    for vector in concept.built():
-        return vector
+    found = [*_kept(concept), *concept.built()]
+    for vector in found:
+        if vector.provenance.calibration is not None:
+            return vector
+    if found:
+        return found[0]
     raise VectorError(
         f'The concept "{name}" comes without a built vector.',
         hint=f"Build one with `localsteer extract {concept.file} -o {name}.gguf`.",
     )
 
 
+def _kept(concept: LibraryConcept) -> Iterator[ControlVector]:
+    """The concept's vectors in the user's cache, for whatever models, the latest first."""
+    source = read_text(concept.file)
+    files = _cache_folder().glob(f"{concept.name}-*.gguf")
+    for path in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
+        with contextlib.suppress(VectorError):  # `load_vector` builds it again
+            if (vector := read_vector(path)).provenance.source == source:
+                yield vector
+
+
+def _cache_folder() -> Path:
+    return platformdirs.user_cache_path("localsteer") / "vectors"
+
+
 def _cache_path(concept: LibraryConcept, source: str, model: Model) -> Path:
     """Another model file, another wording of the concept or another default dose is another vector."""
-    key = hashlib.sha256(f"{model.fingerprint.content}\n{DEFAULT_DOSE}\n{source}".encode()).hexdigest()[:16]
-    return platformdirs.user_cache_path("localsteer") / "vectors" / f"{concept.name}-{key}.gguf"
+    key = hashlib.sha256(f"{_VERSION}\n{model.fingerprint.content}\n{DEFAULT_DOSE}\n{source}".encode()).hexdigest()[:16]
+    return _cache_folder() / f"{concept.name}-{key}.gguf"

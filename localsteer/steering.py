@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.calibrated import Scope
+from localsteer.calibrated import Scope, pole_of
 from localsteer.errors import ExpressionError, LocalsteerError, VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.llama.residual import Edit
@@ -78,7 +79,7 @@ class Plan:
         relative_dose: sum over layers of ‖added‖ / mean ‖hidden state‖; None where a vector does not say the norms.
         scope: whether the response only is steered, or the prompt as well; calibrated vectors have a dose for each.
         notes: what the user should know, such as a vector read from another quantisation, or a dose past the calibrated range.
-        opposite: the plan with all signs turned; None where something is removed.
+        opposite: the plan with all signs turned; None where something is removed, or the layers asked for have none.
     """
 
     steering: Steering
@@ -103,7 +104,7 @@ class Plan:
         if self.relative_dose is not None and self.relative_dose > max_dose * _DOSE_TOLERANCE:
             raise LocalsteerError(
                 f"{self.steering} has a relative dose of {self.relative_dose:.2f}, and --max-dose allows {max_dose:g}.",
-                hint=f"A strength of {max_dose / self.relative_dose:.2f} times that stays within it.",
+                hint=f"A strength of {_round_down(max_dose / self.relative_dose)} times that stays within it.",
             )
 
 
@@ -237,7 +238,12 @@ def resolve(steering: Steering, model: Fingerprint, load: Callable[[str], Contro
     vectors = {name: load(name) for name in dict.fromkeys(term.vector for term in steering.terms)}
     plan = _resolve(steering, model, vectors, scope)
     opposite = steering.opposite
-    return plan if opposite is None else replace(plan, opposite=_resolve(opposite, model, vectors, scope))
+    if opposite is None:
+        return plan
+    try:
+        return replace(plan, opposite=_resolve(opposite, model, vectors, scope))
+    except VectorError:  # a calibrated vector may have other layers toward its other pole, and none of those asked for
+        return plan
 
 
 def _resolve(steering: Steering, model: Fingerprint, vectors: Mapping[str, ControlVector], scope: Scope) -> Plan:
@@ -248,7 +254,7 @@ def _resolve(steering: Steering, model: Fingerprint, vectors: Mapping[str, Contr
     for term in steering.terms:
         vector = vectors[term.vector]
         fit, norms = vector.check_fits(model, name=term.vector), vector.provenance.hidden_norm
-        notes |= dict.fromkeys(note for note in (fit, _calibration_note(term, vector, model, scope)) if note is not None)
+        notes |= dict.fromkeys([*([fit] if fit is not None else []), *_calibration_notes(term, vector, model, scope)])
         if norms is not None and len(norms) == model.n_layer:
             hidden_norm = merge_norms(hidden_norm, norms)
         if term.ablate:
@@ -264,46 +270,48 @@ def _resolve(steering: Steering, model: Fingerprint, vectors: Mapping[str, Contr
     if not np.isfinite(added).all():
         raise VectorError(f'The strengths of "{steering}" are too large.')
     bases = {layer: basis for layer, directions in removed.items() if len(basis := _orthonormal(directions))}
-    dose = relative_dose(added, hidden_norm) if hidden_norm is not None else None
+    dose: float | None = None
+    if hidden_norm is not None and not added[np.isnan(hidden_norm)].any():
+        dose = relative_dose(added, hidden_norm)
     if dose is not None and (past := _past_calibration(steering, dose, vectors, scope)) is not None:
         notes[past] = None
     return Plan(steering, Edit(added, bases), dose, scope, tuple(notes))
 
 
-def _calibration_note(term: Term, vector: ControlVector, model: Fingerprint, scope: Scope) -> str | None:
+def _calibration_notes(term: Term, vector: ControlVector, model: Fingerprint, scope: Scope) -> Iterator[str]:
     calibration = vector.provenance.calibration
     if calibration is None or term.ablate:
-        return None
+        return
     if calibration.content != model.content:
-        return f"{term.vector} was calibrated on {calibration.model}, another file than this model: its doses may not hold here."
+        yield f"{term.vector} was calibrated on {calibration.model}, another file than this model: its doses may not hold here."
     if calibration.side(term.strength, scope).dose is None:
-        pole = vector.provenance.positive if term.strength >= 0 else vector.provenance.negative
+        names = {"positive": vector.provenance.positive, "negative": vector.provenance.negative}
         where = "" if scope == "response" else " with the prompt steered as well"
-        return (
-            f"{term}: calibration found no dose toward {pole}{where} that does anything within {calibration.budget} nats a "
-            "token; the one toward the other pole is used."
+        yield (
+            f"{term}: calibration found no dose toward {names[pole_of(term.strength)]}{where} that does anything within "
+            f"{calibration.budget:g} nats a token; that of the response toward {names[calibration.main_pole]} is used."
         )
-    return None
 
 
 def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, ControlVector], scope: Scope) -> str | None:
     """What to say of a dose that is stronger than any of the vectors' calibrated ones; None where it is not, or none is."""
     calibrated = [
-        (side, calibration.budget)
+        (side, side.dose, calibration.budget)
         for term in steering.terms
         if (calibration := vectors[term.vector].provenance.calibration) is not None and not term.ablate
-        if (side := calibration.side(term.strength, scope)).dose is not None
+        if (side := calibration.side_used(term.strength, scope)).dose is not None
     ]
-    limit = max((side.dose for side, _ in calibrated if side.dose is not None), default=None)
+    limit = max((own for _, own, _ in calibrated), default=None)
     if limit is None or dose <= limit * _DOSE_TOLERANCE:
         return None
     text = f"{steering} is past the calibrated range: relative dose {dose:.2f}, calibrated up to {limit:.2f}."
     if len(steering.terms) > 1:
         return f"{text} What the mixture costs was not measured."
-    side, budget = calibrated[0]
+    side, _, budget = calibrated[0]
     measured = side.curve[-1].dose
-    at = f"at {dose:.2f}" if dose <= measured else f"already at {measured:.2f}, the strongest one measured,"
-    return f"{text} Answers {at} cost {side.cost_at(dose):.2f} nats a token, and the budget was {budget}."
+    within = dose <= measured * _DOSE_TOLERANCE
+    at = f"at {dose:.2f}" if within else f"already at {measured:.2f}, the strongest one measured,"
+    return f"{text} Answers {at} cost {side.cost_at(dose):.2f} nats a token, and the budget was {budget:g}."
 
 
 def relative_dose(added: Floats, hidden_norm: Floats) -> float:
@@ -341,6 +349,12 @@ def _orthonormal(directions: list[Floats]) -> Floats:
     # Directions that are multiples of one another up to float32 rounding span one dimension, not two.
     kept = sizes > max(1e-6 * float(sizes[0]), float(np.finfo(np.float32).tiny))
     return basis[kept].astype(np.float32)
+
+
+def _round_down(number: float) -> str:
+    """Two significant digits of a positive number, never more than it."""
+    unit = 10.0 ** (math.floor(math.log10(number)) - 1)
+    return f"{math.floor(number / unit * _DOSE_TOLERANCE) * unit:.2g}"
 
 
 def _quote(name: str) -> str:

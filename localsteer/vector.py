@@ -67,7 +67,8 @@ class ControlVector:
         provenance: where it comes from.
 
     Raises:
-        VectorError: no layers, a direction for block 0, widths that differ, or a value that is not finite.
+        VectorError: no layers, a direction for block 0, widths that differ, a value that is not finite, or an estimate or
+            calibration that does not go with the rest.
     """
 
     directions: Mapping[int, Floats]
@@ -87,6 +88,14 @@ class ControlVector:
                 )
             if not np.isfinite(direction).all():
                 raise VectorError(f"direction.{layer} holds a value that is not a finite number.")
+        estimate, calibration = self.provenance.estimate, self.provenance.calibration
+        if estimate is not None and (estimate.ndim != 2 or (estimate.shape[1],) not in widths or not np.isfinite(estimate).all()):
+            raise VectorError("The estimate (localsteer.estimate) is damaged, or of another width than the directions.")
+        if calibration is not None:
+            steered = {layer for side in calibration.sides.values() if side.dose is not None for layer in side.layers}
+            known = set() if estimate is None else {int(layer) for layer in np.flatnonzero(estimate.any(axis=1))}
+            if missing := sorted(steered - known):
+                raise VectorError(f"The calibration names layers {format_layers(missing)}, for which there is no estimate.")
         ordered = {layer: self.directions[layer] for layer in sorted(self.directions)}
         object.__setattr__(self, "directions", MappingProxyType(ordered))
 
@@ -113,7 +122,8 @@ class ControlVector:
         directions = {layer: (direction * np.float32(factor)) for layer, direction in self.directions.items()}
         provenance = replace(self.provenance, estimate=None, calibration=None)
         if factor < 0:
-            provenance = replace(provenance, positive=provenance.negative, negative=provenance.positive)
+            # The concept's text has its poles the other way round.
+            provenance = replace(provenance, positive=provenance.negative, negative=provenance.positive, source="")
         return ControlVector(directions, provenance)
 
     __rmul__ = __mul__
@@ -131,20 +141,20 @@ class ControlVector:
             strength: the number in front of the vector.
             scope: whether the prompt is steered as well.
         """
+        scaled = self * strength
         calibration, estimate = self.provenance.calibration, self.provenance.estimate
         side = calibration.side(strength, scope) if calibration is not None else None
         if side is None or side.dose is None or estimate is None:
-            return self * strength
-        provenance = (self * strength).provenance
+            return scaled
         lengths = np.linalg.norm(estimate, axis=1)
         directions = {
             layer: (estimate[layer] * np.float32(strength * norm / lengths[layer])).astype(np.float32)
             for layer, norm in zip(side.layers, side.norms, strict=True)
         }
-        return ControlVector(directions, provenance)
+        return ControlVector(directions, scaled.provenance)
 
     def only(self, layers: Iterable[int]) -> ControlVector:
-        """The same vector at some of its layers.
+        """The same vector at some of its layers, without a calibration.
 
         Raises:
             VectorError: it has none of them.
@@ -155,7 +165,7 @@ class ControlVector:
             raise VectorError(
                 f"The vector has directions at layers {format_layers(self.layers)}, and none at {format_layers(sorted(wanted))}."
             )
-        return replace(self, directions=kept)
+        return ControlVector(kept, replace(self.provenance, calibration=None))
 
     def named(self, concept: str) -> ControlVector:
         """The same vector under another name."""

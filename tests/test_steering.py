@@ -671,7 +671,7 @@ def test_a_pole_without_a_dose_takes_that_of_the_other_one_and_says_so() -> None
     assert made.relative_dose == pytest.approx(0.5 * DOSES["positive", "response"])
     (told,) = made.notes
     assert "found no dose toward quiet that does anything within 0.25 nats a token" in told
-    assert told.endswith("the one toward the other pole is used.")
+    assert told.endswith("that of the response toward loud is used.")
 
 
 def test_a_scope_without_a_dose_says_whose_is_used_instead() -> None:
@@ -710,7 +710,7 @@ def test_a_plan_above_the_largest_dose_is_refused_with_both() -> None:
     with pytest.raises(LocalsteerError) as caught:
         calibrated_plan("-loud").refuse_above(0.2)
     assert caught.value.message == "-loud has a relative dose of 0.40, and --max-dose allows 0.2."
-    assert "0.50 times" in (caught.value.hint or "")
+    assert "0.5 times" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("max_dose", [0.2, 0.1, 0.0021, 0.29])

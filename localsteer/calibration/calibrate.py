@@ -10,9 +10,10 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from localsteer.calibrated import Calibration
-from localsteer.calibration.laboratory import Laboratory, Speed
-from localsteer.calibration.search import QUICK, SIGN, THOROUGH, Effort, Findings, Search
+from localsteer.calibrated import DEFAULT_BUDGET, SIGN, Calibration
+from localsteer.calibration.effort import QUICK, THOROUGH, Effort
+from localsteer.calibration.laboratory import INSTRUMENT_READINGS, Laboratory, Speed
+from localsteer.calibration.search import Findings, Search
 from localsteer.calibration.shapes import PROFILES, Directions, Shape, ranges
 from localsteer.contrast import Contrast
 from localsteer.dose import MIN_RELIABILITY, readable_layers
@@ -25,7 +26,6 @@ from localsteer.vector import ControlVector, format_layers
 
 Floats = NDArray[np.float32]
 
-DEFAULT_BUDGET = 0.25
 # Two halves to fit the instrument on, with two questions each.
 MIN_QUESTIONS = 4
 
@@ -80,8 +80,8 @@ class Calibrator:
         on_progress: told how many answers are measured, and of how many.
 
     Raises:
-        CalibrationError: too few held-out questions.
-        VectorError: the vector does not fit the model, or has no direction in the layers asked for.
+        CalibrationError: too few held-out questions, or a vector without a direction at the layers asked for.
+        VectorError: the vector does not fit the model.
     """
 
     def __init__(
@@ -100,9 +100,10 @@ class Calibrator:
         self.contrast = contrast
         self.settings = settings or CalibrationSettings()
         if len(contrast.held_out) < MIN_QUESTIONS:
-            count = len(contrast.held_out) or "no"
+            count = len(contrast.held_out)
+            questions = f"{count or 'no'} held-out question{'' if count == 1 else 's'}"
             raise CalibrationError(
-                f"The concept {contrast.name} has {count} held-out questions, and calibration needs at least {MIN_QUESTIONS}: "
+                f"The concept {contrast.name} has {questions}, and calibration needs at least {MIN_QUESTIONS}: "
                 "doses are measured on questions that the vector was not built from.",
                 hint="List them under held_out: questions: in its concept.yaml (docs/concepts.md).",
             )
@@ -140,8 +141,13 @@ class Calibrator:
 
     @property
     def measured(self) -> int:
-        """How many answers an earlier run has left."""
-        return self._laboratory.measured
+        """How many answers that it may use are measured, now or by an earlier run."""
+        return self._laboratory.measured_for(self.shapes)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether measurements are kept, so that the next run goes on from them."""
+        return self._laboratory.keeps
 
     def seconds(self, speed: Speed) -> float:
         """How long it will take, from a measured speed."""
@@ -150,7 +156,7 @@ class Calibrator:
         prompt = 2 / 3 * float(np.mean([len(question) for question in questions]))
         length = self.settings.effort.max_tokens
         left = max(0, self.answers - self.measured)
-        fitting = 36 * (length + 2 * prompt)  # the instrument reads some answers again
+        fitting = INSTRUMENT_READINGS * (length + 2 * prompt)
         return left * length / speed.answering + (left * (length + prompt) + fitting) / speed.reading
 
     def probe_speed(self) -> Speed:
@@ -171,7 +177,7 @@ class Calibrator:
             content=self.model.fingerprint.content,
             budget=settings.budget,
             seed=settings.seed,
-            questions=len(self.contrast.held_out),
+            questions=min(len(self.contrast.held_out), settings.effort.unsteered),
             generated_tokens=self._laboratory.generated_tokens,
             unsteered=findings.unsteered,
             personas=findings.personas,
@@ -184,32 +190,47 @@ class Calibrator:
         sides = calibration.sides
         main = next((pole for pole in SIGN if sides[pole, "response"].dose is not None), None)
         if main is None:
-            strongest = [side.curve[-1] for side in sides.values() if side.curve]
-            best = max(strongest, key=lambda point: point.effect.mean)
-            raise CalibrationError(
-                f"The vector does nothing inside the budget of {calibration.budget:g} nats a token on {calibration.model}: "
-                f"no dose moves the answers beyond doubt (at best an effect of {best.effect.mean:.2f}, "
-                f"{best.effect.low:.2f} to {best.effect.high:.2f}, at a cost of {best.cost.mean:.2f}).",
-                hint="Allow more with --budget, use personas that are further apart, or a larger model.",
-            )
+            raise self._nothing(calibration)
         side = sides[main, "response"]
         directions = {
             layer: (self._directions.unit[layer] * np.float32(norm)).astype(np.float32)
             for layer, norm in zip(side.layers, side.norms, strict=True)
         }
-        estimate = self._directions.unit * self._directions.difference[:, None]
+        # As it is, to the last bit: it names the measurements that the next calibration may use.
+        estimate = self.vector.provenance.estimate
+        if estimate is None:
+            estimate = self.vector.rows(self.model.n_layer)
+        own, contrast = self.vector.provenance, self.contrast
         provenance = replace(
-            self.vector.provenance,
-            concept=self.vector.provenance.concept or self.contrast.name,
-            positive=self.contrast.positive,
-            negative=self.contrast.negative,
-            model=self.vector.provenance.model or self.model.fingerprint,
+            own,
+            concept=own.concept or contrast.name,
+            description=own.description or contrast.description,
+            positive=own.positive or contrast.positive,
+            negative=own.negative or contrast.negative,
             hidden_norm=self._directions.hidden,
             estimate=estimate,
-            source=self.contrast.source,
+            source=own.source or contrast.source,
             calibration=calibration,
         )
         return ControlVector(directions, provenance)
+
+    def _nothing(self, calibration: Calibration) -> CalibrationError:
+        """Why there is no dose: everything costs too much, or nothing that is cheap enough does anything."""
+        budget, points = calibration.budget, [point for side in calibration.sides.values() for point in side.curve]
+        inside = [point for point in points if point.cost.mean <= budget]
+        if points and not inside:
+            least = min(points, key=lambda point: point.cost.mean)
+            return CalibrationError(
+                f"No dose of the vector meets the budget of {budget:g} nats a token on {calibration.model}: "
+                f"the least cost measured is {least.cost.mean:.2f}, at a relative dose of {least.dose:.3f}.",
+                hint="Allow more with --budget.",
+            )
+        best = max(inside, key=lambda point: point.effect.mean, default=calibration.unsteered).effect
+        return CalibrationError(
+            f"The vector does nothing inside the budget of {budget:g} nats a token on {calibration.model}: no dose moves the "
+            f"answers beyond doubt (at best an effect of {best.mean:.2f}, {best.low:.2f} to {best.high:.2f}).",
+            hint="Allow more with --budget, use personas that are further apart, or a larger model.",
+        )
 
 
 def measurements_folder() -> Path:
@@ -223,6 +244,8 @@ def _directions(model: Model, vector: ControlVector, contrast: Contrast) -> Dire
     estimate = provenance.estimate if provenance.estimate is not None else vector.rows(model.n_layer)
     hidden = provenance.hidden_norm
     layers = np.flatnonzero(estimate.any(axis=1))
+    if not len(layers):
+        raise CalibrationError("The vector is zero at every layer: there is nothing to calibrate.")
     if hidden is None or not np.isfinite(hidden[layers]).all():
         hidden = _hidden_norms(model, contrast, [int(layer) for layer in layers])
     return Directions.of(estimate, hidden)
@@ -257,6 +280,9 @@ def _shapes(vector: ControlVector, directions: Directions, layers: tuple[int, in
             f"The vector has directions at layers {format_layers(known)}, and none at {layers[0]}-{layers[1]}.",
             hint="Leave out --layers, or extract the vector with the same ones.",
         )
-    choices = list(ranges(available or known, n_layer)) if layers is None else [tuple(available)]
+    choices = [tuple(available)] if layers is not None else list(ranges(available or known, n_layer))
+    if layers is None and vector.provenance.estimate is not None and vector.provenance.calibration is None:
+        # The layers that it was extracted for come first; they are the middle half of the depth unless --layers said otherwise.
+        choices = list(dict.fromkeys([vector.layers, *choices]))
     shapes = [Shape(choice, "relative") for choice in choices]
     return shapes + [Shape(choices[0], profile) for profile in PROFILES if profile != "relative"]

@@ -66,28 +66,32 @@ def fit_power_laws(doses: Values, values: Values, exponents: Sequence[float], we
     return PowerLaws(np.take_along_axis(scales, best, 0)[0], np.take_along_axis(used, best, 0)[0])
 
 
-def resampled_weights(questions: NDArray[np.intp], seed: int) -> Values:
+def resampled_weights(questions: NDArray[np.intp], seed: int, *, n_questions: int | None = None) -> Values:
     """Bootstrap over questions: whole questions are drawn with replacement, with all their answers.
 
     Args:
         questions: (n,) the question of each answer.
         seed: of the draws.
+        n_questions: draw from this many questions, whether or not they have answers here: the same draws for all that is to be
+            compared. None draws from those that have.
 
     Returns:
         (1000, n) how often each answer was drawn.
     """
-    distinct, of_answer = np.unique(questions, return_inverse=True)
-    shares = np.full(len(distinct), 1 / len(distinct))
-    drawn = np.random.default_rng(seed).multinomial(len(distinct), shares, size=RESAMPLES)
+    of_answer = questions
+    if n_questions is None:
+        distinct, of_answer = np.unique(questions, return_inverse=True)
+        n_questions = len(distinct)
+    drawn = np.random.default_rng(seed).multinomial(n_questions, np.full(n_questions, 1 / n_questions), size=RESAMPLES)
     return drawn[:, of_answer].astype(np.float64)
 
 
-def mean_interval(values: Values, questions: NDArray[np.intp], seed: int) -> Interval:
-    """The mean with its 95 % bootstrap interval over questions; answers without a value are left out."""
+def mean_interval(values: Values, questions: NDArray[np.intp], seed: int, *, level: float = 0.95) -> Interval:
+    """The mean with its bootstrap interval over questions; answers without a value are left out."""
     known = np.isfinite(values)
     values, questions = values[known], questions[known]
     if not len(values):
         return Interval(float("nan"), float("nan"), float("nan"))
     weights = resampled_weights(questions, seed)
-    low, high = np.quantile(weights @ values / weights.sum(axis=1), (0.025, 0.975))
+    low, high = np.quantile(weights @ values / weights.sum(axis=1), ((1 - level) / 2, (1 + level) / 2))
     return Interval(float(values.mean()), float(low), float(high))

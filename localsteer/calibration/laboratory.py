@@ -38,6 +38,10 @@ logger = logging.getLogger("localsteer")
 # on the demo model directions from two halves of 20 agree to a cosine of 0.9.
 _FITTED_ON = 20
 _READ_UNDER_PERSONAS = 16
+# How many readings of answers that makes: once as they are, twice under a persona at half the price.
+INSTRUMENT_READINGS = _FITTED_ON + _READ_UNDER_PERSONAS
+# Of what is kept on disk: counted up when the same trial would read otherwise.
+_VERSION = 1
 _PROBE_ANSWERS = 8
 _PROBE_TOKENS = 8
 
@@ -90,7 +94,9 @@ class Outcome:
 
     @property
     def distinct(self) -> float:
-        """Share of distinct 3-grams of tokens; 1 for an answer too short to repeat one."""
+        """Share of distinct 3-grams of tokens; 1 for an answer too short to repeat one, 0 for none at all."""
+        if not self.tokens:
+            return 0.0
         grams = list(zip(self.tokens, self.tokens[1:], self.tokens[2:], strict=False))
         return len(set(grams)) / len(grams) if grams else 1.0
 
@@ -114,7 +120,7 @@ class Laboratory:
         max_tokens: longest answer.
         folder: where measurements are kept; None keeps none.
         fresh: forget what an earlier run has left there.
-        on_progress: told how many answers are measured, those of an earlier run included.
+        on_progress: told how many of the answers asked for so far are measured.
     """
 
     def __init__(
@@ -137,6 +143,8 @@ class Laboratory:
         self._on_progress = on_progress or (lambda _count: None)
         self._outcomes: dict[str, Outcome] = {}
         self._read: set[str] = set()
+        self._asked: set[str] = set()
+        self._is_cut_off = False
         self._plans: dict[tuple[Shape, float, Scope], Plan] = {}
         self._folder = folder
         self._file = folder / f"{self._key}.jsonl" if folder is not None else None
@@ -156,13 +164,23 @@ class Laboratory:
 
     @property
     def generated_tokens(self) -> int:
-        """How many tokens the answers so far took."""
-        return sum(len(outcome.tokens) for outcome in self._outcomes.values())
+        """How many tokens the answers asked for took, now or in an earlier run."""
+        return sum(len(self._outcomes[key].tokens) for key in self._asked)
 
     @property
     def measured(self) -> int:
         """How many answers are measured, those of an earlier run included."""
         return len(self._read)
+
+    def measured_for(self, shapes: Sequence[Shape]) -> int:
+        """How many of them are unsteered, or steered by one of these shapes."""
+        wanted = {"None", *map(str, shapes)}
+        return sum(key.split("|")[1] in wanted for key in self._read)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether measurements are kept on disk."""
+        return self._file is not None
 
     def question_of(self, trial: Trial) -> int:
         """The index of the held-out question that a trial answers."""
@@ -175,25 +193,24 @@ class Laboratory:
     def measure(self, trials: Sequence[Trial]) -> list[Outcome]:
         """Answer and re-read what was not measured yet."""
         instrument = self.instrument
+        self._asked |= {trial.key for trial in trials}
         # Answers to the same question in the same batch share its prompt: half of the reading would be prompts otherwise.
         todo = sorted((trial for trial in dict.fromkeys(trials) if trial.key not in self._read), key=self.question_of)
         for start in range(0, len(todo), MAX_PARALLEL):
             part = todo[start : start + MAX_PARALLEL]
             self._answer(part)
             self._reread(part, instrument)
-            self._on_progress(len(self._read))
+            self._on_progress(len(self._asked & self._read))
         return [self._outcomes[trial.key] for trial in trials]
 
     @cached_property
     def instrument(self) -> Instrument:
         """Fitted to the unsteered answers, which are sampled first."""
         unsteered = [Trial(number) for number in range(_FITTED_ON)]
+        self._asked |= {trial.key for trial in unsteered}
         self._answer(unsteered)
         if not any(self._outcomes[trial.key].tokens for trial in unsteered):
-            raise CalibrationError(
-                f"{self.model.name} gives no answers to the held-out questions of {self.contrast.name}.",
-                hint="Is it a language model that answers? `localsteer generate` shows.",
-            )
+            raise self._no_answers()
         layers = middle_layers(self.model.n_layer)
         found = reread(self.model, [self._scored(trial) for trial in unsteered], layers)
         questions = [self.question_of(trial) for trial in unsteered]
@@ -208,11 +225,19 @@ class Laboratory:
         answers = generate_many(self.model, requests)
         timing = answers[0].timing
         tokens = sum(len(answer.tokens) for answer in answers)
+        if not tokens:
+            raise self._no_answers()
         scored = [Scored(request.prompt, answer.tokens) for request, answer in zip(requests, answers, strict=True)]
         start = time.perf_counter()
         reread(self.model, scored)
         seconds = time.perf_counter() - start
         return Speed(tokens / timing.answer_seconds, sum(len(pair.prompt) + len(pair.answer) for pair in scored) / seconds)
+
+    def _no_answers(self) -> CalibrationError:
+        return CalibrationError(
+            f"{self.model.name} gives no answers to the held-out questions of {self.contrast.name}.",
+            hint="Is it a language model that answers? `localsteer generate` shows.",
+        )
 
     def _persona_directions(self, unsteered: Sequence[Trial], layers: Sequence[int]) -> Floats:
         """What reading the same answers under the positive rather than the negative persona changes: (2, n_read, n_embd)."""
@@ -255,8 +280,9 @@ class Laboratory:
         readings = instrument.read(found.activations, [self.question_of(trial) for trial in trials])
         for trial, nll, reading in zip(trials, found.nll, readings, strict=True):
             self._outcomes[trial.key] = replace(self._outcomes[trial.key], nll=float(nll), reading=float(reading))
-            self._read.add(trial.key)
-        self._store(trials)
+        new = [trial for trial in trials if trial.key not in self._read]
+        self._read |= {trial.key for trial in new}
+        self._store(new)
 
     def _scored(self, trial: Trial) -> Scored:
         """The answer as the unsteered model re-reads it: after the bare question, whatever it was sampled under."""
@@ -286,7 +312,9 @@ class Laboratory:
     @property
     def _key(self) -> str:
         """Everything that a measurement depends on but for the trial itself."""
-        parts = [self.model.fingerprint.content, self.contrast.source, self.seed, self.max_tokens, MAX_PARALLEL]
+        contrast = self.contrast
+        parts = [_VERSION, self.model.fingerprint.content, self.seed, self.max_tokens, MAX_PARALLEL]
+        parts += [contrast.held_out, contrast.personas, None if contrast.personas else contrast.sha256(self.model)]
         digest = hashlib.sha256(json.dumps(parts).encode())
         for array in (self.directions.unit, self.directions.difference, self.directions.hidden):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -295,15 +323,18 @@ class Laboratory:
     def _load(self) -> None:
         if self._file is None or not self._file.exists():
             return
-        for line in self._file.read_text(encoding="utf-8").splitlines():
+        text = self._file.read_text(encoding="utf-8", errors="replace")
+        self._is_cut_off = bool(text) and not text.endswith("\n")
+        for line in text.splitlines():
             try:
                 record = json.loads(line)
+                key, read = str(record["key"]), bool(record["read"])
                 outcome = Outcome(tuple(record["tokens"]), record["ended"], record["nll"], record["reading"])
             except (ValueError, KeyError, TypeError):
                 continue  # the line at which an interrupted run was cut off
-            self._outcomes[record["key"]] = outcome
-            if record["read"]:
-                self._read.add(record["key"])
+            self._outcomes[key] = outcome
+            if read:
+                self._read.add(key)
 
     def _store(self, trials: Sequence[Trial]) -> None:
         if self._file is None:
@@ -315,7 +346,8 @@ class Laboratory:
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8") as file:
-                file.writelines(lines)
+                file.writelines(["\n"] * self._is_cut_off + lines)
+            self._is_cut_off = False
         except OSError as error:
             logger.warning("measurements cannot be kept in %s: %s", self._file.parent, error.strerror)
             self._file = None

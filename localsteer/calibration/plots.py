@@ -6,9 +6,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localsteer.calibrated import POLES, SCOPES, Pole
+from localsteer.calibrated import POLES, SCOPES, SIGN, Pole
 from localsteer.calibration.calibrate import Calibrated
-from localsteer.calibration.search import SIGN
 from localsteer.errors import CalibrationError
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from localsteer.atomic import atomic_path
-from localsteer.calibrated import POLES, SCOPES, Calibration, Interval, Point, Pole, Scope, Side
+from localsteer.atomic import atomic_path, check_writable
+from localsteer.calibrated import OTHER, POLES, SCOPES, SIGN, Calibration, Interval, Point, Pole, Scope, Side, without_nan
 from localsteer.calibration.calibrate import Calibrated
-from localsteer.calibration.search import SIGN
+from localsteer.calibration.plots import check_available, draw_curves, draw_shapes
 from localsteer.errors import CalibrationError
 from localsteer.vector import ControlVector, format_layers
 
@@ -36,23 +36,23 @@ def side_line(side: Side, budget: float) -> str:
 def scale_line(calibration: Calibration, names: dict[Pole, str]) -> Iterator[str]:
     """What an effect of 1 is, for each pole."""
     for pole in POLES:
-        other: Pole = "negative" if pole == "positive" else "positive"
         kind = calibration.scale.get(pole, "deviation")
         persona = calibration.personas.get(pole)
         if kind == "persona":
             yield f"toward {names[pole]}, effect 1 is as far as the system prompt that asks for it goes"
         elif kind == "other persona":
             yield (
-                f"toward {names[pole]}, effect 1 is as far as the system prompt for {names[other]} goes the other way: the one "
-                f"for {names[pole]} does not move this model beyond doubt ({persona.effect.mean if persona else 0:.2f})"
+                f"toward {names[pole]}, effect 1 is as far as the system prompt for {names[OTHER[pole]]} goes the other way: "
+                f"the one for {names[pole]} does not move this model beyond doubt ({persona.effect.mean if persona else 0:.2f})"
             )
         else:
-            yield f"toward {names[pole]}, effect 1 is a standard deviation of the unsteered answers: system prompts move nothing"
+            why = "system prompts move nothing beyond doubt" if calibration.personas else "the concept has no personas"
+            yield f"toward {names[pole]}, effect 1 is a standard deviation of the unsteered answers: {why}"
 
 
 def curve_rows(calibration: Calibration, scope: Scope = "response") -> Iterator[tuple[str, ...]]:
     """Rows of a table: strength, relative dose, effect, cost, distinct 3-grams, answers that ended, answers measured."""
-    yield ("0", "", _signed(calibration.unsteered.effect), _signed(calibration.unsteered.cost), *_rest(calibration.unsteered))
+    yield ("0", "", "0", "0", *_rest(calibration.unsteered))
     for pole in POLES:
         side = calibration.sides[pole, scope]
         for point in side.curve:
@@ -70,8 +70,9 @@ def _rest(point: Point) -> tuple[str, str, str]:
 
 
 def _signed(interval: Interval, sign: float = 1.0) -> str:
-    low, high = sorted((sign * interval.low, sign * interval.high))
-    return f"{sign * interval.mean:+.2f} ({low:+.2f} to {high:+.2f})"
+    # Adding 0 turns -0.0, as rounding may leave it, into 0.
+    mean, *ends = (round(sign * value, 2) + 0.0 for value in (interval.mean, interval.low, interval.high))
+    return f"{mean:+.2f} ({min(ends):+.2f} to {max(ends):+.2f})"
 
 
 def terminal_plot(calibration: Calibration, width: int) -> str:
@@ -99,7 +100,7 @@ def terminal_plot(calibration: Calibration, width: int) -> str:
 
 def document(result: Calibrated) -> dict[str, Any]:
     """Everything measured, for machines."""
-    found = json.loads(result.calibration.to_json())
+    found = result.calibration.document()
     shapes = {
         pole: [
             {
@@ -117,22 +118,32 @@ def document(result: Calibrated) -> dict[str, Any]:
         for pole, samples in result.findings.samples.items()
     }
     names = pole_names(result.vector)
-    return {"concept": result.vector.provenance.concept, "poles": names, **found, "shapes": shapes, "samples": samples}
+    shown = {"concept": result.vector.provenance.concept, "poles": names, **found, "shapes": shapes, "samples": samples}
+    plain: dict[str, Any] = without_nan(shown)
+    return plain
+
+
+def prepare(folder: Path) -> None:
+    """Find out before minutes or hours of measuring whether a report can be written.
+
+    Raises:
+        CalibrationError: matplotlib is not installed, or the folder cannot be made or written.
+    """
+    check_available()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CalibrationError(f"The folder {folder} cannot be made: {error.strerror}.") from error
+    check_writable(folder / "report.md", CalibrationError)
 
 
 def write_report(result: Calibrated, folder: Path) -> list[Path]:
     """A Markdown page, JSON, and the plots as PNG and SVG.
 
     Raises:
-        CalibrationError: matplotlib is not installed, or the folder cannot be written.
+        CalibrationError: as `prepare`, or the disk is full.
     """
-    from localsteer.calibration.plots import check_available, draw_curves, draw_shapes
-
-    check_available()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CalibrationError(f"The folder {folder} cannot be made: {error.strerror}.") from error
+    prepare(folder)
     written = []
     for draw, name in ((draw_curves, "dose-response"), (draw_shapes, "layer-ranges")):
         for suffix in (".png", ".svg"):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from localsteer.calibrated import DEFAULT_BUDGET, POLES, SCOPES, SIGN
 from localsteer.commands.options import ModelOptions, json_option, layers_option, model_options
 from localsteer.commands.output import console, note, print_json, print_table, progress_bar
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("vector")
-@click.option("--budget", type=click.FloatRange(0, min_open=True), default=0.25, show_default=True, metavar="NATS")
+@click.option("--budget", type=click.FloatRange(0, min_open=True), default=DEFAULT_BUDGET, show_default=True, metavar="NATS")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The calibrated file. Default: VECTOR itself.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write a page with plots and sample answers to this folder.")
 @click.option("--concept", type=click.Path(path_type=Path), help="The concept.yaml of a vector that does not carry its own.")
@@ -50,18 +51,18 @@ def command(
     """
     from localsteer.atomic import check_writable
     from localsteer.calibration.calibrate import CalibrationSettings, Calibrator, measurements_folder
-    from localsteer.calibration.plots import check_available
-    from localsteer.calibration.report import document, write_report
+    from localsteer.calibration.report import document, prepare, write_report
     from localsteer.errors import VectorError
-    from localsteer.library import is_path, load_vector, save_vector
+    from localsteer.library import is_path, load_vector, place_for
     from localsteer.vector_file import write_vector
 
     if report is not None:
-        check_available()
+        prepare(report)
     target = output if output is not None or not is_path(vector) else Path(vector).expanduser()
     if target is not None:
         check_writable(target, VectorError)
     with ModelOptions(model, gpu_layers, threads).open() as opened, progress_bar() as progress:
+        target = target or place_for(vector, opened)
         loaded = load_vector(vector, opened, progress)
         contrast = _concept_of(loaded, vector, concept)
         fit = loaded.check_fits(opened.fingerprint, name=vector)
@@ -86,12 +87,11 @@ def command(
         try:
             result = calibrator.run()
         except KeyboardInterrupt:
-            note(f"{calibrator.measured} answers are measured and kept; the same command goes on from there.")
+            if calibrator.keeps:
+                again = "the same command without --fresh" if fresh else "the same command"
+                note(f"{calibrator.measured} answers are measured and kept; {again} goes on from there.")
             raise
-        if target is None:
-            target = save_vector(vector, result.vector, opened)
-        else:
-            write_vector(result.vector, target)
+        write_vector(result.vector, target)
     pages = write_report(result, report) if report is not None else []
     if as_json:
         print_json({"vector": str(target), "report": [str(page) for page in pages], **document(result)})
@@ -111,9 +111,7 @@ def print_calibration(result: Calibrated) -> None:
 
 def print_doses(vector: ControlVector) -> None:
     """What strength 1 and -1 mean, with and without the prompt."""
-    from localsteer.calibrated import POLES, SCOPES
     from localsteer.calibration.report import SCOPE_NAMES, pole_names, scale_line, side_line
-    from localsteer.calibration.search import SIGN
 
     calibration = vector.provenance.calibration
     assert calibration is not None

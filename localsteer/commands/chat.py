@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import click
 
 from localsteer.commands.options import (
@@ -49,7 +51,8 @@ def command(
 
     parse_steering(expression)  # a mistake in it is told before the model is loaded
     with ModelOptions(model, gpu_layers, threads).open() as opened:
-        plan = make_plan(expression, opened, max_dose=max_dose)
+        plan_for = functools.partial(make_plan, model=opened, max_dose=max_dose, both_ways=True)  # /compare answers both
+        plan = plan_for(expression)
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         with open_generator(opened, n_ctx) as generator:
             conversation = Conversation(generator, system=system, plan=plan, sampling=sampling, max_tokens=max_tokens)
@@ -58,7 +61,7 @@ def command(
                 note("A base model without a chat template: the conversation is given to it as plain text.")
             Terminal(
                 conversation,
-                make_plan=lambda text: make_plan(text, opened, max_dose=max_dose),
+                make_plan=plan_for,
                 stoppable=interrupt_stops_answer,
                 show_compared=lambda answers: print_side_by_side(
                     [(title, answer.text, answer.timing.seconds) for title, answer in answers]

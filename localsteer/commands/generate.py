@@ -79,7 +79,7 @@ def command(
             note(f"{opened.name} has no chat template (a base model): it continues the prompt as plain text.")
         messages = [Message("system", system)] if system is not None else []
         tokens = prompt_tokens(opened, [*messages, Message("user", prompt)], raw=raw)
-        plan = make_plan(expression, opened, steer_prompt=steer_prompt, max_dose=max_dose)
+        plan = make_plan(expression, opened, steer_prompt=steer_prompt, max_dose=max_dose, both_ways=compare)
         name = opened.name
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         request = Request(tokens, plan, sampling, max_tokens, stop).seeded()

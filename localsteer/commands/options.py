@@ -129,8 +129,22 @@ def _parse_layers(_context: click.Context, _parameter: click.Parameter, value: s
         raise click.BadParameter(f'"{value}" is not a range of layers such as 8-23.') from None
 
 
-def make_plan(expression: str, model: Model, *, steer_prompt: bool = False, max_dose: float | None = None) -> Plan | None:
+def make_plan(
+    expression: str,
+    model: Model,
+    *,
+    steer_prompt: bool = False,
+    max_dose: float | None = None,
+    both_ways: bool = False,
+) -> Plan | None:
     """The plan of an expression for this model, its vectors found by name or path; None for the empty expression.
+
+    Args:
+        expression: the expression.
+        model: the model to steer.
+        steer_prompt: steer the prompt as well.
+        max_dose: the largest relative dose that is allowed; None for any.
+        both_ways: the opposite will be used, too.
 
     Raises:
         LocalsteerError: its relative dose is above `max_dose`, or cannot be told.
@@ -146,6 +160,8 @@ def make_plan(expression: str, model: Model, *, steer_prompt: bool = False, max_
         plan = resolve(steering, model.fingerprint, loader(model, progress), "prompt" if steer_prompt else "response")
     if max_dose is not None:
         plan.refuse_above(max_dose)
+        if both_ways and plan.opposite is not None:
+            plan.opposite.refuse_above(max_dose)
     for text in plan.notes:
         note(text)
     return plan

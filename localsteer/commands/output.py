@@ -25,7 +25,9 @@ def note(text: str) -> None:
 
 def print_json(document: Any) -> None:
     """The one JSON document of --json."""
-    click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    from localsteer.calibrated import without_nan
+
+    click.echo(json.dumps(without_nan(document), ensure_ascii=False, indent=2))
 
 
 def console() -> Console:

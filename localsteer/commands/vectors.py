@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +84,7 @@ def show(vector: str, as_json: bool) -> None:
             {
                 **facts,
                 "directions": rows,
-                "calibration": json.loads(calibration.to_json()) if calibration is not None else None,
+                "calibration": calibration.document() if calibration is not None else None,
             }
         )
         return
@@ -111,7 +110,8 @@ def show(vector: str, as_json: bool) -> None:
     if calibration is None:
         note("Not calibrated: strength 1 is the default dose. `localsteer calibrate` measures how strong it may be.")
         return
-    from localsteer.calibration.report import CURVE_HEADERS, curve_rows
+    from localsteer.calibrated import SCOPES
+    from localsteer.calibration.report import CURVE_HEADERS, SCOPE_NAMES, curve_rows
     from localsteer.commands.calibrate import print_doses
 
     click.echo(
@@ -119,10 +119,13 @@ def show(vector: str, as_json: bool) -> None:
         f"{calibration.generated_tokens:,} tokens, seed {calibration.seed}"
     )
     print_doses(loaded)
-    print_table(CURVE_HEADERS, list(curve_rows(calibration)))
+    for scope in SCOPES:
+        click.echo(SCOPE_NAMES[scope])
+        print_table(CURVE_HEADERS, list(curve_rows(calibration, scope)))
 
 
-@command.command("combine")
+# "-0.5 happy" is an expression, not an option.
+@command.command("combine", context_settings={"ignore_unknown_options": True})
 @click.argument("expression")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new vector file.")
 @json_option

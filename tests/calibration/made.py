@@ -11,7 +11,8 @@ import pytest
 from localsteer.calibrated import Calibration, Interval, Point, Pole, Scope, Side
 from localsteer.calibration import calibrate, fits
 from localsteer.calibration.calibrate import Calibrated
-from localsteer.calibration.search import Effort, Findings, Sample, Search, ShapeResult
+from localsteer.calibration.effort import Effort
+from localsteer.calibration.search import Findings, Quoted, Search, ShapeResult
 from localsteer.calibration.shapes import Shape
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector import ControlVector, Provenance
@@ -118,7 +119,7 @@ def findings(found: Calibration) -> Findings:
             ]
             for pole in LAYERS
         },
-        {pole: [Sample(0.3, (("How are you?", "FINE!\n\nAND YOU?"), ("Where is it?", "")))] for pole in LAYERS},
+        {pole: [Quoted(0.3, (("How are you?", "FINE!\n\nAND YOU?"), ("Where is it?", "")))] for pole in LAYERS},
     )
 
 

@@ -171,8 +171,9 @@ def test_repetition_shows_in_the_share_of_distinct_trigrams() -> None:
     assert Outcome(tuple(range(10)), False).distinct == 1
     assert Outcome((7,) * 10, False).distinct == 1 / 8
     assert Outcome((1, 2) * 5, False).distinct == 2 / 8
-    for short in ((), (1,), (1, 1)):
+    for short in ((1,), (1, 1)):
         assert Outcome(short, True).distinct == 1
+    assert Outcome((), True).distinct == 0
 
 
 def test_a_concept_of_explicit_pairs_can_be_measured(tiny: Model) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from localsteer.calibrated import POLES, Pole, Side
 from localsteer.calibration import fits
+from localsteer.calibration.effort import QUICK, THOROUGH, Effort
 from localsteer.calibration.laboratory import Laboratory, Outcome, Trial
-from localsteer.calibration.search import QUICK, THOROUGH, Effort, Findings, Search
+from localsteer.calibration.search import Findings, Search
 from localsteer.calibration.shapes import Directions, Shape
 
 BUDGET = 0.25
@@ -449,7 +450,7 @@ def test_a_search_takes_no_more_answers_than_announced(effort: Effort, shapes: t
 
 def test_the_announced_number_is_not_far_above_what_it_takes() -> None:
     _, laboratory = find(World(better=((BETTER, 2.0),)), SIX, THOROUGH)
-    assert laboratory.measured >= 0.95 * THOROUGH.answers(6)
+    assert laboratory.measured >= 0.9 * THOROUGH.answers(6)
 
 
 def test_the_sampled_tokens_stay_within_what_was_promised() -> None:

@@ -105,7 +105,7 @@ def test_what_was_found_is_printed(calibrate: Calibrate, vector: Path, monkeypat
     assert lines[-1] == f"{vector}: calibrated"
     assert any(line.split()[:2] == ["+1.00", "0.300"] for line in lines)
     # What it takes is told before, apart from the result.
-    assert "46 answers of 4 tokens (184 tokens)" in result.err
+    assert "50 answers of 4 tokens (200 tokens)" in result.err
     assert "tokens/s answering" in result.err
     assert "already" not in result.err
 

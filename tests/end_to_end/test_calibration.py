@@ -97,5 +97,5 @@ def test_the_command_makes_the_same_choice_with_the_same_seed(
     answer = cli("calibrate", happy_file, "-m", demo_path, "--quick", "--fresh", "--json", "-o", target)
     found = json.loads(answer.stdout)
     assert found["sides"] == json.loads(calibrated.calibration.to_json())["sides"]
-    assert "2,968 tokens" in answer.stderr
+    assert "2,964 tokens" in answer.stderr
     assert read_vector(target).provenance.calibration is not None
