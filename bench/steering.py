@@ -1,13 +1,14 @@
 """Calibrated doses on questions they have not seen, and the effect at equal coherence cost beside the peers' vectors.
 
 Run as `python -m bench.steering` (part of `make bench`); writes `bench/STEERING.md` and `bench/steering.json`. Measurements are
-kept in the user's cache, so that an interrupted run goes on.
+kept in the user's cache until it is through, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -83,6 +84,7 @@ class Rival:
 class Price:
     """What a calibration took, beside what its tokens cost at the batched speeds measured before and after it."""
 
+    concept: str
     seconds: float
     generated_tokens: int
     answering: float
@@ -131,6 +133,7 @@ def _bench(only: Sequence[str] | None) -> None:
         (here / "STEERING.md").write_text(page, encoding="utf-8")
         raw = {"where": machine, **{key: [_plain(value) for value in values] for key, values in results.items()}}
         (here / "steering.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _calibrate(model: Model, contrast: Contrast, folder: Path) -> tuple[Calibrated, Price | None]:
@@ -143,7 +146,7 @@ def _calibrate(model: Model, contrast: Contrast, folder: Path) -> tuple[Calibrat
     result = calibrator.run()
     seconds = time.perf_counter() - start
     speeds = [(one + other) / 2 for one, other in zip(before, _speeds(model), strict=True)]
-    return result, Price(seconds, result.calibration.generated_tokens, *speeds)
+    return result, Price(contrast.name, seconds, result.calibration.generated_tokens, *speeds)
 
 
 def _speeds(model: Model) -> tuple[float, float]:
@@ -318,11 +321,21 @@ def _page(machine: dict[str, str], model: str, results: dict[str, list[Any]]) ->
     for name in names:
         gains = [rival.advantage.mean for rival in results["rivals"] if rival.name == name]
         lines += ["", f"Mean over {len(gains)} concepts and poles, calibrated less {name}: {np.mean(gains):+.2f}."]
-    lines += ["", "## What a calibration takes", "", "| seconds | tokens | answering | scoring | seconds / those tokens |"]
-    lines += ["|---|---|---|---|---|"]
+    lines += [
+        "",
+        "## What a calibration takes",
+        "",
+        "With default settings, beside what its tokens cost at the speeds of a full batch, measured right before and after. One that "
+        "an earlier, interrupted run had begun is left out.",
+        "",
+        "| concept | seconds | tokens | answering | scoring | seconds / those tokens |",
+        "|---|---|---|---|---|---|",
+    ]
     for price in results["prices"]:
         speeds = f"{price.answering:.0f} tokens/s | {price.scoring:.0f} tokens/s"
-        lines.append(f"| {price.seconds:.0f} | {price.generated_tokens:,} | {speeds} | **{price.ratio:.2f}** (at most 1.5) |")
+        lines.append(
+            f"| {price.concept} | {price.seconds:.0f} | {price.generated_tokens:,} | {speeds} | **{price.ratio:.2f}** (at most 1.5) |"
+        )
     return "\n".join(lines) + "\n"
 
 
