@@ -36,7 +36,7 @@ from localsteer.calibration.shapes import Directions, Shape
 from localsteer.concept_file import parse_concept
 from localsteer.contrast import Contrast
 from localsteer.discovery import resolve_model
-from localsteer.errors import LocalsteerError
+from localsteer.errors import CalibrationError, LocalsteerError
 from localsteer.extraction import extract
 from localsteer.generation import Request, prompt_tokens
 from localsteer.llama.chat_template import Message
@@ -110,14 +110,18 @@ def main() -> int:
 def _bench(only: Sequence[str] | None) -> None:
     machine = describe_machine()
     folder = user_cache_path("localsteer") / "bench-steering"
-    results: dict[str, list[Any]] = {"fresh": [], "personas": [], "rivals": [], "prices": []}
+    results: dict[str, list[Any]] = {"fresh": [], "personas": [], "rivals": [], "prices": [], "failures": []}
     with Model(resolve_model("demo")) as model:
         for name, text in concept_texts().items():
             if only and name not in only:
                 continue
             _say(f"{name}: calibrating")
             contrast = parse_concept(text, name)
-            calibrated, price = _calibrate(model, contrast, folder / "calibration")
+            try:
+                calibrated, price = _calibrate(model, contrast, folder / "calibration")
+            except CalibrationError as error:
+                results["failures"].append(f"{name}: {error}")
+                continue
             results["prices"] += [price] if price is not None else []
             _say(f"{name}: fresh questions")
             fresh = replace(contrast, held_out=FRESH_QUESTIONS)
@@ -325,17 +329,17 @@ def _page(machine: dict[str, str], model: str, results: dict[str, list[Any]]) ->
         "",
         "## What a calibration takes",
         "",
-        "With default settings, beside what its tokens cost at the speeds of a full batch, measured right before and after. One that "
-        "an earlier, interrupted run had begun is left out.",
+        "With default settings, beside what its tokens cost at the speeds of a full batch, measured right before and after. One "
+        "that an earlier, interrupted run had begun is left out.",
         "",
         "| concept | seconds | tokens | answering | scoring | seconds / those tokens |",
         "|---|---|---|---|---|---|",
     ]
     for price in results["prices"]:
         speeds = f"{price.answering:.0f} tokens/s | {price.scoring:.0f} tokens/s"
-        lines.append(
-            f"| {price.concept} | {price.seconds:.0f} | {price.generated_tokens:,} | {speeds} | **{price.ratio:.2f}** (at most 1.5) |"
-        )
+        whole = f"{price.concept} | {price.seconds:.0f} | {price.generated_tokens:,}"
+        lines.append(f"| {whole} | {speeds} | **{price.ratio:.2f}** (at most 1.5) |")
+    lines += [f"\n{text}" for text in results["failures"]]
     return "\n".join(lines) + "\n"
 
 
