@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from localsteer.calibrated import DEFAULT_BUDGET, POLES, SCOPES, SIGN
-from localsteer.commands.options import ModelOptions, json_option, layers_option, model_options
+from localsteer.commands.options import ModelOptions, json_option, layers_option, with_model_options
 from localsteer.commands.output import console, note, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--fresh", is_flag=True, help="Measure again what an earlier run has measured.")
 @layers_option
 @json_option
-@model_options
+@with_model_options
 def command(
     vector: str,
     budget: float,
@@ -40,9 +40,7 @@ def command(
     fresh: bool,
     layers: tuple[int, int] | None,
     as_json: bool,
-    model: str | None,
-    gpu_layers: int | None,
-    threads: int | None,
+    model_options: ModelOptions,
 ) -> None:
     """Measure the doses of VECTOR (a file or a name) on this model.
 
@@ -61,7 +59,7 @@ def command(
     target = output if output is not None or not is_path(vector) else Path(vector).expanduser()
     if target is not None:
         check_writable(target, VectorError)
-    with ModelOptions(model, gpu_layers, threads).open() as opened, progress_bar() as progress:
+    with model_options.open() as opened, progress_bar() as progress:
         target = target or place_for(vector, opened)
         loaded = load_vector(vector, opened, progress)
         contrast = _concept_of(loaded, vector, concept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,12 +12,15 @@ from localsteer.commands.options import (
     context_option,
     make_plan,
     max_dose_option,
-    model_options,
     open_generator,
-    sampling_options,
     steer_option,
+    with_model_options,
+    with_sampling_options,
 )
 from localsteer.commands.output import interrupt_stops_answer, note, print_side_by_side
+
+if TYPE_CHECKING:
+    from localsteer.llama.sampling import Sampling
 
 
 @click.command()
@@ -24,36 +28,27 @@ from localsteer.commands.output import interrupt_stops_answer, note, print_side_
 @click.option("--system", help="A system message.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer.")
 @max_dose_option
-@sampling_options
+@with_sampling_options
 @context_option
-@model_options
+@with_model_options
 def command(
     expression: str,
     system: str | None,
     max_tokens: int,
     max_dose: float | None,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repeat_penalty: float,
-    seed: int | None,
+    sampling: Sampling,
     n_ctx: int | None,
-    model: str | None,
-    gpu_layers: int | None,
-    threads: int | None,
+    model_options: ModelOptions,
 ) -> None:
     """Chat in the terminal, steered. /help lists the commands."""
     from localsteer.chat.conversation import Conversation
     from localsteer.chat.terminal import Terminal
-    from localsteer.llama.sampling import Sampling
     from localsteer.steering import parse_steering
 
     parse_steering(expression)  # a mistake in it is told before the model is loaded
-    with ModelOptions(model, gpu_layers, threads).open() as opened:
+    with model_options.open() as opened:
         plan_for = functools.partial(make_plan, model=opened, max_dose=max_dose, both_ways=True)  # /compare answers both
         plan = plan_for(expression)
-        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         with open_generator(opened, n_ctx) as generator:
             conversation = Conversation(generator, system=system, plan=plan, sampling=sampling, max_tokens=max_tokens)
             note(f"{opened.name}. /help lists the commands.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from localsteer.commands.options import ModelOptions, json_option, model_options
+from localsteer.commands.options import ModelOptions, json_option, with_model_options
 from localsteer.commands.output import print_facts, print_json
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @json_option
-@model_options
-def command(as_json: bool, model: str | None, gpu_layers: int | None, threads: int | None) -> None:
+@with_model_options
+def command(as_json: bool, model_options: ModelOptions) -> None:
     """What this build of llama.cpp can do, and whether the model can be read and steered.
 
     Exits with 1 where the model can be neither.
@@ -36,13 +36,12 @@ def command(as_json: bool, model: str | None, gpu_layers: int | None, threads: i
         "gpu": features.gpu,
         "rpc": features.rpc,
         "sequences in one batch": features.max_sequences,
-        "threads": threads or library.default_threads(),
+        "threads": model_options.threads or library.default_threads(),
     }
-    options = ModelOptions(model, gpu_layers, threads)
-    if model is None and (missing := options.default_problem()) is not None:
+    if model_options.model is None and (missing := model_options.default_problem()) is not None:
         _show({**facts, "model": f"none: {missing}"}, as_json)
         return
-    with options.open() as opened:
+    with model_options.open() as opened:
         found = steerability(opened)
         facts |= {
             "model": opened.name,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from localsteer.commands.options import ModelOptions, json_option, layers_option, model_options
+from localsteer.commands.options import ModelOptions, json_option, layers_option, with_model_options
 from localsteer.commands.output import note, print_json, progress_bar
 
 
@@ -26,7 +26,7 @@ from localsteer.commands.output import note, print_json, progress_bar
 )
 @layers_option
 @json_option
-@model_options
+@with_model_options
 def command(
     concept: Path | None,
     positive: Path | None,
@@ -36,9 +36,7 @@ def command(
     position: str,
     layers: tuple[int, int] | None,
     as_json: bool,
-    model: str | None,
-    gpu_layers: int | None,
-    threads: int | None,
+    model_options: ModelOptions,
 ) -> None:
     """Build a control vector from CONCEPT (a concept.yaml), or from two prompt files.
 
@@ -65,7 +63,7 @@ def command(
     check_writable(output, VectorError)
     settings = ExtractionSettings(method, "response" if position == "response" else "last", layers)
     opened = time.perf_counter()
-    with ModelOptions(model, gpu_layers, threads).open() as opened_model, progress_bar() as progress:
+    with model_options.open() as opened_model, progress_bar() as progress:
         start = time.perf_counter()
         vector = extract(opened_model, contrast, settings, progress=progress)
         model_name = opened_model.name

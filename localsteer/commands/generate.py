@@ -13,15 +13,16 @@ from localsteer.commands.options import (
     json_option,
     make_plan,
     max_dose_option,
-    model_options,
     open_generator,
-    sampling_options,
     steer_option,
+    with_model_options,
+    with_sampling_options,
 )
 from localsteer.commands.output import interrupt_stops_answer, note, print_json, print_side_by_side
 
 if TYPE_CHECKING:
     from localsteer.generation import Answer, Request
+    from localsteer.llama.sampling import Sampling
     from localsteer.steering import Plan
 
 
@@ -35,10 +36,10 @@ if TYPE_CHECKING:
 @click.option("--compare", is_flag=True, help="Answer three times: steered the other way, unsteered, steered.")
 @click.option("--steer-prompt", is_flag=True, help="Steer the prompt as well, as llama.cpp's own programs do.")
 @max_dose_option
-@sampling_options
+@with_sampling_options
 @context_option
 @json_option
-@model_options
+@with_model_options
 def command(
     prompt: str,
     expression: str,
@@ -49,22 +50,14 @@ def command(
     compare: bool,
     steer_prompt: bool,
     max_dose: float | None,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repeat_penalty: float,
-    seed: int | None,
+    sampling: Sampling,
     n_ctx: int | None,
     as_json: bool,
-    model: str | None,
-    gpu_layers: int | None,
-    threads: int | None,
+    model_options: ModelOptions,
 ) -> None:
     """Answer PROMPT (- reads it from stdin)."""
     from localsteer.generation import Request, prompt_tokens
     from localsteer.llama.chat_template import Message
-    from localsteer.llama.sampling import Sampling
     from localsteer.steering import parse_steering
 
     steering = parse_steering(expression)
@@ -74,14 +67,13 @@ def command(
         raise click.UsageError("--system has no place in plain text: leave out --raw.")
     if prompt == "-":
         prompt = sys.stdin.read()
-    with ModelOptions(model, gpu_layers, threads).open() as opened:
+    with model_options.open() as opened:
         if not raw and opened.chat_template is None:
             note(f"{opened.name} has no chat template (a base model): it continues the prompt as plain text.")
         messages = [Message("system", system)] if system is not None else []
         tokens = prompt_tokens(opened, [*messages, Message("user", prompt)], raw=raw)
         plan = make_plan(expression, opened, steer_prompt=steer_prompt, max_dose=max_dose, both_ways=compare)
         name = opened.name
-        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         request = Request(tokens, plan, sampling, max_tokens, stop).seeded()
         with open_generator(opened, n_ctx) as generator, interrupt_stops_answer() as interrupt:
             if compare and plan is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
-from localsteer.commands.options import ModelOptions, json_option, model_options
+from localsteer.commands.options import ModelOptions, json_option, with_model_options
 from localsteer.commands.output import format_bytes, note, print_facts, print_json, print_table
 
 
@@ -37,10 +39,10 @@ def list_models(as_json: bool) -> None:
 @command.command("show")
 @click.argument("name", required=False)
 @json_option
-@model_options
-def show_model(name: str | None, as_json: bool, model: str | None, gpu_layers: int | None, threads: int | None) -> None:
+@with_model_options
+def show_model(name: str | None, as_json: bool, model_options: ModelOptions) -> None:
     """Shape, size and identity of a model (NAME or -m; by default the one that would be used)."""
-    with ModelOptions(name or model, gpu_layers, threads).open() as opened:
+    with replace(model_options, model=name or model_options.model).open() as opened:
         fingerprint = opened.fingerprint
         facts = {
             "name": opened.name,

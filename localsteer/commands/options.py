@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -43,9 +44,29 @@ class ModelOptions:
         return None
 
 
-def model_options(function: Command) -> Command:
-    """-m, --gpu-layers, --threads."""
-    for option in (
+def _gathering(function: Command, options: Sequence[Callable[[Any], Any]], name: str, kind: type) -> Command:
+    """A command with these options, whose values it gets as one argument, `name=kind(...)`.
+
+    Args:
+        function: the command's function.
+        options: click options, the last one listed first in the help; their parameters are the fields of `kind`.
+        name: of the function's parameter.
+        kind: a dataclass.
+    """
+    keys = [field.name for field in fields(kind)]
+
+    @functools.wraps(function)
+    def command(**given: Any) -> Any:
+        return function(**{name: kind(**{key: given.pop(key) for key in keys}), **given})
+
+    for option in options:
+        command = option(command)
+    return cast(Command, command)
+
+
+def with_model_options(function: Command) -> Command:
+    """-m, --gpu-layers, --threads; the command gets `model_options: ModelOptions`."""
+    options = (
         click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core."),
         click.option("--gpu-layers", type=click.IntRange(0), help="Layers on the GPU; by default all, where there is one."),
         click.option(
@@ -53,9 +74,8 @@ def model_options(function: Command) -> Command:
             "--model",
             help="A GGUF file, or a name that `localsteer models list` shows. Default: $LOCALSTEER_MODEL, then the demo model.",
         ),
-    ):
-        function = option(function)
-    return function
+    )
+    return _gathering(function, options, "model_options", ModelOptions)
 
 
 def json_option(function: Command) -> Command:
@@ -86,12 +106,12 @@ def context_option(function: Command) -> Command:
     )(function)
 
 
-def sampling_options(function: Command) -> Command:
-    """How tokens are drawn. The parameters' names are those of Sampling."""
+def with_sampling_options(function: Command) -> Command:
+    """How tokens are drawn; the command gets `sampling: Sampling`."""
     from localsteer.llama.sampling import MAX_SEED, Sampling
 
     default = Sampling()
-    for option in (
+    options = (
         click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Draw the same answer again."),
         click.option(
             "--repeat-penalty",
@@ -109,9 +129,8 @@ def sampling_options(function: Command) -> Command:
             show_default=True,
             help="0: no chance.",
         ),
-    ):
-        function = option(function)
-    return function
+    )
+    return _gathering(function, options, "sampling", Sampling)
 
 
 def layers_option(function: Command) -> Command:
