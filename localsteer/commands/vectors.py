@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from localsteer.commands.options import json_option
-from localsteer.commands.output import note, print_facts, print_json, print_table
+from localsteer.commands.options import ModelOptions, json_option, with_model_options
+from localsteer.commands.output import note, print_facts, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,18 +125,18 @@ def show(vector: str, as_json: bool) -> None:
         print_table(CURVE_HEADERS, list(curve_rows(calibration, scope)))
 
 
-# "-0.5 happy" is an expression, not an option.
-@command.command("combine", context_settings={"ignore_unknown_options": True})
+@command.command("combine")
 @click.argument("expression")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new vector file.")
 @json_option
-def combine(expression: str, output: Path, as_json: bool) -> None:
-    """Write the vector that EXPRESSION, such as "0.5 happy.gguf + 0.3 formal.gguf@10-20", stands for.
+@with_model_options
+def combine(expression: str, output: Path, as_json: bool, model_options: ModelOptions) -> None:
+    """Write the vector that EXPRESSION, such as "0.5 happy + 0.3 formal.gguf@10-20", stands for.
 
-    Names stand for the vectors that lie beside their concepts. Strength 1 of the new vector is the whole expression.
+    Names stand for concepts of the library, as they are for the model; with files alone no model is opened. Strength 1 of the new
+    vector is the whole expression, as it steers the response. One that begins with a minus goes after --, last of all.
     """
     from localsteer.errors import LocalsteerError
-    from localsteer.library import load_for_showing
     from localsteer.steering import parse_steering
     from localsteer.vector import format_layers
     from localsteer.vector_file import write_vector
@@ -143,13 +144,15 @@ def combine(expression: str, output: Path, as_json: bool) -> None:
     steering = parse_steering(expression)
     if not steering:
         raise click.UsageError("The expression is empty.")
-    total: ControlVector | None = None
     for term in steering.terms:
         if term.ablate:
             raise LocalsteerError(
                 f"{term} removes a component, and a vector file can only add.", hint="Give the removal with -s instead."
             )
-        scaled = load_for_showing(term.vector).at(term.strength)
+    vectors = _load([term.vector for term in steering.terms], model_options)
+    total: ControlVector | None = None
+    for term in steering.terms:
+        scaled = vectors[term.vector].at(term.strength)
         if term.layers is not None:
             scaled = scaled.only(range(term.layers[0], term.layers[1] + 1))
         total = scaled if total is None else total + scaled
@@ -160,6 +163,17 @@ def combine(expression: str, output: Path, as_json: bool) -> None:
         print_json({"vector": str(output), "expression": str(steering), "layers": list(total.layers)})
     else:
         click.echo(f"{output}: {steering}, layers {format_layers(total.layers)}")
+
+
+def _load(names: Sequence[str], model_options: ModelOptions) -> dict[str, ControlVector]:
+    """Vectors by name or path; the model is opened only where there is a name."""
+    from localsteer.library import is_path, load_for_showing, load_vector
+
+    loaded = {name: load_for_showing(name) for name in names if is_path(name)}
+    if len(loaded) < len(set(names)):
+        with model_options.open() as model, progress_bar() as progress:
+            loaded |= {name: load_vector(name, model, progress) for name in dict.fromkeys(names) if name not in loaded}
+    return loaded
 
 
 def _dose(vector: ControlVector) -> float | None:

@@ -11,6 +11,7 @@ from localsteer.vector import ControlVector
 from localsteer.vector_file import read_vector, write_vector
 from tests.calibration.made import CONCEPT, DOSES, calibrated
 from tests.commands.runner import run
+from tests.conftest import TinyPath
 
 Capture = pytest.CaptureFixture[str]
 
@@ -89,3 +90,17 @@ def test_a_combination_keeps_to_the_layers_asked_for(loud: Path, tmp_path: Path,
     assert made.layers == (2, 3)
     assert np.array_equal(made.directions[2], given.at(1).directions[2])
     assert np.array_equal(made.directions[3], given.at(-1).directions[3])
+
+
+def test_a_name_in_a_combination_is_the_vector_of_the_model(
+    tiny: Model, tiny_path: TinyPath, loud: Path, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "shipped" / "loud" / "concept.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(CONCEPT)
+    monkeypatch.setattr(library, "shipped_folder", lambda: tmp_path / "shipped")
+    library.save_vector("loud", calibrated(tiny.fingerprint), tiny)
+    target = tmp_path / "out.gguf"
+    result = run(capfd, "vectors", "combine", f"loud + {loud}", "-o", target, "-m", tiny_path("llama"))
+    assert result.code == 0, result.err
+    assert np.allclose(read_vector(target).rows(4), 2 * read_vector(loud).at(1).rows(4))
