@@ -59,10 +59,11 @@ def curve_rows(calibration: Calibration, scope: Scope = "response") -> Iterator[
             strength = "" if side.dose is None else f"{SIGN[pole] * point.dose / side.dose:+.2f}"
             yield (strength, f"{point.dose:.3f}", _signed(point.effect, SIGN[pole]), _signed(point.cost), *_rest(point))
     for pole, point in calibration.personas.items():
-        yield (f"{pole} persona", "", _signed(point.effect, SIGN[pole]), _signed(point.cost), *_rest(point))
+        name = "persona +" if pole == "positive" else "persona -"
+        yield (name, "", _signed(point.effect, SIGN[pole]), _signed(point.cost), *_rest(point))
 
 
-CURVE_HEADERS = ("strength", "dose", "effect (95 %)", "cost, nats (95 %)", "distinct", "ended", "answers")
+CURVE_HEADERS = ("strength", "dose", "effect (95 %)", "cost (95 %)", "distinct", "ended", "n")
 
 
 def _rest(point: Point) -> tuple[str, str, str]:
@@ -70,9 +71,9 @@ def _rest(point: Point) -> tuple[str, str, str]:
 
 
 def _signed(interval: Interval, sign: float = 1.0) -> str:
-    # Adding 0 turns -0.0, as rounding may leave it, into 0.
-    mean, *ends = (round(sign * value, 2) + 0.0 for value in (interval.mean, interval.low, interval.high))
-    return f"{mean:+.2f} ({min(ends):+.2f} to {max(ends):+.2f})"
+    # Adding 0 turns -0.0, as rounding may leave it, into 0. The ends are kept short, so that the table fits 80 characters.
+    low, high = sorted(round(sign * end, 2) + 0.0 for end in (interval.low, interval.high))
+    return f"{round(sign * interval.mean, 2) + 0.0:+.2f} ({low:.2f}..{high:.2f})"
 
 
 def terminal_plot(calibration: Calibration, width: int) -> str:

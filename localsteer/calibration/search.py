@@ -320,9 +320,10 @@ class Search:
             return nothing
         sample = self._steered(pole, scope, shape)
         dose = self._dose(pole, scope, shape)
-        # Judged by the answers inside the budget, and those just past it.
-        inside = sample.up_to(1.3 * dose)
-        if not mean_interval(inside.effects, inside.questions, self.seed, level=_BEYOND_DOUBT).low > 0:
+        # Judged by the answers up to twice the dose: what moves them there moves them here, and a few answers inside the budget
+        # alone (ten with --quick) seldom tell anything beyond doubt.
+        inside = sample.up_to(2 * dose)
+        if dose <= 0 or not mean_interval(inside.effects, inside.questions, self.seed, level=_BEYOND_DOUBT).low > 0:
             return nothing
         cost, effect = self._laws(pole, sample)
         norms = self.laboratory.directions.norms(shape, dose)[list(shape.layers)]

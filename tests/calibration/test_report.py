@@ -83,14 +83,14 @@ def test_the_table_goes_from_unsteered_over_both_poles_to_the_personas() -> None
     assert all(len(row) == len(CURVE_HEADERS) for row in rows)
     assert [row[0] for row in rows] == [
         *("0", "+0.50", "+1.00", "+2.00", "-0.50", "-1.00", "-2.00"),
-        *("positive persona", "negative persona"),
+        *("persona +", "persona -"),
     ]
-    assert rows[2] == ("+1.00", "0.300", "+0.90 (+0.80 to +1.00)", "+0.25 (+0.15 to +0.35)", "0.95", "50%", "8")
+    assert rows[2] == ("+1.00", "0.300", "+0.90 (0.80..1.00)", "+0.25 (0.15..0.35)", "0.95", "50%", "8")
 
 
 def test_the_table_counts_effects_toward_the_negative_pole_downward() -> None:
-    assert rows_of(MADE)["-1.00"][1:4] == ("0.400", "-0.90 (-1.00 to -0.80)", "+0.25 (+0.15 to +0.35)")
-    assert rows_of(MADE)["negative persona"][2] == "-0.20 (-0.30 to -0.10)"
+    assert rows_of(MADE)["-1.00"][1:4] == ("0.400", "-0.90 (-1.00..-0.80)", "+0.25 (0.15..0.35)")
+    assert rows_of(MADE)["persona -"][2] == "-0.20 (-0.30..-0.10)"
 
 
 def test_each_scope_has_its_table() -> None:
