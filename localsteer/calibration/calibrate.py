@@ -58,13 +58,18 @@ class Calibrated:
 
     Attributes:
         vector: the vector, rescaled and trimmed so that strength 1 is the calibrated dose.
-        calibration: what it now carries.
         findings: everything measured.
     """
 
     vector: ControlVector
-    calibration: Calibration
     findings: Findings
+
+    @property
+    def calibration(self) -> Calibration:
+        """What the vector now carries."""
+        carried = self.vector.provenance.calibration
+        assert carried is not None
+        return carried
 
 
 class Calibrator:
@@ -184,7 +189,7 @@ class Calibrator:
             scale=findings.scale,
             sides=findings.sides,
         )
-        return Calibrated(self._rescaled(calibration), calibration, findings)
+        return Calibrated(self._rescaled(calibration), findings)
 
     def _rescaled(self, calibration: Calibration) -> ControlVector:
         sides = calibration.sides

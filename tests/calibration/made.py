@@ -16,17 +16,10 @@ from localsteer.calibration.search import Findings, Quoted, Search, ShapeResult
 from localsteer.calibration.shapes import Shape
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector import ControlVector, Provenance
+from tests.commands import runner
 
-CONCEPT = """\
-name: loud
-poles: {positive: loud, negative: quiet}
-template: "You are {persona}."
-personas:
-  positive: [very loud, a shouting man]
-  negative: [very quiet, a whispering man]
-openings: [I, "Well,", Today, "In the house", "My", "All of"]
-held_out: {questions: ["How are you?", "Who is there?", "Where is it?", "When was it?"]}
-"""
+# That of the commands' tests, with as many held-out questions as a calibration needs.
+CONCEPT = runner.CONCEPT.replace('["How are you?"]', '["How are you?", "Who is there?", "Where is it?", "When was it?"]')
 
 BUDGET = 0.25
 DOSES: Mapping[tuple[Pole, Scope], float] = {
@@ -127,7 +120,7 @@ def result(model: Fingerprint, *, without: tuple[tuple[Pole, Scope], ...] = ()) 
     """The outcome of a calibration."""
     vector = calibrated(model, without=without)
     assert vector.provenance.calibration is not None
-    return Calibrated(vector, vector.provenance.calibration, findings(vector.provenance.calibration))
+    return Calibrated(vector, findings(vector.provenance.calibration))
 
 
 def make_small(monkeypatch: pytest.MonkeyPatch) -> Effort:

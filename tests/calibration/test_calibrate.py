@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from localsteer.calibrated import POLES, SCOPES, Scope
-from localsteer.calibration import laboratory as room
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
 from localsteer.calibration.effort import Effort
 from localsteer.calibration.laboratory import Speed
@@ -17,9 +15,7 @@ from localsteer.calibration.shapes import PROFILES
 from localsteer.concept_file import parse_concept
 from localsteer.errors import CalibrationError, LocalsteerError, VectorError
 from localsteer.extraction import ExtractionSettings, extract
-from localsteer.generation import Answer, Request
 from localsteer.llama.model import Model
-from localsteer.parallel import generate_many
 from localsteer.steering import relative_dose
 from localsteer.vector import ControlVector, Provenance
 from localsteer.vector_file import read_vector, write_vector
@@ -38,19 +34,6 @@ def small_effort(monkeypatch: pytest.MonkeyPatch) -> Effort:
 @pytest.fixture(scope="module")
 def vector(tiny: Model) -> ControlVector:
     return extract(tiny, CONTRAST, ExtractionSettings(layers=(1, 3)))
-
-
-@pytest.fixture
-def answered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many answers were asked for, batch by batch."""
-    counts: list[int] = []
-
-    def counting(model: Model, requests: Sequence[Request], **options: Any) -> list[Answer]:
-        counts.append(len(requests))
-        return generate_many(model, requests, **options)
-
-    monkeypatch.setattr(room, "generate_many", counting)
-    return counts
 
 
 def foreign(model: Model, *layers: int) -> ControlVector:

@@ -75,19 +75,6 @@ MEASURED = FITTED_ON + sum(trial.shape is not None or trial.persona is not None 
 
 
 @pytest.fixture
-def answered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many answers were asked for, batch by batch."""
-    counts: list[int] = []
-
-    def counting(model: Model, requests: Sequence[Request], **options: Any) -> list[Answer]:
-        counts.append(len(requests))
-        return generate_many(model, requests, **options)
-
-    monkeypatch.setattr(room, "generate_many", counting)
-    return counts
-
-
-@pytest.fixture
 def read_again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many answers were re-read, batch by batch."""
     counts: list[int] = []

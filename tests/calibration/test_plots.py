@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from localsteer.calibrated import Interval, Pole, Scope
+from localsteer.calibrated import Calibration, Interval, Pole, Scope
+from localsteer.calibration.calibrate import Calibrated
 from localsteer.calibration.plots import check_available, draw_curves, draw_shapes
 from localsteer.calibration.search import ShapeResult
 from localsteer.calibration.shapes import Shape
@@ -34,10 +35,15 @@ def test_the_curves_say_what_they_show(tmp_path: Path) -> None:
     assert drawn.count("positive, response") == drawn.count("negative, response") > 0
 
 
+def carrying(made: Calibration) -> Calibrated:
+    """The outcome with another calibration in its vector."""
+    return replace(MADE, vector=replace(MADE.vector, provenance=replace(MADE.vector.provenance, calibration=made)))
+
+
 @pytest.mark.parametrize("without", [(("negative", "response"), ("negative", "prompt")), tuple(DOSES)])
 def test_a_side_without_a_dose_is_left_out_of_the_curves(tmp_path: Path, without: tuple[tuple[Pole, Scope], ...]) -> None:
     path = tmp_path / "curves.svg"
-    draw_curves(replace(MADE, calibration=calibration(MODEL, without=without)), path, "svg")
+    draw_curves(carrying(calibration(MODEL, without=without)), path, "svg")
     drawn = texts(path)
     assert "negative, response" not in drawn
     assert ("positive, response" in drawn) is (len(without) == 2)
@@ -45,7 +51,7 @@ def test_a_side_without_a_dose_is_left_out_of_the_curves(tmp_path: Path, without
 
 def test_a_concept_without_personas_has_no_lines_for_them(tmp_path: Path) -> None:
     path = tmp_path / "curves.svg"
-    draw_curves(replace(MADE, calibration=replace(MADE.calibration, personas={})), path, "svg")
+    draw_curves(carrying(replace(MADE.calibration, personas={})), path, "svg")
     assert "system prompt" not in texts(path)
 
 

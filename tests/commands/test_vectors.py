@@ -23,6 +23,16 @@ def loud(tiny: Model, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def named(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A concept "loud" in the library, with a calibrated vector in the cache."""
+    file = tmp_path / "shipped" / "loud" / "concept.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(CONCEPT)
+    monkeypatch.setattr(library, "shipped_folder", lambda: tmp_path / "shipped")
+    library.save_vector("loud", calibrated(tiny.fingerprint), tiny)
+
+
 # show
 
 
@@ -57,14 +67,8 @@ def test_a_vector_without_a_calibration_says_how_to_get_one(tmp_path: Path, capf
     assert run(capfd, "vectors", "show", path, "--json").document["calibration"] is None
 
 
-def test_a_vector_calibrated_by_its_name_can_be_shown_by_it(
-    tiny: Model, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "shipped" / "loud" / "concept.yaml"
-    file.parent.mkdir(parents=True)
-    file.write_text(CONCEPT)
-    monkeypatch.setattr(library, "shipped_folder", lambda: tmp_path / "shipped")
-    library.save_vector("loud", calibrated(tiny.fingerprint), tiny)
+@pytest.mark.usefixtures("named")
+def test_a_vector_calibrated_by_its_name_can_be_shown_by_it(capfd: Capture) -> None:
     result = run(capfd, "vectors", "show", "loud")
     assert result.code == 0, result.err
     assert "calibrated on tiny" in result.out
@@ -92,14 +96,10 @@ def test_a_combination_keeps_to_the_layers_asked_for(loud: Path, tmp_path: Path,
     assert np.array_equal(made.directions[3], given.at(-1).directions[3])
 
 
+@pytest.mark.usefixtures("named")
 def test_a_name_in_a_combination_is_the_vector_of_the_model(
-    tiny: Model, tiny_path: TinyPath, loud: Path, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+    tiny_path: TinyPath, loud: Path, tmp_path: Path, capfd: Capture
 ) -> None:
-    file = tmp_path / "shipped" / "loud" / "concept.yaml"
-    file.parent.mkdir(parents=True)
-    file.write_text(CONCEPT)
-    monkeypatch.setattr(library, "shipped_folder", lambda: tmp_path / "shipped")
-    library.save_vector("loud", calibrated(tiny.fingerprint), tiny)
     target = tmp_path / "out.gguf"
     result = run(capfd, "vectors", "combine", f"loud + {loud}", "-o", target, "-m", tiny_path("llama"))
     assert result.code == 0, result.err

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from localsteer.calibration import laboratory
+from localsteer.generation import Answer, Request
+from localsteer.llama.model import Model
+from localsteer.parallel import generate_many
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many answers were asked for, batch by batch."""
+    counts: list[int] = []
+
+    def counting(model: Model, requests: Sequence[Request], **options: Any) -> list[Answer]:
+        counts.append(len(requests))
+        return generate_many(model, requests, **options)
+
+    monkeypatch.setattr(laboratory, "generate_many", counting)
+    return counts
