@@ -37,9 +37,16 @@ def describe_machine() -> dict[str, str]:
         "System": _system_name(),
         "Python": platform.python_version(),
         "llama-cpp-python": importlib.metadata.version("llama-cpp-python"),
-        "localsteer": importlib.metadata.version("localsteer"),
+        "localsteer": f"{importlib.metadata.version('localsteer')} ({_commit()})",
         "Load when it began": f"{os.getloadavg()[0]:.1f} (1-minute average; 0 is an idle machine)",
     }
+
+
+def _commit() -> str:
+    """The checkout that was measured, "-dirty" behind it where files differ from the commit."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    return answer.stdout.strip() or "not in a git checkout"
 
 
 def _cpu_name() -> str:
