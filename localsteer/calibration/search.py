@@ -123,9 +123,10 @@ class Search:
             findings.shapes[pole] = [self._result(pole, shape) for shape in self._tried(pole)]
             findings.samples[pole] = self._samples(pole, chosen[pole])
         reach = {pole: self._dose(pole, "response", chosen[pole]) for pole in POLES}
-        self._take("prompt", chosen, reach, PROMPT, self.effort.prompt)
-        further = {pole: shape for pole, shape in chosen.items() if reach[pole] and self._is_capped(pole, "prompt", shape)}
-        self._take("prompt", further, reach, (PROMPT_FURTHER,), self.effort.prompt)
+        if self.effort.prompt:
+            self._take("prompt", chosen, reach, PROMPT, self.effort.prompt)
+            further = {pole: shape for pole, shape in chosen.items() if reach[pole] and self._is_capped(pole, "prompt", shape)}
+            self._take("prompt", further, reach, (PROMPT_FURTHER,), self.effort.prompt)
         for pole in POLES:
             findings.sides[pole, "prompt"] = self._side(pole, "prompt", chosen[pole])
         return findings

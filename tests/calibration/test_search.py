@@ -374,6 +374,13 @@ def test_a_quick_search_keeps_the_default_shape() -> None:
     assert [one.shape for one in found.shapes["positive"]] == [DEFAULT]
 
 
+def test_without_answers_for_the_prompt_only_the_response_gets_a_dose() -> None:
+    found, laboratory = find(World(), effort=replace(QUICK, prompt=0))
+    assert {trial.scope for trial in laboratory.outcomes} == {"response"}
+    assert [found.sides[pole, "prompt"].dose for pole in POLES] == [None, None]
+    assert all(found.sides[pole, "response"].dose for pole in POLES)
+
+
 # The scale of the effect
 
 
