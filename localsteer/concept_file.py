@@ -7,16 +7,15 @@ what is read are the activations at the end of the opening, where the model is a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from localsteer.contrast import Contrast, Pair, Prompt, read_text
 from localsteer.errors import ContrastError
 from localsteer.llama.chat_template import Message
+from localsteer.yaml_file import YamlFile
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -138,50 +137,8 @@ def parse_concept(text: str, where: str) -> Contrast:
     Raises:
         ContrastError: no YAML, or a rule is broken; the message names the line.
     """
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist, for one
-        # What is not closed is found at the end of the file; the context is where it was opened.
-        unclosed = "end of stream" in (getattr(error, "problem", None) or "")
-        mark = getattr(error, "context_mark" if unclosed else "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise ContrastError(f"{where}{line}: this is not valid YAML: {problem}.") from error
-    if not isinstance(data, dict):
-        raise ContrastError(f"{where} is not a concept file: it holds no keys.", hint="docs/concepts.md shows one.")
-    try:
-        concept = Concept.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"][:1].lower() + first["msg"][1:]
-        raise _mistake(where, node, first["loc"], message) from error
+    file = YamlFile.parse(text, where=where, kind="a concept file", page="docs/concepts.md", error=ContrastError)
+    concept = file.validate(Concept)
     if broken := concept.inconsistency():
-        raise _mistake(where, node, *broken)
+        raise file.mistake(*broken)
     return concept.contrast(text)
-
-
-def _mistake(where: str, node: Any, location: Sequence[str | int], message: str) -> ContrastError:
-    place = ".".join(str(part) for part in location)
-    return ContrastError(
-        f"{where}, line {_line_of(node, location)}: {f'{place}: ' if place else ''}{message}.",
-        hint="docs/concepts.md shows the format.",
-    )
-
-
-def _line_of(node: Any, location: Sequence[str | int]) -> int:
-    """1-based line of the innermost YAML node on the way to `location`."""
-    line = int(node.start_mark.line)
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            found = [(key, value) for key, value in node.value if key.value == part]
-            if not found:
-                break
-            key, node = found[0]
-            line = int(key.start_mark.line)
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = int(node.start_mark.line)
-        else:
-            break
-    return line + 1

@@ -1,0 +1,95 @@
+"""YAML files that people write: parsed with the line of every mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from localsteer.errors import LocalsteerError
+
+Document = TypeVar("Document", bound=BaseModel)
+Location = Sequence[str | int]
+
+
+@dataclass(frozen=True)
+class YamlFile:
+    """A YAML text that holds keys.
+
+    Attributes:
+        where: what to call it in messages.
+        kind: what it should be, such as "a concept file".
+        page: the page of the documentation that shows the format.
+        error: what to raise.
+        data: the contents.
+        node: the tree of nodes, which know their lines.
+    """
+
+    where: str
+    kind: str
+    page: str
+    error: type[LocalsteerError]
+    data: dict[Any, Any]
+    node: Any
+
+    @classmethod
+    def parse(cls, text: str, *, where: str, kind: str, page: str, error: type[LocalsteerError]) -> YamlFile:
+        """Parse a text.
+
+        Raises:
+            LocalsteerError: of the class `error`: it is no YAML, or holds no keys; the message names the line.
+        """
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            data = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as problem:  # ValueError: a date that does not exist, for one
+            # What is not closed is found at the end of the file; the context is where it was opened.
+            unclosed = "end of stream" in (getattr(problem, "problem", None) or "")
+            mark = getattr(problem, "context_mark" if unclosed else "problem_mark", None)
+            line = f", line {mark.line + 1}" if mark is not None else ""
+            said = getattr(problem, "problem", None) or " ".join(str(problem).split())
+            raise error(f"{where}{line}: this is not valid YAML: {said}.") from problem
+        if not isinstance(data, dict):
+            raise error(f"{where} is not {kind}: it holds no keys.", hint=f"{page} shows one.")
+        return cls(where, kind, page, error, data, node)
+
+    def validate(self, model: type[Document]) -> Document:
+        """The contents as a pydantic model.
+
+        Raises:
+            LocalsteerError: a rule is broken; the message names the line.
+        """
+        try:
+            return model.model_validate(self.data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise self.mistake(first["loc"], first["msg"][:1].lower() + first["msg"][1:]) from error
+
+    def mistake(self, location: Location, message: str) -> LocalsteerError:
+        """An error at a place: the keys and indices that lead there, and what is wrong."""
+        place = ".".join(str(part) for part in location)
+        return self.error(
+            f"{self.where}, line {self.line_of(location)}: {f'{place}: ' if place else ''}{message}.",
+            hint=f"{self.page} shows the format.",
+        )
+
+    def line_of(self, location: Location) -> int:
+        """1-based line of the innermost YAML node on the way to `location`."""
+        node = self.node
+        line = int(node.start_mark.line)
+        for part in location:
+            if isinstance(node, yaml.MappingNode):
+                found = [(key, value) for key, value in node.value if key.value == part]
+                if not found:
+                    break
+                key, node = found[0]
+                line = int(key.start_mark.line)
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+                node = node.value[part]
+                line = int(node.start_mark.line)
+            else:
+                break
+        return line + 1
