@@ -51,3 +51,7 @@ class ExpressionError(LocalsteerError):
 
 class CalibrationError(LocalsteerError):
     """A calibration cannot be made, or found nothing."""
+
+
+class PolicyError(LocalsteerError):
+    """A policy that cannot be used, or examples that no probe can be fitted to."""

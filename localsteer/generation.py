@@ -13,23 +13,27 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Literal
 
+from localsteer.draft import Draft
 from localsteer.errors import LocalsteerError, ModelError
+from localsteer.gate import Gate, Ungated, Verdict
+from localsteer.kv_cache import KVCache
 from localsteer.llama.chat_template import Message
-from localsteer.llama.context import Batch, Context
+from localsteer.llama.context import Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
-from localsteer.llama.sampling import Sampler, Sampling, fresh_seed
+from localsteer.llama.sampling import MAX_SEED, Sampler, Sampling, fresh_seed
 from localsteer.llama.steerability import steerability
 from localsteer.steering import Plan
-from localsteer.text_stream import TextStream
 
-FinishReason = Literal["stop", "length", "interrupted"]
+FinishReason = Literal["stop", "length", "interrupted", "policy"]
 
 # Room for a long conversation, and 90 MB of KV cache on the demo model where its full 8,192 tokens take 190.
 DEFAULT_CONTEXT = 4096
 DEFAULT_MAX_TOKENS = 512
 # What stands between the turns of a conversation where a base model reads them as plain text.
 PARAGRAPH = "\n\n"
+# Any number that does not lead from one user's seed to the next one's (0, 1, 2, ...).
+_REWIND_SEED_STEP = 7_368_787
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Timing:
         prompt_tokens: prompt tokens that were computed.
         reused_tokens: prompt tokens that were in the KV cache already.
         prompt_seconds: from the request to the logits of the first token.
-        answer_tokens: tokens that were drawn.
+        answer_tokens: tokens that were drawn, those that a policy took back included.
         answer_seconds: from there to the end.
     """
 
@@ -110,7 +114,8 @@ class Answer:
     Attributes:
         text: the answer, without stop strings.
         tokens: the tokens drawn, the end-of-turn token left out.
-        finish_reason: "stop" (the model ended, or a stop string), "length" (max_tokens, or the context is full) or "interrupted".
+        finish_reason: "stop" (the model ended, or a stop string), "length" (max_tokens, or the context is full), "interrupted",
+            or "policy" (a policy ended it, because one of its classifiers failed).
         seed: the seed it was drawn with.
         timing: how long it took.
     """
@@ -141,48 +146,6 @@ def prompt_tokens(model: Model, messages: Sequence[Message], *, raw: bool = Fals
     return tuple(model.tokenize(model.chat_template.render(messages)))
 
 
-class _Cache:
-    """A context of one sequence that remembers under which steering each of its tokens was computed."""
-
-    def __init__(self, context: Context) -> None:
-        self.context = context
-        self.tokens: list[int] = []
-        self.edits: list[Edit | None] = []
-
-    def keep_common(self, tokens: Sequence[int], edit: Edit | None) -> int:
-        """Drop all but the longest prefix that these tokens share, computed under the same steering; returns its length."""
-        kept = 0
-        for old, old_edit, new in zip(self.tokens, self.edits, tokens, strict=False):
-            if old != new or old_edit is not edit:
-                break
-            kept += 1
-        if kept < len(self.tokens) and not self.context.forget(0, kept):
-            kept = 0
-            self.context.clear()
-        del self.tokens[kept:], self.edits[kept:]
-        return kept
-
-    def run(self, tokens: Sequence[int], edit: Edit | None) -> int:
-        """Decode up to n_ubatch tokens after what is there; returns the row of the last one's logits."""
-        self._steer(edit, len(tokens))
-        try:
-            self.context.decode(Batch.of_one_sequence(tokens, start=len(self.tokens)))
-        except BaseException:
-            # What the cache holds now is unknown.
-            self.context.clear()
-            self.tokens, self.edits = [], []
-            raise
-        self.tokens.extend(tokens)
-        self.edits.extend([edit] * len(tokens))
-        return len(tokens) - 1
-
-    def _steer(self, edit: Edit | None, n_tokens: int) -> None:
-        if self.context.tap is not None:
-            self.context.tap.edit([] if edit is None else [edit] * n_tokens)
-        else:
-            self.context.set_control_vector(None if edit is None else edit.added)
-
-
 class Generator:
     """Answers requests one after another. A context manager.
 
@@ -194,7 +157,7 @@ class Generator:
     def __init__(self, model: Model, *, n_ctx: int | None = None) -> None:
         self.model = model
         self.n_ctx = n_ctx if n_ctx is not None else min(DEFAULT_CONTEXT, model.n_ctx_train or DEFAULT_CONTEXT)
-        self._caches: dict[bool, _Cache] = {}
+        self._caches: dict[bool, KVCache] = {}
 
     def __enter__(self) -> Generator:
         return self
@@ -212,6 +175,7 @@ class Generator:
         self,
         request: Request,
         *,
+        gate: Gate | None = None,
         on_text: Callable[[str], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Answer:
@@ -219,6 +183,7 @@ class Generator:
 
         Args:
             request: what to answer.
+            gate: decides how the answer is steered while it is written; without one, the request's plan does.
             on_text: called with each piece of text as soon as it is certain.
             should_stop: asked before every step; True ends the answer as "interrupted".
 
@@ -233,75 +198,159 @@ class Generator:
                 f"The prompt has {len(request.prompt)} tokens, and the context holds {self.n_ctx}.",
                 hint="Shorten it, or ask for more with --context.",
             )
-        cache = self._cache_for(request.response_edit)
-        stream = TextStream(request.stop)
+        gate = gate if gate is not None else Ungated(request.response_edit)
+        should_stop = should_stop if should_stop is not None else _never
+        cache = self._cache(self._needs_tap(gate))
+        draft = Draft(self.model.token_bytes, request.stop, on_text)
         start = time.perf_counter()
-        reused = cache.keep_common(request.prompt[:-1], request.prompt_edit)
-        row = self._read_prompt(cache, request, reused, should_stop)
+        prefix = request.prompt[:-1]
+        reused = cache.keep_common(prefix, [request.prompt_edit] * len(prefix))
+        begun = self._read_prompt(cache, request, reused, gate, should_stop)
         middle = time.perf_counter()
         computed = len(cache.tokens) - reused
-        tokens, reason = ((), "interrupted") if row is None else self._answer(cache, request, row, stream, on_text, should_stop)
-        rest = stream.finish()
-        if rest and on_text is not None:
-            on_text(rest)
+        reason: FinishReason = "interrupted"
+        if begun is not None:
+            reason = self._answer(cache, request, begun, gate, draft, should_stop)
+        draft.finish()
+        draft.show()
         end = time.perf_counter()
-        timing = Timing(computed, reused, middle - start, len(tokens), end - middle)
+        timing = Timing(computed, reused, middle - start, draft.drawn, end - middle)
         assert request.sampling.seed is not None
-        return Answer(stream.text, tokens, reason, request.sampling.seed, timing)
+        return Answer(draft.text, tuple(draft.tokens), reason, request.sampling.seed, timing)
 
-    def _read_prompt(self, cache: _Cache, request: Request, reused: int, should_stop: Callable[[], bool] | None) -> int | None:
-        """Decode the rest of the prompt; returns the row of its last token's logits, or None if it was interrupted."""
-        rest = request.prompt[reused:]
+    def _read_prompt(
+        self, cache: KVCache, request: Request, reused: int, gate: Gate, should_stop: Callable[[], bool]
+    ) -> _Begun | None:
+        """Decode the rest of the prompt; None if it was interrupted."""
+        rest = request.prompt[reused:-1]
+        size = cache.context.n_ubatch
+        for offset in range(0, len(rest), size):
+            if should_stop():
+                return None
+            cache.run(rest[offset : offset + size], request.prompt_edit)
+        if should_stop():
+            return None
         # The last token always by itself, steered or not: kernels round differently for other batch sizes, and an answer must
         # not depend on how much of its prompt was in the cache already.
-        pieces = [(rest[:-1], request.prompt_edit), (rest[-1:], request.response_edit)]
-        row = 0
-        size = cache.context.n_ubatch
-        for tokens, edit in pieces:
-            for offset in range(0, len(tokens), size):
-                if should_stop is not None and should_stop():
-                    return None
-                row = cache.run(tokens[offset : offset + size], edit)
-        return row
+        last = request.prompt[-1:]
+        if not gate.prompt_layers:
+            verdict = gate.after_prompt({})
+            return _Begun(cache.context, cache.run(last, verdict.edit), verdict)
+        reader = self._cache(tapped=True)
+        if reader is not cache:
+            reader.match(cache)
+        reader.watch(gate.prompt_layers)
+        row = reader.run(last, request.prompt_edit)
+        rows = reader.last_rows(gate.prompt_layers)
+        reader.watch(())
+        verdict = gate.after_prompt(rows)
+        if verdict.edit is request.prompt_edit:
+            # Nothing is steered: the answer goes on from here. The logits are the reader's.
+            cache.match(reader)
+            return _Begun(reader.context, row, verdict)
+        cache.cut(len(request.prompt) - 1)
+        return _Begun(cache.context, cache.run(last, verdict.edit), verdict)
 
     def _answer(
         self,
-        cache: _Cache,
+        cache: KVCache,
         request: Request,
-        row: int,
-        stream: TextStream,
-        on_text: Callable[[str], None] | None,
-        should_stop: Callable[[], bool] | None,
-    ) -> tuple[tuple[int, ...], FinishReason]:
+        begun: _Begun,
+        gate: Gate,
+        draft: Draft,
+        should_stop: Callable[[], bool],
+    ) -> FinishReason:
         """Draw tokens until the end."""
-        tokens: list[int] = []
-        edit = request.response_edit
-        with Sampler(request.sampling, self.model.n_vocab) as sampler:
-            while len(tokens) < request.max_tokens:
-                if should_stop is not None and should_stop():
-                    return tuple(tokens), "interrupted"
-                token = sampler.sample(cache.context, row)
+        context, row, verdict = begun.context, begun.row, begun.verdict
+        if gate.output_layers:
+            cache.watch(gate.output_layers)
+        sampler = Sampler(request.sampling, self.model.n_vocab)
+        rewinds = 0
+        try:
+            while not verdict.stop:
+                if request.max_tokens <= 0:
+                    return "length"
+                if should_stop():
+                    return "interrupted"
+                reason: FinishReason | None = None
+                token = sampler.sample(context, row)
                 if self.model.is_end(token):
-                    return tuple(tokens), "stop"
-                tokens.append(token)
-                text = stream.push(self.model.token_bytes(token))
-                if text and on_text is not None:
-                    on_text(text)
-                if stream.stopped:
-                    return tuple(tokens), "stop"
-                if len(cache.tokens) >= self.n_ctx:
-                    break
-                if len(tokens) < request.max_tokens:
-                    row = cache.run([token], edit)
-        return tuple(tokens), "length"
+                    reason = "stop"
+                else:
+                    draft.push(token)
+                    if draft.stopped:
+                        reason = "stop"
+                    elif len(draft.tokens) >= request.max_tokens or len(cache.tokens) >= self.n_ctx:
+                        reason = "length"
+                if reason is not None:
+                    draft.finish()
+                verdict = gate.after_token(draft, final=reason is not None)
+                if not (reason or verdict.rewind or verdict.stop):
+                    row = cache.run([token], verdict.edit)
+                    if gate.output_layers:
+                        verdict = gate.after_run(draft, cache.last_rows(gate.output_layers))
+                        if verdict.again and not verdict.rewind:
+                            row = _run_again(cache, len(cache.tokens) - 1, token, verdict.edit)
+                context = cache.context
+                if verdict.rewind:
+                    draft.rewind(verdict.rewind)
+                    kept = len(request.prompt) - 1 + len(draft.tokens)
+                    row = _run_again(cache, kept, [*request.prompt, *draft.tokens][kept], verdict.edit)
+                    rewinds += 1
+                    sampler.close()
+                    sampler = self._sampler_after_rewind(request.sampling, draft, rewinds)
+                    continue
+                draft.show(gate.hold_back)
+                if reason is not None:
+                    return reason
+            return "policy"
+        finally:
+            sampler.close()
+            if gate.output_layers:
+                cache.watch(())
 
-    def _cache_for(self, edit: Edit | None) -> _Cache:
-        """llama.cpp's own control vector where it can do the edit (it costs nothing), the tap where not."""
-        tapped = edit is not None and needs_tap([edit], self.model)
+    def _sampler_after_rewind(self, sampling: Sampling, draft: Draft, rewinds: int) -> Sampler:
+        """Other random numbers than those that led to what was taken back, the same ones each time."""
+        assert sampling.seed is not None
+        seed = (sampling.seed + rewinds * _REWIND_SEED_STEP) % MAX_SEED
+        sampler = Sampler(replace(sampling, seed=seed), self.model.n_vocab)
+        for token in draft.tokens:
+            sampler.accept(token)
+        return sampler
+
+    def _needs_tap(self, gate: Gate) -> bool:
+        """llama.cpp's own control vector where it can do the edits (it costs nothing), the tap where not."""
+        # All asked, so that a model that allows neither way is refused before the answer begins.
+        return any([bool(gate.output_layers), *(needs_tap([edit], self.model) for edit in gate.edits)]) or (
+            # A recurrent model's state cannot be copied from one context to another in part.
+            bool(gate.prompt_layers) and not self.model.sequences_share_tokens
+        )
+
+    def _cache(self, tapped: bool) -> KVCache:
         if tapped not in self._caches:
             tap = ResidualTap(self.model.n_layer, self.model.n_embd) if tapped else None
-            self._caches[tapped] = _Cache(Context(self.model, n_ctx=self.n_ctx, tap=tap))
+            n_seq = 2 if self.model.sequences_share_tokens else 1
+            self._caches[tapped] = KVCache(Context(self.model, n_ctx=self.n_ctx, n_seq=n_seq, tap=tap))
         return self._caches[tapped]
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """An answer whose prompt was read: where the logits of its first token are."""
+
+    context: Context
+    row: int
+    verdict: Verdict
+
+
+def _run_again(cache: KVCache, position: int, token: int, edit: Edit | None) -> int:
+    """Run the token at a position anew, and forget what came after it."""
+    cache.cut(position)
+    return cache.run([token], edit)
+
+
+def _never() -> bool:
+    return False
 
 
 def needs_tap(edits: Sequence[Edit | None], model: Model) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -339,7 +339,13 @@ def _trim(vector: ControlVector, term: Term, model: Fingerprint) -> ControlVecto
         raise VectorError(f"{term.vector}: {error.message}", hint=error.hint) from None
 
 
-def _orthonormal(directions: list[Floats]) -> Floats:
+def join_removals(removals: Sequence[Mapping[int, Floats]]) -> dict[int, Floats]:
+    """Bases (r, n_embd) by layer of everything that several edits remove."""
+    layers = {layer for removed in removals for layer in removed}
+    return {layer: _orthonormal([row for removed in removals for row in removed.get(layer, ())]) for layer in sorted(layers)}
+
+
+def _orthonormal(directions: Sequence[Floats]) -> Floats:
     """A basis (r, n_embd) of what the directions span, so that removing them does not depend on their order."""
     basis: NDArray[np.float64]
     stacked = np.stack(directions).astype(np.float64)

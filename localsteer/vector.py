@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from localsteer.calibrated import Calibration, Scope
 from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
+from localsteer.probe import Probe
 
 Floats = NDArray[np.float32]
 
@@ -37,6 +38,7 @@ class Provenance:
             scaled to a dose; zero where not read.
         source: the concept as YAML text, so that the vector can be built again for another model.
         calibration: what a calibration found, if there was one.
+        probe: how the direction tells texts apart, where the vector was fitted for that.
     """
 
     concept: str = ""
@@ -54,21 +56,23 @@ class Provenance:
     estimate: Floats | None = None
     source: str = ""
     calibration: Calibration | None = None
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class ControlVector:
     """What is added to the residual stream at strength 1.
 
-    Supports `+`, `-`, unary `-`, and `*` and `/` by a number: plain arithmetic of what is added, which ends a calibration.
+    Supports `+`, `-`, unary `-`, and `*` and `/` by a number: plain arithmetic of what is added, which ends a calibration (and
+    a probe).
 
     Attributes:
         directions: for each steered block (never 0) a float32 array (n_embd,), in residual-stream units.
         provenance: where it comes from.
 
     Raises:
-        VectorError: no layers, a direction for block 0, widths that differ, a value that is not finite, or an estimate or
-            calibration that does not go with the rest.
+        VectorError: no layers, a direction for block 0, widths that differ, a value that is not finite, or an estimate,
+            calibration or probe that does not go with the rest.
     """
 
     directions: Mapping[int, Floats]
@@ -96,6 +100,9 @@ class ControlVector:
             known = set() if estimate is None else {int(layer) for layer in np.flatnonzero(estimate.any(axis=1))}
             if missing := sorted(steered - known):
                 raise VectorError(f"The calibration names layers {format_layers(missing)}, for which there is no estimate.")
+        probe = self.provenance.probe
+        if probe is not None and (probe.layer not in self.directions or not self.directions[probe.layer].any()):
+            raise VectorError(f"The probe reads layer {probe.layer}, for which there is no direction.")
         ordered = {layer: self.directions[layer] for layer in sorted(self.directions)}
         object.__setattr__(self, "directions", MappingProxyType(ordered))
 
@@ -120,7 +127,7 @@ class ControlVector:
 
     def __mul__(self, factor: float) -> ControlVector:
         directions = {layer: (direction * np.float32(factor)) for layer, direction in self.directions.items()}
-        provenance = replace(self.provenance, estimate=None, calibration=None)
+        provenance = replace(self.provenance, estimate=None, calibration=None, probe=None)
         if factor < 0:
             # The concept's text has its poles the other way round.
             provenance = replace(provenance, positive=provenance.negative, negative=provenance.positive, source="")
@@ -154,7 +161,7 @@ class ControlVector:
         return ControlVector(directions, scaled.provenance)
 
     def only(self, layers: Iterable[int]) -> ControlVector:
-        """The same vector at some of its layers, without a calibration.
+        """The same vector at some of its layers, without a calibration or a probe.
 
         Raises:
             VectorError: it has none of them.
@@ -165,7 +172,7 @@ class ControlVector:
             raise VectorError(
                 f"The vector has directions at layers {format_layers(self.layers)}, and none at {format_layers(sorted(wanted))}."
             )
-        return ControlVector(kept, replace(self.provenance, calibration=None))
+        return ControlVector(kept, replace(self.provenance, calibration=None, probe=None))
 
     def named(self, concept: str) -> ControlVector:
         """The same vector under another name."""

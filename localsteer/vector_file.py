@@ -23,6 +23,7 @@ from localsteer.atomic import atomic_path
 from localsteer.calibrated import Calibration
 from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
+from localsteer.probe import Probe
 from localsteer.vector import ControlVector, Provenance
 
 ARCHITECTURE = "controlvector"
@@ -65,6 +66,8 @@ def write_vector(vector: ControlVector, path: str | Path) -> None:
             writer.add_string("localsteer.estimate", _pack(provenance.estimate))
         if provenance.calibration is not None:
             writer.add_string("localsteer.calibration", provenance.calibration.to_json())
+        if provenance.probe is not None:
+            writer.add_string("localsteer.probe", provenance.probe.to_json())
         for layer, direction in vector.directions.items():
             writer.add_tensor(f"direction.{layer}", np.ascontiguousarray(direction, np.float32))
         try:
@@ -157,6 +160,7 @@ def _provenance(fields: Mapping[str, Any]) -> Provenance:
         "model": lambda text: Fingerprint(**json.loads(text)),
         "estimate": _unpack,
         "calibration": Calibration.from_json,
+        "probe": Probe.from_json,
     }
     for name, read in readers.items():
         if (key := f"localsteer.{name}") in fields:

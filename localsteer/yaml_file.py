@@ -66,7 +66,7 @@ class YamlFile:
             return model.model_validate(self.data)
         except ValidationError as error:
             first = error.errors()[0]
-            raise self.mistake(first["loc"], first["msg"][:1].lower() + first["msg"][1:]) from error
+            raise self.mistake(self._place(first["loc"]), first["msg"][:1].lower() + first["msg"][1:]) from error
 
     def mistake(self, location: Location, message: str) -> LocalsteerError:
         """An error at a place: the keys and indices that lead there, and what is wrong."""
@@ -75,6 +75,18 @@ class YamlFile:
             f"{self.where}, line {self.line_of(location)}: {f'{place}: ' if place else ''}{message}.",
             hint=f"{self.page} shows the format.",
         )
+
+    def _place(self, location: Location) -> Location:
+        """The location without what is no key of the file: pydantic also names the member of a union that it tried."""
+        place: list[str | int] = []
+        value: Any = self.data
+        for index, part in enumerate(location):
+            known = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
+            if known:
+                value = value[part]
+            if known or index == len(location) - 1:
+                place.append(part)
+        return place
 
     def line_of(self, location: Location) -> int:
         """1-based line of the innermost YAML node on the way to `location`."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from localsteer.generation import Answer, Generator, Request, prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.sampling import Sampling
 from localsteer.steering import Plan
+
+if TYPE_CHECKING:
+    from localsteer.policy.controller import Controller
 
 # A base model goes on writing the other side's lines, too.
 _PLAIN_TURN = {"system": "", "user": "User: ", "assistant": "Assistant: "}
@@ -22,6 +26,7 @@ class Conversation:
         generator: answers; its KV cache carries over from turn to turn.
         system: the system message, if any.
         plan: the steering, if any.
+        controller: the policy's, if any: it steers on top of the plan when it sees a need.
         sampling: how tokens are drawn.
         max_tokens: longest answer.
 
@@ -35,12 +40,14 @@ class Conversation:
         *,
         system: str | None = None,
         plan: Plan | None = None,
+        controller: Controller | None = None,
         sampling: Sampling | None = None,
         max_tokens: int = 512,
     ) -> None:
         self.generator = generator
         self.system = system
         self.plan = plan
+        self.controller = controller
         self.sampling = sampling or Sampling()
         self.max_tokens = max_tokens
         self.turns: list[Message] = []
@@ -58,12 +65,16 @@ class Conversation:
             LocalsteerError: the message alone does not fit the context.
         """
         question = Message("user", text)
-        answer = self.generator.generate(self._request([*self.turns, question]), on_text=on_text, should_stop=should_stop)
+        request = self._request([*self.turns, question])
+        gate = self.controller.answer(text, self.plan) if self.controller is not None else None
+        answer = self.generator.generate(request, gate=gate, on_text=on_text, should_stop=should_stop)
         self.turns += [question, Message("assistant", answer.text.strip())]
         return answer
 
     def compare(self, text: str | None = None, *, should_stop: Callable[[], bool] | None = None) -> list[tuple[str, Answer]]:
         """Answer a message (or the last one again) against, without and with the steering, leaving the conversation as it is.
+
+        A policy has no part in it.
 
         Returns:
             A title and an answer for each way; nothing where there is no message yet.

@@ -13,15 +13,17 @@ import click
 from localsteer.chat.conversation import Conversation
 from localsteer.errors import LocalsteerError
 from localsteer.generation import Answer
+from localsteer.policy.audit import FIRED
 from localsteer.steering import Plan
 
 ShouldStop = Callable[[], bool]
 
-COMMANDS = ("/steer", "/compare", "/system", "/reset", "/help", "/quit")
+COMMANDS = ("/steer", "/compare", "/policy", "/system", "/reset", "/help", "/quit")
 HELP = """\
 /steer EXPR    steer by an expression, such as  0.5 happy - 0.3 formal@10-20
 /steer off     no steering;  /steer alone shows what is on
 /compare       the last message again: the other way, unsteered, steered;  /compare TEXT for another one
+/policy        what the policy has armed, what fired in the last answer, and why
 /system TEXT   set the system message;  /system off removes it
 /reset         forget the conversation
 /help          this list
@@ -46,7 +48,7 @@ class Terminal:
 
     def run(self) -> None:
         """Read lines until the end of input or /quit."""
-        for line in _lines(self._status):
+        for line in _lines(self._toolbar):
             text = line.strip()
             if not text:
                 continue
@@ -68,6 +70,14 @@ class Terminal:
         dose = "" if plan.relative_dose is None else f", relative dose {plan.relative_dose:.2f}"
         return f"{plan.steering}{dose}"
 
+    def _toolbar(self) -> str:
+        """The steering, and what the policy did in the last answer."""
+        controller = self.conversation.controller
+        if controller is None:
+            return self._status()
+        fired = list(dict.fromkeys(one.rule for one in controller.decisions if one.action in FIRED and one.rule))
+        return f"{self._status()} | policy: {', '.join(fired) or 'armed'}"
+
     def _answer(self, text: str) -> None:
         with self.stoppable() as should_stop:
             answer = self.conversation.ask(text, on_text=lambda piece: click.echo(piece, nl=False), should_stop=should_stop)
@@ -77,6 +87,11 @@ class Terminal:
             remarks.append("cut at the limit")
         elif answer.finish_reason == "interrupted":
             remarks.append("stopped")
+        elif answer.finish_reason == "policy":
+            remarks.append("ended by the policy")
+        if self.conversation.controller is not None:
+            told = (one for one in self.conversation.controller.decisions if one.action != "pass")
+            remarks += [str(decision) for decision in told]
         if dropped := self.conversation.dropped_turns:
             remarks.append(f"the context is full: the oldest {dropped} messages are left out from now on")
         if remarks:
@@ -93,6 +108,8 @@ class Terminal:
         elif name == "/reset":
             self.conversation.reset()
             click.echo("The conversation begins anew.")
+        elif name == "/policy":
+            self._policy()
         elif name == "/system":
             self._system(argument)
         elif name == "/steer":
@@ -104,6 +121,17 @@ class Terminal:
             hint = f"Did you mean {near[0]}?" if near else "/help lists the commands."
             raise LocalsteerError(f"There is no command {name}.", hint=hint)
         return True
+
+    def _policy(self) -> None:
+        controller = self.conversation.controller
+        if controller is None:
+            raise LocalsteerError("There is no policy.", hint="Start the chat with --policy FILE.")
+        for rule in controller.policy.rules:
+            click.echo(f"{rule.name}: when {rule.condition.text}, steer {rule.plan.steering}")
+        if not controller.decisions:
+            click.echo("Nothing was decided yet.")
+        for decision in controller.decisions:
+            click.echo(f"  {decision}")
 
     def _system(self, argument: str) -> None:
         if argument:

@@ -25,6 +25,7 @@ _COMMANDS = {
     "extract": ("localsteer.commands.extract", "Build a control vector from contrastive prompts."),
     "generate": ("localsteer.commands.generate", "Answer one prompt, steered."),
     "models": ("localsteer.commands.models", "GGUF models on this machine."),
+    "policy": ("localsteer.commands.policy", "Steering that switches itself on: check, fit, run."),
     "vectors": ("localsteer.commands.vectors", "Show and combine control vectors."),
 }
 

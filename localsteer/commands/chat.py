@@ -9,10 +9,12 @@ import click
 
 from localsteer.commands.options import (
     ModelOptions,
+    armed_controller,
     context_option,
     make_plan,
     max_dose_option,
     open_generator,
+    policy_option,
     steer_option,
     with_model_options,
     with_sampling_options,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @steer_option
+@policy_option
 @click.option("--system", help="A system message.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer.")
 @max_dose_option
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 @with_model_options
 def command(
     expression: str,
+    policy_file: str | None,
     system: str | None,
     max_tokens: int,
     max_dose: float | None,
@@ -49,8 +53,10 @@ def command(
     with model_options.open() as opened:
         plan_for = functools.partial(make_plan, model=opened, max_dose=max_dose, both_ways=True)  # /compare answers both
         plan = plan_for(expression)
-        with open_generator(opened, n_ctx) as generator:
-            conversation = Conversation(generator, system=system, plan=plan, sampling=sampling, max_tokens=max_tokens)
+        with armed_controller(policy_file, opened, max_dose) as controller, open_generator(opened, n_ctx) as generator:
+            conversation = Conversation(
+                generator, system=system, plan=plan, controller=controller, sampling=sampling, max_tokens=max_tokens
+            )
             note(f"{opened.name}. /help lists the commands.")
             if opened.chat_template is None:
                 note("A base model without a chat template: the conversation is given to it as plain text.")

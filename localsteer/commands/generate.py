@@ -9,11 +9,13 @@ import click
 
 from localsteer.commands.options import (
     ModelOptions,
+    armed_controller,
     context_option,
     json_option,
     make_plan,
     max_dose_option,
     open_generator,
+    policy_option,
     steer_option,
     with_model_options,
     with_sampling_options,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("prompt")
 @steer_option
+@policy_option
 @click.option("--system", help="A system message.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer.")
 @click.option("--stop", multiple=True, help="End the answer at this text. May be given several times.")
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 def command(
     prompt: str,
     expression: str,
+    policy_file: str | None,
     system: str | None,
     max_tokens: int,
     stop: tuple[str, ...],
@@ -63,6 +67,8 @@ def command(
     steering = parse_steering(expression)
     if compare and not steering:
         raise click.UsageError("--compare needs something to compare with: give -s.")
+    if compare and policy_file is not None:
+        raise click.UsageError("--compare shows steerings side by side, and a policy decides by itself: leave one of them out.")
     if raw and system is not None:
         raise click.UsageError("--system has no place in plain text: leave out --raw.")
     if prompt == "-":
@@ -75,7 +81,11 @@ def command(
         plan = make_plan(expression, opened, steer_prompt=steer_prompt, max_dose=max_dose, both_ways=compare)
         name = opened.name
         request = Request(tokens, plan, sampling, max_tokens, stop).seeded()
-        with open_generator(opened, n_ctx) as generator, interrupt_stops_answer() as interrupt:
+        with (
+            armed_controller(policy_file, opened, max_dose) as controller,
+            open_generator(opened, n_ctx) as generator,
+            interrupt_stops_answer() as interrupt,
+        ):
             if compare and plan is not None:
                 requests = _three_ways(request, plan)
                 answers = {}
@@ -84,12 +94,16 @@ def command(
                         answers[way] = generator.generate(variant, should_stop=interrupt)
                 _print_compared(answers, requests, name, as_json)
                 return
-            streaming = not as_json
-            answer = generator.generate(request, on_text=_write if streaming else None, should_stop=interrupt)
+            gate = controller.answer(prompt, plan) if controller is not None else None
+            answer = generator.generate(request, gate=gate, on_text=None if as_json else _write, should_stop=interrupt)
+    decisions = gate.decisions if gate is not None else []
     if as_json:
-        print_json(_document(answer, plan, name))
+        print_json({**_document(answer, plan, name), "policy": [decision.document() for decision in decisions]})
     else:
         click.echo()
+        for decision in decisions:
+            if decision.action != "pass":
+                note(f"[{decision}]")
         note(_footer(answer, plan))
 
 
@@ -128,7 +142,12 @@ def _document(answer: Answer, plan: Plan | None, model: str) -> dict[str, Any]:
 
 def _footer(answer: Answer, plan: Plan | None) -> str:
     dose = f", relative dose {plan.relative_dose:.2f}" if plan is not None and plan.relative_dose is not None else ""
-    ended = {"stop": "", "length": ", cut at the limit", "interrupted": ", interrupted"}[answer.finish_reason]
+    ended = {
+        "stop": "",
+        "length": ", cut at the limit",
+        "interrupted": ", interrupted",
+        "policy": ", ended by the policy",
+    }[answer.finish_reason]
     return f"[{len(answer.tokens)} tokens at {answer.timing.tokens_per_second:.0f}/s{dose}, seed {answer.seed}{ended}]"
 
 

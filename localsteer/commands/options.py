@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -12,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from localsteer.generation import Generator
     from localsteer.llama.model import Model
+    from localsteer.policy.controller import Controller
     from localsteer.steering import Plan
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -96,6 +98,16 @@ def max_dose_option(function: Command) -> Command:
         "--max-dose",
         type=click.FloatRange(0, min_open=True),
         help="Refuse to steer by more than this relative dose (`localsteer vectors show` tells a vector's).",
+    )(function)
+
+
+def policy_option(function: Command) -> Command:
+    """--policy."""
+    return click.option(
+        "--policy",
+        "policy_file",
+        type=click.Path(dir_okay=False),
+        help="Steer when the classifiers of this policy say so (see docs/policy.md).",
     )(function)
 
 
@@ -184,6 +196,31 @@ def make_plan(
     for text in plan.notes:
         note(text)
     return plan
+
+
+@contextlib.contextmanager
+def armed_controller(path: str | None, model: Model, max_dose: float | None) -> Iterator[Controller | None]:
+    """The controller of a new conversation under a policy file; None without one.
+
+    Raises:
+        LocalsteerError: the policy cannot be used, or steers by more than `max_dose`.
+    """
+    if path is None:
+        yield None
+        return
+    from localsteer.commands.output import note, progress_bar
+    from localsteer.policy.arm import arm
+    from localsteer.policy.controller import Controller
+
+    with contextlib.ExitStack() as stack:
+        with progress_bar() as progress:
+            armed = stack.enter_context(arm(path, model, progress))
+        if max_dose is not None:
+            for rule in armed.policy.rules:
+                rule.plan.refuse_above(max_dose)
+        for text in armed.notes:
+            note(text)
+        yield Controller(armed.policy, audit=armed.audit)
 
 
 def open_generator(model: Model, n_ctx: int | None) -> Generator:

@@ -158,12 +158,13 @@ class Model:
             content=hash_model_files(_parts(self.path)),
         )
 
-    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
-        """Tokens of a text, in which special tokens such as `<|im_start|>` are read as such.
+    def tokenize(self, text: str, *, add_special: bool = True, special: bool = True) -> list[int]:
+        """Tokens of a text.
 
         Args:
             text: any text.
             add_special: put the model's beginning-of-sequence token in front, if it wants one and the text has none.
+            special: read special tokens such as `<|im_start|>` as such; without it they are plain text.
 
         Raises:
             LocalsteerError: the text holds half a character.
@@ -180,7 +181,7 @@ class Model:
         capacity = len(data) + 8
         while True:
             tokens = (ctypes.c_int32 * capacity)()
-            count = self._llama.llama_tokenize(self._vocab, data, len(data), tokens, capacity, add_special, True)
+            count = self._llama.llama_tokenize(self._vocab, data, len(data), tokens, capacity, add_special, special)
             if count >= 0:
                 return list(tokens[:count])
             capacity = -count

@@ -92,5 +92,9 @@ class Sampler:
             return int(context.logits(row).argmax())
         return int(self._llama.llama_sampler_sample(self._chain, context.handle, row))
 
+    def accept(self, token: int) -> None:
+        """Count a token that was drawn before among the recent ones."""
+        self._llama.llama_sampler_accept(self._chain, token)
+
     def _add(self, part: object) -> None:
         self._llama.llama_sampler_chain_add(self._chain, part)

@@ -1,0 +1,1 @@
+"""Steering that switches itself on: classifiers, rules, the controller that gates steering, the audit log."""

@@ -1,0 +1,190 @@
+"""From a policy file to a policy that can gate a model: vectors resolved, probes read, models found."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from localsteer.discovery import resolve_model
+from localsteer.errors import LocalsteerError, PolicyError
+from localsteer.extraction import Progress
+from localsteer.library import is_path, load_vector
+from localsteer.llama.model import Model
+from localsteer.policy.audit import AuditLog
+from localsteer.policy.classifier import Classifier
+from localsteer.policy.controller import Policy, Rule
+from localsteer.policy.judge import Judge, ModelClassifier
+from localsteer.policy.policy_file import ClassifierSpec, PolicyDocument, ProbeSpec, RuleSpec, load_policy
+from localsteer.policy.probe import ProbeClassifier
+from localsteer.policy.rule import RuleClassifier, Search
+from localsteer.steering import Plan, parse_steering, resolve
+from localsteer.vector import ControlVector
+from localsteer.vector_file import read_vector
+
+
+class ArmedPolicy:
+    """A policy with all that it needs, for one model. A context manager, which frees the models of its classifiers.
+
+    Args:
+        document: the policy.
+        folder: what relative paths in it start from.
+        model: the model that answers.
+        progress: told about the building of a vector that is not there yet.
+
+    Attributes:
+        policy: for `Controller`.
+        audit: where its decisions go; None where the policy names no file.
+        notes: what the user should know, such as a vector read from another quantisation.
+
+    Raises:
+        PolicyError: a probe does not fit the model, or a file is missing.
+        LocalsteerError: a vector cannot be found or does not fit, or the audit log cannot be written.
+    """
+
+    def __init__(self, document: PolicyDocument, folder: Path, model: Model, progress: Progress | None = None) -> None:
+        self._folder = folder
+        self._model = model
+        self._judges: dict[Path, Judge] = {}
+        self._opened: list[Model] = []
+        self.notes: tuple[str, ...] = ()
+        notes: dict[str, None] = {}
+        classifiers = {name: self._classifier(name, spec, notes) for name, spec in document.classifiers.items()}
+        rules = []
+        for spec in document.rules:
+            with _named(f'The rule "{spec.name}"'):
+                plan = self._plan(spec.steer, progress)
+            notes |= dict.fromkeys(plan.notes)
+            hold = None if spec.hold == "response" else spec.hold
+            rules.append(Rule(spec.name, document.condition(spec), plan, hold, spec.ramp, spec.rewind))
+        used = {name for rule in rules for name in rule.condition.names}
+        notes |= dict.fromkeys(f'No rule asks for the classifier "{name}".' for name in classifiers if rules and name not in used)
+        self.notes = tuple(notes)
+        self.policy = Policy(
+            classifiers,
+            tuple(rules),
+            document.on_error,
+            document.stride,
+            document.audit_text,
+        )
+        self.audit: AuditLog | None = None
+        if document.audit is not None:
+            self.audit = AuditLog(self._path(document.audit), max_bytes=document.audit_max_bytes, files=document.audit_files)
+
+    def __enter__(self) -> ArmedPolicy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the models of its classifiers; the chat's own stays open."""
+        for judge in self._judges.values():
+            judge.close()
+        for model in self._opened:
+            model.close()
+        self._judges, self._opened = {}, []
+
+    def prove(self) -> None:
+        """Load what is otherwise loaded at first need.
+
+        Raises:
+            LocalsteerError: a classifier's model cannot be opened, or cannot judge.
+        """
+        for judge in self._judges.values():
+            judge.prepare()
+
+    def _classifier(self, name: str, spec: ClassifierSpec, notes: dict[str, None]) -> Classifier:
+        with _named(f'The classifier "{name}"'):
+            if isinstance(spec, RuleSpec):
+                words = [Search.for_words(spec.words)] if spec.words else []
+                searches = (*words, *(Search.for_pattern(pattern) for pattern in spec.patterns))
+                return RuleClassifier(name=name, watch=spec.watch, searches=searches)
+            if isinstance(spec, ProbeSpec):
+                return self._probe(name, spec, notes)
+            release = spec.threshold if spec.release is None else spec.release
+            return ModelClassifier(
+                name=name,
+                watch=spec.watch,
+                threshold=spec.threshold,
+                release=release,
+                judge=self._judge(spec.model),
+                question=spec.question,
+            )
+
+    def _probe(self, name: str, spec: ProbeSpec, notes: dict[str, None]) -> ProbeClassifier:
+        vector = read_vector(self._path(spec.vector))
+        fit = vector.check_fits(self._model.fingerprint, name=spec.vector)
+        if fit is not None:
+            notes[f"{fit} Its threshold may not hold here."] = None
+        probe = ProbeClassifier.of(vector, name=name, threshold=spec.threshold, release=spec.release)
+        if spec.watch not in (None, probe.watch):
+            raise PolicyError(f"{spec.vector} was fitted to watch the {probe.watch}, and the policy says {spec.watch}.")
+        if probe.release > probe.threshold:
+            raise PolicyError(f"release {probe.release:g} is above the threshold {probe.threshold:g}.")
+        return probe
+
+    def _judge(self, name: str | None) -> Judge:
+        """One for each model file, the chat's own included."""
+        path = self._model.path if name is None else self._model_path(name)
+        if path.exists() and self._model.path.exists() and path.samefile(self._model.path):
+            path = self._model.path
+        if path not in self._judges:
+            self._judges[path] = Judge(self._opener(path), str(path))
+        return self._judges[path]
+
+    def _opener(self, path: Path) -> Callable[[], Model]:
+        def open_model() -> Model:
+            if path == self._model.path:
+                return self._model
+            model = Model(path, threads=self._model.threads)
+            self._opened.append(model)
+            return model
+
+        return open_model
+
+    def _model_path(self, name: str) -> Path:
+        beside = self._path(name)
+        return beside if beside.is_file() else resolve_model(name)
+
+    def _plan(self, expression: str, progress: Progress | None) -> Plan:
+        def load(name: str) -> ControlVector:
+            return read_vector(self._path(name)) if is_path(name) else load_vector(name, self._model, progress)
+
+        return resolve(parse_steering(expression), self._model.fingerprint, load)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / Path(name).expanduser()
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say of an error which part of the policy it is about."""
+    try:
+        yield
+    except LocalsteerError as error:
+        raise PolicyError(f"{what}: {error.message}", hint=error.hint) from error
+
+
+def arm(path: str | Path, model: Model, progress: Progress | None = None) -> ArmedPolicy:
+    """Load a policy file for a model.
+
+    Raises:
+        PolicyError: the file is missing or breaks a rule, or something that it names is missing or does not fit.
+    """
+    return ArmedPolicy(load_policy(path), Path(path).parent, model, progress)
+
+
+def arm_probe(path: str | Path, model: Model) -> ArmedPolicy:
+    """A policy of a single probe, and of no rules: to try it on texts.
+
+    Raises:
+        PolicyError: the file is missing, holds no probe, or does not fit.
+    """
+    path = Path(path)
+    name = re.sub(r"\W", "_", path.stem, flags=re.ASCII)
+    document = PolicyDocument.model_construct(
+        version=1, classifiers={name: ProbeSpec(type="probe", vector=path.name)}, rules=[], on_error="pass"
+    )
+    return ArmedPolicy(document, path.parent, model)

@@ -1,0 +1,139 @@
+"""The audit log: every decision a JSON line, appended at once: a killed process loses at most the line that it is writing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from localsteer.calibrated import without_nan
+from localsteer.errors import PolicyError
+
+Action = Literal["pass", "fire", "release", "rewind", "rewinds exhausted", "error"]
+# A rule came to steer, or would have taken tokens back.
+FIRED: tuple[Action, ...] = ("fire", "rewind", "rewinds exhausted")
+
+logger = logging.getLogger("localsteer")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One decision.
+
+    Attributes:
+        time: ISO 8601, UTC.
+        conversation: identity of the conversation.
+        answer: number of the answer in it, from 1.
+        position: tokens of the answer so far; 0 is right after the prompt.
+        rule: the rule that it is about; empty for an error, which may concern several.
+        action: "pass" (looked at, and not fired), "fire", "release", "rewind" (fired, and the latest tokens were taken back),
+            "rewinds exhausted" (would have been a rewind, but the answer had its share), or "error".
+        classifier: the one that decided.
+        score: its score; None where it has none.
+        threshold: what it was compared with.
+        strength: 0 to 1, how much of the rule's steering is applied from here on, or will be at the end of its ramp.
+        steer: the rule's expression.
+        detail: what went wrong, or how many tokens were taken back.
+        text: the message, or the answer so far; empty unless the policy asks for texts.
+    """
+
+    time: str
+    conversation: str
+    answer: int
+    position: int
+    rule: str
+    action: Action
+    classifier: str
+    score: float | None
+    threshold: float
+    strength: float
+    steer: str
+    detail: str = ""
+    text: str = ""
+
+    def __str__(self) -> str:
+        """For people: what, when, why."""
+        when = "after the prompt" if self.position == 0 else f"at token {self.position}"
+        what = {"pass": "did not fire", "fire": "fired", "release": "released"}.get(self.action, self.action)
+        score = "" if self.score is None else f" {self.score:.2f}"
+        why = f"{self.classifier}{score}, true from {self.threshold:.2f}"
+        detail = f"; {self.detail}" if self.detail else ""
+        return f"policy: {f'{self.rule} ' if self.rule else ''}{what} {when} ({why}{detail})"
+
+    def document(self) -> dict[str, Any]:
+        """For JSON; empty texts are left out."""
+        document: dict[str, Any] = without_nan(asdict(self))
+        return {key: value for key, value in document.items() if value != ""}
+
+
+class AuditLog:
+    """A file of JSON lines that is rotated by size.
+
+    Each line is written by one call, to a file opened for it: several processes may share a log, and a log that was renamed or
+    removed by someone else begins anew.
+
+    Args:
+        path: the file.
+        max_bytes: a line that would make the file larger goes into a new one.
+        files: how many older ones are kept, as `.1` (the latest), `.2` ...
+
+    Raises:
+        PolicyError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int, files: int) -> None:
+        self.path = path
+        self.max_bytes = max_bytes
+        self.files = files
+        self._failed = False
+        try:
+            self._append(b"")
+        except OSError as error:
+            raise PolicyError(f"The audit log {path} cannot be written: {error.strerror}.") from error
+
+    def write(self, decision: Decision) -> None:
+        """Append a decision. A disk that is full does not end the answer; it is said once."""
+        try:
+            self._append(json.dumps(decision.document(), ensure_ascii=True, allow_nan=False).encode() + b"\n")
+        except OSError as error:
+            if not self._failed:
+                logger.warning("the audit log %s cannot be written: %s", self.path, error.strerror)
+            self._failed = True
+
+    def _append(self, line: bytes) -> None:
+        handle = self._open()
+        try:
+            size = os.fstat(handle).st_size
+            if size and size + len(line) > self.max_bytes:
+                self._rotate()
+                os.close(handle)
+                handle = self._open()
+            if line:
+                # Another process may have been killed in the middle of a line.
+                os.write(handle, line if self._is_complete(handle) else b"\n" + line)
+        finally:
+            os.close(handle)
+
+    def _open(self) -> int:
+        # Only its owner may read it: it may hold what people said.
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+
+    @staticmethod
+    def _is_complete(handle: int) -> bool:
+        if os.lseek(handle, 0, os.SEEK_END) == 0:
+            return True
+        os.lseek(handle, -1, os.SEEK_END)
+        return os.read(handle, 1) == b"\n"
+
+    def _rotate(self) -> None:
+        for number in range(self.files - 1, 0, -1):
+            older = self._numbered(number)
+            if older.exists():
+                older.replace(self._numbered(number + 1))
+        self.path.replace(self._numbered(1))
+
+    def _numbered(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{number}")

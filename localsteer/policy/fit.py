@@ -1,0 +1,306 @@
+"""Fit a probe: from positive and negative texts to a direction, a layer and a threshold, and how well they do on other texts.
+
+The direction is the difference of the class means (as control vectors are made). Layer and threshold are chosen by the scores of
+texts that the direction was not fitted to (5-fold cross-validation), all on one part of the texts. What is reported comes from
+the other part, which nothing was fitted to or chosen on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsteer.errors import PolicyError
+from localsteer.llama.fingerprint import hash_texts
+from localsteer.llama.model import Model
+from localsteer.policy.examples import Example
+from localsteer.policy.metrics import auroc, measure
+from localsteer.policy.probe import Scores, moving_mean, projection
+from localsteer.policy.reading import Reader
+from localsteer.probe import Metrics, Probe, Watch
+from localsteer.vector import ControlVector, Provenance
+
+# Below this nothing can be fitted and tried; the interval of an AUROC of 1 on 4 + 4 texts reaches down to 0.58.
+LEAST_TEXTS = 4
+# Below this the intervals are so wide that a user should be told: that of no false positive among 20 reaches up to 16 %.
+FEW_TEXTS = 20
+_FOLDS = 5
+DEFAULT_WINDOW = 16
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a probe is fitted.
+
+    Attributes:
+        watch: messages, or answers.
+        target: the most false positives, as a share of negative texts; None where both kinds of mistakes count alike.
+        layers: first and last layer to choose from, both inclusive; None for all.
+        window: answers only: tokens that are averaged.
+        unseen_share: of the texts, kept for the report.
+        seed: of the split.
+    """
+
+    watch: Watch = "prompt"
+    target: float | None = None
+    layers: tuple[int, int] | None = None
+    window: int = DEFAULT_WINDOW
+    unseen_share: float = 0.5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted probe.
+
+    Attributes:
+        vector: with the probe.
+        chosen: how texts did in cross-validation on the part that the layer and threshold were chosen on.
+        by_layer: the AUROC of each layer in the same way.
+        unseen: the texts of the report.
+        notes: what the user should know, such as too few texts.
+    """
+
+    vector: ControlVector
+    chosen: Metrics
+    by_layer: dict[int, float]
+    unseen: tuple[Example, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def probe(self) -> Probe:
+        """What the vector carries."""
+        assert self.vector.provenance.probe is not None
+        return self.vector.provenance.probe
+
+
+def fit_probe(
+    model: Model,
+    examples: Sequence[Example],
+    settings: FitSettings | None = None,
+    *,
+    unseen: Sequence[Example] | None = None,
+    name: str = "probe",
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> Fitted:
+    """Fit a probe.
+
+    Args:
+        model: the model that it will read.
+        examples: texts with labels.
+        settings: how.
+        unseen: texts for the report; by default a share of the examples.
+        name: of the probe.
+        on_progress: told what is read, how many texts of it are done, and of how many.
+
+    Raises:
+        PolicyError: too few texts of a kind, a text that is too long, or texts that no layer tells apart.
+        ModelError: the model's residual stream cannot be read.
+    """
+    settings = settings if settings is not None else FitSettings()
+    first, last = settings.layers if settings.layers is not None else (1, model.n_layer - 1)
+    if not 1 <= first <= last < model.n_layer:
+        raise PolicyError(f"{model.name} has layers 1 to {model.n_layer - 1} to choose from, not {first}-{last}.")
+    fitted, reported = (list(examples), list(unseen)) if unseen is not None else _split(examples, settings)
+    _check(fitted, reported)
+    layers = range(first, last + 1)
+    with Reader(model, layers) as reader:
+        read = [_mean_row(reader, one, settings.watch) for one in _told(fitted, "fitting", on_progress)]
+    values, truth = np.stack(read), np.array([bool(one.label) for one in fitted])
+    folds = _folds(truth, settings.seed)
+    scores = [_unfitted_scores(values[:, index], truth, folds) for index in range(len(layers))]
+    best = max(range(len(layers)), key=lambda index: (auroc(scores[index], truth), _separation(scores[index], truth)))
+    layer = layers[best]
+    weights, bias = _line(values[:, best], truth)
+    # The weights are 2d / ‖d‖², and so the other way round; what is reported is what the file will hold.
+    direction = (2 * weights / (weights @ weights)).astype(np.float32)
+    weights = projection(direction)
+    with Reader(model, [layer]) as reader:
+        if settings.watch == "output":
+            # A text counts by the highest mean on its way, as an answer does while it is written.
+            lines = [_line(values[fold, best], truth[fold]) for fold in folds.fitted]
+            peaks = []
+            for fold, one in zip(folds.of, _told(fitted, "choosing", on_progress), strict=True):
+                fold_weights, fold_bias = lines[fold]
+                rows = reader.answer(one.message_before, one.answer)[:, 0]
+                peaks.append(_peak(rows, fold_weights, fold_bias, settings.window))
+            chosen_scores = np.array(peaks, np.float64)
+        else:
+            chosen_scores = scores[best]
+        threshold = choose_threshold(chosen_scores, truth, settings.target)
+        unseen_scores = [_score(reader, one, settings, weights, bias) for one in _told(reported, "reporting", on_progress)]
+    positive = [bool(one.label) for one in reported]
+    probe = Probe(
+        layer,
+        bias,
+        threshold,
+        settings.watch,
+        settings.window,
+        (int(truth.sum()), int((~truth).sum())),
+        settings.target,
+        measure(unseen_scores, positive, threshold),
+    )
+    provenance = Provenance(
+        concept=name,
+        description=f"A probe that watches the {settings.watch}.",
+        method="mean",
+        position="last" if settings.watch == "prompt" else "response",
+        model=model.fingerprint,
+        dataset_sha256=hash_texts(f"{one.label} {one.message} {one.answer}".encode("utf-8", "replace") for one in fitted),
+        probe=probe,
+    )
+    return Fitted(
+        ControlVector({layer: direction}, provenance),
+        measure(chosen_scores, truth, threshold),
+        {one: auroc(score, truth) for one, score in zip(layers, scores, strict=True)},
+        tuple(reported),
+        tuple(_notes(fitted, reported, settings)),
+    )
+
+
+def choose_threshold(scores: Scores, positive: NDArray[np.bool_], target: float | None) -> float:
+    """A threshold between two neighbouring scores.
+
+    Args:
+        scores: (n,).
+        positive: (n,) whether each is of a positive text.
+        target: the most false positives, as a share of the negative texts; None weighs both kinds of mistakes alike.
+    """
+    ordered = np.unique(scores)
+    middles = (ordered[:-1] + ordered[1:]) / 2
+    # Above all scores by as much as the highest two are apart: a threshold that calls nothing positive must be possible.
+    above = ordered[-1] + (ordered[-1] - ordered[-2] if len(ordered) > 1 else 1.0)
+    candidates = np.concatenate((middles, [above]))
+    false = np.array([(scores[~positive] >= one).mean() for one in candidates])
+    if target is not None:
+        return float(candidates[int(np.argmax(false <= target))])
+    missed = np.array([(scores[positive] < one).mean() for one in candidates])
+    wrong = false + missed
+    best = np.flatnonzero(wrong <= wrong.min() + 1e-12)
+    # Of several equally good ones the middle: it is furthest from either kind of mistake.
+    return float(candidates[best[len(best) // 2]])
+
+
+@dataclass(frozen=True)
+class _Folds:
+    """Cross-validation.
+
+    Attributes:
+        of: (n,) the fold of each text.
+        fitted: for each fold the texts (n,) that are not in it.
+    """
+
+    of: NDArray[np.intp]
+    fitted: list[NDArray[np.bool_]]
+
+
+def _folds(truth: NDArray[np.bool_], seed: int) -> _Folds:
+    """Each fold with its share of either kind."""
+    of = np.empty(len(truth), np.intp)
+    generator = np.random.default_rng(seed)
+    for kind in (truth, ~truth):
+        places = generator.permutation(np.flatnonzero(kind))
+        of[places] = np.arange(len(places)) % _FOLDS
+    count = int(of.max()) + 1
+    return _Folds(of, [of != fold for fold in range(count)])
+
+
+def _unfitted_scores(values: Floats, truth: NDArray[np.bool_], folds: _Folds) -> Scores:
+    """(n,) each text's score by a direction from the other folds."""
+    scores = np.empty(len(truth), np.float64)
+    for fitted in folds.fitted:
+        weights, bias = _line(values[fitted], truth[fitted])
+        scores[~fitted] = values[~fitted] @ weights + bias
+    return scores
+
+
+def _line(values: Floats, truth: NDArray[np.bool_]) -> tuple[Scores, float]:
+    """Weights and bias that give the positive texts (n, n_embd) a mean score of 1 and the negative ones -1."""
+    high, low = values[truth].mean(axis=0, dtype=np.float64), values[~truth].mean(axis=0, dtype=np.float64)
+    if not (high - low).any():
+        raise PolicyError("The positive and the negative texts are the same to the model.", hint="Give texts that differ.")
+    weights = projection(high - low)
+    return weights, -float((high + low) @ weights / 2)
+
+
+def _separation(scores: Scores, truth: NDArray[np.bool_]) -> float:
+    """How far apart the kinds are in standard deviations: it tells layers apart where all sort the texts without a mistake."""
+    spread = math.sqrt((scores[truth].var() + scores[~truth].var()) / 2)
+    return float((scores[truth].mean() - scores[~truth].mean()) / spread) if spread > 0 else math.inf
+
+
+def _mean_row(reader: Reader, example: Example, watch: Watch) -> Floats:
+    """(n_layers, n_embd) of a text."""
+    if watch == "prompt":
+        return reader.prompt(example.message)
+    return np.asarray(reader.answer(example.message_before, example.answer).mean(axis=0), np.float32)
+
+
+def _score(reader: Reader, example: Example, settings: FitSettings, weights: Scores, bias: float) -> float:
+    """The score of a text as the controller would find it."""
+    if settings.watch == "prompt":
+        return float(reader.prompt(example.message)[0] @ weights + bias)
+    return _peak(reader.answer(example.message_before, example.answer)[:, 0], weights, bias, settings.window)
+
+
+def _peak(rows: Floats, weights: Scores, bias: float, window: int) -> float:
+    """The highest moving mean over an answer's tokens (n_tokens, n_embd)."""
+    return float(moving_mean(np.asarray(rows @ weights + bias, np.float64), window).max())
+
+
+def _split(examples: Sequence[Example], settings: FitSettings) -> tuple[list[Example], list[Example]]:
+    """What is fitted to, and what is reported on, with the same share of either kind. The same text is never in both."""
+    generator = np.random.default_rng(settings.seed)
+    fitted: list[Example] = []
+    reported: list[Example] = []
+    for label in (True, False):
+        alike = {(one.message, one.answer): one for one in examples if one.label is label}
+        kind = list(alike.values())
+        count = round(len(kind) * settings.unseen_share)
+        order = generator.permutation(len(kind))
+        reported += [kind[index] for index in sorted(order[:count])]
+        fitted += [kind[index] for index in sorted(order[count:])]
+    return fitted, reported
+
+
+def _check(fitted: Sequence[Example], reported: Sequence[Example]) -> None:
+    both = [*fitted, *reported]
+    if unlabelled := next((one for one in both if one.label is None), None):
+        raise PolicyError(f"{unlabelled.place}: this text has no label.", hint='Give each a "label", or use two files.')
+    for part, use in ((fitted, "fit to"), (reported, "report on")):
+        for label, kind in ((True, "positive"), (False, "negative")):
+            count = sum(one.label is label for one in part)
+            if count < LEAST_TEXTS:
+                raise PolicyError(
+                    f"There are {count} {kind} texts to {use}; at least {LEAST_TEXTS} are needed.",
+                    hint=f"Give more examples; {FEW_TEXTS} of a kind tell much more.",
+                )
+    known = {(one.message, one.answer) for one in fitted}
+    if same := next((one for one in reported if (one.message, one.answer) in known), None):
+        raise PolicyError(f"{same.place}: this text is also used for fitting, so a report on it would mean nothing.")
+
+
+def _notes(fitted: Sequence[Example], reported: Sequence[Example], settings: FitSettings) -> Iterator[str]:
+    for part, use in ((fitted, "fitted to"), (reported, "reported on")):
+        counts = [sum(one.label is label for one in part) for label in (True, False)]
+        if min(counts) < FEW_TEXTS:
+            yield f"Few texts: {use} {counts[0]} positive and {counts[1]} negative ones. Mind the width of the intervals."
+    negatives = sum(one.label is False for one in fitted)
+    if settings.target is not None and settings.target * negatives < 1:
+        yield (
+            f"A false positive rate of {settings.target:g} cannot be told from {negatives} negative texts: the threshold lies "
+            f"above all of them, and {math.ceil(1 / settings.target)} would be needed."
+        )
+
+
+def _told(examples: Sequence[Example], what: str, on_progress: Callable[[str, int, int], None] | None) -> Iterator[Example]:
+    for number, example in enumerate(examples):
+        yield example
+        if on_progress is not None:
+            on_progress(what, number + 1, len(examples))

@@ -1,0 +1,197 @@
+"""Policy files: classifiers, and rules that say what to steer by when they fire, in YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from localsteer.errors import ExpressionError, PolicyError
+from localsteer.policy.classifier import OnError
+from localsteer.policy.condition import Condition, ConditionError, parse_condition
+from localsteer.policy.rule import PatternError, Search
+from localsteer.probe import Watch
+from localsteer.steering import parse_steering
+from localsteer.yaml_file import Location, YamlFile
+
+Text = Annotated[str, Field(min_length=1)]
+# What `when` can hold: a hyphen would be a minus sign there.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+_WORDS = ("and", "or", "not", "if", "else", "in", "is", "lambda", "await", "True", "False", "None")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RuleSpec(_Strict):
+    """A classifier by words and patterns."""
+
+    type: Literal["rule"]
+    words: list[Text] = Field(default_factory=list)
+    patterns: list[Text] = Field(default_factory=list)
+    watch: Watch
+
+
+class ProbeSpec(_Strict):
+    """A classifier by a projection of the residual stream."""
+
+    type: Literal["probe"]
+    vector: Text
+    watch: Watch | None = None
+    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    release: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+
+class ModelSpec(_Strict):
+    """A classifier by a language model's answer to a question; without `model` the chat's own."""
+
+    type: Literal["model"]
+    model: Text | None = None
+    question: Text
+    watch: Watch
+    threshold: float = Field(0.5, ge=0, le=1)
+    release: float | None = Field(None, ge=0, le=1)
+
+
+ClassifierSpec = Annotated[RuleSpec | ProbeSpec | ModelSpec, Field(discriminator="type")]
+
+
+class RuleOfPolicy(_Strict):
+    """What to steer by when a condition holds.
+
+    Attributes:
+        name: for the audit.
+        when: classifiers joined by and, or, not.
+        steer: a steering expression.
+        hold: for how many tokens at least, or to the end of the response.
+        ramp: over how many tokens the strength rises, and falls again.
+        rewind: how many of the latest tokens are taken back and written anew.
+    """
+
+    name: Text
+    when: Text
+    steer: Text
+    hold: Literal["response"] | Annotated[int, Field(ge=1)] = "response"
+    ramp: int = Field(0, ge=0, le=1000)
+    rewind: int = Field(0, ge=0, le=1000)
+
+
+class PolicyDocument(_Strict):
+    """The contents of a policy.yaml.
+
+    Attributes:
+        on_error: what happens where a classifier fails: the rules that need it "steer", it counts as false ("pass"), or the
+            answer ends ("stop").
+        stride: rules are looked at after every so many tokens.
+        audit: file that decisions are appended to.
+        audit_text: whether texts are written there, too.
+        audit_max_bytes: at this size the file is renamed to `.1` (and that to `.2`, ...) and a new one begun.
+        audit_files: how many of these are kept.
+    """
+
+    version: Literal[1]
+    classifiers: dict[Name, ClassifierSpec] = Field(min_length=1)
+    rules: list[RuleOfPolicy] = Field(min_length=1)
+    on_error: OnError = "steer"
+    stride: int = Field(1, ge=1)
+    audit: Text | None = None
+    audit_text: bool = False
+    audit_max_bytes: int = Field(10_000_000, ge=1000)
+    audit_files: int = Field(5, ge=1)
+
+    def inconsistency(self) -> tuple[Location, str] | None:
+        """The first rule between keys that is broken: the key, and what is wrong."""
+        for name, spec in self.classifiers.items():
+            if broken := _broken_classifier(name, spec):
+                return ("classifiers", *broken[0]), broken[1]
+        names: set[str] = set()
+        for number, rule in enumerate(self.rules):
+            if rule.name in names:
+                return ("rules", number, "name"), f'there is a rule "{rule.name}" already'
+            names.add(rule.name)
+            if broken := self._broken_rule(rule):
+                return ("rules", number, *broken[0]), broken[1]
+        return None
+
+    def condition(self, rule: RuleOfPolicy) -> Condition:
+        """The parsed condition of a rule.
+
+        Raises:
+            ConditionError: it does not parse.
+        """
+        return parse_condition(rule.when)
+
+    def _broken_rule(self, rule: RuleOfPolicy) -> tuple[Location, str] | None:
+        try:
+            condition = self.condition(rule)
+        except ConditionError as error:
+            return ("when",), str(error)
+        if unknown := [name for name in condition.names if name not in self.classifiers]:
+            return ("when",), f'there is no classifier "{unknown[0]}"; there are: {", ".join(self.classifiers)}'
+        try:
+            if not parse_steering(rule.steer):
+                return ("steer",), "it steers by nothing"
+        except ExpressionError as error:
+            return ("steer",), f"{error.message}\n "
+        specs = [self.classifiers[name] for name in condition.names]
+        if rule.rewind and all(spec.watch == "prompt" for spec in specs):
+            return ("rewind",), "the rule watches the prompt only, and at its end there is nothing to take back yet"
+        return None
+
+
+def _broken_classifier(name: str, spec: ClassifierSpec) -> tuple[Location, str] | None:
+    if name in _WORDS:
+        return (name,), "that word has a meaning of its own in a condition"
+    if not isinstance(spec, RuleSpec):
+        if spec.release is not None and spec.threshold is not None and spec.release > spec.threshold:
+            return (name, "release"), "it must not be above the threshold"
+        return None
+    if not spec.words and not spec.patterns:
+        return (name,), "give words or patterns to look for"
+    for number, word in enumerate(spec.words):
+        if not word.strip():
+            return (name, "words", number), "this word is empty"
+    for number, pattern in enumerate(spec.patterns):
+        try:
+            Search.for_pattern(pattern)
+        except PatternError as error:
+            return (name, "patterns", number), str(error)
+    return None
+
+
+def load_policy(path: str | Path) -> PolicyDocument:
+    """Read and validate a policy file; its vectors and models are not opened (see `localsteer.policy.arm`).
+
+    Raises:
+        PolicyError: the file is missing, no YAML, or breaks a rule; the message names the line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise PolicyError(f"There is no policy file {path}.", hint="docs/policies/ has ready ones.") from None
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+    except OSError as error:
+        raise PolicyError(f"{path} cannot be read: {error.strerror}.") from error
+    return parse_policy(text, str(path))
+
+
+def parse_policy(text: str, where: str) -> PolicyDocument:
+    """A policy from YAML text.
+
+    Args:
+        text: the YAML.
+        where: what to call it in messages.
+
+    Raises:
+        PolicyError: no YAML, or a rule is broken; the message names the line.
+    """
+    file = YamlFile.parse(text, where=where, kind="a policy file", page="docs/policy.md", error=PolicyError)
+    document = file.validate(PolicyDocument)
+    if broken := document.inconsistency():
+        raise file.mistake(*broken)
+    return document
