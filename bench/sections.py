@@ -137,6 +137,34 @@ def decode(setting: Setting) -> Section:
     )
 
 
+def policy(setting: Setting) -> Section:
+    """What an armed policy that does not fire costs."""
+    worker = ["policy", str(setting.model), str(setting.vector), "--threads", str(setting.threads)]
+    worker += ["--tokens", str(DECODED_TOKENS), "--repeats", str(DECODES_A_ROUND)]
+    rounds = []
+    for _ in range(DECODE_ROUNDS * setting.repeats):
+        answer = json.loads(run_worker(*worker).output)
+        rounds.append({name: statistics.median(speeds) for name, speeds in answer.items()})
+
+    def row(name: str, what: str, target: float) -> Comparison:
+        armed, plain = (Series(tuple(one[key] for one in rounds)) for key in (name, "none"))
+        ratio = armed.over(plain)
+        return Comparison(what, "tokens/s", armed, "no policy", plain, ratio, "armed / none", Target(target, at_least=True))
+
+    return Section(
+        "An armed policy that does not fire",
+        f"{DECODED_TOKENS} tokens, greedy, with and without a policy whose classifiers see nothing; "
+        f"{DECODE_ROUNDS * setting.repeats} rounds; {DECODES_A_ROUND} times a round, of which each side gives its median. The rules "
+        "are 8 words and 2 patterns. A probe on the output needs llama.cpp's evaluation callback at every token, whose price is the "
+        "same half a millisecond for every model; one on the prompt needs it once.",
+        (
+            row("rules", "decode, rules on the output", 0.98),
+            row("prompt probe", "decode, probe on the prompt", 0.98),
+            row("output probe", "decode, probe on the output", 0.90),
+        ),
+    )
+
+
 def memory(setting: Setting) -> Section:
     """Peak resident memory of one steered answer."""
     return Section(
@@ -185,6 +213,7 @@ def tap(setting: Setting) -> Section:
 SECTIONS: dict[str, Callable[[Setting], Section]] = {
     "extraction": extraction,
     "decode": decode,
+    "policy": policy,
     "memory": memory,
     "tap": tap,
 }

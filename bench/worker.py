@@ -1,23 +1,32 @@
 """What is measured through the Python API, in a process of its own: prints one JSON document.
 
-Run by `bench.sections`, as `python -m bench.worker decode MODEL VECTOR ...` or `... tap MODEL ...`.
+Run by `bench.sections`, as `python -m bench.worker decode MODEL VECTOR ...`, likewise `policy`, or `... tap MODEL ...`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from localsteer.generation import Generator, Request
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
 from localsteer.llama.sampling import Sampling
+from localsteer.policy.classifier import Classifier
+from localsteer.policy.condition import parse_condition
+from localsteer.policy.controller import Controller, Policy, Rule
+from localsteer.policy.probe import ProbeClassifier, projection
+from localsteer.policy.rule import RuleClassifier, Search
 from localsteer.steering import Plan, Steering, Term, resolve
 from localsteer.vector_file import read_vector
 
@@ -28,7 +37,7 @@ DECODES_PER_TIMING = 32
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.worker")
-    parser.add_argument("what", choices=["decode", "tap"])
+    parser.add_argument("what", choices=["decode", "policy", "tap"])
     parser.add_argument("model", type=Path)
     parser.add_argument("vector", type=Path, nargs="?")
     parser.add_argument("--threads", type=int, required=True)
@@ -38,6 +47,8 @@ def main() -> int:
     with Model(options.model, threads=options.threads) as model:
         if options.what == "decode":
             answer: object = _decode(model, options.vector, options.tokens, options.repeats)
+        elif options.what == "policy":
+            answer = _policy(model, options.vector, options.tokens, options.repeats)
         else:
             answer = _tap(model, options.tokens, options.repeats)
     print(json.dumps(answer))
@@ -63,6 +74,46 @@ def _decode(model: Model, vector: Path, n_tokens: int, repeats: int) -> dict[str
                 # The first token needs no decode of its own, so there is one less than tokens. A sampled answer may end early.
                 if len(answer.tokens) < n_tokens // 4:
                     raise RuntimeError(f"the {name} answer ended after {len(answer.tokens)} tokens")
+                speeds[name].append((len(answer.tokens) - 1) / answer.timing.answer_seconds)
+    return {name: values[1:] for name, values in speeds.items()}
+
+
+def _policy(model: Model, vector: Path, n_tokens: int, repeats: int) -> dict[str, list[float]]:
+    """Tokens a second under policies that do not fire and under none, in turns, after one of each that is not counted."""
+    plan = resolve(Steering((Term(str(vector)),)), model.fingerprint, read_vector)
+    words = ("password", "secret", "confidential", "credentials", "passphrase", "account number", "private key", "token")
+    searches = (Search.for_words(words), Search.for_pattern(r"(?i)api[_ -]?key"), Search.for_pattern(r"\b\d{3}-\d{2}-\d{4}\b"))
+    probe = ProbeClassifier(
+        name="probe",
+        watch="output",
+        threshold=math.inf,
+        release=math.inf,
+        layer=model.n_layer // 2,
+        weights=projection(np.random.default_rng(0).standard_normal(model.n_embd)),
+        bias=0.0,
+        window=16,
+    )
+    ways: dict[str, Classifier | None] = {
+        "none": None,
+        "rules": RuleClassifier(name="rules", watch="output", searches=searches),
+        "prompt probe": replace(probe, watch="prompt"),
+        "output probe": probe,
+    }
+    controllers = {
+        name: Controller(Policy({one.name: one}, (Rule("rule", parse_condition(one.name), plan),)))
+        for name, one in ways.items()
+        if one is not None
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    prompt = tuple(model.tokenize(ENDLESS_PROMPT))
+    request = Request(prompt, sampling=Sampling(temperature=0.0, seed=0), max_tokens=n_tokens)
+    with Generator(model) as generator:
+        for _ in range(repeats + 1):
+            for name in ways:
+                gate = controllers[name].answer(ENDLESS_PROMPT) if name in controllers else None
+                answer = generator.generate(request, gate=gate, on_text=lambda _text: None)
+                if len(answer.tokens) < n_tokens or (gate is not None and any(one.action != "pass" for one in gate.decisions)):
+                    raise RuntimeError(f"the answer under {name} ended early, or the policy fired")
                 speeds[name].append((len(answer.tokens) - 1) / answer.timing.answer_seconds)
     return {name: values[1:] for name, values in speeds.items()}
 
