@@ -154,9 +154,9 @@ def policy(setting: Setting) -> Section:
     return Section(
         "An armed policy that does not fire",
         f"{DECODED_TOKENS} tokens, greedy, with and without a policy whose classifiers see nothing; "
-        f"{DECODE_ROUNDS * setting.repeats} rounds; {DECODES_A_ROUND} times a round, of which each side gives its median. The rules "
-        "are 8 words and 2 patterns. A probe on the output needs llama.cpp's evaluation callback at every token, whose price is the "
-        "same half a millisecond for every model; one on the prompt needs it once.",
+        f"{DECODE_ROUNDS * setting.repeats} rounds; {DECODES_A_ROUND} times a round, of which each side gives its median. The "
+        "rules are 8 words and 2 patterns. A probe on the output needs llama.cpp's evaluation callback at every token, whose "
+        "price is the same half a millisecond for every model; one on the prompt needs it once.",
         (
             row("rules", "decode, rules on the output", 0.98),
             row("prompt probe", "decode, probe on the prompt", 0.98),

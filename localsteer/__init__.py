@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from localsteer.llama.model import Model
     from localsteer.llama.sampling import Sampling
     from localsteer.parallel import generate_many
+    from localsteer.policy.arm import arm
+    from localsteer.policy.controller import Controller
+    from localsteer.policy.examples import read_examples
+    from localsteer.policy.fit import FitSettings, fit_probe
+    from localsteer.policy.replay import replay
     from localsteer.scoring import Scored, answer_nll, reread
     from localsteer.steering import Plan, Steering, parse_steering, resolve
     from localsteer.vector import ControlVector, Provenance
@@ -34,7 +39,9 @@ _HOMES = {
     "Calibrator": "calibration.calibrate",
     "Contrast": "contrast",
     "ControlVector": "vector",
+    "Controller": "policy.controller",
     "ExtractionSettings": "extraction",
+    "FitSettings": "policy.fit",
     "Generator": "generation",
     "LocalsteerError": "errors",
     "Message": "llama.chat_template",
@@ -46,16 +53,20 @@ _HOMES = {
     "Scored": "scoring",
     "Steering": "steering",
     "answer_nll": "scoring",
+    "arm": "policy.arm",
     "extract": "extraction",
     "find_models": "discovery",
+    "fit_probe": "policy.fit",
     "generate_many": "parallel",
     "load_concept": "concept_file",
     "load_vector": "library",
     "loader": "library",
     "parse_steering": "steering",
     "prompt_tokens": "generation",
+    "read_examples": "policy.examples",
     "read_prompt_files": "contrast",
     "read_vector": "vector_file",
+    "replay": "policy.replay",
     "reread": "scoring",
     "resolve": "steering",
     "resolve_model": "discovery",
@@ -69,7 +80,9 @@ __all__ = [
     "Calibrator",
     "Contrast",
     "ControlVector",
+    "Controller",
     "ExtractionSettings",
+    "FitSettings",
     "Generator",
     "LocalsteerError",
     "Message",
@@ -81,16 +94,20 @@ __all__ = [
     "Scored",
     "Steering",
     "answer_nll",
+    "arm",
     "extract",
     "find_models",
+    "fit_probe",
     "generate_many",
     "load_concept",
     "load_vector",
     "loader",
     "parse_steering",
     "prompt_tokens",
+    "read_examples",
     "read_prompt_files",
     "read_vector",
+    "replay",
     "reread",
     "resolve",
     "resolve_model",

@@ -28,7 +28,8 @@ class Draft:
         self._on_text = on_text
         self._stream = TextStream(stop)
         self._ends: list[int] = []  # for each token the length of the text that was certain with it
-        self._shown = 0
+        self._shown = 0  # length of the text that was shown
+        self._shown_tokens = 0
 
     @property
     def text(self) -> str:
@@ -39,6 +40,11 @@ class Draft:
     def stopped(self) -> bool:
         """Whether a stop string was met."""
         return self._stream.stopped
+
+    @property
+    def unseen(self) -> int:
+        """How many of the latest tokens nobody has seen yet, so that they can be taken back."""
+        return len(self.tokens) - self._shown_tokens
 
     def push(self, token: int) -> None:
         """Add a token."""
@@ -52,16 +58,17 @@ class Draft:
             self._ends[-1] = len(self._stream.text)
 
     def rewind(self, count: int) -> None:
-        """Take back the latest tokens; they must not have been shown."""
+        """Take back the latest tokens, at most the unseen ones."""
+        assert count <= self.unseen
         kept = self.tokens[: len(self.tokens) - count]
         self.tokens, self._ends, self._stream = [], [], TextStream(self._stop)
         for token in kept:
             self._append(token)
-        assert len(self.text) >= self._shown
 
     def show(self, hold_back: int = 0) -> None:
         """Hand on the text of all but the latest `hold_back` tokens."""
         certain = len(self._ends) - hold_back
+        self._shown_tokens = max(self._shown_tokens, certain)
         end = self._ends[certain - 1] if certain > 0 else 0
         if end > self._shown:
             fresh = self.text[self._shown : end]

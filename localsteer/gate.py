@@ -20,7 +20,7 @@ class Verdict:
     Attributes:
         edit: what is done to the tokens that follow; None for nothing.
         again: the token that was just run is run once more under `edit`, so that the very next one is steered.
-        rewind: this many of the latest tokens are taken back and written anew under `edit`.
+        rewind: this many of the latest tokens, at most the draft's unseen ones, are taken back and written anew under `edit`.
         stop: the answer ends here.
     """
 

@@ -98,13 +98,17 @@ class Probe:
             document = json.loads(text)
             unseen = document["unseen"]
             rates = {name: Interval(**{key: _number(value) for key, value in unseen[name].items()}) for name in RATES}
-            numbers = {name: float(document[name]) for name in ("bias", "threshold")}
+            names = ("bias", "threshold") if document["target"] is None else ("bias", "threshold", "target")
+            numbers = {name: float(document[name]) for name in names}
             if not all(map(math.isfinite, numbers.values())):
                 raise ValueError("a number is not finite")
-            probe = cls(**{**document, **numbers, "fitted": tuple(document["fitted"]), "unseen": Metrics(**{**unseen, **rates})})
-            if probe.watch not in ("prompt", "output") or not isinstance(probe.layer, int) or not probe.window > 0:
+            positive, negative = document["fitted"]
+            metrics = Metrics(**{**unseen, **rates})
+            probe = cls(**{**document, **numbers, "fitted": (positive, negative), "unseen": metrics})
+            whole = (probe.layer, probe.window, positive, negative, metrics.positives, metrics.negatives)
+            if probe.watch not in ("prompt", "output") or not all(isinstance(one, int) for one in whole) or probe.window < 1:
                 raise ValueError("a value is none that it can have")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise VectorError(f"the probe is damaged: {error}.", hint="Fit it again with `localsteer policy fit`.") from error
         return probe
 

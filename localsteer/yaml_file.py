@@ -45,7 +45,7 @@ class YamlFile:
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
             data = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as problem:  # ValueError: a date that does not exist, for one
+        except Exception as problem:  # PyYAML raises whatever a date that does not exist or a wrong tag leads to
             # What is not closed is found at the end of the file; the context is where it was opened.
             unclosed = "end of stream" in (getattr(problem, "problem", None) or "")
             mark = getattr(problem, "context_mark" if unclosed else "problem_mark", None)
@@ -65,8 +65,11 @@ class YamlFile:
         try:
             return model.model_validate(self.data)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise self.mistake(self._place(first["loc"]), first["msg"][:1].lower() + first["msg"][1:]) from error
+            problems = [(self._place(one["loc"], one["type"] == "missing"), one["msg"]) for one in error.errors()]
+            place = problems[0][0]
+            # Where several kinds of values are allowed, pydantic says for each what is wrong.
+            said = dict.fromkeys(message[:1].lower() + message[1:] for there, message in problems if there == place)
+            raise self.mistake(place, ", or ".join(said)) from error
 
     def mistake(self, location: Location, message: str) -> LocalsteerError:
         """An error at a place: the keys and indices that lead there, and what is wrong."""
@@ -76,15 +79,20 @@ class YamlFile:
             hint=f"{self.page} shows the format.",
         )
 
-    def _place(self, location: Location) -> Location:
-        """The location without what is no key of the file: pydantic also names the member of a union that it tried."""
+    def _place(self, location: Location, missing: bool) -> Location:
+        """The location without what is no key of the file: pydantic also names the member of a union that it tried.
+
+        Args:
+            location: as pydantic names it.
+            missing: whether its end is a key that the file should have.
+        """
         place: list[str | int] = []
         value: Any = self.data
         for index, part in enumerate(location):
             known = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
             if known:
                 value = value[part]
-            if known or index == len(location) - 1:
+            if known or (missing and index == len(location) - 1):
                 place.append(part)
         return place
 
@@ -94,7 +102,7 @@ class YamlFile:
         line = int(node.start_mark.line)
         for part in location:
             if isinstance(node, yaml.MappingNode):
-                found = [(key, value) for key, value in node.value if key.value == part]
+                found = [(key, value) for key, value in node.value if key.value == str(part)]
                 if not found:
                     break
                 key, node = found[0]

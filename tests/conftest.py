@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 
 from localsteer import discovery
@@ -17,6 +18,10 @@ from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
 from localsteer.steering import Plan, Steering
 from tests.tiny_models import ARCHITECTURES, RECURRENT_ARCHITECTURE, write_tiny_model
+
+# The same examples in every run, and no limit to the time of one: machines differ.
+settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+settings.load_profile("tests")
 
 Floats = NDArray[np.float32]
 TinyPath = Callable[[str], Path]

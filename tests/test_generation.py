@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +9,30 @@ import pytest
 from gguf import GGUFReader
 from numpy.typing import NDArray
 
+from localsteer.draft import Draft
 from localsteer.errors import LocalsteerError, ModelError
-from localsteer.generation import Generator, Request, prompt_tokens
+from localsteer.gate import Verdict
+from localsteer.generation import Answer, Generator, Request, prompt_tokens
+from localsteer.kv_cache import KVCache
 from localsteer.llama.chat_template import Message
-from localsteer.llama.context import Context
+from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
-from localsteer.llama.residual import Edit
-from localsteer.llama.sampling import Sampling
-from tests.conftest import TinyModel, TinyPath, assert_greedy, plan_of, random_basis, random_edit, random_tokens
+from localsteer.llama.residual import Edit, Rows
+from localsteer.llama.sampling import Sampler, Sampling
+from tests.conftest import (
+    LOGIT_NOISE,
+    ROUNDING,
+    ROW_NOISE,
+    Floats,
+    TinyModel,
+    TinyPath,
+    assert_greedy,
+    plan_of,
+    random_basis,
+    random_edit,
+    random_tokens,
+    run_alone,
+)
 from tests.tiny_models import SPECIAL_TOKENS, VOCABULARY, write_tiny_model
 
 GREEDY = Sampling(temperature=0)
@@ -390,3 +406,469 @@ def test_timing_counts_what_was_done(generator: Generator) -> None:
     assert timing.prompt_tokens_per_second == pytest.approx(len(PROMPT) / timing.prompt_seconds)
     assert timing.tokens_per_second == pytest.approx(12 / timing.answer_seconds)
     assert timing.seconds == timing.prompt_seconds + timing.answer_seconds > 0
+
+
+# Gates
+
+
+class Script:
+    """A gate that says at given tokens what it was told to, each time once, and remembers what it was shown.
+
+    Args:
+        edit: how the answer is steered until a verdict says otherwise.
+        prompt: the verdict after the prompt, where it is another.
+        tokens: by token of the answer the verdict once it is drawn.
+        runs: by token of the answer the verdict once it was run.
+        ends: verdicts for when the answer is about to end.
+        prompt_layers: layers to read at the end of the prompt.
+        output_layers: layers to read at every token.
+        hold_back: how many tokens are not shown yet; by default as many as are taken back.
+    """
+
+    def __init__(
+        self,
+        edit: Edit | None = None,
+        *,
+        prompt: Verdict | None = None,
+        tokens: Mapping[int, Verdict] | None = None,
+        runs: Mapping[int, Verdict] | None = None,
+        ends: Sequence[Verdict] = (),
+        prompt_layers: Collection[int] = (),
+        output_layers: Collection[int] = (),
+        hold_back: int | None = None,
+    ) -> None:
+        self.prompt_layers = prompt_layers
+        self.output_layers = output_layers
+        self.prompt_rows: Mapping[int, Rows] = {}
+        self.rows: dict[int, Mapping[int, Rows]] = {}
+        self.drafts: list[tuple[int, ...]] = []
+        self.ends_seen = 0
+        self._prompt = prompt if prompt is not None else Verdict(edit)
+        self._tokens = dict(tokens or {})
+        self._runs = dict(runs or {})
+        self._ends = list(ends)
+        verdicts = [self._prompt, *self._tokens.values(), *self._runs.values(), *self._ends]
+        self.edits: Sequence[Edit | None] = [verdict.edit for verdict in verdicts]
+        self.hold_back = max(verdict.rewind for verdict in verdicts) if hold_back is None else hold_back
+        self._edit = self._prompt.edit
+
+    def after_prompt(self, rows: Mapping[int, Rows]) -> Verdict:
+        self.prompt_rows = rows
+        return self._prompt
+
+    def after_token(self, draft: Draft, *, final: bool) -> Verdict:
+        self.drafts.append(tuple(draft.tokens))
+        self.ends_seen += final
+        if final:
+            return self._say(self._ends.pop(0) if self._ends else None)
+        return self._say(self._tokens.pop(len(draft.tokens), None))
+
+    def after_run(self, draft: Draft, rows: Mapping[int, Rows]) -> Verdict:
+        self.rows[len(draft.tokens)] = rows
+        return self._say(self._runs.pop(len(draft.tokens), None))
+
+    def _say(self, verdict: Verdict | None) -> Verdict:
+        if verdict is None:
+            return Verdict(self._edit)
+        self._edit = verdict.edit
+        return verdict
+
+
+def answer_of(model: Model, request: Request, gate: Script | None = None) -> Answer:
+    """From a generator of its own: nothing is in its cache."""
+    with Generator(model) as generator:
+        return generator.generate(request, gate=gate)
+
+
+@pytest.fixture
+def drawn_from(monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
+    """The logits (n_vocab,) that each token is drawn from, in the order of drawing."""
+    logits: list[Floats] = []
+    sample = Sampler.sample
+
+    def remember(self: Sampler, context: Context, row: int) -> int:
+        logits.append(context.logits(row).copy())
+        return sample(self, context, row)
+
+    monkeypatch.setattr(Sampler, "sample", remember)
+    return logits
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all batches that are run."""
+    sizes: list[int] = []
+    decode = Context.decode
+
+    def count(self: Context, batch: Batch) -> None:
+        sizes.append(len(batch))
+        decode(self, batch)
+
+    monkeypatch.setattr(Context, "decode", count)
+    return sizes
+
+
+def logits_after(model: Model, tokens: Sequence[int], edits: Sequence[Edit | None]) -> Floats:
+    """Those of a cache that has never held anything else: the prompt at once, and then token by token."""
+    first = len(PROMPT) - 1
+    assert tuple(tokens[: len(PROMPT)]) == PROMPT
+    assert not any(edits[:first])
+    cache = KVCache(Context(model, n_ctx=512))
+    with cache.context:
+        row = cache.run(tokens[:first], None)
+        for token, edit in zip(tokens[first:], edits[first:], strict=True):
+            row = cache.run([token], edit)
+        return cache.context.logits(row).copy()
+
+
+@pytest.mark.parametrize("output_layers", [(), (2, 3)])
+@pytest.mark.parametrize("prompt_layers", [(), (1,)])
+def test_a_gate_that_never_steers_changes_no_token(
+    steerable: Model, prompt_layers: tuple[int, ...], output_layers: tuple[int, ...], drawn_from: list[Floats]
+) -> None:
+    requests = [Request(PROMPT, sampling=replace(LIVELY, seed=seed), max_tokens=24) for seed in range(4)]
+    # A second turn, which begins with what is in the cache already, and a prompt that parts from it.
+    requests += [replace(requests[0], prompt=(*PROMPT, *OTHER_PROMPT)), replace(requests[0], prompt=(*PROMPT[:9], *OTHER_PROMPT))]
+    with Generator(steerable) as plain, Generator(steerable) as gated:
+        for request in requests:
+            gate = Script(prompt_layers=prompt_layers, output_layers=output_layers)
+            expected, answer = plain.generate(request), gated.generate(request, gate=gate)
+            assert (answer.tokens, answer.text) == (expected.tokens, expected.text)
+            # To the last bit, so that no seed can tell them apart.
+            np.testing.assert_array_equal(drawn_from[24:], drawn_from[:24])
+            drawn_from.clear()
+            assert set(gate.prompt_rows) == set(prompt_layers)
+            assert bool(gate.rows) == bool(output_layers)
+
+
+def test_a_prompt_is_read_without_another_forward_pass(transformer: Model, decoded: list[int]) -> None:
+    request = Request(PROMPT, None, GREEDY, max_tokens=5)
+    # What a model allows is measured at the first question about it; that is no part of an answer.
+    answer_of(transformer, request, Script(random_edit(transformer, seed=3)))
+    sizes = []
+    for gate in (None, Script(prompt_layers=(1, 2)), Script(prompt_layers=(1, 2), output_layers=(2,))):
+        decoded.clear()
+        answer_of(transformer, request, gate)
+        sizes.append(list(decoded))
+    assert sizes == [[len(PROMPT) - 1, 1, 1, 1, 1, 1]] * 3
+
+
+def test_a_gate_that_steers_after_the_prompt_takes_one_pass_more(transformer: Model, decoded: list[int]) -> None:
+    edit = random_edit(transformer, seed=3)
+    request = Request(PROMPT, None, GREEDY, max_tokens=5)
+    steered = answer_of(transformer, replace(request, plan=plan_of(edit)))
+    for output_layers in ((), (2,)):
+        decoded.clear()
+        answer = answer_of(transformer, request, Script(edit, prompt_layers=(1,), output_layers=output_layers))
+        assert decoded == [len(PROMPT) - 1, 1, 1, 1, 1, 1, 1]
+        assert answer.tokens == steered.tokens
+
+
+@pytest.mark.parametrize("steer", [False, True])
+def test_a_gate_is_shown_the_rows_of_each_token_before_its_edit(steerable: Model, steer: bool) -> None:
+    edit = random_edit(steerable, seed=3) if steer else None
+    layers = range(steerable.n_layer)
+    gate = Script(edit, prompt_layers=layers, output_layers=layers)
+    answer = answer_of(steerable, Request(PROMPT, None, LIVELY, max_tokens=8), gate)
+    tokens, first = (*PROMPT, *answer.tokens), len(PROMPT) - 1
+    unsteered = run_alone(steerable, PROMPT)
+    alone = run_alone(steerable, tokens, [edit if place >= first else None for place in range(len(tokens))])
+    # The last token is drawn, and nothing is computed from it.
+    assert list(gate.rows) == list(range(1, 8))
+    for layer in layers:
+        np.testing.assert_allclose(gate.prompt_rows[layer], unsteered.rows[layer][-1], atol=ROW_NOISE)
+        for position, rows in gate.rows.items():
+            np.testing.assert_allclose(rows[layer], alone.rows[layer][first + position], atol=ROW_NOISE)
+
+
+def test_a_plan_without_and_with_a_gate_gives_the_same_answer(steerable: Model) -> None:
+    edit = random_edit(steerable, seed=3)
+    for steer_prompt in (False, True):
+        request = Request(PROMPT, plan_of(edit, steer_prompt=steer_prompt), LIVELY, max_tokens=12)
+        gate = Script(request.response_edit, prompt_layers=(1, 2))
+        assert answer_of(steerable, request, gate).tokens == answer_of(steerable, request).tokens
+        alone = run_alone(steerable, PROMPT, [request.prompt_edit] * len(PROMPT))
+        # Steering of the response has not begun where the prompt is read.
+        for layer in (1, 2):
+            np.testing.assert_allclose(gate.prompt_rows[layer], alone.rows[layer][-1], atol=ROW_NOISE)
+
+
+def test_a_verdict_after_a_token_steers_the_very_next_one(steerable: Model, drawn_from: list[Floats]) -> None:
+    edit = random_edit(steerable, seed=3)
+    answer = answer_of(steerable, Request(PROMPT, None, GREEDY, max_tokens=8), Script(tokens={3: Verdict(edit)}))
+    # Tokens 1 to 3 are drawn without it; the pass over token 3 predicts token 4.
+    edits = [*[None] * (len(PROMPT) + 2), *[edit] * 6]
+    expected = run_alone(steerable, (*PROMPT, *answer.tokens), edits, read=False).logits
+    np.testing.assert_allclose(drawn_from, expected[len(PROMPT) - 1 : -1], atol=LOGIT_NOISE)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_token_that_was_run_is_run_again_where_the_next_one_must_be_steered(
+    steerable: Model, drawn_from: list[Floats], again: bool
+) -> None:
+    edit = random_edit(steerable, seed=3)
+    gate = Script(output_layers=(2,), runs={5: Verdict(edit, again=again)})
+    answer = answer_of(steerable, Request(PROMPT, None, GREEDY, max_tokens=9), gate)
+    unsteered = len(PROMPT) + (4 if again else 5)
+    edits = [*[None] * unsteered, *[edit] * (len(PROMPT) + 9 - unsteered)]
+    expected = run_alone(steerable, (*PROMPT, *answer.tokens), edits, read=False).logits
+    np.testing.assert_allclose(drawn_from, expected[len(PROMPT) - 1 : -1], atol=LOGIT_NOISE)
+    # It is not shown to the gate a second time.
+    assert list(gate.rows) == list(range(1, 9))
+
+
+def test_steering_that_ends_leaves_the_later_tokens_unsteered(steerable: Model, drawn_from: list[Floats]) -> None:
+    edit = random_edit(steerable, seed=3)
+    answer = answer_of(steerable, Request(PROMPT, None, GREEDY, max_tokens=9), Script(edit, tokens={4: Verdict(None)}))
+    edits = [*[None] * (len(PROMPT) - 1), *[edit] * 4, *[None] * 6]
+    expected = run_alone(steerable, (*PROMPT, *answer.tokens), edits, read=False).logits
+    np.testing.assert_allclose(drawn_from, expected[len(PROMPT) - 1 : -1], atol=LOGIT_NOISE)
+
+
+# Tokens that are taken back
+
+
+@pytest.mark.parametrize("after_run", [False, True])
+def test_after_a_rewind_the_logits_are_those_of_a_fresh_cache(
+    steerable: Model, drawn_from: list[Floats], after_run: bool
+) -> None:
+    before, after = random_edit(steerable, seed=3), random_edit(steerable, seed=4)
+    verdict = {10: Verdict(after, rewind=6)}
+    gate = Script(
+        tokens={2: Verdict(before)} | ({} if after_run else verdict), runs=verdict if after_run else None, output_layers=(1,)
+    )
+    answer = answer_of(steerable, Request(PROMPT, None, LIVELY, max_tokens=14), gate)
+    assert gate.drafts[9][:4] == answer.tokens[:4]
+    assert gate.drafts[9][4:] != answer.tokens[4:10]
+    # Drawn again is the token after the fourth, from a pass over the fourth that is steered anew.
+    tokens = (*PROMPT, *answer.tokens[:4])
+    edits = [*[None] * (len(PROMPT) + 1), before, before, after]
+    again = drawn_from[10]
+    assert np.abs(again - drawn_from[4]).max() > LOGIT_NOISE
+    np.testing.assert_allclose(again, run_alone(steerable, tokens, edits, read=False).logits[-1], atol=LOGIT_NOISE)
+    # A recurrent model computes all that is kept anew, in one batch: rounding, 1.5e-6 measured.
+    rounding = 0 if steerable.sequences_share_tokens else ROUNDING
+    np.testing.assert_allclose(again, logits_after(steerable, tokens, edits), rtol=0, atol=rounding)
+    # And so is all that follows.
+    edits += [after] * 10
+    expected = run_alone(steerable, (*PROMPT, *answer.tokens), edits, read=False).logits
+    np.testing.assert_allclose(drawn_from[10:], expected[len(PROMPT) + 3 : -1], atol=LOGIT_NOISE)
+
+
+def test_a_whole_answer_can_be_taken_back(steerable: Model, drawn_from: list[Floats]) -> None:
+    edit = random_edit(steerable, seed=3)
+    gate = Script(tokens={8: Verdict(edit, rewind=8)})
+    answer = answer_of(steerable, Request(PROMPT, None, GREEDY, max_tokens=12), gate)
+    assert len(answer.tokens) == 12
+    assert answer.timing.answer_tokens == 20
+    assert_greedy(steerable, PROMPT, answer.tokens, edit)
+    np.testing.assert_array_equal(drawn_from[8], logits_after(steerable, PROMPT, [*[None] * (len(PROMPT) - 1), edit]))
+
+
+def test_nobody_sees_what_is_taken_back(steerable: Model) -> None:
+    edit = random_edit(steerable, seed=3)
+    for rewinds in ({7: 6}, {12: 3, 11: 5}, {6: 6, 9: 1}):
+        pieces: list[str] = []
+        verdicts = {position: Verdict(edit, rewind=count) for position, count in rewinds.items()}
+        gate = Script(tokens=verdicts)
+        with Generator(steerable) as generator:
+            answer = generator.generate(Request(PROMPT, None, LIVELY, max_tokens=30), gate=gate, on_text=pieces.append)
+        assert len(answer.tokens) == 30
+        assert answer.timing.answer_tokens == 30 + sum(rewinds.values())
+        assert "".join(pieces) == answer.text == steerable.detokenize(list(answer.tokens))
+        assert any(draft != answer.tokens[: len(draft)] for draft in gate.drafts)
+
+
+def test_the_latest_tokens_are_held_back(tiny: Model) -> None:
+    shown: list[str] = []
+    gate = Script(hold_back=4)
+    seen: list[tuple[int, str]] = []
+
+    def should_stop() -> bool:
+        seen.append((len(gate.drafts), "".join(shown)))
+        return False
+
+    with Generator(tiny) as generator:
+        answer = generator.generate(
+            Request(PROMPT, None, LIVELY, max_tokens=40), gate=gate, on_text=shown.append, should_stop=should_stop
+        )
+    texts = [tiny.detokenize(list(answer.tokens[:count])) for count in range(41)]
+    held = [(count, text) for count, text in seen if count]
+    assert len(held) == 39
+    for count, text in held:
+        # A character of several bytes may wait for its end, but four tokens stay hidden.
+        assert texts[max(count - 4, 0)].startswith(text) or text == texts[max(count - 4, 0)].rstrip("\ufffd")
+    assert held[-1][1]
+    assert "".join(shown) == answer.text == texts[40]
+
+
+def test_the_same_seed_takes_the_same_way_through_rewinds(tiny: Model) -> None:
+    edit = random_edit(tiny, seed=3)
+
+    def gate() -> Script:
+        return Script(tokens={9: Verdict(edit, rewind=5), 8: Verdict(edit, rewind=2)})
+
+    request = Request(PROMPT, None, replace(LIVELY, repeat_penalty=1.3), max_tokens=20)
+    answers = [answer_of(tiny, request, gate()) for _ in range(2)]
+    assert answers[0].tokens == answers[1].tokens
+    other = answer_of(tiny, replace(request, sampling=replace(request.sampling, seed=8)), gate())
+    assert other.tokens != answers[0].tokens
+
+
+def test_what_was_taken_back_is_drawn_with_other_random_numbers(tiny: Model) -> None:
+    # The steering stays as it is, and a policy that fires must not be given the same text again.
+    answers = []
+    for seed in range(5):
+        gate = Script(tokens={12: Verdict(None, rewind=10)})
+        answer = answer_of(tiny, Request(PROMPT, None, replace(LIVELY, seed=seed), max_tokens=13), gate)
+        assert gate.drafts[11][:2] == answer.tokens[:2]
+        assert gate.drafts[11][2:] != answer.tokens[2:12]
+        answers.append(answer.tokens)
+    assert len(set(answers)) == 5
+
+
+def test_the_highest_seed_can_be_rewound(tiny: Model) -> None:
+    request = Request(PROMPT, None, replace(LIVELY, seed=2**32 - 2), max_tokens=8)
+    assert len(answer_of(tiny, request, Script(tokens={4: Verdict(None, rewind=2)})).tokens) == 8
+
+
+def test_an_answer_whose_end_is_taken_back_goes_on(steerable: Model) -> None:
+    edit = random_edit(steerable, seed=3)
+    pieces: list[str] = []
+    gate = Script(ends=[Verdict(edit, rewind=4)])
+    with Generator(steerable) as generator:
+        answer = generator.generate(Request(PROMPT, None, LIVELY, max_tokens=12), gate=gate, on_text=pieces.append)
+    assert (gate.ends_seen, len(answer.tokens), answer.finish_reason) == (2, 12, "length")
+    assert gate.drafts[11][:8] == answer.tokens[:8]
+    assert gate.drafts[11][8:] != answer.tokens[8:]
+    assert "".join(pieces) == answer.text
+
+
+def test_an_end_of_turn_that_is_taken_back_ends_nothing(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "ending.gguf")
+    tensors_of(path)["output.weight"][END, 5] = 4.0
+    added = np.zeros((4, 64), np.float32)
+    added[3, 5] = 1000.0
+    with Model(path, threads=1) as model:
+        request = Request(PROMPT, None, GREEDY, max_tokens=12)
+        plain = answer_of(model, request)
+        gate = Script(tokens={6: Verdict(Edit(added))}, ends=[Verdict(None, rewind=3)])
+        answer = answer_of(model, request, gate)
+        assert (answer.finish_reason, gate.ends_seen) == ("length", 2)
+        # Steering ended it after six tokens; three of them are written anew, and as they were.
+        assert gate.drafts[6] == plain.tokens[:6]
+        assert answer.tokens == plain.tokens
+
+
+def test_a_stop_string_that_is_taken_back_ends_nothing(tiny: Model) -> None:
+    request = Request(PROMPT, None, LIVELY, max_tokens=40)
+    whole = answer_of(tiny, request)
+    letters = [number for number, token in enumerate(whole.tokens) if 32 <= token < 127]
+    at = next(number for number in letters if number >= 5)
+    request = replace(request, stop=(chr(whole.tokens[at]),))
+    assert answer_of(tiny, request).finish_reason == "stop"
+    pieces: list[str] = []
+    gate = Script(ends=[Verdict(None, rewind=3)])
+    with Generator(tiny) as generator:
+        answer = generator.generate(request, gate=gate, on_text=pieces.append)
+    assert gate.ends_seen == 2
+    assert gate.drafts[at] == whole.tokens[: at + 1]
+    assert answer.tokens[: at - 2] == whole.tokens[: at - 2]
+    assert len(answer.tokens) > at - 2
+    assert "".join(pieces) == answer.text
+    assert request.stop[0] not in answer.text
+
+
+def test_a_full_context_can_be_taken_back(tiny: Model) -> None:
+    prompt = random_tokens(230, seed=5)
+    edit = random_edit(tiny, seed=3)
+    gate = Script(ends=[Verdict(edit, rewind=9)])
+    with Generator(tiny, n_ctx=256) as generator:
+        answer = generator.generate(Request(prompt, None, GREEDY, max_tokens=1000), gate=gate)
+    assert (len(answer.tokens), answer.finish_reason, gate.ends_seen) == (256 - 230 + 1, "length", 2)
+    tokens = (*prompt, *answer.tokens)
+    edits = [*[None] * (230 - 1 + 27 - 9), *[edit] * 10]
+    logits = run_alone(tiny, tokens, edits, read=False).logits[len(prompt) - 1 : -1]
+    assert (logits.max(axis=1) - logits[np.arange(27), list(answer.tokens)]).max() < LOGIT_NOISE
+
+
+def test_nothing_of_a_rewound_answer_is_left_in_the_cache(transformer: Model) -> None:
+    edit = random_edit(transformer, seed=3)
+    request = Request(PROMPT, None, GREEDY, max_tokens=12)
+    with Generator(transformer) as generator:
+        first = generator.generate(request, gate=Script(tokens={10: Verdict(edit, rewind=6)}))
+        follow_up = replace(request, prompt=(*PROMPT, *first.tokens, *OTHER_PROMPT))
+        second = generator.generate(follow_up)
+        # Three of the four tokens that were kept: the pass over the fourth was steered.
+        assert second.timing.reused_tokens == len(PROMPT) + 3
+        assert_greedy(transformer, follow_up.prompt, second.tokens)
+
+
+# The end of a gated answer
+
+
+def test_a_gate_can_end_the_answer(tiny: Model) -> None:
+    request = Request(PROMPT, None, LIVELY, max_tokens=12)
+    whole = answer_of(tiny, request)
+    stop = Verdict(None, stop=True)
+    for gate, count in (
+        (Script(prompt=stop), 0),
+        (Script(prompt=stop, prompt_layers=(1,)), 0),
+        (Script(tokens={4: stop}), 4),
+        (Script(tokens={4: stop}, hold_back=3), 4),
+        (Script(runs={4: stop}, output_layers=(1,)), 4),
+        (Script(tokens={4: Verdict(None, stop=True, rewind=3)}), 1),
+    ):
+        pieces: list[str] = []
+        with Generator(tiny) as generator:
+            answer = generator.generate(request, gate=gate, on_text=pieces.append)
+            assert (answer.finish_reason, answer.tokens) == ("policy", whole.tokens[:count])
+            assert "".join(pieces) == answer.text == tiny.detokenize(list(answer.tokens))
+            # The generator goes on as if nothing had been.
+            assert generator.generate(request).tokens == whole.tokens
+
+
+def test_what_is_held_back_is_shown_at_the_end(generator: Generator, tiny: Model) -> None:
+    for count in (0, 1, 3, 10):
+        pieces: list[str] = []
+        gate = Script(hold_back=5)
+        answer = generator.generate(Request(PROMPT, None, LIVELY, max_tokens=count), gate=gate, on_text=pieces.append)
+        assert (len(answer.tokens), answer.finish_reason) == (count, "length")
+        assert "".join(pieces) == answer.text == tiny.detokenize(list(answer.tokens))
+        assert gate.ends_seen == (count > 0)
+
+
+def test_what_is_held_back_is_shown_before_a_stop_string(tiny: Model) -> None:
+    request = Request(PROMPT, None, LIVELY, max_tokens=40)
+    whole = answer_of(tiny, request)
+    letters = [number for number, token in enumerate(whole.tokens) if 32 <= token < 127]
+    at = next(number for number in letters if number >= 5)
+    stop = whole.text[whole.text.index(chr(whole.tokens[at])) :][:1]
+    pieces: list[str] = []
+    with Generator(tiny) as generator:
+        answer = generator.generate(replace(request, stop=(stop,)), gate=Script(hold_back=30), on_text=pieces.append)
+    assert answer.finish_reason == "stop"
+    assert "".join(pieces) == answer.text == whole.text.partition(stop)[0]
+
+
+def test_what_is_held_back_is_shown_where_the_answer_is_interrupted(tiny: Model) -> None:
+    gate = Script(hold_back=4)
+    pieces: list[str] = []
+    with Generator(tiny) as generator:
+        answer = generator.generate(
+            Request(PROMPT, None, GREEDY, max_tokens=30),
+            gate=gate,
+            on_text=pieces.append,
+            should_stop=lambda: len(gate.drafts) >= 10,
+        )
+        assert (len(answer.tokens), answer.finish_reason) == (10, "interrupted")
+        assert "".join(pieces) == answer.text == tiny.detokenize(list(answer.tokens))
+        assert_greedy(tiny, PROMPT, generator.generate(Request(PROMPT, None, GREEDY, max_tokens=12)).tokens)
+
+
+def test_steering_that_a_model_does_not_allow_is_refused_before_the_answer(tiny_model: TinyModel) -> None:
+    model = tiny_model("plamo2")
+    gate = Script(tokens={4: Verdict(random_edit(model, seed=3))})
+    with pytest.raises(ModelError, match=r"tiny \(architecture plamo2\) cannot be steered.*localsteer doctor"):
+        answer_of(model, Request(PROMPT, None, GREEDY, max_tokens=8), gate)
+    assert gate.drafts == []

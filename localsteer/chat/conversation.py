@@ -96,8 +96,10 @@ class Conversation:
         return answers
 
     def reset(self) -> None:
-        """Forget all turns; the system message and the steering stay."""
+        """Forget all turns; the system message, the steering and the policy stay."""
         self.turns = []
+        if self.controller is not None:
+            self.controller.reset()
 
     @property
     def dropped_turns(self) -> int:

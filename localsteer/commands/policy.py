@@ -170,6 +170,8 @@ def fit(
 def _print_fitted(fitted: Fitted, output: str, as_json: bool) -> None:
     from dataclasses import asdict
 
+    from localsteer.policy.arm import classifier_name
+
     probe = fitted.probe
     if as_json:
         document = {"file": output, **asdict(probe), "chosen": asdict(fitted.chosen), "by_layer": fitted.by_layer}
@@ -188,7 +190,8 @@ def _print_fitted(fitted: Fitted, output: str, as_json: bool) -> None:
     _print_metrics(probe.unseen)
     for text in fitted.notes:
         note(text)
-    click.echo(f"{output} is written. In a policy:  {Path(output).stem}: {{type: probe, vector: {output}, watch: {probe.watch}}}")
+    name = classifier_name(Path(output))
+    click.echo(f"{output} is written. In a policy:  {name}: {{type: probe, vector: {output}, watch: {probe.watch}}}")
 
 
 def _print_metrics(metrics: Metrics) -> None:
@@ -248,6 +251,9 @@ def run(file: str, texts: str, as_csv: bool, as_json: bool, model_options: Model
         results = replay(armed.policy, model, examples, on_progress=lambda done, of: progress("texts", done, of))
         classifiers = armed.policy.classifiers
         measured = {name: measure_replayed(results, one) for name, one in classifiers.items()}
+    for name, metrics in measured.items():
+        if metrics is None and any(one.example.label is not None for one in results):
+            note(f"No confusion matrix of {name}: not every text has a label and a score.")
     if as_json:
         from dataclasses import asdict
 

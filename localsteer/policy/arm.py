@@ -10,8 +10,10 @@ from pathlib import Path
 from localsteer.discovery import resolve_model
 from localsteer.errors import LocalsteerError, PolicyError
 from localsteer.extraction import Progress
+from localsteer.generation import needs_tap
 from localsteer.library import is_path, load_vector
 from localsteer.llama.model import Model
+from localsteer.llama.steerability import steerability
 from localsteer.policy.audit import AuditLog
 from localsteer.policy.classifier import Classifier
 from localsteer.policy.controller import Policy, Rule
@@ -87,19 +89,28 @@ class ArmedPolicy:
         self._judges, self._opened = {}, []
 
     def prove(self) -> None:
-        """Load what is otherwise loaded at first need.
+        """Load what is otherwise loaded at first need, and try what otherwise shows while the model answers.
 
         Raises:
-            LocalsteerError: a classifier's model cannot be opened, or cannot judge.
+            PolicyError: a classifier's model cannot be opened or cannot judge, or the model's hidden states cannot be read.
         """
-        for judge in self._judges.values():
-            judge.prepare()
+        for name, one in self.policy.classifiers.items():
+            with _named(f'The classifier "{name}"'):
+                if isinstance(one, ModelClassifier):
+                    one.judge.ask(one.question, "")
+                if one.layer is not None and not steerability(self._model).readable:
+                    raise PolicyError(
+                        f"llama.cpp does not show the hidden states of {self._model.name}.",
+                        hint="`localsteer doctor -m MODEL` says what can be done with a model.",
+                    )
+        for rule in self.policy.rules:
+            with _named(f'The rule "{rule.name}"'):
+                needs_tap([rule.plan.edit], self._model)
 
     def _classifier(self, name: str, spec: ClassifierSpec, notes: dict[str, None]) -> Classifier:
         with _named(f'The classifier "{name}"'):
             if isinstance(spec, RuleSpec):
-                words = [Search.for_words(spec.words)] if spec.words else []
-                searches = (*words, *(Search.for_pattern(pattern) for pattern in spec.patterns))
+                searches = (*Search.for_words(spec.words), *(Search.for_pattern(pattern) for pattern in spec.patterns))
                 return RuleClassifier(name=name, watch=spec.watch, searches=searches)
             if isinstance(spec, ProbeSpec):
                 return self._probe(name, spec, notes)
@@ -126,17 +137,16 @@ class ArmedPolicy:
         return probe
 
     def _judge(self, name: str | None) -> Judge:
-        """One for each model file, the chat's own included."""
+        """One for each model file, the chat's own included, by whatever paths it is named."""
         path = self._model.path if name is None else self._model_path(name)
-        if path.exists() and self._model.path.exists() and path.samefile(self._model.path):
-            path = self._model.path
-        if path not in self._judges:
-            self._judges[path] = Judge(self._opener(path), str(path))
-        return self._judges[path]
+        file = path.resolve()
+        if file not in self._judges:
+            self._judges[file] = Judge(self._opener(path), str(path))
+        return self._judges[file]
 
     def _opener(self, path: Path) -> Callable[[], Model]:
         def open_model() -> Model:
-            if path == self._model.path:
+            if path.resolve() == self._model.path.resolve():
                 return self._model
             model = Model(path, threads=self._model.threads)
             self._opened.append(model)
@@ -176,6 +186,11 @@ def arm(path: str | Path, model: Model, progress: Progress | None = None) -> Arm
     return ArmedPolicy(load_policy(path), Path(path).parent, model, progress)
 
 
+def classifier_name(path: Path) -> str:
+    """A name that a condition can hold, from that of a file."""
+    return re.sub(r"\W|^(?=\d)", "_", path.stem, flags=re.ASCII)
+
+
 def arm_probe(path: str | Path, model: Model) -> ArmedPolicy:
     """A policy of a single probe, and of no rules: to try it on texts.
 
@@ -183,7 +198,7 @@ def arm_probe(path: str | Path, model: Model) -> ArmedPolicy:
         PolicyError: the file is missing, holds no probe, or does not fit.
     """
     path = Path(path)
-    name = re.sub(r"\W", "_", path.stem, flags=re.ASCII)
+    name = classifier_name(path)
     document = PolicyDocument.model_construct(
         version=1, classifiers={name: ProbeSpec(type="probe", vector=path.name)}, rules=[], on_error="pass"
     )

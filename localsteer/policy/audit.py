@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -104,18 +105,22 @@ class AuditLog:
             self._failed = True
 
     def _append(self, line: bytes) -> None:
+        if self._is_full(len(line)):
+            self._rotate()
         handle = self._open()
         try:
-            size = os.fstat(handle).st_size
-            if size and size + len(line) > self.max_bytes:
-                self._rotate()
-                os.close(handle)
-                handle = self._open()
             if line:
                 # Another process may have been killed in the middle of a line.
                 os.write(handle, line if self._is_complete(handle) else b"\n" + line)
         finally:
             os.close(handle)
+
+    def _is_full(self, more: int) -> bool:
+        try:
+            size = self.path.stat().st_size
+        except FileNotFoundError:
+            return False
+        return size > 0 and size + more > self.max_bytes
 
     def _open(self) -> int:
         # Only its owner may read it: it may hold what people said.
@@ -129,11 +134,9 @@ class AuditLog:
         return os.read(handle, 1) == b"\n"
 
     def _rotate(self) -> None:
-        for number in range(self.files - 1, 0, -1):
-            older = self._numbered(number)
-            if older.exists():
-                older.replace(self._numbered(number + 1))
-        self.path.replace(self._numbered(1))
+        for number in range(self.files, 0, -1):
+            with contextlib.suppress(FileNotFoundError):  # not there yet, or another process was faster
+                self._numbered(number - 1).replace(self._numbered(number))
 
     def _numbered(self, number: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.{number}")
+        return self.path.with_name(f"{self.path.name}.{number}") if number else self.path

@@ -6,6 +6,9 @@ import ast
 from collections.abc import Callable
 from dataclasses import dataclass
 
+# Far beyond what anyone writes, and far below what Python's stack holds.
+_DEEPEST = 100
+
 
 class ConditionError(ValueError):
     """A condition that does not parse."""
@@ -35,22 +38,25 @@ def parse_condition(text: str) -> Condition:
     Raises:
         ConditionError: anything else stands in it.
     """
+    text = text.strip()
     try:
-        root = ast.parse(text.strip(), mode="eval").body
+        root = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ConditionError(f'"{text}" is no condition such as "leaking and not friendly"') from error
     names: dict[str, None] = {}
-    waiting = [root]
+    waiting: list[tuple[ast.expr, int]] = [(root, 0)]
     while waiting:
-        node = waiting.pop(0)
+        node, depth = waiting.pop(0)
+        if depth > _DEEPEST:
+            raise ConditionError("the condition is nested too deeply")
         if isinstance(node, ast.Name):
             names[node.id] = None
         elif isinstance(node, ast.BoolOp):
-            waiting = [*node.values, *waiting]
+            waiting = [*((value, depth + 1) for value in node.values), *waiting]
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            waiting = [node.operand, *waiting]
+            waiting = [(node.operand, depth + 1), *waiting]
         else:
-            shown = ast.unparse(node)
+            shown = ast.get_source_segment(text, node)
             raise ConditionError(
                 f'"{shown}" has no place in a condition: join names of classifiers by "and", "or", "not" and ( )'
             )

@@ -90,10 +90,14 @@ class Controller:
 
     def __init__(self, policy: Policy, *, audit: AuditLog | None = None, thorough: bool = False) -> None:
         self.policy = policy
-        self.conversation = uuid.uuid4().hex[:12]
-        self.latest: AnswerGate | None = None
         self.thorough = thorough
         self._audit = audit
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new conversation."""
+        self.conversation = uuid.uuid4().hex[:12]
+        self.latest: AnswerGate | None = None
         self._answers = 0
         self._on: dict[str, bool] = {}  # whether classifiers of the prompt were true last time
 
@@ -120,23 +124,45 @@ class Controller:
             self._audit.write(decision)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Activity:
     """Where a rule stands within an answer.
 
     Attributes:
+        rule: the rule.
         active: whether it steers; its strength may still fall after that.
-        level: 0 to 1, how much of its steering is applied.
+        fired: whether it ever steered in this answer.
+        steps: how far up its ramp it is.
         until: position at which its hold ends.
         held: what its condition was last time: a rewind needs it to turn true.
-        fired: whether it ever steered in this answer.
     """
 
+    rule: Rule
     active: bool = False
     fired: bool = False
-    level: float = 0.0
+    steps: int = 0
     until: float = 0.0
     held: bool = False
+
+    @property
+    def level(self) -> float:
+        """0 to 1, how much of its steering is applied."""
+        return self.steps / max(self.rule.ramp, 1)
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """What was so at one token of an answer, for a rewind to go back to.
+
+    Attributes:
+        length: of the answer's text.
+        on: the classifiers of the output that were true.
+        held: the rules whose condition was.
+    """
+
+    length: int
+    on: frozenset[str]
+    held: frozenset[_Activity]
 
 
 class _FailedError(Exception):
@@ -170,15 +196,16 @@ class AnswerGate:
         self._on = {name: on.get(name, False) for name, one in policy.classifiers.items() if one.watch == "prompt"}
         self._on_in_conversation = on
         self._now: dict[str, float] = {}
+        self._asked: dict[str, int] = {}  # the position that the latest score of a classifier is about
         self._observers = {name: one.observer() for name, one in policy.classifiers.items()}
-        self._activities = [_Activity() for _ in policy.rules]
+        self._activities = [_Activity(rule) for rule in policy.rules]
         self._on_prompt, self._on_output = (
-            {index for index, rule in enumerate(policy.rules) if watch in policy.watched(rule)} for watch in ("prompt", "output")
+            [one for one in self._activities if watch in policy.watched(one.rule)] for watch in ("prompt", "output")
         )
         self._combined: dict[tuple[float, ...], Edit | None] = {}
         self._seen = Seen(message)
         self._heard = 0  # length of the answer's text that text classifiers have seen
-        self._ends = [0]  # length of the answer's text at each position
+        self._moments: list[_Moment] = []  # one for each position
         self._begun = False
         self._stopped = False
 
@@ -196,46 +223,49 @@ class AnswerGate:
         self._seen = Seen(self._message, rows=rows)
         self._observe(lambda one: one.watch == "prompt")
         self._look(self._on_prompt)
-        self._tell_passes(self._on_prompt - self._on_output)
+        self._tell_passes(one for one in self._on_prompt if one not in self._on_output)
         self._begun = True
+        self._step(self._activities)
+        self._remember(0, 0)
         return self._verdict()
 
     def after_token(self, draft: Draft, *, final: bool) -> Verdict:
         """A token was drawn, or the answer is about to end."""
         position, text = len(draft.tokens), draft.text
-        self._ends[position:] = [len(text)]
-        self._advance()
-        if not final and position % self._policy.stride:
-            return self._verdict()
-        self._seen = Seen(self._message, text, text[self._heard :], position, final=final)
-        self._heard = len(text)
-        self._observe(lambda one: one.watch == "output" and one.layer is None)
-        taken_back = self._look(range(len(self._policy.rules)))
-        if final and not taken_back:
-            self._tell_passes(self._on_output)
+        taken_back = 0
+        if final or position % self._policy.stride == 0:
+            self._seen = Seen(self._message, text, text[self._heard :], position, final=final)
+            self._heard = len(text)
+            self._observe(lambda one: one.watch == "output" and one.layer is None)
+            taken_back = self._look(self._activities, draft.unseen)
+            if final and not taken_back:
+                self._tell_passes(self._on_output)
+        self._step(self._activities)
+        self._remember(position, len(text))
         self._rewind(taken_back)
         return self._verdict(rewind=taken_back)
 
     def after_run(self, draft: Draft, rows: Mapping[int, Rows]) -> Verdict:
         """The latest token was run: rows of `output_layers` at it."""
         position = len(draft.tokens)
+        taken_back = 0
+        idle = [one for one in self._on_output if not one.active]
         self._seen = Seen(self._message, draft.text, "", position, rows)
         self._observe(lambda one: one.watch == "output" and one.layer is not None)
-        if position % self._policy.stride:
-            return self._verdict()
-        before = self._levels
-        taken_back = self._look(self._on_output)
-        fired = any(level > old for level, old in zip(self._levels, before, strict=True))
+        if position % self._policy.stride == 0:
+            taken_back = self._look(self._on_output, draft.unseen)
+        fired = [one for one in idle if one.active]
+        self._step(fired)
+        self._remember(position, len(draft.text))
         self._rewind(taken_back)
-        return self._verdict(rewind=taken_back, again=fired)
+        return self._verdict(rewind=taken_back, again=bool(fired))
 
     # ---- what is armed, for people
 
     @property
     def active(self) -> list[tuple[str, float]]:
         """The rules that steer now, each with its level of 0 to 1."""
-        pairs = zip(self._policy.rules, self._activities, strict=True)
-        return [(rule.name, activity.level) for rule, activity in pairs if activity.level > 0]
+        return [(one.rule.name, one.level) for one in self._activities if one.level > 0]
 
     # ---- classifiers
 
@@ -260,6 +290,7 @@ class AnswerGate:
             self._fail(one, error)
             return
         self._now[one.name] = score
+        self._asked[one.name] = self._seen.position
         self.scores[one.name] = max(score, self.scores.get(one.name, -math.inf))
         self._on[one.name] = one.is_on(score, self._on.get(one.name, False))
         if one.watch == "prompt":
@@ -268,7 +299,7 @@ class AnswerGate:
     def _fail(self, one: Classifier, error: Exception) -> None:
         self.failures[one.name] = " ".join(str(error).split()) or type(error).__name__
         self._stopped = self._stopped or self._policy.on_error == "stop"
-        self._decide("error", one, None, detail=f"{self.failures[one.name]} (on_error: {self._policy.on_error})")
+        self._decide("error", one, detail=f"{self.failures[one.name]} (on_error: {self._policy.on_error})")
 
     def _is_on(self, name: str) -> bool:
         one = self._policy.classifiers[name]
@@ -284,82 +315,79 @@ class AnswerGate:
 
     # ---- rules
 
-    def _look(self, rules: Iterable[int]) -> int:
-        """Fire, hold and release rules; returns how many tokens are to be taken back."""
+    def _look(self, activities: Iterable[_Activity], most: int = 0) -> int:
+        """Fire, hold and release rules; returns how many tokens are to be taken back, of the `most` that can be."""
         taken_back = 0
-        for index in rules:
-            rule, activity = self._policy.rules[index], self._activities[index]
+        for activity in activities:
             failed = False
             try:
                 # What was said of the prompt alone is settled when the answer begins; only its hold may end.
-                holds = (index in self._on_output or not self._begun) and rule.condition.holds(self._is_on)
+                looked = activity in self._on_output or not self._begun
+                holds = looked and activity.rule.condition.holds(self._is_on)
             except _FailedError:
                 holds = failed = True
             turned, activity.held = holds and not activity.held, holds
             if holds:
                 count = 0
                 if turned and not failed and self.rewinds < MAX_REWINDS:
-                    count = min(rule.rewind, self._seen.position)
+                    count = min(activity.rule.rewind, most)
                 taken_back = max(taken_back, count)
-                self._fire(rule, activity, turned, count, failed)
+                self._fire(activity, turned, count, failed)
             elif activity.active and self._seen.position >= activity.until:
                 activity.active = False
-                if rule.ramp == 0:
-                    activity.level = 0.0
-                self._decide("release", self._deciding(rule), rule)
+                self._decide("release", self._deciding(activity.rule), activity)
         return taken_back
 
-    def _tell_passes(self, rules: Iterable[int]) -> None:
-        for index in rules:
-            if not self._activities[index].fired:
-                rule = self._policy.rules[index]
-                self._decide("pass", self._deciding(rule), rule)
+    def _tell_passes(self, activities: Iterable[_Activity]) -> None:
+        for activity in activities:
+            if not activity.fired:
+                self._decide("pass", self._deciding(activity.rule), activity)
 
-    def _fire(self, rule: Rule, activity: _Activity, turned: bool, count: int, failed: bool) -> None:
-        begins = not activity.active
-        position = self._seen.position - count
+    def _fire(self, activity: _Activity, turned: bool, count: int, failed: bool) -> None:
+        rule, begins = activity.rule, not activity.active
         activity.active = activity.fired = True
-        activity.until = math.inf if rule.hold is None else position + rule.hold
-        if begins:
-            activity.level = min(1.0, activity.level + 1 / rule.ramp) if rule.ramp else 1.0
+        # A score of the residual stream is about the token that was run, also when rules are looked at after the next one.
+        latest = max((self._asked[name] for name in rule.condition.names if name in self._asked), default=self._seen.position)
+        activity.until = math.inf if rule.hold is None else latest - count + rule.hold
         one = self._deciding(rule)
-        detail = "the classifier failed" if failed else ""
         if count:
-            self._decide("rewind", one, rule, detail=f"{count} tokens")
+            self._decide("rewind", one, activity, detail=f"{count} tokens")
         elif turned and rule.rewind and not failed and self._seen.position and self.rewinds >= MAX_REWINDS:
-            self._decide("rewinds exhausted", one, rule)
+            self._decide("rewinds exhausted", one, activity)
         elif begins:
-            self._decide("fire", one, rule, detail=detail)
+            self._decide("fire", one, activity, detail="the classifier failed" if failed else "")
 
-    def _advance(self) -> None:
-        """One token further: ramps rise and fall."""
-        for rule, activity in zip(self._policy.rules, self._activities, strict=True):
-            if activity.active:
-                activity.level = min(1.0, activity.level + 1 / rule.ramp) if rule.ramp else 1.0
-            elif activity.level > 0:
-                activity.level = max(0.0, activity.level - 1 / rule.ramp) if rule.ramp else 0.0
+    @staticmethod
+    def _step(activities: Iterable[_Activity]) -> None:
+        """One token further: up the ramp where a rule steers, and down it where it does so no more."""
+        for one in activities:
+            one.steps = min(one.steps + 1, max(one.rule.ramp, 1)) if one.active else max(one.steps - 1, 0)
+
+    def _remember(self, position: int, length: int) -> None:
+        on = frozenset(name for name, one in self._policy.classifiers.items() if one.watch == "output" and self._on.get(name))
+        held = frozenset(activity for activity in self._activities if activity.held)
+        self._moments[position:] = [_Moment(length, on, held)]
 
     def _rewind(self, count: int) -> None:
         if not count:
             return
         self.rewinds += 1
         position = self._seen.position - count
-        answer = self._seen.answer[: self._ends[position]]
-        for observer in self._observers.values():
-            observer.rewind(position, answer)
+        moment = self._moments[position]
+        answer = self._seen.answer[: moment.length]
+        for name, one in self._policy.classifiers.items():
+            self._observers[name].rewind(position, answer)
+            if one.watch == "output":
+                self._on[name], self._asked[name] = name in moment.on, position
+        for activity in self._activities:
+            activity.held = activity in moment.held
         self._seen = Seen(self._message, answer, "", position)
         self._heard = len(answer)
-        for index in self._on_output:
-            self._activities[index].held = False  # what was true of the tokens that are gone may turn true again
 
     # ---- what comes of it
 
-    @property
-    def _levels(self) -> tuple[float, ...]:
-        return tuple(activity.level for activity in self._activities)
-
     def _verdict(self, *, rewind: int = 0, again: bool = False) -> Verdict:
-        levels = self._levels
+        levels = tuple(one.level for one in self._activities)
         if levels not in self._combined:
             self._combined[levels] = self._combine(levels)
         return Verdict(self._combined[levels], again=again, rewind=rewind, stop=self._stopped)
@@ -367,21 +395,22 @@ class AnswerGate:
     def _combine(self, levels: tuple[float, ...]) -> Edit | None:
         """The steering of all active rules, added up."""
         parts = [(self._base, 1.0)] if self._base is not None else []
-        parts += [(rule.plan.edit, level) for rule, level in zip(self._policy.rules, levels, strict=True) if level > 0]
+        parts += [(one.rule.plan.edit, level) for one, level in zip(self._activities, levels, strict=True) if level > 0]
         if not any(level > 0 for level in levels):
             return self._base
         added = np.sum([edit.added * np.float32(level) for edit, level in parts], axis=0)
         return Edit(added.astype(np.float32), join_removals([edit.removed for edit, _ in parts]))
 
     def _deciding(self, rule: Rule) -> Classifier:
-        """The classifier of a rule that was heard last: of those that are true, or of all."""
+        """The last classifier of a rule: of those that failed, are true, or were asked in this answer, or of all."""
         classifiers = [self._policy.classifiers[name] for name in rule.condition.names]
+        asked = [one for one in classifiers if one.name in self.scores]
+        on = [one for one in asked if self._on[one.name]]
         failed = [one for one in classifiers if one.name in self.failures]
-        on = [one for one in classifiers if self._on.get(one.name)]
-        return (failed or on or classifiers)[-1]
+        return (failed or on or asked or classifiers)[-1]
 
-    def _decide(self, action: Action, one: Classifier, rule: Rule | None, *, detail: str = "") -> None:
-        activity = self._activities[self._policy.rules.index(rule)] if rule is not None else _Activity()
+    def _decide(self, action: Action, one: Classifier, activity: _Activity | None = None, *, detail: str = "") -> None:
+        rule = activity.rule if activity is not None else None
         score = self._now.get(one.name)
         if action == "pass" and one.watch == "output":
             score = self.scores.get(one.name)  # the highest of the whole answer
@@ -398,7 +427,7 @@ class AnswerGate:
             classifier=one.name,
             score=score,
             threshold=one.threshold,
-            strength=1.0 if activity.active else 0.0,
+            strength=1.0 if activity is not None and activity.active else 0.0,
             steer=str(rule.plan.steering) if rule is not None else "",
             detail=detail,
             text=text,

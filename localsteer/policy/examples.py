@@ -104,16 +104,20 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
                 raise PolicyError(f"{path}, line {reader.line_num}: this row has another number of columns than the header.")
             yield row, f"{path}, line {reader.line_num}"
     except csv.Error as error:
-        raise PolicyError(f"{path}, line {reader.line_num}: this is no CSV: {error}.") from error
+        # That of the DictReader is the line before.
+        raise PolicyError(f"{path}, line {reader.reader.line_num}: this is no CSV: {error}.") from error
 
 
 def _example(row: Mapping[str, Any], place: str, label: bool | None) -> Example:
-    texts = {key: row[key] for key in ("text", "prompt", "answer") if row.get(key) is not None}
+    # An empty cell of a CSV is as good as none.
+    texts = {key: row[key] for key in ("text", "prompt", "answer") if row.get(key) not in (None, "")}
     for key, value in texts.items():
         if not isinstance(value, str):
             raise PolicyError(f'{place}: "{key}" is not a text.')
     if not any(value.strip() for value in texts.values()):
         raise PolicyError(f'{place}: there is no text: give "text", or "prompt" and "answer".')
+    # Half a character, which JSON can hold, becomes a question mark.
+    texts = {key: value.encode("utf-8", "replace").decode() for key, value in texts.items()}
     whole = texts.get("text", "")
     return Example(texts.get("prompt", whole), texts.get("answer", whole), _label(row.get("label"), place, label), place)
 

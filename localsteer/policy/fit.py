@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.errors import PolicyError
+from localsteer.errors import LocalsteerError, PolicyError
 from localsteer.llama.fingerprint import hash_texts
 from localsteer.llama.model import Model
 from localsteer.policy.examples import Example
@@ -107,8 +107,9 @@ def fit_probe(
     first, last = settings.layers if settings.layers is not None else (1, model.n_layer - 1)
     if not 1 <= first <= last < model.n_layer:
         raise PolicyError(f"{model.name} has layers 1 to {model.n_layer - 1} to choose from, not {first}-{last}.")
+    _check_labels(examples, settings.watch)
     fitted, reported = (list(examples), list(unseen)) if unseen is not None else _split(examples, settings)
-    _check(fitted, reported)
+    _check(fitted, reported, settings.watch)
     layers = range(first, last + 1)
     with Reader(model, layers) as reader:
         read = [_mean_row(reader, one, settings.watch) for one in _told(fitted, "fitting", on_progress)]
@@ -121,19 +122,16 @@ def fit_probe(
     # The weights are 2d / ‖d‖², and so the other way round; what is reported is what the file will hold.
     direction = (2 * weights / (weights @ weights)).astype(np.float32)
     weights = projection(direction)
+    chosen_scores = scores[best]
+    if settings.watch == "output":
+        # A text counts by the highest mean on its way, as an answer does while it is written.
+        lines = [_line(values[fold, best], truth[fold]) for fold in folds.fitted]
+        with Reader(model, [layer]) as reader:
+            told = zip(folds.of, _told(fitted, "choosing", on_progress), strict=True)
+            chosen_scores = np.array([_score(reader, one, settings, *lines[fold]) for fold, one in told], np.float64)
+    threshold = choose_threshold(chosen_scores, truth, settings.target)
+    # A reader of its own, as `policy run` has one: what is read depends a little on what was read before.
     with Reader(model, [layer]) as reader:
-        if settings.watch == "output":
-            # A text counts by the highest mean on its way, as an answer does while it is written.
-            lines = [_line(values[fold, best], truth[fold]) for fold in folds.fitted]
-            peaks = []
-            for fold, one in zip(folds.of, _told(fitted, "choosing", on_progress), strict=True):
-                fold_weights, fold_bias = lines[fold]
-                rows = reader.answer(one.message_before, one.answer)[:, 0]
-                peaks.append(_peak(rows, fold_weights, fold_bias, settings.window))
-            chosen_scores = np.array(peaks, np.float64)
-        else:
-            chosen_scores = scores[best]
-        threshold = choose_threshold(chosen_scores, truth, settings.target)
         unseen_scores = [_score(reader, one, settings, weights, bias) for one in _told(reported, "reporting", on_progress)]
     positive = [bool(one.label) for one in reported]
     probe = Probe(
@@ -176,6 +174,7 @@ def choose_threshold(scores: Scores, positive: NDArray[np.bool_], target: float 
     middles = (ordered[:-1] + ordered[1:]) / 2
     # Above all scores by as much as the highest two are apart: a threshold that calls nothing positive must be possible.
     above = ordered[-1] + (ordered[-1] - ordered[-2] if len(ordered) > 1 else 1.0)
+    above = max(above, np.nextafter(ordered[-1], np.inf))  # a gap may be too small to be added
     candidates = np.concatenate((middles, [above]))
     false = np.array([(scores[~positive] >= one).mean() for one in candidates])
     if target is not None:
@@ -235,23 +234,25 @@ def _separation(scores: Scores, truth: NDArray[np.bool_]) -> float:
     return float((scores[truth].mean() - scores[~truth].mean()) / spread) if spread > 0 else math.inf
 
 
+def _rows(reader: Reader, example: Example, watch: Watch) -> Floats:
+    """(n_tokens, n_layers, n_embd) of a text: of one token of a prompt, or all of an answer."""
+    try:
+        if watch == "prompt":
+            return reader.prompt(example.message)[np.newaxis]
+        return reader.answer(example.message_before, example.answer)
+    except LocalsteerError as error:
+        raise PolicyError(f"{example.place}: {error.message}", hint=error.hint) from error
+
+
 def _mean_row(reader: Reader, example: Example, watch: Watch) -> Floats:
     """(n_layers, n_embd) of a text."""
-    if watch == "prompt":
-        return reader.prompt(example.message)
-    return np.asarray(reader.answer(example.message_before, example.answer).mean(axis=0), np.float32)
+    return np.asarray(_rows(reader, example, watch).mean(axis=0), np.float32)
 
 
 def _score(reader: Reader, example: Example, settings: FitSettings, weights: Scores, bias: float) -> float:
-    """The score of a text as the controller would find it."""
-    if settings.watch == "prompt":
-        return float(reader.prompt(example.message)[0] @ weights + bias)
-    return _peak(reader.answer(example.message_before, example.answer)[:, 0], weights, bias, settings.window)
-
-
-def _peak(rows: Floats, weights: Scores, bias: float, window: int) -> float:
-    """The highest moving mean over an answer's tokens (n_tokens, n_embd)."""
-    return float(moving_mean(np.asarray(rows @ weights + bias, np.float64), window).max())
+    """The score of a text as the controller would find it: of an answer the highest moving mean."""
+    scores = np.array([row @ weights + bias for row in _rows(reader, example, settings.watch)[:, 0]], np.float64)
+    return float(moving_mean(scores, settings.window).max())
 
 
 def _split(examples: Sequence[Example], settings: FitSettings) -> tuple[list[Example], list[Example]]:
@@ -260,7 +261,7 @@ def _split(examples: Sequence[Example], settings: FitSettings) -> tuple[list[Exa
     fitted: list[Example] = []
     reported: list[Example] = []
     for label in (True, False):
-        alike = {(one.message, one.answer): one for one in examples if one.label is label}
+        alike = {_watched(one, settings.watch): one for one in examples if one.label is label}
         kind = list(alike.values())
         count = round(len(kind) * settings.unseen_share)
         order = generator.permutation(len(kind))
@@ -269,10 +270,22 @@ def _split(examples: Sequence[Example], settings: FitSettings) -> tuple[list[Exa
     return fitted, reported
 
 
-def _check(fitted: Sequence[Example], reported: Sequence[Example]) -> None:
-    both = [*fitted, *reported]
-    if unlabelled := next((one for one in both if one.label is None), None):
-        raise PolicyError(f"{unlabelled.place}: this text has no label.", hint='Give each a "label", or use two files.')
+def _watched(example: Example, watch: Watch) -> tuple[str, ...]:
+    """What the model reads of a text."""
+    return (example.message,) if watch == "prompt" else (example.message_before, example.answer)
+
+
+def _check_labels(examples: Sequence[Example], watch: Watch) -> None:
+    labels: dict[tuple[str, ...], bool] = {}
+    for one in examples:
+        if one.label is None:
+            raise PolicyError(f"{one.place}: this text has no label.", hint='Give each a "label", or use two files.')
+        if labels.setdefault(_watched(one, watch), one.label) is not one.label:
+            raise PolicyError(f"{one.place}: this text is called both positive and negative.", hint="Leave it out.")
+
+
+def _check(fitted: Sequence[Example], reported: Sequence[Example], watch: Watch) -> None:
+    _check_labels(reported, watch)
     for part, use in ((fitted, "fit to"), (reported, "report on")):
         for label, kind in ((True, "positive"), (False, "negative")):
             count = sum(one.label is label for one in part)
@@ -281,8 +294,8 @@ def _check(fitted: Sequence[Example], reported: Sequence[Example]) -> None:
                     f"There are {count} {kind} texts to {use}; at least {LEAST_TEXTS} are needed.",
                     hint=f"Give more examples; {FEW_TEXTS} of a kind tell much more.",
                 )
-    known = {(one.message, one.answer) for one in fitted}
-    if same := next((one for one in reported if (one.message, one.answer) in known), None):
+    known = {_watched(one, watch) for one in fitted}
+    if same := next((one for one in reported if _watched(one, watch) in known), None):
         raise PolicyError(f"{same.place}: this text is also used for fitting, so a report on it would mean nothing.")
 
 

@@ -19,6 +19,7 @@ from localsteer.policy.classifier import Classifier, Observer, Seen
 # costs time in proportion to its length, and nothing can hide in the middle of one.
 PIECE = 1024
 _ROOM = 512  # for the question and the template
+_REMEMBERED = 64  # pieces: as many as two classifiers, each of an answer that fills a context of 16,384 tokens
 _MARK = "\x01text\x01"
 _YES = ("yes", "Yes", "YES", " yes", " Yes", " YES")
 _NO = ("no", "No", "NO", " no", " No", " NO")
@@ -27,7 +28,8 @@ _NO = ("no", "No", "NO", " no", " No", " NO")
 class Judge:
     """A model that answers yes/no questions about texts; many classifiers may share one.
 
-    What a text has in common with the one judged before is not computed again, so a growing answer costs its new tokens.
+    What a text has in common with the one judged before is not computed again, and neither is a piece that was judged a moment
+    ago, so a growing answer costs its new tokens.
 
     Args:
         open_model: opens the model at the first question; it may be the chat's own.
@@ -38,6 +40,7 @@ class Judge:
         self._open = open_model
         self._where = where
         self._cache: KVCache | None = None
+        self._score = functools.lru_cache(_REMEMBERED)(self._compute_score)
 
     @functools.cached_property
     def model(self) -> Model:
@@ -67,14 +70,6 @@ class Judge:
             self._cache.context.close()
             self._cache = None
 
-    def prepare(self) -> None:
-        """Load what the first question would load.
-
-        Raises:
-            LocalsteerError: the model cannot be opened, or cannot say yes and no.
-        """
-        self._ready()
-
     def ask(self, question: str, text: str) -> float:
         """p(yes) / (p(yes) + p(no)) of the first word of the answer, the highest of all pieces of the text.
 
@@ -88,7 +83,8 @@ class Judge:
             raise PolicyError(f"The question is too long for {self._where}.", hint="Ask a shorter one.")
         # Special tokens in the text are read as plain text: it must not be able to end the message and answer itself.
         tokens = self.model.tokenize(text, add_special=False, special=False)
-        return max(self._score(cache, [*head, *piece, *tail]) for piece in _pieces(tokens, min(PIECE, room)))
+        # NumPy's maximum, which a score that is not a number does not hide in.
+        return float(np.max([self._score((*head, *piece, *tail)) for piece in _pieces(tokens, min(PIECE, room))]))
 
     def _ready(self) -> KVCache:
         if self._cache is None:
@@ -109,14 +105,16 @@ class Judge:
             )
         return self.model.tokenize(head), self.model.tokenize(tail, add_special=False)
 
-    def _score(self, cache: KVCache, tokens: Sequence[int]) -> float:
+    def _compute_score(self, tokens: tuple[int, ...]) -> float:
+        cache = self._ready()
         kept = cache.keep_common(tokens[:-1], [None] * (len(tokens) - 1))
         row = 0
         for start in range(kept, len(tokens), cache.context.n_ubatch):
             row = cache.run(tokens[start : start + cache.context.n_ubatch], None)
         logits = cache.context.logits(row).astype(np.float64)
-        yes, no = (np.logaddexp.reduce(logits[side]) for side in self._answers)
-        return float(np.exp(yes - np.logaddexp(yes, no)))
+        with np.errstate(invalid="ignore"):  # the controller tells of a score that is not a number
+            yes, no = (np.logaddexp.reduce(logits[side]) for side in self._answers)
+            return float(np.exp(yes - np.logaddexp(yes, no)))
 
 
 def _pieces(tokens: Sequence[int], size: int) -> Iterator[Sequence[int]]:

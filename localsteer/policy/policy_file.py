@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import keyword
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 from localsteer.errors import ExpressionError, PolicyError
 from localsteer.policy.classifier import OnError
@@ -16,10 +18,18 @@ from localsteer.steering import parse_steering
 from localsteer.yaml_file import Location, YamlFile
 
 Text = Annotated[str, Field(min_length=1)]
-# What `when` can hold: a hyphen would be a minus sign there.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
-_WORDS = ("and", "or", "not", "if", "else", "in", "is", "lambda", "await", "True", "False", "None")
+
+def _checked_name(name: str) -> str:
+    # What `when` can hold: a hyphen would be a minus sign there.
+    if not (name.isascii() and name.isidentifier()):
+        raise PydanticCustomError("name", "a name is made of letters, digits and _, and begins with no digit")
+    if keyword.iskeyword(name):
+        raise PydanticCustomError("name", "that word has a meaning of its own in a condition")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_checked_name)]
 
 
 class _Strict(BaseModel):
@@ -56,7 +66,16 @@ class ModelSpec(_Strict):
     release: float | None = Field(None, ge=0, le=1)
 
 
-ClassifierSpec = Annotated[RuleSpec | ProbeSpec | ModelSpec, Field(discriminator="type")]
+def _kind(value: Any) -> str:
+    """Pydantic puts this into the place of a mistake, where a bare "model" would be taken for the key of that name."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"type {kind}"
+
+
+ClassifierSpec = Annotated[
+    Annotated[RuleSpec, Tag("type rule")] | Annotated[ProbeSpec, Tag("type probe")] | Annotated[ModelSpec, Tag("type model")],
+    Discriminator(_kind, custom_error_type="type", custom_error_message="a classifier needs a type, one of: rule, probe, model"),
+]
 
 
 class RuleOfPolicy(_Strict):
@@ -135,7 +154,8 @@ class PolicyDocument(_Strict):
             if not parse_steering(rule.steer):
                 return ("steer",), "it steers by nothing"
         except ExpressionError as error:
-            return ("steer",), f"{error.message}\n "
+            problem = error.message.partition("\n")[0].rstrip(".")
+            return ("steer",), f'{problem} (column {error.column + 1} of "{error.expression}")'
         specs = [self.classifiers[name] for name in condition.names]
         if rule.rewind and all(spec.watch == "prompt" for spec in specs):
             return ("rewind",), "the rule watches the prompt only, and at its end there is nothing to take back yet"
@@ -143,8 +163,6 @@ class PolicyDocument(_Strict):
 
 
 def _broken_classifier(name: str, spec: ClassifierSpec) -> tuple[Location, str] | None:
-    if name in _WORDS:
-        return (name,), "that word has a meaning of its own in a condition"
     if not isinstance(spec, RuleSpec):
         if spec.release is not None and spec.threshold is not None and spec.release > spec.threshold:
             return (name, "release"), "it must not be above the threshold"
@@ -154,6 +172,10 @@ def _broken_classifier(name: str, spec: ClassifierSpec) -> tuple[Location, str] 
     for number, word in enumerate(spec.words):
         if not word.strip():
             return (name, "words", number), "this word is empty"
+    try:
+        Search.for_words(spec.words)
+    except PatternError as error:
+        return (name, "words"), str(error)
     for number, pattern in enumerate(spec.patterns):
         try:
             Search.for_pattern(pattern)

@@ -17,8 +17,13 @@ from localsteer.policy.classifier import Classifier, Observer, Seen
 # Longest match in a growing answer, in bytes of UTF-8; some 300 tokens of English. A search of it takes 5 microseconds.
 WINDOW = 1024
 # Letters, marks, digits and the underscore of any script: RE2's own \b knows ASCII only.
-_WORD = r"[\pL\pM\pN_]"
-_NO_WORD = r"[^\pL\pM\pN_]"
+_LETTER = r"[\pL\pM\pN_]"
+# Scripts that write no spaces between words: any letter of theirs may be a word's first or last.
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+_BESIDE = rf"(?:[^\pL\pM\pN_]|{_UNSPACED})"
+_BEFORE = rf"(?:\A|{_BESIDE})"
+_BEHIND = rf"(?:{_BESIDE}|\z)"
+_SPACE = r"[\s\pZ]+"  # \pZ: the no-break space and its like
 
 
 class PatternError(ValueError):
@@ -66,27 +71,33 @@ class Search:
         return cls(compiled, compiled)
 
     @classmethod
-    def for_words(cls, words: Sequence[str]) -> Search:
-        """Whole words or phrases, in any case. Only what follows a word shows that it is whole."""
-        ends = (_NO_WORD, rf"(?:{_NO_WORD}|\z)")
-        so_far, at_end = (compile_pattern("(?i)" + "|".join(_word_pattern(word, end) for word in words)) for end in ends)
-        return cls(so_far, at_end, words=True)
+    def for_words(cls, words: Sequence[str]) -> tuple[Search, ...]:
+        """Whole words or phrases, in any case. Only what follows a word shows that it is whole.
+
+        Raises:
+            PatternError: there are too many (10,000 are not).
+        """
+        # A boundary only where the word itself has a letter: "c++" is found in "c++11" as well. One search for all words with
+        # the same boundaries: these make up nearly all of a pattern's size.
+        by_boundaries: dict[tuple[bool, bool], list[str]] = {}
+        for parts in map(str.split, words):
+            boundaries = _needs_boundary(parts[0][0]), _needs_boundary(parts[-1][-1])
+            by_boundaries.setdefault(boundaries, []).append(_SPACE.join(re2.escape(part) for part in parts))
+        searches = []
+        for (left, right), escaped in by_boundaries.items():
+            pattern = f"(?i){_BEFORE if left else ''}({'|'.join(escaped)})"
+            ends = (_BESIDE, _BEHIND) if right else ("", "")
+            so_far, at_end = (compile_pattern(pattern + end) for end in ends)
+            searches.append(cls(so_far, at_end, words=True))
+        return tuple(searches)
 
     def end_of(self, match: Any) -> int:
         """Where another match may begin: words that follow each other share the character between them."""
-        end = max(match.end(group) for group in range(1, match.re.groups + 1)) if self.words else match.end()
-        return int(max(end, match.start() + 1))
+        return int(max(match.end(1) if self.words else match.end(), match.start() + 1))
 
 
-def _word_pattern(word: str, end: str) -> str:
-    # A boundary only where the word itself has a letter: "c++" is found in "c++11" as well.
-    left = rf"(?:\A|{_NO_WORD})" if _begins_with_letter(word) else ""
-    right = end if _begins_with_letter(word[::-1]) else ""
-    return left + "(" + r"\s+".join(re2.escape(part) for part in word.split()) + ")" + right
-
-
-def _begins_with_letter(word: str) -> bool:
-    return re2.match(_WORD, word[:1]) is not None
+def _needs_boundary(character: str) -> bool:
+    return re2.match(_LETTER, character) is not None and re2.match(_UNSPACED, character) is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,32 +129,34 @@ class _Whole(Observer):
 
 
 class _Growing(Observer):
-    """The end of the answer, and where the matches in it ended: one that was reported is not reported again."""
+    """The end of the answer, and where the matches in it are: one that was reported is not reported again."""
 
     def __init__(self, searches: Sequence[Search]) -> None:
         self._searches = searches
         self._text = b""
         self._offset = 0  # of _text in the answer, bytes
-        self._ends: list[list[int]] = [[] for _ in searches]  # in the answer, bytes
+        # For each search where its matches ended, and from where the next one may begin; in the answer, bytes.
+        self._matches: list[list[tuple[int, int]]] = [[] for _ in searches]
 
     def observe(self, seen: Seen) -> float:
         self._text += _encode(seen.fresh)
         found = False
-        for search, ends in zip(self._searches, self._ends, strict=True):
+        for search, matches in zip(self._searches, self._matches, strict=True):
             engine = search.at_end if seen.final else search.so_far
-            start = max(ends[-1] - self._offset if ends else 0, self._context)
+            start = max(matches[-1][1] - self._offset if matches else 0, self._context)
             while start <= len(self._text) and (match := engine.search(self._text, start)) is not None:
                 found = True
                 start = search.end_of(match)
-                ends.append(start + self._offset)
+                matches.append((match.end() + self._offset, start + self._offset))
         self._forget()
         return float(found)
 
     def rewind(self, position: int, answer: str) -> None:
         self._text = _encode(answer)
         self._offset = 0
-        # A match that was taken back is looked for again: the text before it may go on to another one.
-        self._ends = [[end for end in ends if end <= len(self._text)] for ends in self._ends]
+        # A match that was taken back is looked for again: the text before it may go on to another one. So is a word that still
+        # stands but for the character behind it.
+        self._matches = [[match for match in matches if match[0] <= len(self._text)] for matches in self._matches]
         self._forget()
 
     @property

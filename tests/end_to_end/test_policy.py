@@ -1,0 +1,169 @@
+"""Policies on the demo model: the shipped ones do what they say on prompts that nothing was fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localsteer.generation import Answer, Generator, Request, prompt_tokens
+from localsteer.kv_cache import KVCache
+from localsteer.llama.chat_template import Message
+from localsteer.llama.context import Context
+from localsteer.llama.model import Model
+from localsteer.llama.sampling import Sampling
+from localsteer.policy.arm import ArmedPolicy, arm, arm_probe
+from localsteer.policy.controller import MAX_REWINDS, AnswerGate, Controller
+from localsteer.policy.examples import read_examples
+from localsteer.policy.fit import Fitted, fit_probe
+from localsteer.policy.replay import measure_replayed, replay
+from localsteer.policy.rule import Search
+from localsteer.vector_file import write_vector
+from tests.end_to_end.conftest import ROOT
+
+POLICIES = ROOT / "docs" / "policies"
+DATA = Path(__file__).parent / "data"
+BICYCLE = "Tell me about your new bicycle."
+
+
+@pytest.fixture(scope="module")
+def fitted(demo: Model) -> Fitted:
+    """A probe from half of the 80 + 80 messages of docs/policies, reported on the other half."""
+    hostile, friendly = (read_examples(POLICIES / f"{name}.txt", label=name == "hostile") for name in ("hostile", "friendly"))
+    return fit_probe(demo, [*hostile, *friendly])
+
+
+@pytest.fixture(scope="module")
+def calm(demo: Model) -> Iterator[ArmedPolicy]:
+    with arm(POLICIES / "calm.yaml", demo) as armed:
+        yield armed
+
+
+@pytest.fixture(scope="module")
+def sober(demo: Model) -> Iterator[ArmedPolicy]:
+    with arm(POLICIES / "sober.yaml", demo) as armed:
+        yield armed
+
+
+@pytest.fixture(scope="module")
+def generator(demo: Model) -> Iterator[Generator]:
+    with Generator(demo, n_ctx=512) as generator:
+        yield generator
+
+
+@dataclass(frozen=True)
+class Told:
+    """An answer under a policy, and what was streamed of it, piece by piece."""
+
+    answer: Answer
+    gate: AnswerGate
+    pieces: tuple[str, ...]
+
+
+def request_for(model: Model, message: str, seed: int, max_tokens: int = 24) -> Request:
+    return Request(prompt_tokens(model, [Message("user", message)]), None, Sampling(seed=seed), max_tokens)
+
+
+def tell(generator: Generator, armed: ArmedPolicy, message: str, seed: int, max_tokens: int = 24) -> Told:
+    pieces: list[str] = []
+    gate = Controller(armed.policy).answer(message)
+    request = request_for(generator.model, message, seed, max_tokens)
+    answer = generator.generate(request, gate=gate, on_text=pieces.append)
+    return Told(answer, gate, tuple(pieces))
+
+
+def test_a_probe_tells_unseen_hostile_messages_from_friendly_ones(fitted: Fitted) -> None:
+    unseen = fitted.probe.unseen
+    assert (unseen.positives, unseen.negatives) == (40, 40)
+    assert unseen.auroc.mean >= 0.95
+
+
+def test_the_report_is_found_again_on_the_untouched_texts(demo: Model, fitted: Fitted, tmp_path: Path) -> None:
+    write_vector(fitted.vector, tmp_path / "probe.gguf")
+    with arm_probe(tmp_path / "probe.gguf", demo) as armed:
+        found = measure_replayed(replay(armed.policy, demo, fitted.unseen), armed.policy.classifiers["probe"])
+    assert found == fitted.probe.unseen
+
+
+def test_hostile_messages_get_steered_answers(demo: Model, generator: Generator, calm: ArmedPolicy) -> None:
+    plan = calm.policy.rules[0].plan
+    for seed, example in enumerate(read_examples(DATA / "hostile.txt")):
+        told = tell(generator, calm, example.message, seed)
+        assert told.gate.active, f"{example.message} {told.gate.scores}"
+        plain = request_for(demo, example.message, seed)
+        steered = generator.generate(Request(plain.prompt, plan, plain.sampling, plain.max_tokens))
+        # From the first token on: as under a plan that is always on.
+        assert told.answer.tokens == steered.tokens
+        assert told.answer.tokens != generator.generate(plain).tokens
+
+
+def test_friendly_messages_get_the_answers_that_they_get_without_a_policy(
+    demo: Model, generator: Generator, calm: ArmedPolicy
+) -> None:
+    for seed, example in enumerate(read_examples(DATA / "friendly.txt")):
+        told = tell(generator, calm, example.message, seed)
+        assert not told.gate.active, f"{example.message} {told.gate.scores}"
+        assert told.answer.tokens == generator.generate(request_for(demo, example.message, seed)).tokens
+
+
+def gushes(armed: ArmedPolicy) -> Callable[[str], bool]:
+    """Whether a text holds one of the policy's words, found by a search of its own in the whole text."""
+    classifier = armed.policy.classifiers["gushing"]
+    searches: tuple[Search, ...] = classifier.searches  # type: ignore[attr-defined]
+    return lambda text: any(search.at_end.search(text) is not None for search in searches)
+
+
+def test_words_that_are_taken_back_are_never_shown(demo: Model, generator: Generator, sober: ArmedPolicy) -> None:
+    holds_word = gushes(sober)
+    n_seeds, found = 50, 0
+    exhausted = 0
+    seed = 0
+    while found < n_seeds:
+        seed += 1
+        assert seed < 4 * n_seeds, "the question seldom leads to one of the words"
+        if not holds_word(generator.generate(request_for(demo, BICYCLE, seed, 32)).text):
+            continue
+        found += 1
+        told = tell(generator, sober, BICYCLE, seed, 32)
+        assert told.gate.rewinds > 0
+        assert "".join(told.pieces) == told.answer.text
+        if told.gate.rewinds == MAX_REWINDS and holds_word(told.answer.text):
+            exhausted += 1
+            continue
+        assert not holds_word(told.answer.text), told.answer.text
+    print(f"{n_seeds} of {seed} seeds say a word; {exhausted} still do after {MAX_REWINDS} rewinds")
+    assert exhausted < n_seeds // 2
+
+
+def test_after_a_rewind_the_logits_are_those_of_a_fresh_cache(demo: Model, sober: ArmedPolicy) -> None:
+    with Generator(demo, n_ctx=512) as generator:
+        told = next(told for seed in range(1, 50) if (told := tell(generator, sober, BICYCLE, seed, 32)).gate.rewinds)
+        (used,) = (cache for cache in generator._caches.values() if cache.tokens)
+        logits = used.context.logits(0).copy()
+        with Context(demo, n_ctx=512) as context:
+            fresh = KVCache(context)
+            prompt = request_for(demo, BICYCLE, 0).prompt
+            fresh.run(prompt[:-1], None)
+            for token, edit in zip(used.tokens[len(prompt) - 1 :], used.edits[len(prompt) - 1 :], strict=True):
+                fresh.run([token], edit)
+            assert fresh.tokens == used.tokens
+            assert any(edit is not None for edit in used.edits)
+            assert told.answer.tokens[:-1] == tuple(used.tokens[len(prompt) :])
+            # The same batches of the same tokens: nothing may differ but float32 rounding.
+            np.testing.assert_allclose(fresh.context.logits(0), logits, atol=1e-4)
+
+
+def test_two_conversations_with_different_policies_do_not_touch_each_other(
+    demo: Model, generator: Generator, calm: ArmedPolicy, sober: ArmedPolicy
+) -> None:
+    alone = [tell(generator, armed, BICYCLE, 5).answer.tokens for armed in (calm, sober)]
+    controllers = [Controller(armed.policy) for armed in (calm, sober)]
+    with Generator(demo, n_ctx=512) as other:
+        generators = (generator, other)
+        for _ in range(2):
+            for which, (controller, one) in enumerate(zip(controllers, generators, strict=True)):
+                answer = one.generate(request_for(demo, BICYCLE, 5), gate=controller.answer(BICYCLE))
+                assert answer.tokens == alone[which]
