@@ -54,6 +54,9 @@ class YamlFile:
             raise error(f"{where}{line}: this is not valid YAML: {said}.") from problem
         if not isinstance(data, dict):
             raise error(f"{where} is not {kind}: it holds no keys.", hint=f"{page} shows one.")
+        # YAML lets the last one win, silently: of two rules of a policy one would be gone.
+        if twice := _repeated_key(node):
+            raise error(f'{where}, line {twice.start_mark.line + 1}: the key "{twice.value}" stands here a second time.')
         return cls(where, kind, page, error, data, node)
 
     def validate(self, model: type[Document]) -> Document:
@@ -113,3 +116,24 @@ class YamlFile:
             else:
                 break
         return line + 1
+
+
+def _repeated_key(root: yaml.Node) -> yaml.ScalarNode | None:
+    """The first key that its mapping has already; None where all differ."""
+    waiting, done = [root], set()
+    while waiting:
+        node = waiting.pop(0)
+        if id(node) in done:  # an alias
+            continue
+        done.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            known = set()
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if (key.tag, key.value) in known:
+                        return key
+                    known.add((key.tag, key.value))
+                waiting.append(value)
+    return None

@@ -165,3 +165,19 @@ def test_what_an_alias_brings_is_read_and_has_a_line() -> None:
     message = refusal(text.replace("grams: 2", "grams: few"))
     assert message.startswith("soup.yaml, line 4: parts.1.grams: input should be a valid integer")
     assert refusal(text.replace("grams: 1", "grams: few")).startswith("soup.yaml, line 3: parts.0.grams: input should be")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("name: soup\nserves: 4\nname: stew\n", 3, "name"),
+        ("name: soup\nnotes:\n  salt: much\n  salt: none\n", 4, "salt"),
+        ("parts:\n  - {what: leek, grams: 1, what: water}\n", 2, "what"),
+    ],
+)
+def test_a_key_that_stands_there_twice_is_refused(text: str, line: int, key: str) -> None:
+    assert refusal(text) == f'soup.yaml, line {line}: the key "{key}" stands here a second time.'
+
+
+def test_an_alias_is_no_repetition() -> None:
+    assert parse("a: &one {x: 1}\nb: *one\n").data == {"a": {"x": 1}, "b": {"x": 1}}

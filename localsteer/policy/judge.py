@@ -19,7 +19,7 @@ from localsteer.policy.classifier import Classifier, Observer, Seen
 # costs time in proportion to its length, and nothing can hide in the middle of one.
 PIECE = 1024
 _ROOM = 512  # for the question and the template
-_REMEMBERED = 64  # pieces: as many as two classifiers, each of an answer that fills a context of 16,384 tokens
+_REMEMBERED = 128  # pieces: those of an answer of 65,536 tokens
 _MARK = "\x01text\x01"
 _YES = ("yes", "Yes", "YES", " yes", " Yes", " YES")
 _NO = ("no", "No", "NO", " no", " No", " NO")
@@ -28,8 +28,8 @@ _NO = ("no", "No", "NO", " no", " No", " NO")
 class Judge:
     """A model that answers yes/no questions about texts; many classifiers may share one.
 
-    What a text has in common with the one judged before is not computed again, and neither is a piece that was judged a moment
-    ago, so a growing answer costs its new tokens.
+    What a text has in common with the one judged before is not computed again, and neither are the pieces that it has outgrown,
+    so a growing answer costs its new tokens.
 
     Args:
         open_model: opens the model at the first question; it may be the chat's own.
@@ -40,7 +40,7 @@ class Judge:
         self._open = open_model
         self._where = where
         self._cache: KVCache | None = None
-        self._score = functools.lru_cache(_REMEMBERED)(self._compute_score)
+        self._remembered_score = functools.lru_cache(_REMEMBERED)(self._score)
 
     @functools.cached_property
     def model(self) -> Model:
@@ -83,8 +83,9 @@ class Judge:
             raise PolicyError(f"The question is too long for {self._where}.", hint="Ask a shorter one.")
         # Special tokens in the text are read as plain text: it must not be able to end the message and answer itself.
         tokens = self.model.tokenize(text, add_special=False, special=False)
+        *outgrown, last = ((*head, *piece, *tail) for piece in _pieces(tokens, min(PIECE, room)))
         # NumPy's maximum, which a score that is not a number does not hide in.
-        return float(np.max([self._score((*head, *piece, *tail)) for piece in _pieces(tokens, min(PIECE, room))]))
+        return float(np.max([*map(self._remembered_score, outgrown), self._score(last)]))
 
     def _ready(self) -> KVCache:
         if self._cache is None:
@@ -105,7 +106,7 @@ class Judge:
             )
         return self.model.tokenize(head), self.model.tokenize(tail, add_special=False)
 
-    def _compute_score(self, tokens: tuple[int, ...]) -> float:
+    def _score(self, tokens: tuple[int, ...]) -> float:
         cache = self._ready()
         kept = cache.keep_common(tokens[:-1], [None] * (len(tokens) - 1))
         row = 0

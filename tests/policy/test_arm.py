@@ -28,6 +28,9 @@ from tests.tiny_models import UNSTEERABLE_ARCHITECTURE, write_tiny_model
 
 Write = Callable[..., Path]
 
+# What a judge was asked before decides how tokens are batched: 0.001 in a probability, most of the time.
+NOISE = 0.01
+
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
@@ -193,21 +196,22 @@ def test_classifiers_that_name_one_file_share_one_load(
     names = ("guard.gguf", "guard.gguf", "./guard.gguf", "sub/../guard.gguf", "alias.gguf", str(guard))
     with arm(write(*(judge(f"bad{number}", name) for number, name in enumerate(names))), tiny) as armed:
         assert opened == []
-        scores = {score_of(armed, name, "Hello") for name in armed.policy.classifiers}
+        scores = [score_of(armed, name, "Hello") for name in armed.policy.classifiers]
         assert len(opened) == 1
-        assert len(scores) == 1
+        assert scores == pytest.approx([scores[0]] * len(names), abs=NOISE)
         judges = {one.judge for one in armed.policy.classifiers.values() if isinstance(one, ModelClassifier)}
         assert len(judges) == 1
         with decoded(monkeypatch) as run:
             score_of(armed, "bad3", "Hello")
-        assert run == []
+        assert len(run) == 1
 
 
 def test_another_question_or_file_is_another_judgement(tiny: Model, write: Write, guard: Path, opened: list[Model]) -> None:
     write_tiny_model(guard.parent / "other.gguf", seed=2)
     path = write(judge("one", "guard.gguf"), judge("two", "guard.gguf", "Good?"), judge("three", "other.gguf"))
     with arm(path, tiny) as armed:
-        assert len({score_of(armed, name, "Hello") for name in armed.policy.classifiers}) == 3
+        one, two, three = (score_of(armed, name, "Hello") for name in armed.policy.classifiers)
+        assert min(abs(one - two), abs(one - three), abs(two - three)) > 2 * NOISE
     assert len(opened) == 2
 
 
@@ -216,7 +220,7 @@ def test_a_classifier_without_a_model_asks_the_chats_own(
 ) -> None:
     path = write(judge("own"), judge("named", str(tiny_path("llama"))))
     with arm(path, tiny) as armed:
-        assert score_of(armed, "own", "Hello") == score_of(armed, "named", "Hello")
+        assert score_of(armed, "own", "Hello") == pytest.approx(score_of(armed, "named", "Hello"), abs=NOISE)
         own = armed.policy.classifiers["own"]
         assert isinstance(own, ModelClassifier)
         assert own.judge.model is tiny
@@ -257,7 +261,7 @@ def test_a_judge_is_only_asked_where_its_answer_changes_something(
         gate = controller.answer("A friendly pig")
         gate.after_prompt({})
         assert len(opened) == 1
-        assert gate.scores["bad"] == score_of(armed, "bad", "A friendly pig")
+        assert gate.scores["bad"] == pytest.approx(score_of(armed, "bad", "A friendly pig"), abs=NOISE)
 
 
 def test_a_model_file_that_vanishes_after_arming_fails_in_the_answer_only(

@@ -79,7 +79,7 @@ def hostile(count: int, seed: int) -> Iterator[str]:
             yield "".join(map(chr, generator.integers(0, 128, generator.integers(1, 24))))
         elif kind == 3:  # long runs of one thing
             piece = PIECES[generator.integers(len(PIECES))]
-            yield piece * int(generator.integers(1, 4) ** 2 if number % 500 != 3 else 8000 / len(piece))
+            yield piece * int(generator.integers(1, 4) ** 2 if number % 500 != 3 else 4000 / len(piece))
         else:  # bad pieces in bad company
             yield "".join(PIECES[index] for index in generator.integers(0, len(PIECES), generator.integers(1, 4)))
 

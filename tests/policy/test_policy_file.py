@@ -161,7 +161,7 @@ BROKEN = [
     # Missing ones.
     ("version: 1\n", "", 2, "version: field required"),
     ("    watch: output\n", "", 5, "classifiers.leaking.watch: field required"),
-    ("    question:", "    model:", 12, "classifiers.judge.question: field required"),
+    ("    question:", "    # question:", 12, "classifiers.judge.question: field required"),
     ("vector: hostile.gguf, ", "", 4, "classifiers.hostile.vector: field required"),
     ("    when: hostile\n", "", 19, "rules.0.when: field required"),
     # Wrong types and values.
@@ -373,3 +373,8 @@ def test_the_shipped_policies_are_good() -> None:
     assert paths
     for path in paths:
         assert load_policy(path).rules
+
+
+def test_a_rewind_covers_the_stride() -> None:
+    assert "rules.1.rewind" in refusal(changed("on_error: pass", "on_error: pass\nstride: 13"))
+    assert parse(changed("on_error: pass", "on_error: pass\nstride: 12")).stride == 12
