@@ -261,7 +261,7 @@ def run(file: str, texts: str, as_csv: bool, as_json: bool, model_options: Model
         print_json({"texts": [_result(one) for one in results], "classifiers": found})
         return
     if as_csv:
-        click.echo(_csv(results, list(classifiers)), nl=False)
+        click.echo(_csv(results, list(classifiers)), nl=False, color=True)  # that is: take nothing out of the texts
         return
     print_table(
         ["text", "label", *classifiers, "fires"],
@@ -305,5 +305,6 @@ def _csv(results: Sequence[Replayed], classifiers: Sequence[str]) -> str:
 
 
 def _shortened(text: str) -> str:
-    line = " ".join(text.split())
+    # A text may hold what makes a terminal do things.
+    line = " ".join("".join(one if one.isprintable() else " " for one in text).split())
     return line if len(line) <= 48 else f"{line[:47]}…"

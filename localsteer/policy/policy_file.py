@@ -160,9 +160,7 @@ class PolicyDocument(_Strict):
         if rule.rewind and all(spec.watch == "prompt" for spec in specs):
             return ("rewind",), "the rule watches the prompt only, and at its end there is nothing to take back yet"
         if 0 < rule.rewind < self.stride:
-            return (
-                "rewind",
-            ), f"rules are looked at every {self.stride} tokens (stride), so fewer are not enough to take back"
+            return ("rewind",), f"rules are looked at every {self.stride} tokens (stride), so fewer are not enough to take back"
         return None
 
 

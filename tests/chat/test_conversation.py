@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,17 +11,20 @@ from localsteer.generation import Generator, Request, prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
+from localsteer.policy.classifier import Classifier, Observer, Seen
+from localsteer.policy.condition import parse_condition
+from localsteer.policy.controller import Controller, Policy, Rule
 from localsteer.steering import Plan, parse_steering, resolve
 from localsteer.vector import ControlVector
 
 SAMPLING = Sampling(seed=5)
 
 
-def push(model: Model) -> Plan:
+def push(model: Model, expression: str = "push.gguf") -> Plan:
     added = np.zeros((model.n_layer, model.n_embd), np.float32)
     added[1:] = 5 * np.random.default_rng(0).standard_normal(added[1:].shape)
     vector = ControlVector({layer: added[layer] for layer in range(1, model.n_layer)})
-    return resolve(parse_steering("push.gguf"), model.fingerprint, lambda _name: vector)
+    return resolve(parse_steering(expression), model.fingerprint, lambda _name: vector)
 
 
 def fresh_answer(model: Model, turns: list[Message], plan: Plan | None, max_tokens: int) -> tuple[int, ...]:
@@ -83,3 +88,96 @@ def test_reset_forgets_the_turns_and_keeps_the_system_message(tiny: Model) -> No
         conversation.ask("More")
         conversation.reset()
         assert conversation.ask("Hello").tokens == first.tokens
+
+
+# A policy
+
+
+@pytest.fixture
+def controller(tiny: Model) -> Controller:
+    """Pushes while the user talks of pigs, and goes on about it until they talk of hens."""
+    policy = Policy(
+        {"pigs": Talk(name="pigs", watch="prompt", threshold=1.0, release=0.5)},
+        (Rule("push", parse_condition("pigs"), push(tiny)),),
+    )
+    return Controller(policy)
+
+
+class Talk(Classifier):
+    """1 where there are pigs, 0 where there are hens, and 0.7 otherwise."""
+
+    def observer(self) -> Observer:
+        return Talked()
+
+
+class Talked(Observer):
+    def observe(self, seen: Seen) -> float:
+        return 1.0 if "pig" in seen.message else 0.0 if "hen" in seen.message else 0.7
+
+
+def actions(controller: Controller) -> list[str]:
+    return [decision.action for decision in controller.decisions]
+
+
+def test_the_policy_hears_the_users_message_and_steers_the_answer_to_it(tiny: Model, controller: Controller) -> None:
+    with Generator(tiny) as generator:
+        conversation = Conversation(generator, system="Speak of pigs.", controller=controller, sampling=SAMPLING, max_tokens=8)
+        heard = []
+        for message in ("A hen", "A pig", "And now?", "A hen"):
+            turns = [Message("system", "Speak of pigs."), *conversation.turns, Message("user", message)]
+            answer = conversation.ask(message)
+            heard += actions(controller)
+            plan = push(tiny) if heard[-1] == "fire" else None
+            assert answer.tokens == fresh_answer(tiny, turns, plan, 8)
+    # The system message and what was said before are not the user's latest message.
+    assert heard == ["pass", "fire", "fire", "pass"]
+
+
+def test_a_steering_of_ones_own_is_on_beside_the_policy(tiny: Model, controller: Controller) -> None:
+    with Generator(tiny) as generator:
+        conversation = Conversation(generator, plan=push(tiny), controller=controller, sampling=SAMPLING, max_tokens=8)
+        assert conversation.ask("A hen").tokens == fresh_answer(tiny, [Message("user", "A hen")], push(tiny), 8)
+        conversation.reset()
+        twice = push(tiny, "2 push.gguf")
+        assert conversation.ask("A pig").tokens == fresh_answer(tiny, [Message("user", "A pig")], twice, 8)
+
+
+def test_a_comparison_goes_without_the_policy(tiny: Model, controller: Controller) -> None:
+    with Generator(tiny) as generator:
+        conversation = Conversation(generator, controller=controller, sampling=SAMPLING, max_tokens=8)
+        answer = conversation.ask("A pig")
+        before = list(controller.decisions)
+        ((title, unsteered),) = conversation.compare()
+    assert (title, controller.decisions) == ("unsteered", before)
+    assert unsteered.tokens == fresh_answer(tiny, [Message("user", "A pig")], None, 8) != answer.tokens
+
+
+def test_reset_begins_a_conversation_anew_for_the_policy_too(tiny: Model, controller: Controller) -> None:
+    with Generator(tiny) as generator:
+        conversation = Conversation(generator, controller=controller, sampling=SAMPLING, max_tokens=4)
+        conversation.ask("A pig")
+        conversation.ask("And now?")
+        (before,) = controller.decisions
+        conversation.reset()
+        assert controller.decisions == []
+        conversation.ask("And now?")
+        (after,) = controller.decisions
+    # What the user said before is forgotten, and so is that a classifier was true of it.
+    assert (before.action, after.action) == ("fire", "pass")
+    assert (before.answer, after.answer) == (2, 1)
+    assert before.conversation != after.conversation
+
+
+def test_a_policy_may_end_the_answer(tiny: Model, controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Talked, seen: Seen) -> float:
+        raise ValueError("it is tired")
+
+    monkeypatch.setattr(Talked, "observe", fail)
+    with Generator(tiny) as generator:
+        controller.policy = replace(controller.policy, on_error="stop")
+        conversation = Conversation(generator, controller=controller, sampling=SAMPLING, max_tokens=8)
+        answer = conversation.ask("A pig")
+        assert (answer.finish_reason, answer.tokens) == ("policy", ())
+        assert [message.role for message in conversation.turns] == ["user", "assistant"]
+        controller.policy = replace(controller.policy, on_error="pass")
+        assert conversation.ask("A pig").finish_reason == "length"

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from localsteer.chat.conversation import Conversation
+from localsteer.chat.terminal import Terminal
+from localsteer.generation import Generator
+from localsteer.llama.model import Model
+from localsteer.llama.sampling import Sampling
+from localsteer.policy.arm import arm
+from localsteer.policy.controller import Controller
 from localsteer.vector import ControlVector
 from localsteer.vector_file import write_vector
 from tests.commands.runner import Result, run
@@ -81,3 +90,85 @@ def test_help_lists_every_command(chat: Chat) -> None:
     out = chat("/help").out
     for name in ("/steer", "/compare", "/system", "/reset", "/quit"):
         assert name in out
+
+
+# A policy
+
+
+@pytest.fixture
+def policy(tmp_path: Path, vector: Path) -> Path:
+    path = tmp_path / "policy.yaml"
+    path.write_text(
+        "version: 1\n"
+        "classifiers:\n"
+        "  pigs: {type: rule, words: [pig], watch: prompt}\n"
+        "  third: {type: rule, patterns: ['.{3}'], watch: output}\n"
+        "rules:\n"
+        "  - {name: calm, when: pigs, steer: 0.5 push.gguf}\n"
+        "  - {name: back, when: pigs and third, steer: push.gguf, rewind: 2}\n"
+        "audit: audit.jsonl\n"
+    )
+    return path
+
+
+def test_what_the_policy_did_is_remarked_after_the_answer(chat: Chat, policy: Path) -> None:
+    result = chat("A hen", "A pig", options=("--policy", str(policy)))
+    calm, hen = result.err.index("policy: calm fired after the prompt (pigs 1.00, true from 0.50)"), result.err.index("/help")
+    assert hen < calm
+    assert result.err.count("calm") == 1
+    assert "policy: back rewind at token" in result.err
+    assert "did not fire" not in result.err
+    assert "policy" not in result.out
+
+
+def test_what_the_policy_lets_pass_is_answered_as_without_it(chat: Chat, policy: Path) -> None:
+    assert chat("A hen", "Hello", options=("--policy", str(policy))).out == chat("A hen", "Hello").out
+
+
+def test_policy_shows_what_is_armed_and_what_was_decided(chat: Chat, policy: Path) -> None:
+    armed = "calm: when pigs, steer 0.5 push.gguf\nback: when pigs and third, steer push.gguf\n"
+    assert chat("/policy", options=("--policy", str(policy))).out == f"{armed}Nothing was decided yet.\n"
+    passed = chat("A hen", "/policy", options=("--policy", str(policy))).out
+    shown = armed + (
+        "  policy: calm did not fire after the prompt (pigs 0.00, true from 0.50)\n"
+        "  policy: back did not fire at token 6 (third 1.00, true from 0.50)\n"
+    )
+    assert passed.endswith(shown)
+    fired = chat("A hen", "A pig", "/policy", "/reset", "/policy", options=("--policy", str(policy))).out
+    assert f"{armed}  policy: calm fired after the prompt (pigs 1.00, true from 0.50)\n  policy: back rewind at token" in fired
+    assert fired.endswith(f"The conversation begins anew.\n{armed}Nothing was decided yet.\n")
+
+
+def test_policy_without_one_says_how_to_get_one(chat: Chat) -> None:
+    result = chat("/policy", "Hello")
+    assert "There is no policy. Start the chat with --policy FILE." in result.err
+    assert result.out == chat("Hello").out
+
+
+def test_the_toolbar_shows_the_steering_and_what_the_policy_did(
+    tiny: Model, policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with arm(policy, tiny) as armed, Generator(tiny) as generator:
+        conversation = Conversation(generator, sampling=Sampling(seed=2), max_tokens=6)
+        terminal = Terminal(conversation, lambda _: None, lambda: nullcontext(lambda: False), lambda _: None)
+        assert terminal._toolbar() == "unsteered"
+        conversation.controller = Controller(armed.policy)
+        assert terminal._toolbar() == "unsteered | policy: armed"
+        terminal._answer("A pig")
+        assert terminal._toolbar() == "unsteered | policy: calm, back"
+        terminal._answer("A hen")
+        assert terminal._toolbar() == "unsteered | policy: armed"
+
+
+def test_a_chat_writes_one_conversation_into_the_audit_log(chat: Chat, policy: Path, tmp_path: Path) -> None:
+    chat("A pig", "A hen", "/reset", "A pig", options=("--policy", str(policy)))
+    written = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    ids = [(one["conversation"], one["answer"]) for one in written]
+    assert [answer for _, answer in dict.fromkeys(ids)] == [1, 2, 1]
+    assert len({conversation for conversation, _ in ids}) == 2
+    assert not any("text" in one for one in written)
+
+
+def test_help_and_the_hint_for_a_slip_know_the_policy(chat: Chat) -> None:
+    assert "/policy" in chat("/help").out
+    assert "Did you mean /policy?" in chat("/polcy").err

@@ -27,8 +27,10 @@ BOTH: tuple[Watch, ...] = ("prompt", "output")
 def same_choices(one: Fitted, other: Fitted) -> bool:
     """Whether everything but the report is the same."""
     probes = [replace(fitted.probe, unseen=one.probe.unseen) for fitted in (one, other)]
-    directions = [fitted.vector.directions[fitted.probe.layer] for fitted in (one, other)]
-    return probes[0] == probes[1] and np.array_equal(*directions) and (one.chosen, one.by_layer) == (other.chosen, other.by_layer)
+    first, second = (fitted.vector.directions[fitted.probe.layer] for fitted in (one, other))
+    return (
+        probes[0] == probes[1] and np.array_equal(first, second) and (one.chosen, one.by_layer) == (other.chosen, other.by_layer)
+    )
 
 
 def replayed(model: Model, fitted: Fitted, examples: Sequence[Example], path: Path) -> list[Replayed]:
@@ -102,7 +104,7 @@ def test_the_figures_are_found_again_for_answers_to_messages(tiny: Model, tmp_pa
     assert found_again(tiny, fitted, fitted.unseen, tmp_path / "probe.gguf") == fitted.probe.unseen
 
 
-def test_a_recurrent_model_is_fitted_to_as_well(steerable: Model, tmp_path: Path) -> None:
+def test_any_model_whose_hidden_states_can_be_read_is_fitted_to(steerable: Model, tmp_path: Path) -> None:
     # The end of a prompt is the template's, and mamba has nearly forgotten what came before it; not what an answer is made of.
     fitted = fit_probe(steerable, low_and_high(8), FitSettings("output"))
     assert fitted.probe.unseen.auroc.mean == 1

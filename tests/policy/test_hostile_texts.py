@@ -116,7 +116,7 @@ def armed(model: Model, tmp_path: Path, request: pytest.FixtureRequest, monkeypa
     write_vector(ControlVector({1: np.full(8, 3, np.float32)}), tmp_path / "push.gguf")
     names = [line.split(":")[0].strip() for line in classifiers.splitlines()]
     rules = [f"  - {{name: r{name}, when: {name}, steer: push.gguf, hold: 3, ramp: 2}}" for name in names]
-    rules.append(f"  - {{name: all, when: not {' and not '.join(names)}, steer: 2 push.gguf, rewind: 3}}")
+    rules.append(f"  - {{name: all, when: not {' and not '.join(names)}, steer: 2 push.gguf, rewind: {max(stride, 3)}}}")
     path = tmp_path / "policy.yaml"
     lines = "\n".join(rules)
     path.write_text(f"version: 1\non_error: pass\nstride: {stride}\nclassifiers:\n{classifiers}rules:\n{lines}\n")
@@ -145,7 +145,7 @@ def replayed(armed: ArmedPolicy, model: Model, count: int, seed: int, path: Path
 
 @pytest.mark.parametrize("armed", [(RULES, 1)], indirect=True, ids=["rules"])
 def test_no_text_breaks_a_rule(armed: ArmedPolicy, model: Model, tmp_path: Path) -> None:
-    results = replayed(armed, model, 7500, 1, tmp_path / "texts.jsonl")
+    results = replayed(armed, model, 8200, 1, tmp_path / "texts.jsonl")
     assert all(one.failures == {} for one in results)
     for name in armed.policy.classifiers:
         assert {one.scores[name] for one in results} == {0, 1}
@@ -153,15 +153,15 @@ def test_no_text_breaks_a_rule(armed: ArmedPolicy, model: Model, tmp_path: Path)
 
 @pytest.mark.parametrize("armed", [(PROBES, 1)], indirect=True, ids=["probes"])
 def test_no_text_breaks_a_probe(armed: ArmedPolicy, model: Model, tmp_path: Path) -> None:
-    results = replayed(armed, model, 1500, 2, tmp_path / "texts.jsonl")
+    results = replayed(armed, model, 1200, 2, tmp_path / "texts.jsonl")
     reasons = {reason for one in results for reason in one.failures.values()}
     assert reasons == {"There are no activations to read: no text, or too long a one."}
-    assert sum(bool(one.failures) for one in results) < 150
+    assert sum(bool(one.failures) for one in results) < 120
 
 
 @pytest.mark.parametrize("armed", [(JUDGES, 32)], indirect=True, ids=["judges"])
 def test_no_text_breaks_a_judge(armed: ArmedPolicy, model: Model, tmp_path: Path) -> None:
-    results = replayed(armed, model, 800, 3, tmp_path / "texts.jsonl")
+    results = replayed(armed, model, 600, 3, tmp_path / "texts.jsonl")
     assert all(one.failures == {} for one in results)
     assert all(0 < score < 1 for one in results for score in one.scores.values())
 

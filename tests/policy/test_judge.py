@@ -13,7 +13,8 @@ from localsteer.llama.model import Model
 from localsteer.policy import judge as judging
 from localsteer.policy.classifier import Seen
 from localsteer.policy.judge import Judge, ModelClassifier
-from tests.conftest import TinyPath, random_tokens, run_alone
+from localsteer.probe import Watch
+from tests.conftest import TinyPath, run_alone
 from tests.policy.made import decoded, yes_and_no_are_letters
 from tests.tiny_models import SPECIAL_TOKENS, VOCABULARY, write_tiny_model
 
@@ -105,9 +106,8 @@ def test_a_long_text_counts_by_the_worst_of_its_overlapping_pieces(
     tiny: Model, judge: Judge, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(judging, "PIECE", 64)
-    tokens = random_tokens(length, seed=length)
     text = letters(length, seed=length)
-    tokens = tuple(text.encode())
+    tokens = text.encode()
     starts = range(0, max(length - 64, 0) + 32, 32) if length > 64 else [0]
     pieces = [tokens[start : start + 64] for start in starts]
     assert {place for start in starts for place in range(start, start + 64)} >= set(range(length))
@@ -219,7 +219,8 @@ def test_half_a_character_is_an_error_and_no_crash(judge: Judge) -> None:
 def test_a_classifier_asks_about_the_message_or_the_answer(judge: Judge) -> None:
     message, answer = "m" * 400, "K" * 400
     seen = Seen(message, answer=answer, position=3)
-    for watch, text in (("prompt", message), ("output", answer)):
+    cases: tuple[tuple[Watch, str], ...] = (("prompt", message), ("output", answer))
+    for watch, text in cases:
         classifier = ModelClassifier(name="bad", watch=watch, threshold=0.5, release=0.5, judge=judge, question=QUESTION)
         assert classifier.observer().observe(seen) == pytest.approx(judge.ask(QUESTION, text), abs=NOISE)
     assert abs(judge.ask(QUESTION, message) - judge.ask(QUESTION, answer)) > 10 * NOISE

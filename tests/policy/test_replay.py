@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from localsteer.generation import prompt_tokens
 from localsteer.llama.chat_template import Message
@@ -58,10 +59,10 @@ def text(words: str, label: bool | None = None) -> Example:
     return Example(words, words, label)
 
 
-def projected(model: Model, rows: Floats, layer: int) -> Floats:
+def projected(model: Model, rows: Floats, layer: int) -> NDArray[np.float64]:
     """Scores of rows (n_tokens, n_embd) by the probe of this layer, by the book."""
     direction = probe_vector(model, layer=layer).directions[layer].astype(np.float64)
-    scores: Floats = 2 * (rows @ direction) / (direction @ direction)
+    scores: NDArray[np.float64] = 2 * (rows @ direction) / (direction @ direction)
     return scores
 
 
