@@ -82,7 +82,7 @@ def _policy(model: Model, vector: Path, n_tokens: int, repeats: int) -> dict[str
     """Tokens a second under policies that do not fire and under none, in turns, after one of each that is not counted."""
     plan = resolve(Steering((Term(str(vector)),)), model.fingerprint, read_vector)
     words = ("password", "secret", "confidential", "credentials", "passphrase", "account number", "private key", "token")
-    searches = (Search.for_words(words), Search.for_pattern(r"(?i)api[_ -]?key"), Search.for_pattern(r"\b\d{3}-\d{2}-\d{4}\b"))
+    searches = (*Search.for_words(words), Search.for_pattern(r"(?i)api[_ -]?key"), Search.for_pattern(r"\b\d{3}-\d{2}-\d{4}\b"))
     probe = ProbeClassifier(
         name="probe",
         watch="output",

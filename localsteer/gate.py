@@ -35,7 +35,7 @@ class Gate(Protocol):
 
     Attributes:
         edits: every edit that it may ask for, but for their strengths.
-        prompt_layers: layers to read at the last token of the prompt, before any steering of the response.
+        prompt_layers: layers to read over the user's message, before any steering of the response; not the last block.
         output_layers: layers to read at every token of the answer.
     """
 
@@ -49,7 +49,7 @@ class Gate(Protocol):
         ...
 
     def after_prompt(self, rows: Mapping[int, Rows]) -> Verdict:
-        """The prompt was read: the rows (n_embd,) of `prompt_layers` at its last token."""
+        """The prompt was read: the mean rows (n_embd,) of `prompt_layers` over the user's message."""
         ...
 
     def after_token(self, draft: Draft, *, final: bool) -> Verdict:

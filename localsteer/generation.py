@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Literal
 
+import numpy as np
+
 from localsteer.draft import Draft
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.gate import Gate, Ungated, Verdict
@@ -20,7 +22,7 @@ from localsteer.kv_cache import KVCache
 from localsteer.llama.chat_template import Message
 from localsteer.llama.context import Context
 from localsteer.llama.model import Model
-from localsteer.llama.residual import Edit, ResidualTap
+from localsteer.llama.residual import Edit, ResidualTap, Rows
 from localsteer.llama.sampling import MAX_SEED, Sampler, Sampling, fresh_seed
 from localsteer.llama.steerability import steerability
 from localsteer.steering import Plan
@@ -46,6 +48,8 @@ class Request:
         sampling: how tokens are drawn; without a seed, a fresh one is drawn and reported.
         max_tokens: longest answer.
         stop: strings that end the answer.
+        message: where the user's latest message stands in the prompt, first token and the one behind the last (see
+            `latest_message`): what a gate reads of the prompt is the mean over these. None means the last token.
     """
 
     prompt: tuple[int, ...]
@@ -53,6 +57,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = DEFAULT_MAX_TOKENS
     stop: tuple[str, ...] = ()
+    message: tuple[int, int] | None = None
 
     def seeded(self) -> Request:
         """The same request with a seed."""
@@ -66,6 +71,11 @@ class Request:
         if self.plan is None or not (self.plan.edit.added.any() or self.plan.edit.removed):
             return None
         return self.plan.edit
+
+    @property
+    def read(self) -> tuple[int, int]:
+        """What a gate reads of the prompt: the first token, and the one behind the last."""
+        return self.message if self.message is not None else (len(self.prompt) - 1, len(self.prompt))
 
     @property
     def prompt_edit(self) -> Edit | None:
@@ -146,6 +156,32 @@ def prompt_tokens(model: Model, messages: Sequence[Message], *, raw: bool = Fals
     return tuple(model.tokenize(model.chat_template.render(messages)))
 
 
+def latest_message(model: Model, messages: Sequence[Message], *, raw: bool = False) -> tuple[int, int]:
+    """Where the last message stands in `prompt_tokens` of a conversation: its first token, and the one behind its last."""
+
+    def tokens_of(content: str) -> tuple[int, ...]:
+        return prompt_tokens(model, [*messages[:-1], replace(messages[-1], content=content)], raw=raw)
+
+    return changed_span(tokens_of, messages[-1].content)
+
+
+def changed_span(tokens_of: Callable[[str], tuple[int, ...]], content: str) -> tuple[int, int]:
+    """Which tokens come from a content, whatever stands around it: those that change with it. The last one where none does."""
+    tokens = tokens_of(content)
+    # No content begins or ends as both of these do.
+    others = [tokens_of(other) for other in ("~", "7")]
+    start = min(_common(tokens, other) for other in others)
+    stop = len(tokens) - min(_common(tokens[::-1], other[::-1]) for other in others)
+    return (start, stop) if start < stop else (len(tokens) - 1, len(tokens))
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest beginning that both have."""
+    return next(
+        (place for place, (left, right) in enumerate(zip(one, other, strict=False)) if left != right), min(len(one), len(other))
+    )
+
+
 class Generator:
     """Answers requests one after another. A context manager.
 
@@ -203,7 +239,8 @@ class Generator:
         cache = self._cache(self._needs_tap(gate))
         draft = Draft(self.model.token_bytes, request.stop, on_text)
         start = time.perf_counter()
-        prefix = request.prompt[:-1]
+        # What a gate reads has to be run.
+        prefix = request.prompt[: request.read[0] if gate.prompt_layers else -1]
         reused = cache.keep_common(prefix, [request.prompt_edit] * len(prefix))
         begun = self._read_prompt(cache, request, reused, gate, should_stop)
         middle = time.perf_counter()
@@ -222,31 +259,36 @@ class Generator:
         self, cache: KVCache, request: Request, reused: int, gate: Gate, should_stop: Callable[[], bool]
     ) -> _Begun | None:
         """Decode the rest of the prompt; None if it was interrupted."""
+        reader, start, stop = cache, *request.read
+        sums: dict[int, Rows] = {}
+        if gate.prompt_layers:
+            reader = self._cache(tapped=True)
+            reader.match(cache)
+            reader.watch(gate.prompt_layers)
         rest = request.prompt[reused:-1]
         size = cache.context.n_ubatch
         for offset in range(0, len(rest), size):
             if should_stop():
                 return None
-            cache.run(rest[offset : offset + size], request.prompt_edit)
+            place = len(reader.tokens)
+            reader.run(rest[offset : offset + size], request.prompt_edit)
+            for layer in gate.prompt_layers:
+                sums[layer] = sums.get(layer, 0) + reader.rows(layer)[max(start - place, 0) : max(stop - place, 0)].sum(axis=0)
         if should_stop():
             return None
         # The last token always by itself, steered or not: kernels round differently for other batch sizes, and an answer must
         # not depend on how much of its prompt was in the cache already.
         last = request.prompt[-1:]
-        if not gate.prompt_layers:
-            verdict = gate.after_prompt({})
-            return _Begun(cache.context, cache.run(last, verdict.edit), verdict)
-        reader = self._cache(tapped=True)
-        if reader is not cache:
-            reader.match(cache)
-        reader.watch(gate.prompt_layers)
-        row = reader.run(last, request.prompt_edit)
-        rows = reader.last_rows(gate.prompt_layers)
-        reader.watch(())
-        verdict = gate.after_prompt(rows)
-        if verdict.edit is request.prompt_edit:
-            # Nothing is steered: the answer goes on from here. The logits are the reader's.
+        row = 0
+        if reads_last := bool(gate.prompt_layers) and stop == len(request.prompt):
+            row = reader.run(last, request.prompt_edit)
+            sums = {layer: sums.get(layer, 0) + reader.rows(layer)[-1] for layer in gate.prompt_layers}
+        if gate.prompt_layers:
+            reader.watch(())
             cache.match(reader)
+        verdict = gate.after_prompt({layer: total / np.float32(stop - start) for layer, total in sums.items()})
+        if reads_last and verdict.edit is request.prompt_edit:
+            # Nothing is steered: the answer goes on from here. The logits are the reader's.
             return _Begun(reader.context, row, verdict)
         cache.cut(len(request.prompt) - 1)
         return _Begun(cache.context, cache.run(last, verdict.edit), verdict)

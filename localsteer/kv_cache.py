@@ -67,10 +67,14 @@ class KVCache:
         assert self.context.tap is not None
         self.context.tap.watch(layers)
 
+    def rows(self, layer: int) -> Rows:
+        """The output (n_tokens, n_embd) of a watched block at the tokens of the last run; of the last block at the last only."""
+        assert self.context.tap is not None
+        return self.context.tap.rows(layer)
+
     def last_rows(self, layers: Collection[int]) -> Mapping[int, Rows]:
         """For each watched layer the output (n_embd,) of the block at the last token that was run."""
-        assert self.context.tap is not None
-        return {layer: self.context.tap.rows(layer)[-1] for layer in layers}
+        return {layer: self.rows(layer)[-1] for layer in layers}
 
     def match(self, other: KVCache) -> None:
         """Hold what another cache of the same model holds: what is missing is copied from its cells, nothing is computed."""

@@ -67,7 +67,7 @@ class Probe:
         layer: the block whose output is read.
         bias: added to the projection.
         threshold: the score from which on a text is called positive.
-        watch: whether it was fitted to user messages (read at the last token of the prompt) or to answers.
+        watch: whether it was fitted to user messages (h is the mean over a message's tokens) or to answers.
         window: answers only: the score is the mean over this many of the latest tokens.
         fitted: positive and negative texts that the direction, layer and threshold come from.
         target: the false positive rate that the threshold was chosen for; None where both kinds of mistakes count alike.

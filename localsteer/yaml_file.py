@@ -118,9 +118,10 @@ class YamlFile:
         return line + 1
 
 
-def _repeated_key(root: yaml.Node) -> yaml.ScalarNode | None:
+def _repeated_key(root: yaml.Node | None) -> yaml.ScalarNode | None:
     """The first key that its mapping has already; None where all differ."""
-    waiting, done = [root], set()
+    waiting: list[yaml.Node] = [root] if root is not None else []
+    done: set[int] = set()
     while waiting:
         node = waiting.pop(0)
         if id(node) in done:  # an alias
@@ -129,7 +130,7 @@ def _repeated_key(root: yaml.Node) -> yaml.ScalarNode | None:
         if isinstance(node, yaml.SequenceNode):
             waiting += node.value
         elif isinstance(node, yaml.MappingNode):
-            known = set()
+            known: set[tuple[str, str]] = set()
             for key, value in node.value:
                 if isinstance(key, yaml.ScalarNode):
                     if (key.tag, key.value) in known:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from localsteer.generation import Answer, Generator, Request, prompt_tokens
+from localsteer.generation import Answer, Generator, Request, changed_span, prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.sampling import Sampling
 from localsteer.steering import Plan
@@ -107,9 +107,13 @@ class Conversation:
         return self._fitting(self.turns)[1]
 
     def _request(self, turns: list[Message]) -> Request:
-        prompt, _ = self._fitting(turns)
+        prompt, dropped = self._fitting(turns)
         stop = () if self.generator.model.chat_template is not None else _PLAIN_STOP
-        return Request(prompt, self.plan, self.sampling, self.max_tokens, stop)
+        message = None
+        if self.controller is not None:
+            before, last = turns[dropped:-1], turns[-1]
+            message = changed_span(lambda text: self._tokens([*before, replace(last, content=text)]), last.content)
+        return Request(prompt, self.plan, self.sampling, self.max_tokens, stop, message)
 
     def _fitting(self, turns: list[Message]) -> tuple[tuple[int, ...], int]:
         """The prompt, without as many of the oldest exchanges as leave room for an answer."""

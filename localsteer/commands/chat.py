@@ -49,7 +49,12 @@ def command(
     from localsteer.chat.terminal import Terminal
     from localsteer.steering import parse_steering
 
-    parse_steering(expression)  # a mistake in it is told before the model is loaded
+    # Mistakes are told before the model is loaded.
+    parse_steering(expression)
+    if policy_file is not None:
+        from localsteer.policy.policy_file import load_policy
+
+        load_policy(policy_file)
     with model_options.open() as opened:
         plan_for = functools.partial(make_plan, model=opened, max_dose=max_dose, both_ways=True)  # /compare answers both
         plan = plan_for(expression)

@@ -60,7 +60,7 @@ def command(
     model_options: ModelOptions,
 ) -> None:
     """Answer PROMPT (- reads it from stdin)."""
-    from localsteer.generation import Request, prompt_tokens
+    from localsteer.generation import Request, latest_message, prompt_tokens
     from localsteer.llama.chat_template import Message
     from localsteer.steering import parse_steering
 
@@ -73,14 +73,20 @@ def command(
         raise click.UsageError("--system has no place in plain text: leave out --raw.")
     if prompt == "-":
         prompt = sys.stdin.read()
+    if policy_file is not None:
+        from localsteer.policy.policy_file import load_policy
+
+        load_policy(policy_file)  # a mistake in it is told before the model is loaded
     with model_options.open() as opened:
         if not raw and opened.chat_template is None:
             note(f"{opened.name} has no chat template (a base model): it continues the prompt as plain text.")
         messages = [Message("system", system)] if system is not None else []
-        tokens = prompt_tokens(opened, [*messages, Message("user", prompt)], raw=raw)
+        messages.append(Message("user", prompt))
+        tokens = prompt_tokens(opened, messages, raw=raw)
         plan = make_plan(expression, opened, steer_prompt=steer_prompt, max_dose=max_dose, both_ways=compare)
         name = opened.name
-        request = Request(tokens, plan, sampling, max_tokens, stop).seeded()
+        message = latest_message(opened, messages, raw=raw) if policy_file is not None else None
+        request = Request(tokens, plan, sampling, max_tokens, stop, message).seeded()
         with (
             armed_controller(policy_file, opened, max_dose) as controller,
             open_generator(opened, n_ctx) as generator,

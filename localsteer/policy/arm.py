@@ -132,6 +132,8 @@ class ArmedPolicy:
         probe = ProbeClassifier.of(vector, name=name, threshold=spec.threshold, release=spec.release)
         if spec.watch not in (None, probe.watch):
             raise PolicyError(f"{spec.vector} was fitted to watch the {probe.watch}, and the policy says {spec.watch}.")
+        if probe.watch == "prompt" and probe.layer >= self._model.n_layer - 1:
+            raise PolicyError(f"{spec.vector} reads layer {probe.layer}, the last one, which shows only the end of a prompt.")
         if probe.release > probe.threshold:
             raise PolicyError(f"release {probe.release:g} is above the threshold {probe.threshold:g}.")
         return probe

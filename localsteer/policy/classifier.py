@@ -27,7 +27,8 @@ class Seen:
         answer: the answer so far.
         fresh: what has come to it since the last time.
         position: tokens of the answer so far.
-        rows: by layer the output (n_embd,) of the block at the latest token; empty where none was read.
+        rows: by layer the output (n_embd,) of the block: at the latest token of the answer, or the mean over the message; empty
+            where none was read.
         final: whether the answer is about to end.
     """
 

@@ -219,7 +219,7 @@ class AnswerGate:
         return max((rule.rewind for rule in self._policy.rules), default=0)
 
     def after_prompt(self, rows: Mapping[int, Rows]) -> Verdict:
-        """The prompt was read: rows of `prompt_layers` at its last token."""
+        """The prompt was read: mean rows of `prompt_layers` over the message."""
         self._seen = Seen(self._message, rows=rows)
         self._observe(lambda one: one.watch == "prompt")
         self._look(self._on_prompt)

@@ -1,6 +1,6 @@
 """Fit a probe: from positive and negative texts to a direction, a layer and a threshold, and how well they do on other texts.
 
-The direction is the difference of the class means (as control vectors are made). Layer and threshold are chosen by the scores of
+The direction is a linear discriminant of the class means. Layer and threshold are chosen by the scores of
 texts that the direction was not fitted to (5-fold cross-validation), all on one part of the texts. What is reported comes from
 the other part, which nothing was fitted to or chosen on.
 """
@@ -29,6 +29,9 @@ LEAST_TEXTS = 4
 # Below this the intervals are so wide that a user should be told: that of no false positive among 20 reaches up to 16 %.
 FEW_TEXTS = 20
 _FOLDS = 5
+# Of the covariance toward the diagonal. In cross-validation on 40 + 40 hostile and friendly messages at the demo model's layers
+# 13 to 27 the AUROC was 0.93 to 0.98 with 0.9, 0.93 to 0.97 with 0.5, and 0.90 to 0.95 for the bare difference of the means.
+_SHRINKAGE = 0.9
 DEFAULT_WINDOW = 16
 
 Floats = NDArray[np.float32]
@@ -104,9 +107,11 @@ def fit_probe(
         ModelError: the model's residual stream cannot be read.
     """
     settings = settings if settings is not None else FitSettings()
-    first, last = settings.layers if settings.layers is not None else (1, model.n_layer - 1)
-    if not 1 <= first <= last < model.n_layer:
-        raise PolicyError(f"{model.name} has layers 1 to {model.n_layer - 1} to choose from, not {first}-{last}.")
+    # The last block shows no more of a prompt than its last token.
+    highest = model.n_layer - (2 if settings.watch == "prompt" else 1)
+    first, last = settings.layers if settings.layers is not None else (1, highest)
+    if not 1 <= first <= last <= highest:
+        raise PolicyError(f"{model.name} has layers 1 to {highest} to choose from, not {first}-{last}.")
     _check_labels(examples, settings.watch)
     fitted, reported = (list(examples), list(unseen)) if unseen is not None else _split(examples, settings)
     _check(fitted, reported, settings.watch)
@@ -147,8 +152,8 @@ def fit_probe(
     provenance = Provenance(
         concept=name,
         description=f"A probe that watches the {settings.watch}.",
-        method="mean",
-        position="last" if settings.watch == "prompt" else "response",
+        method="discriminant",
+        position=settings.watch,
         model=model.fingerprint,
         dataset_sha256=hash_texts(f"{one.label} {one.message} {one.answer}".encode("utf-8", "replace") for one in fitted),
         probe=probe,
@@ -220,11 +225,24 @@ def _unfitted_scores(values: Floats, truth: NDArray[np.bool_], folds: _Folds) ->
 
 
 def _line(values: Floats, truth: NDArray[np.bool_]) -> tuple[Scores, float]:
-    """Weights and bias that give the positive texts (n, n_embd) a mean score of 1 and the negative ones -1."""
-    high, low = values[truth].mean(axis=0, dtype=np.float64), values[~truth].mean(axis=0, dtype=np.float64)
+    """Weights and bias that give the positive texts (n, n_embd) a mean score of 1 and the negative ones -1.
+
+    Fisher's discriminant S⁻¹ (m₊ - m₋), with the covariance S within the classes shrunk toward that of independent dimensions.
+    """
+    wide = values.astype(np.float64)
+    high, low = wide[truth].mean(axis=0), wide[~truth].mean(axis=0)
     if not (high - low).any():
         raise PolicyError("The positive and the negative texts are the same to the model.", hint="Give texts that differ.")
-    weights = projection(high - low)
+    within = np.where(truth[:, None], wide - high, wide - low)
+    scale = within.std(axis=0)
+    scale[scale <= 1e-6 * scale.max()] = scale.max() or 1.0  # a dimension that never varies tells nothing of how it might
+    within /= scale
+    difference = (high - low) / scale
+    # (a ZᵀZ / n + b I)⁻¹ by Woodbury's identity: there are fewer texts than dimensions.
+    gram = within @ within.T / len(within) * (1 - _SHRINKAGE) + _SHRINKAGE * np.eye(len(within))
+    part = within.T @ np.linalg.solve(gram, within @ difference) * (1 - _SHRINKAGE) / len(within)
+    weights = (difference - part) / scale
+    weights *= 2 / float((high - low) @ weights)
     return weights, -float((high + low) @ weights / 2)
 
 
@@ -235,7 +253,7 @@ def _separation(scores: Scores, truth: NDArray[np.bool_]) -> float:
 
 
 def _rows(reader: Reader, example: Example, watch: Watch) -> Floats:
-    """(n_tokens, n_layers, n_embd) of a text: of one token of a prompt, or all of an answer."""
+    """(n_tokens, n_layers, n_embd) of a text: of all tokens of an answer, or the mean of a message."""
     try:
         if watch == "prompt":
             return reader.prompt(example.message)[np.newaxis]

@@ -17,7 +17,7 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ProbeClassifier(Classifier):
-    """Scores the last token of the prompt, or the mean of the latest tokens of the answer (see `localsteer.probe.Probe`).
+    """Scores the mean over the user's message, or over the latest tokens of the answer (see `localsteer.probe.Probe`).
 
     Attributes:
         weights: (n_embd,) float64.

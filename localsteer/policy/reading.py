@@ -1,4 +1,4 @@
-"""Activations of texts as a probe sees them in a chat: the last token of a prompt, or every token of an answer."""
+"""Activations of texts as a probe sees them in a chat: the mean over a message, or every token of an answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.errors import PolicyError
-from localsteer.generation import DEFAULT_CONTEXT, prompt_tokens
+from localsteer.generation import DEFAULT_CONTEXT, latest_message, prompt_tokens
 from localsteer.kv_cache import KVCache
 from localsteer.llama.chat_template import Message
 from localsteer.llama.context import Context
@@ -51,16 +51,26 @@ class Reader:
         self._cache.context.close()
 
     def prompt(self, message: str) -> NDArray[np.float32]:
-        """At the last token of the prompt: (n_layers, n_embd).
+        """Mean over the tokens of a message: (n_layers, n_embd).
 
         Raises:
             PolicyError: the message does not fit the context.
         """
-        tokens = self._prompt_tokens(message)
-        self._run(tokens[:-1], "message")
-        self._cache.run(tokens[-1:], None)
-        rows = self._cache.last_rows(self.layers)
-        return np.stack([rows[layer] for layer in self.layers])
+        messages = [Message("user", message)]
+        tokens = prompt_tokens(self.model, messages)
+        start, stop = latest_message(self.model, messages)
+        self._run(tokens[:start], "message")
+        self._check_room(len(tokens), "message")
+        # The parts of a chat: the last token by itself.
+        size = self._cache.context.n_ubatch
+        ends = [*range(start + size, len(tokens) - 1, size), len(tokens) - 1, len(tokens)]
+        total = np.zeros((len(self.layers), self.model.n_embd), np.float32)
+        for end in ends:
+            place = len(self._cache.tokens)
+            if place < min(end, stop):
+                rows = self._rows_of(tokens[place:end])
+                total += rows[: stop - place].sum(axis=0)
+        return total / np.float32(stop - start)
 
     def answer(self, message: str, answer: str) -> NDArray[np.float32]:
         """At every token of an answer: (n_tokens, n_layers, n_embd).
