@@ -267,24 +267,28 @@ class Generator:
             reader.watch(gate.prompt_layers)
         rest = request.prompt[reused:-1]
         size = cache.context.n_ubatch
-        for offset in range(0, len(rest), size):
-            if should_stop():
-                return None
-            place = len(reader.tokens)
-            reader.run(rest[offset : offset + size], request.prompt_edit)
-            for layer in gate.prompt_layers:
-                sums[layer] = sums.get(layer, 0) + reader.rows(layer)[max(start - place, 0) : max(stop - place, 0)].sum(axis=0)
-        if should_stop():
-            return None
         # The last token always by itself, steered or not: kernels round differently for other batch sizes, and an answer must
         # not depend on how much of its prompt was in the cache already.
         last = request.prompt[-1:]
         row = 0
-        if reads_last := bool(gate.prompt_layers) and stop == len(request.prompt):
-            row = reader.run(last, request.prompt_edit)
-            sums = {layer: sums.get(layer, 0) + reader.rows(layer)[-1] for layer in gate.prompt_layers}
+        reads_last = bool(gate.prompt_layers) and stop == len(request.prompt)
+        try:
+            for offset in range(0, len(rest), size):
+                if should_stop():
+                    return None
+                place = len(reader.tokens)
+                reader.run(rest[offset : offset + size], request.prompt_edit)
+                here = slice(max(start - place, 0), max(stop - place, 0))
+                sums = {layer: sums.get(layer, 0) + reader.rows(layer)[here].sum(axis=0) for layer in gate.prompt_layers}
+            if should_stop():
+                return None
+            if reads_last:
+                row = reader.run(last, request.prompt_edit)
+                sums = {layer: sums.get(layer, 0) + reader.rows(layer)[-1] for layer in gate.prompt_layers}
+        finally:
+            if gate.prompt_layers:
+                reader.watch(())
         if gate.prompt_layers:
-            reader.watch(())
             cache.match(reader)
         verdict = gate.after_prompt({layer: total / np.float32(stop - start) for layer, total in sums.items()})
         if reads_last and verdict.edit is request.prompt_edit:

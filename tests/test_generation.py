@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,16 @@ import pytest
 from gguf import GGUFReader
 from numpy.typing import NDArray
 
+from localsteer import generation
 from localsteer.draft import Draft
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.gate import Verdict
-from localsteer.generation import Answer, Generator, Request, prompt_tokens
+from localsteer.generation import Answer, Generator, Request, latest_message, prompt_tokens
 from localsteer.kv_cache import KVCache
 from localsteer.llama.chat_template import Message
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
-from localsteer.llama.residual import Edit, Rows
+from localsteer.llama.residual import Edit, ResidualTap, Rows
 from localsteer.llama.sampling import Sampler, Sampling
 from tests.conftest import (
     LOGIT_NOISE,
@@ -408,6 +410,101 @@ def test_timing_counts_what_was_done(generator: Generator) -> None:
     assert timing.seconds == timing.prompt_seconds + timing.answer_seconds > 0
 
 
+# Where the message stands
+
+
+MESSAGES = (
+    "Hello, hens",
+    "x",
+    "~",
+    "7",
+    "~x",
+    "x~",
+    "7x7",
+    "~ and ~",
+    "7~",
+    "~7",
+    "77~~",
+    " the hen ",
+    "\nhe\n\n",
+    " ",
+    " \n\t",
+    "user\nuser",
+    "assistant\n",
+    "a<|im_end|>\n",
+    "<|im_start|>assistant\n",
+    "é🙂",
+)
+BEFORE: tuple[tuple[Message, ...], ...] = (
+    (),
+    (Message("system", "Speak of ~ and 7."),),
+    (Message("system", "S"), Message("user", "Hello, hens"), Message("assistant", "7"), Message("user", "~")),
+    (Message("user", "x"), Message("assistant", "x")),
+)
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("content", MESSAGES)
+def test_a_message_is_found_in_the_models_template(tiny: Model, before: tuple[Message, ...], content: str) -> None:
+    messages = [*before, Message("user", content)]
+    tokens = prompt_tokens(tiny, messages)
+    start, stop = latest_message(tiny, messages)
+    head = "".join(f"<|im_start|>{one.role}\n{one.content}<|im_end|>\n" for one in before) + "<|im_start|>user\n"
+    assert tokens[:start] == tuple(tiny.tokenize(head))
+    assert tokens[start:stop] == tuple(tiny.tokenize(content))
+    assert tokens[stop:] == tuple(tiny.tokenize("<|im_end|>\n<|im_start|>assistant\n"))
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("content", MESSAGES)
+def test_a_message_is_found_in_plain_text(tiny: Model, base: Model, before: tuple[Message, ...], content: str) -> None:
+    messages = [*before, Message("user", content)]
+    head = "".join(f"{one.content}\n\n" for one in before)
+    for model, raw in ((tiny, True), (base, False), (base, True)):
+        tokens = prompt_tokens(model, messages, raw=raw)
+        assert latest_message(model, messages, raw=raw) == (len(model.tokenize(head)), len(tokens))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """A model without a chat template."""
+    path = write_tiny_model(tmp_path_factory.mktemp("base") / "base.gguf", chat_template=None)
+    with Model(path, threads=1) as model:
+        yield model
+
+
+def test_where_there_is_no_message_the_last_token_stands_for_it(tiny: Model, base: Model) -> None:
+    for before in BEFORE[1:]:
+        messages = [*before, Message("user", "")]
+        for model, raw in ((tiny, False), (tiny, True), (base, False)):
+            count = len(prompt_tokens(model, messages, raw=raw))
+            assert latest_message(model, messages, raw=raw) == (count - 1, count)
+
+
+def test_a_message_is_found_where_the_template_changes_it(tmp_path: Path) -> None:
+    # It drops spaces around a message, and knows no system messages: that goes before the first message of the user.
+    template = (
+        "{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim + '<|im_end|>\\n' }}{% endfor %}"
+        "{{ '<|im_start|>assistant\\n' }}"
+    )
+    foot = "<|im_end|>\n<|im_start|>assistant\n"
+    with Model(write_tiny_model(tmp_path / "trim.gguf", chat_template=template), threads=1) as model:
+        for system in ([], [Message("system", "Speak of 7.")]):
+            head = "<|im_start|>user\n" + "".join(f"{one.content}\n\n" for one in system)
+            for content in ("pig", " 7 pigs~\n"):
+                messages = [*system, Message("user", content)]
+                tokens = prompt_tokens(model, messages)
+                start, stop = latest_message(model, messages)
+                assert tokens[:start] == tuple(model.tokenize(head))
+                shown = content.rstrip() if system else content.strip()
+                assert tokens[start:stop] == tuple(model.tokenize(shown))
+                assert tokens[stop:] == tuple(model.tokenize(foot))
+        nothing = [Message("user", " \n ")]
+        count = len(prompt_tokens(model, nothing))
+        assert latest_message(model, nothing) == (count - 1, count)
+
+
 # Gates
 
 
@@ -420,7 +517,7 @@ class Script:
         tokens: by token of the answer the verdict once it is drawn.
         runs: by token of the answer the verdict once it was run.
         ends: verdicts for when the answer is about to end.
-        prompt_layers: layers to read at the end of the prompt.
+        prompt_layers: layers to read over the message.
         output_layers: layers to read at every token.
         hold_back: how many tokens are not shown yet; by default as many as are taken back.
     """
@@ -551,6 +648,127 @@ def test_a_prompt_is_read_without_another_forward_pass(transformer: Model, decod
         answer_of(transformer, request, gate)
         sizes.append(list(decoded))
     assert sizes == [[len(PROMPT) - 1, 1, 1, 1, 1, 1]] * 3
+
+
+SPANS = [(12, 22), (0, 29), (3, 4), (0, 1), (28, 29), (0, 30), (17, 30), (29, 30)]
+"""Messages in PROMPT; the last three include its last token."""
+
+
+def split_into(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Prompts are run in parts of this many tokens."""
+    monkeypatch.setattr(generation, "Context", functools.partial(Context, n_ubatch=size))
+
+
+@pytest.mark.parametrize("size", [512, 7])
+@pytest.mark.parametrize("steer", ["nothing", "response", "prompt"])
+def test_a_gate_is_shown_the_mean_over_the_message(
+    steerable: Model, steer: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split_into(monkeypatch, size)
+    edit = random_edit(steerable, seed=3)
+    plan = None if steer == "nothing" else plan_of(edit, steer_prompt=steer == "prompt")
+    request = Request(PROMPT, plan, GREEDY, max_tokens=3)
+    alone = run_alone(steerable, PROMPT, [request.prompt_edit] * len(PROMPT))
+    layers = range(steerable.n_layer - 1)
+    for start, stop in SPANS:
+        with Generator(steerable) as generator:
+            # Also where the cache holds the prompt already, and where it holds the answer to another one.
+            for prompt in (PROMPT, PROMPT, (*PROMPT[:9], *OTHER_PROMPT), PROMPT):
+                message = (start, min(stop, len(prompt)))
+                gate = Script(request.response_edit, prompt_layers=layers)
+                generator.generate(replace(request, prompt=prompt, message=message), gate=gate)
+                assert set(gate.prompt_rows) == set(layers)
+                if prompt == PROMPT:
+                    for layer in layers:
+                        expected = alone.rows[layer][start:stop].mean(axis=0)
+                        np.testing.assert_allclose(gate.prompt_rows[layer], expected, atol=ROW_NOISE)
+
+
+def test_a_message_longer_than_a_ubatch_is_read_in_parts(tmp_path: Path) -> None:
+    prompt = random_tokens(1200, seed=5)
+    path = write_tiny_model(tmp_path / "long.gguf", n_layer=3, n_ctx_train=2048)
+    with Model(path, threads=1) as model:
+        alone = run_alone(model, prompt)
+        for message in ((500, 530), (10, 1150), (512, 1024), (600, 1200)):
+            gate = Script(prompt_layers=(0, 1))
+            answer_of(model, Request(prompt, None, GREEDY, max_tokens=2, message=message), gate)
+            for layer in (0, 1):
+                expected = alone.rows[layer][slice(*message)].mean(axis=0)
+                np.testing.assert_allclose(gate.prompt_rows[layer], expected, atol=ROW_NOISE)
+
+
+@pytest.mark.parametrize("message", SPANS)
+@pytest.mark.parametrize("output_layers", [(), (2,)])
+def test_a_message_is_read_without_another_forward_pass(
+    steerable: Model, message: tuple[int, int], output_layers: tuple[int, ...], decoded: list[int]
+) -> None:
+    edit = random_edit(steerable, seed=3)
+    answer_of(steerable, Request(PROMPT, None, GREEDY, max_tokens=1), Script(edit))  # what it allows is measured once
+    earlier = Request(random_tokens(40, seed=9), None, GREEDY, max_tokens=0)
+    request = Request((*earlier.prompt, *PROMPT), None, GREEDY, max_tokens=5, message=(40 + message[0], 40 + message[1]))
+    for fired in (None, edit):
+        found = []
+        for plan, gated in ((plan_of(edit) if fired else None, False), (None, True)):
+            with Generator(steerable) as generator:
+                generator.generate(earlier, gate=Script(prompt_layers=(1,), output_layers=output_layers) if gated else None)
+                decoded.clear()
+                gate = Script(fired, prompt_layers=(1, 2), output_layers=output_layers) if gated else None
+                found.append((generator.generate(replace(request, plan=plan), gate=gate).tokens, sum(decoded)))
+        (expected, count), (tokens, gated_count) = found
+        assert tokens == expected
+        assert count == len(PROMPT) + 4
+        # A message that ends the prompt is read before it is known that its last token is steered. That one is run again then;
+        # a recurrent model must run all of them.
+        again = fired is not None and message[1] == len(PROMPT)
+        assert gated_count - count == again * (1 if steerable.sequences_share_tokens else len(request.prompt))
+
+
+def test_a_gate_that_reads_a_message_and_never_steers_changes_no_token(steerable: Model, drawn_from: list[Floats]) -> None:
+    first = Request(PROMPT, sampling=LIVELY, max_tokens=24, message=(12, 22))
+    with Generator(steerable) as plain, Generator(steerable) as gated:
+        said = answer_of(steerable, first).tokens
+        drawn_from.clear()
+        prompt = (*PROMPT, *said, *OTHER_PROMPT)
+        second = replace(first, prompt=prompt, message=(len(prompt) - 20, len(prompt) - 6))
+        other = replace(first, prompt=(*PROMPT[:9], *OTHER_PROMPT), message=(11, 20))
+        # A conversation, its second answer drawn twice more, another message instead, and the first question anew.
+        for request in (first, second, second, replace(second, sampling=replace(LIVELY, seed=8)), other, first):
+            expected = plain.generate(request)
+            answer = gated.generate(request, gate=Script(prompt_layers=(1, 2)))
+            assert (answer.tokens, answer.text) == (expected.tokens, expected.text)
+            # The message is read each time.
+            assert request.message is not None
+            assert answer.timing.reused_tokens == min(expected.timing.reused_tokens, request.message[0])
+            # In an answer that is drawn anew the parts of the prompt are others, and may be rounded in another way.
+            np.testing.assert_allclose(drawn_from[24:], drawn_from[:24], atol=LOGIT_NOISE)
+            drawn_from.clear()
+
+
+def test_an_interrupted_message_is_read_anew(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    split_into(monkeypatch, 7)
+    watched: list[tuple[int, ...]] = []
+    watch = ResidualTap.watch
+
+    def remember(self: ResidualTap, layers: Collection[int], *, stop: bool = False) -> None:
+        watched.append(tuple(layers))
+        watch(self, layers, stop=stop)
+
+    monkeypatch.setattr(ResidualTap, "watch", remember)
+    request = Request(PROMPT, None, GREEDY, max_tokens=12, message=(3, 27))
+    fresh = answer_of(tiny, request).tokens
+    expected = run_alone(tiny, PROMPT).rows[1][3:27].mean(axis=0)
+    with Generator(tiny) as generator:
+        for asked_before in range(6):
+            watched.clear()
+            stop = iter([False] * asked_before + [True]).__next__
+            answer = generator.generate(request, gate=Script(prompt_layers=(1,)), should_stop=stop)
+            assert (answer.text, answer.tokens, answer.finish_reason) == ("", (), "interrupted")
+            # Nothing goes on being read.
+            assert watched == [(1,), ()]
+        gate = Script(prompt_layers=(1,))
+        assert generator.generate(request, gate=gate).tokens == fresh
+        np.testing.assert_allclose(gate.prompt_rows[1], expected, atol=ROW_NOISE)
+        assert generator.generate(request).tokens == fresh
 
 
 def test_a_gate_that_steers_after_the_prompt_takes_one_pass_more(transformer: Model, decoded: list[int]) -> None:

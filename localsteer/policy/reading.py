@@ -50,12 +50,18 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._cache.context.close()
 
-    def prompt(self, message: str) -> NDArray[np.float32]:
+    def prompt(self, message: str, layers: Collection[int] | None = None) -> NDArray[np.float32]:
         """Mean over the tokens of a message: (n_layers, n_embd).
+
+        Args:
+            message: the text.
+            layers: those of the reader's layers that are wanted, not the last block; None for all of them.
 
         Raises:
             PolicyError: the message does not fit the context.
         """
+        layers = self.layers if layers is None else tuple(sorted(layers))
+        assert self.model.n_layer - 1 not in layers
         messages = [Message("user", message)]
         tokens = prompt_tokens(self.model, messages)
         start, stop = latest_message(self.model, messages)
@@ -64,11 +70,11 @@ class Reader:
         # The parts of a chat: the last token by itself.
         size = self._cache.context.n_ubatch
         ends = [*range(start + size, len(tokens) - 1, size), len(tokens) - 1, len(tokens)]
-        total = np.zeros((len(self.layers), self.model.n_embd), np.float32)
+        total = np.zeros((len(layers), self.model.n_embd), np.float32)
         for end in ends:
             place = len(self._cache.tokens)
             if place < min(end, stop):
-                rows = self._rows_of(tokens[place:end])
+                rows = self._rows_of(tokens[place:end], layers)
                 total += rows[: stop - place].sum(axis=0)
         return total / np.float32(stop - start)
 
@@ -83,7 +89,7 @@ class Reader:
         if not tokens:
             raise PolicyError("An answer is empty.", hint="Give each some text.")
         self._run(prompt, "message")
-        return np.concatenate([self._rows_of(part) for part in self._parts(tokens, len(prompt))])
+        return np.concatenate([self._rows_of(part, self.layers) for part in self._parts(tokens, len(prompt))])
 
     def tokens_of(self, answer: str) -> list[int]:
         """The tokens that `answer` reads."""
@@ -95,10 +101,9 @@ class Reader:
         for offset in range(0, len(tokens), size):
             yield tokens[offset : offset + size]
 
-    def _rows_of(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def _rows_of(self, tokens: Sequence[int], layers: Sequence[int]) -> NDArray[np.float32]:
         self._cache.run(tokens, None)
-        assert self._cache.context.tap is not None
-        return np.stack([self._cache.context.tap.rows(layer) for layer in self.layers], axis=1)
+        return np.stack([self._cache.rows(layer) for layer in layers], axis=1)
 
     def _prompt_tokens(self, message: str) -> tuple[int, ...]:
         return prompt_tokens(self.model, [Message("user", message)])

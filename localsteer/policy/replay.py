@@ -84,7 +84,8 @@ def _show_prompt(gate: AnswerGate, reader: Reader, example: Example) -> None:
     rows = {}
     if gate.prompt_layers and example.message:
         with contextlib.suppress(PolicyError):  # too long: the probe fails for want of rows, and says so
-            rows = dict(zip(reader.layers, reader.prompt(example.message), strict=True))
+            layers = sorted(gate.prompt_layers)
+            rows = dict(zip(layers, reader.prompt(example.message, layers), strict=True))
     gate.after_prompt(rows)
 
 

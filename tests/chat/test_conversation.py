@@ -1,21 +1,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from localsteer.chat.conversation import Conversation
 from localsteer.errors import LocalsteerError
-from localsteer.generation import Generator, Request, prompt_tokens
+from localsteer.generation import Answer, Generator, Request, latest_message, prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.policy.classifier import Classifier, Observer, Seen
 from localsteer.policy.condition import parse_condition
 from localsteer.policy.controller import Controller, Policy, Rule
+from localsteer.policy.probe import ProbeClassifier
 from localsteer.steering import Plan, parse_steering, resolve
 from localsteer.vector import ControlVector
+from tests.conftest import ROW_NOISE, run_alone
+from tests.tiny_models import write_tiny_model
 
 SAMPLING = Sampling(seed=5)
 
@@ -131,6 +136,92 @@ def test_the_policy_hears_the_users_message_and_steers_the_answer_to_it(tiny: Mo
             assert answer.tokens == fresh_answer(tiny, turns, plan, 8)
     # The system message and what was said before are not the user's latest message.
     assert heard == ["pass", "fire", "fire", "pass"]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """All requests that are answered."""
+    requests: list[Request] = []
+    generate = Generator.generate
+
+    def remember(self: Generator, request: Request, **more: Any) -> Answer:
+        requests.append(request)
+        return generate(self, request, **more)
+
+    monkeypatch.setattr(Generator, "generate", remember)
+    return requests
+
+
+def message_in(request: Request) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """What stands before the message, the message, and what stands behind it."""
+    assert request.message is not None
+    start, stop = request.message
+    return request.prompt[:start], request.prompt[start:stop], request.prompt[stop:]
+
+
+@pytest.mark.parametrize("system", [None, "Speak of pigs."])
+def test_the_policy_is_told_where_the_message_stands(
+    tiny: Model, controller: Controller, asked: list[Request], system: str | None
+) -> None:
+    with Generator(tiny) as generator:
+        conversation = Conversation(generator, system=system, controller=controller, sampling=SAMPLING, max_tokens=8)
+        for message in ("A hen", "7 pigs~", "A hen", "~"):
+            before = [*([Message("system", system)] if system else []), *conversation.turns]
+            conversation.ask(message)
+            head = "".join(f"<|im_start|>{one.role}\n{one.content}<|im_end|>\n" for one in before) + "<|im_start|>user\n"
+            parts = (head, message, "<|im_end|>\n<|im_start|>assistant\n")
+            assert message_in(asked[-1]) == tuple(tuple(tiny.tokenize(part)) for part in parts)
+        # What is compared is asked of the same message.
+        conversation.compare()
+        assert asked[-1].message == asked[-2].message
+
+
+def test_the_message_is_found_where_the_oldest_turns_were_dropped(
+    tiny: Model, controller: Controller, asked: list[Request]
+) -> None:
+    with Generator(tiny, n_ctx=128) as generator:
+        conversation = Conversation(generator, system="Be brief.", controller=controller, sampling=SAMPLING, max_tokens=10)
+        for number in range(6):
+            conversation.ask(f"Question number {number}")
+            assert message_in(asked[-1])[1] == tuple(tiny.tokenize(f"Question number {number}"))
+        assert conversation.dropped_turns >= 2
+
+
+def test_the_message_is_found_in_a_talk_with_a_base_model(tmp_path: Path, asked: list[Request]) -> None:
+    with Model(write_tiny_model(tmp_path / "base.gguf", chat_template=None), threads=1) as base, Generator(base) as generator:
+        talk = Talk(name="pigs", watch="prompt", threshold=1.0, release=0.5)
+        policy = Policy({"pigs": talk}, (Rule("push", parse_condition("pigs"), push(base)),))
+        conversation = Conversation(generator, system="Go on.", controller=Controller(policy), sampling=SAMPLING, max_tokens=8)
+        for message in ("A hen", "the pigs", "7~"):
+            conversation.ask(message)
+            before, found, behind = message_in(asked[-1])
+            # The space before it may be part of its first token.
+            assert base.detokenize(list(found)).lstrip() == message
+            assert base.detokenize(list(before)).rstrip().endswith("User:")
+            assert base.detokenize(list(behind)) == "\nAssistant:"
+
+
+def test_a_conversation_without_a_policy_looks_for_no_message(tiny: Model, asked: list[Request]) -> None:
+    with Generator(tiny) as generator:
+        Conversation(generator, sampling=SAMPLING, max_tokens=2).ask("A hen")
+    assert asked[-1].message is None
+
+
+def test_a_probe_scores_the_latest_message_of_a_conversation(tiny: Model, asked: list[Request]) -> None:
+    weights = np.random.default_rng(4).standard_normal(tiny.n_embd)
+    probe = ProbeClassifier(
+        name="probe", watch="prompt", threshold=np.inf, release=np.inf, layer=2, weights=weights, bias=0.5, window=4
+    )
+    controller = Controller(Policy({"probe": probe}, (Rule("push", parse_condition("probe"), push(tiny)),)))
+    with Generator(tiny) as generator:
+        conversation = Conversation(generator, controller=controller, sampling=SAMPLING, max_tokens=8)
+        for message in ("Hello there", "And now?", "And now?"):
+            turns = [*conversation.turns, Message("user", message)]
+            answer = conversation.ask(message)
+            assert answer.tokens == fresh_answer(tiny, turns, None, 8)
+            rows = run_alone(tiny, prompt_tokens(tiny, turns)).rows[2][slice(*latest_message(tiny, turns))]
+            assert controller.latest is not None
+            assert controller.latest.scores["probe"] == pytest.approx(probe.score(rows.mean(axis=0)), abs=10 * ROW_NOISE)
 
 
 def test_a_steering_of_ones_own_is_on_beside_the_policy(tiny: Model, controller: Controller) -> None:

@@ -193,7 +193,7 @@ def test_fit_writes_a_probe_and_says_how_good_it_is(
 
 def test_fit_as_json_holds_the_report(call: Call, two_files: tuple[str | Path, ...], tmp_path: Path) -> None:
     probe = tmp_path / "probe.gguf"
-    document = call("policy", "fit", *two_files, "-o", probe, "--layers", "2-3", "--seed", "1", "--json").document
+    document = call("policy", "fit", *two_files, "-o", probe, "--layers", "1-2", "--seed", "1", "--json").document
     found = read_vector(probe).provenance.probe
     assert found is not None
     assert (document["file"], document["layer"], document["threshold"]) == (str(probe), found.layer, found.threshold)
@@ -205,7 +205,7 @@ def test_fit_as_json_holds_the_report(call: Call, two_files: tuple[str | Path, .
     }
     assert document["unseen"]["true_positives"] == found.unseen.true_positives
     assert document["chosen"]["true_positives"] + document["chosen"]["false_negatives"] == 12
-    assert set(document["by_layer"]) == {"2", "3"}
+    assert set(document["by_layer"]) == {"1", "2"}
     assert document["target"] is None
     assert len(document["notes"]) == 2
 
@@ -325,7 +325,8 @@ def test_what_fit_cannot_do_is_told_before_anything_is_written(
     assert_one_clear_line(run(capfd, *texts, "-o", nowhere, *no_model), "no folder")
     assert_one_clear_line(run(capfd, *texts, *probe, "--save-unseen", nowhere, *no_model), "no folder")
     assert_one_clear_line(run(capfd, *texts, *probe, *no_model), "no-model.gguf")
-    assert_one_clear_line(call(*texts, *probe, "--layers", "2-9"), "layers 1 to 3")
+    assert_one_clear_line(call(*texts, *probe, "--layers", "2-9"), "layers 1 to 2")
+    assert_one_clear_line(call(*texts, *probe, "--layers", "2-9", "--watch", "output"), "layers 1 to 3")
     assert_one_clear_line(call(*texts, *probe, model=UNSTEERABLE_ARCHITECTURE), "does not show", "doctor")
     assert all_of(tmp_path) == before
 

@@ -372,6 +372,24 @@ def test_a_policy_that_works_is_proven(steerable: Model, write: Write, tmp_path:
         armed.prove()
 
 
+def test_a_probe_of_messages_at_the_last_layer_is_refused(steerable: Model, write: Write, tmp_path: Path) -> None:
+    path = tmp_path / "probe.gguf"
+    for layer in (1, 2):
+        write_vector(probe_vector(steerable, layer=layer), path)
+        with arm(write(PROBE), steerable) as armed:
+            assert armed.policy.classifiers["probe"].layer == layer
+    write_vector(probe_vector(steerable, layer=3), path)
+    refused = r'"probe": .*probe\.gguf reads layer 3, the last one.*only the end of a prompt'
+    with pytest.raises(PolicyError, match=refused):
+        arm(write(PROBE), steerable)
+    with pytest.raises(PolicyError, match=refused):
+        arm_probe(path, steerable)
+    # Answers are read there too.
+    write_vector(probe_vector(steerable, watch="output", layer=3), path)
+    with arm(write(PROBE), steerable) as armed:
+        armed.prove()
+
+
 # A probe by itself
 
 

@@ -1007,6 +1007,18 @@ def test_a_probe_of_the_prompt_leaves_a_plan_alone_or_adds_to_it(steerable: Mode
         assert gate.scores["probe"] == pytest.approx(float(probe.score(row)), abs=10 * ROW_NOISE)
 
 
+def test_a_probe_of_the_prompt_scores_the_mean_over_the_message(steerable: Model) -> None:
+    prompt = random_tokens(30, seed=1)
+    more = plan_of(random_edit(steerable, seed=4))
+    for start, stop in ((5, 20), (0, 30)):
+        probe = probe_of(steerable, "prompt", np.inf)
+        gate = Controller(policy_of([probe], Rule("more", parse_condition("probe"), more))).answer("hello")
+        with Generator(steerable) as generator:
+            generator.generate(Request(prompt, None, Sampling(temperature=0), 2, message=(start, stop)), gate=gate)
+        row = run_alone(steerable, prompt).rows[2][start:stop].mean(axis=0)
+        assert gate.scores["probe"] == pytest.approx(float(probe.score(row)), abs=10 * ROW_NOISE)
+
+
 def test_a_probe_of_the_output_reads_what_was_said_under_steering(steerable: Model) -> None:
     prompt = random_tokens(30, seed=1)
     push = plan_of(random_edit(steerable, seed=3))

@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from localsteer.errors import PolicyError
 from localsteer.llama.model import Model
+from localsteer.policy import fit
 from localsteer.policy.arm import arm_probe
 from localsteer.policy.examples import Example
-from localsteer.policy.fit import FitSettings, Fitted, choose_threshold, fit_probe
+from localsteer.policy.fit import FitSettings, Fitted, _line, choose_threshold, fit_probe
+from localsteer.policy.metrics import auroc
+from localsteer.policy.probe import projection
 from localsteer.policy.reading import Reader
 from localsteer.policy.replay import Replayed, measure_replayed, replay
 from localsteer.probe import Metrics, Watch
@@ -79,14 +82,16 @@ def test_a_typical_positive_text_scores_one_and_a_negative_one_minus_one(tiny: M
         assert np.mean(scores) == pytest.approx(mean, abs=0.01)
 
 
-def test_the_direction_is_the_difference_of_the_class_means(tiny: Model) -> None:
+def test_the_direction_in_the_file_scores_as_the_discriminant(tiny: Model) -> None:
     examples = low_and_high(12)
     fitted = fit_probe(tiny, examples, FitSettings(), unseen=low_and_high(4, seed=5))
     layer = fitted.probe.layer
     with Reader(tiny, [layer]) as reader:
-        rows = {label: [reader.prompt(one.message)[0] for one in examples if one.label is label] for label in (True, False)}
-    difference = np.mean(rows[True], axis=0) - np.mean(rows[False], axis=0)
-    assert fitted.vector.directions[layer] == pytest.approx(difference, abs=0.02 * float(np.linalg.norm(difference)))
+        values = np.stack([reader.prompt(one.message)[0] for one in examples])
+    weights, bias = _line(values, np.array([bool(one.label) for one in examples]))
+    found = projection(fitted.vector.directions[layer])
+    assert found == pytest.approx(weights, abs=0.02 * float(np.linalg.norm(weights)))
+    assert fitted.probe.bias == pytest.approx(bias, abs=0.01)
     assert fitted.vector.layers == (layer,)
 
 
@@ -104,9 +109,9 @@ def test_the_figures_are_found_again_for_answers_to_messages(tiny: Model, tmp_pa
     assert found_again(tiny, fitted, fitted.unseen, tmp_path / "probe.gguf") == fitted.probe.unseen
 
 
-def test_any_model_whose_hidden_states_can_be_read_is_fitted_to(steerable: Model, tmp_path: Path) -> None:
-    # The end of a prompt is the template's, and mamba has nearly forgotten what came before it; not what an answer is made of.
-    fitted = fit_probe(steerable, low_and_high(8), FitSettings("output"))
+@pytest.mark.parametrize("watch", BOTH)
+def test_any_model_whose_hidden_states_can_be_read_is_fitted_to(steerable: Model, watch: Watch, tmp_path: Path) -> None:
+    fitted = fit_probe(steerable, low_and_high(8), FitSettings(watch))
     assert fitted.probe.unseen.auroc.mean == 1
     assert found_again(steerable, fitted, fitted.unseen, tmp_path / "probe.gguf") == fitted.probe.unseen
 
@@ -130,14 +135,92 @@ def test_the_same_texts_and_seed_give_the_same_probe(tiny: Model) -> None:
     assert first.unseen == again.unseen != other.unseen
 
 
+# The discriminant
+
+
+def two_kinds(generator: np.random.Generator, count: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Values (2 * count, width) of two kinds, whose dimensions vary in different amounts and together."""
+    mixed = generator.standard_normal((width, width)) * np.exp(generator.standard_normal(width))
+    truth = np.arange(2 * count) % 2 == 0
+    values = generator.standard_normal((2 * count, width)) @ mixed + np.outer(truth, generator.standard_normal(width)) + 3
+    return values.astype(np.float32), truth
+
+
+@pytest.mark.parametrize(("count", "width"), [(4, 64), (3, 8), (40, 8), (30, 300), (1, 5)])
+def test_the_kinds_score_one_and_minus_one_on_average(count: int, width: int) -> None:
+    for seed in range(5):
+        values, truth = two_kinds(np.random.default_rng(seed), count, width)
+        weights, bias = _line(values, truth)
+        scores = values @ weights + bias
+        assert scores[truth].mean() == pytest.approx(1, abs=1e-4)
+        assert scores[~truth].mean() == pytest.approx(-1, abs=1e-4)
+
+
+def test_the_line_is_the_shrunk_discriminant() -> None:
+    values, truth = two_kinds(np.random.default_rng(0), 10, 30)
+    weights, _ = _line(values, truth)
+    # By the book: the covariance within the kinds, all of it but a share moved to its diagonal.
+    wide = values.astype(np.float64)
+    high, low = wide[truth].mean(axis=0), wide[~truth].mean(axis=0)
+    within = np.concatenate([wide[truth] - high, wide[~truth] - low])
+    covariance = within.T @ within / len(within)
+    shrunk = (1 - fit._SHRINKAGE) * covariance + fit._SHRINKAGE * np.diag(np.diag(covariance))
+    expected = np.linalg.solve(shrunk, high - low)
+    np.testing.assert_allclose(weights, 2 * expected / ((high - low) @ expected), rtol=1e-6, atol=1e-9)
+
+
+def test_a_loud_dimension_does_not_hide_the_quiet_ones_that_tell_the_kinds_apart() -> None:
+    generator = np.random.default_rng(0)
+    planted = np.zeros(64)
+    planted[10:18] = 1.5
+
+    def drawn(count: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        truth = np.arange(count) % 2 == 0
+        values = generator.standard_normal((count, 64)) + np.outer(truth, planted)
+        values[:, 3] *= 1000
+        return values.astype(np.float32), truth
+
+    values, truth = drawn(60)
+    unseen, unseen_truth = drawn(400)
+    weights, bias = _line(values, truth)
+    difference = values[truth].mean(axis=0) - values[~truth].mean(axis=0)
+    assert auroc(unseen @ weights + bias, unseen_truth) > 0.95
+    assert auroc(np.asarray(unseen @ difference, np.float64), unseen_truth) < 0.6
+
+
+def test_dimensions_that_never_vary_do_no_harm() -> None:
+    values, truth = two_kinds(np.random.default_rng(0), 10, 20)
+    values[:, 3], values[:, 7] = 0, 5
+    values[:, 9] = np.where(truth, 2, 1)  # another value for each kind
+    # With others, by themselves, and where all texts of a kind are the same.
+    for part in (values, values[:, [3, 7, 9]], np.where(truth[:, np.newaxis], values[0], values[1])):
+        weights, bias = _line(part, truth)
+        scores = part @ weights + bias
+        assert (scores[truth].mean(), scores[~truth].mean()) == pytest.approx((1, -1), abs=1e-4)
+
+
+def test_texts_that_are_the_same_to_the_model_are_told() -> None:
+    with pytest.raises(PolicyError, match="same to the model"):
+        _line(np.ones((8, 5), np.float32), np.arange(8) < 4)
+
+
 # Layers
 
 
-def test_the_layer_is_one_of_those_asked_for(tiny: Model) -> None:
-    for layers in ((1, 1), (2, 3), (3, 3)):
-        fitted = fit_probe(tiny, low_and_high(10), FitSettings(layers=layers))
-        assert layers[0] <= fitted.probe.layer <= layers[1]
-        assert set(fitted.by_layer) == set(range(layers[0], layers[1] + 1))
+@pytest.mark.parametrize(
+    ("watch", "layers"),
+    [("prompt", (1, 1)), ("prompt", (1, 2)), ("prompt", (2, 2)), ("output", (1, 1)), ("output", (2, 3)), ("output", (3, 3))],
+)
+def test_the_layer_is_one_of_those_asked_for(tiny: Model, watch: Watch, layers: tuple[int, int]) -> None:
+    fitted = fit_probe(tiny, low_and_high(10), FitSettings(watch, layers=layers))
+    assert layers[0] <= fitted.probe.layer <= layers[1]
+    assert set(fitted.by_layer) == set(range(layers[0], layers[1] + 1))
+
+
+# The last block shows the last token of a prompt only.
+@pytest.mark.parametrize(("watch", "highest"), [("prompt", 2), ("output", 3)])
+def test_all_layers_that_can_be_read_are_tried(tiny: Model, watch: Watch, highest: int) -> None:
+    assert set(fit_probe(tiny, low_and_high(10), FitSettings(watch)).by_layer) == set(range(1, highest + 1))
 
 
 def test_the_layer_is_one_that_sorts_best_in_cross_validation(tiny: Model) -> None:
@@ -146,10 +229,17 @@ def test_the_layer_is_one_that_sorts_best_in_cross_validation(tiny: Model) -> No
         assert fitted.by_layer[fitted.probe.layer] == max(fitted.by_layer.values())
 
 
-@pytest.mark.parametrize("layers", [(0, 2), (2, 4), (3, 2)])
-def test_layers_that_the_model_does_not_have_are_told(tiny: Model, layers: tuple[int, int]) -> None:
-    with pytest.raises(PolicyError, match="layers 1 to 3 to choose from"):
-        fit_probe(tiny, low_and_high(10), FitSettings(layers=layers))
+@pytest.mark.parametrize(
+    ("watch", "layers"),
+    [
+        *(("prompt", layers) for layers in ((0, 2), (2, 3), (3, 3), (2, 4), (2, 1))),
+        *(("output", layers) for layers in ((0, 2), (2, 4), (3, 2))),
+    ],
+)
+def test_layers_that_cannot_be_read_are_told(tiny: Model, watch: Watch, layers: tuple[int, int]) -> None:
+    highest = 2 if watch == "prompt" else 3
+    with pytest.raises(PolicyError, match=f"layers 1 to {highest} to choose from, not {layers[0]}-{layers[1]}"):
+        fit_probe(tiny, low_and_high(10), FitSettings(watch, layers=layers))
 
 
 # Seen and unseen
@@ -159,9 +249,15 @@ def test_layers_that_the_model_does_not_have_are_told(tiny: Model, layers: tuple
 def test_unseen_texts_have_no_part_in_any_choice(tiny: Model, watch: Watch) -> None:
     examples = alike(16)
     first = fit_probe(tiny, examples, FitSettings(watch, target=0.2))
-    # The same split, but other texts in the unseen part: turned around, and of other letters.
+    # The same split, but other texts in the unseen part: each mostly of letters that only the other kind has.
     unseen = set(first.unseen)
-    changed = [replace(one, message=f"{one.message} zz", answer=f"zz {one.answer}") if one in unseen else one for one in examples]
+    other = {True: "mn" * 12, False: "ab" * 12}
+    changed = [
+        replace(one, message=one.message + (letters := other[bool(one.label)]), answer=one.answer + letters)
+        if one in unseen
+        else one
+        for one in examples
+    ]
     second = fit_probe(tiny, changed, FitSettings(watch, target=0.2))
     assert {one.place for one in second.unseen} == {one.place for one in unseen}
     assert not set(second.unseen) & unseen

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from localsteer.errors import ModelError, PolicyError
-from localsteer.generation import prompt_tokens
+from localsteer.generation import latest_message, prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.reading import NEUTRAL_MESSAGE, Reader
@@ -34,14 +34,39 @@ def assert_close(found: Floats, expected: Floats) -> None:
     assert np.abs(found - expected).max() < ROW_NOISE
 
 
+def mean_alone(model: Model, message: str, layers: Sequence[int]) -> Floats:
+    """(n_layers, n_embd), the mean over the tokens of a message."""
+    start, stop = latest_message(model, [Message("user", message)])
+    return np.asarray(rows_alone(model, prompt(model, message), layers)[start:stop].mean(axis=0), np.float32)
+
+
+@pytest.mark.parametrize("layers", [(1, 2), (2,), (0, 1)])
+def test_a_prompt_is_read_over_its_message(steerable: Model, layers: tuple[int, ...]) -> None:
+    for message in (MESSAGE, "x", " "):
+        with Reader(steerable, layers) as reader:
+            found = reader.prompt(message)
+        assert_close(found, mean_alone(steerable, message, layers))
+
+
+def test_a_base_models_prompt_is_all_message(tmp_path: Path) -> None:
+    with Model(write_tiny_model(tmp_path / "base.gguf", chat_template=None), threads=1) as base:
+        for message in (MESSAGE, "x", " "):
+            with Reader(base, (1, 2)) as reader:
+                found = reader.prompt(message)
+            rows = rows_alone(base, prompt(base, message), (1, 2))
+            assert_close(found, np.asarray(rows.mean(axis=0), np.float32))
+
+
+def test_a_message_is_read_beside_the_last_block_of_answers(steerable: Model) -> None:
+    with Reader(steerable, (1, 2, 3)) as reader:
+        assert_close(reader.prompt(MESSAGE, (2,)), mean_alone(steerable, MESSAGE, (2,)))
+        assert_close(reader.prompt(MESSAGE, {2, 1}), mean_alone(steerable, MESSAGE, (1, 2)))
+        tokens = (*prompt(steerable, MESSAGE), *steerable.tokenize(ANSWER))
+        answer = rows_alone(steerable, tokens, (1, 2, 3))[-len(steerable.tokenize(ANSWER)) :]
+        assert_close(reader.answer(MESSAGE, ANSWER), answer)
+
+
 # The last block only shows tokens with logits, so it is read in another way than the others.
-@pytest.mark.parametrize("layers", [(1, 2), (2,), (1, 3), (3,)])
-def test_a_prompt_is_read_at_its_last_token(steerable: Model, layers: tuple[int, ...]) -> None:
-    with Reader(steerable, layers) as reader:
-        found = reader.prompt(MESSAGE)
-    assert_close(found, rows_alone(steerable, prompt(steerable, MESSAGE), layers)[-1])
-
-
 @pytest.mark.parametrize("layers", [(1, 2), (2,), (1, 3), (3,)])
 def test_an_answer_is_read_at_each_of_its_tokens(steerable: Model, layers: tuple[int, ...]) -> None:
     before, tokens = prompt(steerable, MESSAGE), steerable.tokenize(ANSWER)
@@ -54,8 +79,7 @@ def test_texts_that_were_read_before_change_nothing(steerable: Model) -> None:
     messages = [MESSAGE, MESSAGE[:10], "x", MESSAGE + " And you?", MESSAGE, MESSAGE]
     with Reader(steerable, (1, 3)) as reader:
         for message in messages:
-            expected = rows_alone(steerable, prompt(steerable, message), (1, 3))[-1]
-            assert_close(reader.prompt(message), expected)
+            assert_close(reader.prompt(message, (1,)), mean_alone(steerable, message, (1,)))
             tokens = (*prompt(steerable, message), *steerable.tokenize(ANSWER))
             answer = rows_alone(steerable, tokens, (1, 3))[-len(steerable.tokenize(ANSWER)) :]
             assert_close(reader.answer(message, ANSWER), answer)
@@ -67,8 +91,11 @@ def test_what_texts_begin_with_alike_is_computed_once(tiny: Model, monkeypatch: 
         with decoded(monkeypatch) as run:
             reader.prompt(MESSAGE + " Well?")
     first, second = prompt(tiny, MESSAGE), prompt(tiny, MESSAGE + " Well?")
-    parts = next(place for place, token in enumerate(first) if token != second[place])
-    assert run == list(second[parts:])
+    # All of the message: what was read of its beginning is gone. Nothing behind it, for nothing there is read.
+    start, stop = latest_message(tiny, [Message("user", MESSAGE + " Well?")])
+    assert first[:start] == second[:start]
+    assert run == list(second[start:-1])
+    assert stop < len(second) - 1
 
 
 def test_an_answer_alone_follows_a_neutral_message(tiny: Model) -> None:
@@ -95,9 +122,16 @@ def test_an_answer_longer_than_a_batch_is_read_in_parts(tmp_path: Path, architec
         before = prompt(model, MESSAGE)
         with Reader(model, (layer,)) as reader:
             found = reader.answer(MESSAGE, answer)
-            long = reader.prompt(answer)
         assert_close(found, rows_alone(model, (*before, *answer.encode()), (layer,))[len(before) :])
-        assert_close(long, rows_alone(model, prompt(model, answer), (layer,))[-1])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mamba"])
+def test_a_message_longer_than_a_batch_is_read_in_parts(tmp_path: Path, architecture: str) -> None:
+    path = write_tiny_model(tmp_path / "long.gguf", architecture, n_layer=3, n_ctx_train=2048)
+    message = "".join(np.random.default_rng(0).choice(list("abcdfg"), 1300))
+    with Model(path, threads=1) as model, Reader(model, (0, 1)) as reader:
+        for text in (message, message[:700], message[5:]):
+            assert_close(reader.prompt(text), mean_alone(model, text, (0, 1)))
 
 
 def test_a_text_that_is_too_long_is_told_and_does_no_harm(steerable: Model) -> None:
@@ -113,7 +147,7 @@ def test_a_text_that_is_too_long_is_told_and_does_no_harm(steerable: Model) -> N
         assert len(reader.answer("x", answer)) == len(answer)
         with pytest.raises(PolicyError, match="its answer takes it to 513 tokens"):
             reader.answer("x", answer + "y")
-        assert_close(reader.prompt(MESSAGE), rows_alone(steerable, prompt(steerable, MESSAGE), (1,))[-1])
+        assert_close(reader.prompt(MESSAGE), mean_alone(steerable, MESSAGE, (1,)))
 
 
 def test_an_empty_answer_is_told(tiny: Model) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from localsteer.generation import prompt_tokens
+from localsteer.generation import latest_message, prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.arm import arm
@@ -100,12 +100,13 @@ def test_rules_fire_on_messages_and_answers(attempt: Try) -> None:
     assert all(one.failures == {} for one in results)
 
 
-def test_probes_score_the_end_of_the_message_and_the_highest_mean_of_the_answer(steerable: Model, attempt: Try) -> None:
+def test_probes_score_the_mean_of_the_message_and_the_highest_mean_of_the_answer(steerable: Model, attempt: Try) -> None:
     examples = [text("Hello, hens"), Example("A pig?", "Well, no. 12345"), Example("", "x")]
     for one, result in zip(examples, attempt(["felt", "meant"], examples, model=steerable), strict=True):
         if one.message:
-            rows = run_alone(steerable, prompt(steerable, one.message)).rows[2]
-            assert result.scores["felt"] == pytest.approx(projected(steerable, rows, 2)[-1], abs=NOISE)
+            start, stop = latest_message(steerable, [Message("user", one.message)])
+            rows = run_alone(steerable, prompt(steerable, one.message)).rows[2][start:stop]
+            assert result.scores["felt"] == pytest.approx(projected(steerable, rows, 2).mean(), abs=NOISE)
         before = prompt(steerable, one.message_before or NEUTRAL_MESSAGE)
         tokens = steerable.tokenize(one.answer)
         scores = projected(steerable, run_alone(steerable, (*before, *tokens)).rows[3], 3)[len(before) :]
