@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
+from localsteer.generation import latest_message, prompt_tokens
+from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.arm import arm
 from localsteer.policy.controller import AnswerGate, Controller
 from localsteer.policy.examples import Example
+from localsteer.policy.probe import projection
 from localsteer.vector_file import read_vector, write_vector
 from tests.calibration.made import calibrated
 from tests.commands.runner import Result, assert_one_clear_line, run
-from tests.conftest import TinyPath
+from tests.conftest import TinyPath, run_alone
 from tests.policy.made import alike, low_and_high, probe_vector, push, yes_and_no_are_letters
 from tests.tiny_models import UNSTEERABLE_ARCHITECTURE, write_tiny_model
 
@@ -463,6 +466,25 @@ def test_generate_tells_what_the_policy_decided(call: Call, write: Write) -> Non
     }
     assert (later["rule"], later["action"], later["classifier"]) == ("other", "fire", "said")
     assert later["position"] > 0
+
+
+def test_a_probe_scores_the_message_alone(call: Call, write: Write, tiny: Model, tmp_path: Path) -> None:
+    write_vector(vector := probe_vector(tiny, threshold=1e6), tmp_path / "eye.gguf")
+    path = write("  eye: {type: probe, vector: eye.gguf}\n", "  - {name: calm, when: eye, steer: push.gguf}\n")
+    weights = projection(vector.directions[2])
+    user = Message("user", "7 pigs~")
+    found = []
+    for messages, options in (([user], ()), ([user], ("--raw",)), ([Message("system", "Hens"), user], ("--system", "Hens"))):
+        ((decision),) = generated(call, user.content, path, *options)["policy"]
+        raw = "--raw" in options
+        rows = run_alone(tiny, prompt_tokens(tiny, messages, raw=raw)).rows[2]
+        expected = rows[slice(*latest_message(tiny, messages, raw=raw))].mean(axis=0) @ weights
+        assert (decision["action"], decision["score"]) == ("pass", pytest.approx(float(expected), abs=0.05))
+        found.append(decision["score"])
+    # The texts of a file are read as messages of a chat are.
+    (text,) = call("policy", "run", path, lines(tmp_path / "one.txt", [Example(user.content, "")]), "--json").document["texts"]
+    assert text["scores"]["eye"] == pytest.approx(found[0], abs=0.05)
+    assert min(abs(found[0] - found[1]), abs(found[0] - found[2])) > 0.05
 
 
 def test_what_no_rule_fires_for_is_answered_as_without_a_policy(call: Call, write: Write) -> None:

@@ -15,6 +15,7 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.context import Context
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
+from localsteer.parallel import generate_many
 from localsteer.policy.arm import ArmedPolicy, arm, arm_probe
 from localsteer.policy.controller import MAX_REWINDS, AnswerGate, Controller
 from localsteer.policy.examples import read_examples
@@ -26,7 +27,7 @@ from tests.end_to_end.conftest import ROOT
 
 POLICIES = ROOT / "docs" / "policies"
 DATA = Path(__file__).parent / "data"
-BICYCLE = "Tell me about your new bicycle."
+JOB = "How do you feel about your new job?"
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +113,8 @@ def test_hostile_messages_get_steered_answers(demo: Model, generator: Generator,
         # From the first token on: as under a plan that is always on.
         assert told.answer.tokens == generator.generate(replace(plain, plan=plan)).tokens
         assert told.answer.tokens != generator.generate(plain).tokens
-    # 19 were found ("I pity the poor electricity that gets wasted on keeping you awake" is too fine for the demo model); the report
-    # on 40 others says 38.
+    # 19 were found ("I pity the poor electricity that gets wasted on keeping you awake" is too fine for the demo model); of the
+    # 40 others that the report is about, 38.
     assert fired >= len(examples) - 2
 
 
@@ -133,36 +134,44 @@ def gushes(armed: ArmedPolicy) -> Callable[[str], bool]:
     return lambda text: any(search.at_end.search(text) is not None for search in searches)
 
 
-def test_words_that_are_taken_back_are_never_shown(demo: Model, generator: Generator, sober: ArmedPolicy) -> None:
+@pytest.fixture(scope="module")
+def gushing_seeds(demo: Model, sober: ArmedPolicy) -> list[int]:
+    """50 seeds whose answers without a policy hold one of its words."""
     holds_word = gushes(sober)
-    n_seeds, found = 50, 0
+    found: list[int] = []
+    for start in range(0, 320, 32):
+        seeds = range(start, start + 32)
+        answers = generate_many(demo, [request_for(demo, JOB, seed) for seed in seeds])
+        found += [seed for seed, answer in zip(seeds, answers, strict=True) if holds_word(answer.text)]
+        if len(found) >= 50:
+            return found[:50]
+    raise AssertionError(f"only {len(found)} of 320 answers say one of the words")
+
+
+def test_words_that_are_taken_back_are_never_shown(generator: Generator, sober: ArmedPolicy, gushing_seeds: list[int]) -> None:
+    holds_word = gushes(sober)
     exhausted = 0
-    seed = 0
-    while found < n_seeds:
-        seed += 1
-        assert seed < 4 * n_seeds, "the question seldom leads to one of the words"
-        if not holds_word(generator.generate(request_for(demo, BICYCLE, seed, 32)).text):
-            continue
-        found += 1
-        told = tell(generator, sober, BICYCLE, seed, 32)
+    for seed in gushing_seeds:
+        told = tell(generator, sober, JOB, seed)
         assert told.gate.rewinds > 0
         assert "".join(told.pieces) == told.answer.text
-        if told.gate.rewinds == MAX_REWINDS and holds_word(told.answer.text):
+        if any(decision.action == "rewinds exhausted" for decision in told.gate.decisions):
+            assert told.gate.rewinds == MAX_REWINDS
             exhausted += 1
-            continue
-        assert not holds_word(told.answer.text), told.answer.text
-    print(f"{n_seeds} of {seed} seeds say a word; {exhausted} still do after {MAX_REWINDS} rewinds")
-    assert exhausted < n_seeds // 2
+        else:
+            assert not holds_word(told.answer.text), told.answer.text
+    print(f"{exhausted} of {len(gushing_seeds)} answers still say a word after {MAX_REWINDS} rewinds")
+    assert exhausted < len(gushing_seeds) // 2
 
 
 def test_after_a_rewind_the_logits_are_those_of_a_fresh_cache(demo: Model, sober: ArmedPolicy) -> None:
     with Generator(demo, n_ctx=512) as generator:
-        told = next(told for seed in range(1, 50) if (told := tell(generator, sober, BICYCLE, seed, 32)).gate.rewinds)
+        told = next(told for seed in range(1, 50) if (told := tell(generator, sober, JOB, seed)).gate.rewinds)
         (used,) = (cache for cache in generator._caches.values() if cache.tokens)
         logits = used.context.logits(0).copy()
         with Context(demo, n_ctx=512) as context:
             fresh = KVCache(context)
-            prompt = request_for(demo, BICYCLE, 0).prompt
+            prompt = request_for(demo, JOB, 0).prompt
             fresh.run(prompt[:-1], None)
             for token, edit in zip(used.tokens[len(prompt) - 1 :], used.edits[len(prompt) - 1 :], strict=True):
                 fresh.run([token], edit)
@@ -176,11 +185,11 @@ def test_after_a_rewind_the_logits_are_those_of_a_fresh_cache(demo: Model, sober
 def test_two_conversations_with_different_policies_do_not_touch_each_other(
     demo: Model, generator: Generator, calm: ArmedPolicy, sober: ArmedPolicy
 ) -> None:
-    alone = [tell(generator, armed, BICYCLE, 5).answer.tokens for armed in (calm, sober)]
+    alone = [tell(generator, armed, JOB, 5).answer.tokens for armed in (calm, sober)]
     controllers = [Controller(armed.policy) for armed in (calm, sober)]
     with Generator(demo, n_ctx=512) as other:
         generators = (generator, other)
         for _ in range(2):
             for which, (controller, one) in enumerate(zip(controllers, generators, strict=True)):
-                answer = one.generate(request_for(demo, BICYCLE, 5), gate=controller.answer(BICYCLE))
+                answer = one.generate(request_for(demo, JOB, 5), gate=controller.answer(JOB))
                 assert answer.tokens == alone[which]
