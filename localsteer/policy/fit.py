@@ -110,6 +110,8 @@ def fit_probe(
     # The last block shows no more of a prompt than its last token.
     highest = model.n_layer - (2 if settings.watch == "prompt" else 1)
     first, last = settings.layers if settings.layers is not None else (1, highest)
+    if highest < 1:
+        raise PolicyError(f"{model.name} has too few layers for a probe.")
     if not 1 <= first <= last <= highest:
         raise PolicyError(f"{model.name} has layers 1 to {highest} to choose from, not {first}-{last}.")
     _check_labels(examples, settings.watch)

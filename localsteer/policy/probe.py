@@ -83,7 +83,7 @@ class ProbeClassifier(Classifier):
 
 
 def projection(direction: NDArray[np.floating]) -> Scores:
-    """The weights (n_embd,) of a direction: the difference of the class means becomes 2."""
+    """The weights (n_embd,) of a direction d: 2d / ‖d‖²."""
     wide = direction.astype(np.float64)
     return np.asarray(2 * wide / (wide @ wide), np.float64)
 
