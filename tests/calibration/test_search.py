@@ -146,24 +146,24 @@ ASYMMETRIC = World(meets=(0.15, 0.3))
 
 
 @pytest.mark.parametrize("exponent", [1.5, 2.0, 3.0])
-def test_the_dose_is_where_the_true_cost_meets_the_budget(exponent: float) -> None:
-    # Over 12 seeds at this noise a dose of 0.2 is found with a deviation of 0.016 to 0.028 (0.15 to 0.25 at the outside), and
-    # the mean of 2 x 2 of them with 0.012.
+def test_the_dose_is_a_standard_error_below_where_the_true_cost_meets_the_budget(exponent: float) -> None:
+    # Over 12 seeds at this noise a true dose of 0.2 is found with a deviation of 0.016 to 0.028, and the mean of 2 x 2 of them
+    # with 0.012; what is kept is less by that deviation or up to twice as much.
     found = [
         find(World(exponent=exponent, seed=seed), effort=replace(THOROUGH, shapes=0))[0].sides[pole, "response"]
         for seed in range(2)
         for pole in POLES
     ]
     doses = doses_of(found)
-    assert np.mean(doses) == pytest.approx(0.2, abs=0.035)
-    assert doses == pytest.approx([0.2] * 4, abs=0.08)
+    assert 0.135 < np.mean(doses) < 0.2
+    assert doses == pytest.approx([0.17] * 4, abs=0.06)
 
 
 def test_each_pole_gets_a_dose_of_its_own() -> None:
-    # With QUICK 0.15 is found with a deviation of 0.022, and 0.3 with 0.042.
+    # With QUICK 0.15 is found with a deviation of 0.022, and 0.3 with 0.042; kept is a standard error less.
     positive, negative = doses_of(sides(ASYMMETRIC, "positive")), doses_of(sides(ASYMMETRIC, "negative"))
-    assert np.mean(positive) == pytest.approx(0.15, abs=0.03)
-    assert np.mean(negative) == pytest.approx(0.3, abs=0.05)
+    assert 0.09 < np.mean(positive) < 0.15
+    assert 0.2 < np.mean(negative) < 0.3
     assert all(one < other for one, other in zip(positive, negative, strict=True))
 
 
@@ -173,12 +173,15 @@ def test_a_larger_budget_allows_a_larger_dose() -> None:
     assert np.mean(doses_of(found)) == pytest.approx(0.4, abs=0.05)
 
 
-def test_what_is_expected_at_the_dose_is_the_budget_and_the_true_effect() -> None:
-    # A persona moves readings by 2, and the dose of 0.2 by 10 x 0.2. Over 12 seeds its deviation is 0.2.
+def test_what_is_expected_at_the_dose_is_within_the_budget_and_the_true_effect() -> None:
+    # A persona moves readings by 2, and a dose of 0.2 by 10 x 0.2. Over 12 seeds its deviation is 0.2.
     found = sides(World(), "positive")
     for side in found:
-        assert side.cost == pytest.approx(BUDGET, abs=0.01)
-    assert np.mean([side.effect for side in found if side.effect is not None]) == pytest.approx(1, abs=0.2)
+        assert side.dose is not None
+        assert side.cost is not None
+        assert BUDGET / 3 < side.cost < BUDGET
+    ratios = [side.effect / (5 * side.dose) for side in found if side.effect is not None and side.dose is not None]
+    assert np.mean(ratios) == pytest.approx(1, abs=0.2)
 
 
 def test_the_curve_shows_what_was_measured() -> None:
@@ -232,7 +235,7 @@ def test_a_vector_without_effect_gets_no_dose() -> None:
 def test_a_vector_may_work_toward_one_pole_only() -> None:
     world = World(gain=(0, 10))
     assert sum(side.dose is None for side in sides(world, "positive")) >= 2
-    assert np.mean(doses_of(sides(world, "negative"))) == pytest.approx(0.2, abs=0.05)
+    assert 0.12 < np.mean(doses_of(sides(world, "negative"))) < 0.2
 
 
 def test_a_vector_that_moves_the_wrong_way_gets_no_dose() -> None:
