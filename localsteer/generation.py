@@ -248,6 +248,8 @@ class Generator:
         reason: FinishReason = "interrupted"
         if begun is not None:
             reason = self._answer(cache, request, begun, gate, draft, should_stop)
+        if reason in ("interrupted", "policy") and gate.hold_back:
+            draft.rewind(draft.unseen)  # nobody has looked at it for the last time
         draft.finish()
         draft.show()
         end = time.perf_counter()

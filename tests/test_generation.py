@@ -1033,7 +1033,7 @@ def test_a_gate_can_end_the_answer(tiny: Model) -> None:
         (Script(prompt=stop), 0),
         (Script(prompt=stop, prompt_layers=(1,)), 0),
         (Script(tokens={4: stop}), 4),
-        (Script(tokens={4: stop}, hold_back=3), 4),
+        (Script(tokens={4: stop}, hold_back=3), 0),  # what nobody has seen and nobody will look at again is dropped
         (Script(runs={4: stop}, output_layers=(1,)), 4),
         (Script(tokens={4: Verdict(None, stop=True, rewind=3)}), 1),
     ):
@@ -1069,7 +1069,7 @@ def test_what_is_held_back_is_shown_before_a_stop_string(tiny: Model) -> None:
     assert "".join(pieces) == answer.text == whole.text.partition(stop)[0]
 
 
-def test_what_is_held_back_is_shown_where_the_answer_is_interrupted(tiny: Model) -> None:
+def test_what_is_held_back_is_dropped_where_the_answer_is_interrupted(tiny: Model) -> None:
     gate = Script(hold_back=4)
     pieces: list[str] = []
     with Generator(tiny) as generator:
@@ -1079,7 +1079,7 @@ def test_what_is_held_back_is_shown_where_the_answer_is_interrupted(tiny: Model)
             on_text=pieces.append,
             should_stop=lambda: len(gate.drafts) >= 10,
         )
-        assert (len(answer.tokens), answer.finish_reason) == (10, "interrupted")
+        assert (len(answer.tokens), answer.finish_reason) == (6, "interrupted")
         assert "".join(pieces) == answer.text == tiny.detokenize(list(answer.tokens))
         assert_greedy(tiny, PROMPT, generator.generate(Request(PROMPT, None, GREEDY, max_tokens=12)).tokens)
 

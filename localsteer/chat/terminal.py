@@ -126,6 +126,8 @@ class Terminal:
         controller = self.conversation.controller
         if controller is None:
             raise LocalsteerError("There is no policy.", hint="Start the chat with --policy FILE.")
+        for one in controller.policy.classifiers.values():
+            click.echo(f"{one.name}: watches the {one.watch}, true from {one.threshold:.2f}, false below {one.release:.2f}")
         for rule in controller.policy.rules:
             click.echo(f"{rule.name}: when {rule.condition.text}, steer {rule.plan.steering}")
         if not controller.decisions:

@@ -167,7 +167,10 @@ class ArmedPolicy:
         return resolve(parse_steering(expression), self._model.fingerprint, load)
 
     def _path(self, name: str) -> Path:
-        return self._folder / Path(name).expanduser()
+        try:
+            return self._folder / Path(name).expanduser()
+        except RuntimeError as error:  # "~name" of nobody
+            raise PolicyError(f"{name} names the home of someone who is not known here.") from error
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ class Decision:
         classifier: the one that decided.
         score: its score; None where it has none.
         threshold: what it was compared with.
-        strength: 0 to 1, how much of the rule's steering is applied from here on, or will be at the end of its ramp.
+        strength: 1 where the rule steers from here on (at the end of its ramp), else 0.
         steer: the rule's expression.
         detail: what went wrong, or how many tokens were taken back.
         text: the message, or the answer so far; empty unless the policy asks for texts.

@@ -272,7 +272,7 @@ class AnswerGate:
     def _observe(self, wanted: Callable[[Classifier], bool]) -> None:
         """Let classifiers look at what is there; those that cost much wait until a rule depends on them."""
         for name, one in self._policy.classifiers.items():
-            if not wanted(one):
+            if not wanted(one) or (one.watch == "prompt" and not self._message):
                 continue
             self._now.pop(name, None)
             if not one.costly or (self._controller.thorough and (one.watch == "prompt" or self._seen.final)):
@@ -305,6 +305,8 @@ class AnswerGate:
         one = self._policy.classifiers[name]
         if one.watch == "output" and self._seen.position == 0 and not self._seen.final:
             return False  # there is no answer yet
+        if one.watch == "prompt" and not self._message:
+            return False  # an answer alone is looked at
         if one.costly and name not in self._now:
             self._score(one)
         if name in self.failures:
@@ -317,7 +319,7 @@ class AnswerGate:
 
     def _look(self, activities: Iterable[_Activity], most: int = 0) -> int:
         """Fire, hold and release rules; returns how many tokens are to be taken back, of the `most` that can be."""
-        taken_back = 0
+        fires: list[tuple[_Activity, bool, int, bool]] = []
         for activity in activities:
             failed = False
             try:
@@ -328,14 +330,14 @@ class AnswerGate:
                 holds = failed = True
             turned, activity.held = holds and not activity.held, holds
             if holds:
-                count = 0
-                if turned and not failed and self.rewinds < MAX_REWINDS:
-                    count = min(activity.rule.rewind, most)
-                taken_back = max(taken_back, count)
-                self._fire(activity, turned, count, failed)
+                may_rewind = turned and not failed and self.rewinds < MAX_REWINDS
+                fires.append((activity, turned, min(activity.rule.rewind, most) if may_rewind else 0, failed))
             elif activity.active and self._seen.position >= activity.until:
                 activity.active = False
                 self._decide("release", self._deciding(activity.rule), activity)
+        taken_back = max((count for _, _, count, _ in fires), default=0)
+        for activity, turned, count, failed in fires:
+            self._fire(activity, turned, taken_back, count > 0, failed)
         return taken_back
 
     def _tell_passes(self, activities: Iterable[_Activity]) -> None:
@@ -343,15 +345,17 @@ class AnswerGate:
             if not activity.fired:
                 self._decide("pass", self._deciding(activity.rule), activity)
 
-    def _fire(self, activity: _Activity, turned: bool, count: int, failed: bool) -> None:
+    def _fire(self, activity: _Activity, turned: bool, taken_back: int, rewinds: bool, failed: bool) -> None:
         rule, begins = activity.rule, not activity.active
         activity.active = activity.fired = True
         # A score of the residual stream is about the token that was run, also when rules are looked at after the next one.
-        latest = max((self._asked[name] for name in rule.condition.names if name in self._asked), default=self._seen.position)
-        activity.until = math.inf if rule.hold is None else latest - count + rule.hold
+        classifiers = (self._policy.classifiers[name] for name in rule.condition.names)
+        asked = [self._asked[one.name] for one in classifiers if one.watch == "output" and one.name in self._asked]
+        latest = max(asked, default=self._seen.position)
+        activity.until = math.inf if rule.hold is None else latest - taken_back + rule.hold
         one = self._deciding(rule)
-        if count:
-            self._decide("rewind", one, activity, detail=f"{count} tokens")
+        if rewinds:
+            self._decide("rewind", one, activity, detail=f"{taken_back} tokens")
         elif turned and rule.rewind and not failed and self._seen.position and self.rewinds >= MAX_REWINDS:
             self._decide("rewinds exhausted", one, activity)
         elif begins:

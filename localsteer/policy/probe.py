@@ -64,7 +64,7 @@ class ProbeClassifier(Classifier):
         )
 
     def score_seen(self, seen: Seen) -> float:
-        """The score of the latest token.
+        """The score of the message, or of the latest token of the answer.
 
         Raises:
             PolicyError: it was not read.

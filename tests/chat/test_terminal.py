@@ -126,7 +126,12 @@ def test_what_the_policy_lets_pass_is_answered_as_without_it(chat: Chat, policy:
 
 
 def test_policy_shows_what_is_armed_and_what_was_decided(chat: Chat, policy: Path) -> None:
-    armed = "calm: when pigs, steer 0.5 push.gguf\nback: when pigs and third, steer push.gguf\n"
+    armed = (
+        "pigs: watches the prompt, true from 0.50, false below 0.50\n"
+        "third: watches the output, true from 0.50, false below 0.50\n"
+        "calm: when pigs, steer 0.5 push.gguf\n"
+        "back: when pigs and third, steer push.gguf\n"
+    )
     assert chat("/policy", options=("--policy", str(policy))).out == f"{armed}Nothing was decided yet.\n"
     passed = chat("A hen", "/policy", options=("--policy", str(policy))).out
     shown = armed + (

@@ -242,21 +242,21 @@ def test_a_prompt_is_classified_once() -> None:
 
 
 def test_the_token_after_a_firing_is_the_first_steered_one() -> None:
-    gate = Controller(policy_of([of_text(trues(4))], rule_of("leaking"))).answer("")
+    gate = Controller(policy_of([of_text(trues(4))], rule_of("leaking"))).answer("Hello")
     assert steered(write(gate).edits) == list(range(5, 13))
     assert told(gate.decisions) == [(4, "leaking", "fire")]
 
 
 @pytest.mark.parametrize("hold", [1, 2, 5])
 def test_a_rule_of_the_text_lets_go_after_its_hold(hold: int) -> None:
-    gate = Controller(policy_of([of_text(trues(4))], rule_of("leaking", hold=hold))).answer("")
+    gate = Controller(policy_of([of_text(trues(4))], rule_of("leaking", hold=hold))).answer("Hello")
     assert steered(write(gate).edits) == list(range(5, 5 + hold))
     assert told(gate.decisions) == [(4, "leaking", "fire"), (4 + hold, "leaking", "release")]
 
 
 @pytest.mark.parametrize("hold", [2, 3, 5])
 def test_a_rule_of_the_residual_stream_lets_go_after_its_hold(hold: int) -> None:
-    gate = Controller(policy_of([of_rows(trues(4))], rule_of("drifting", hold=hold))).answer("")
+    gate = Controller(policy_of([of_rows(trues(4))], rule_of("drifting", hold=hold))).answer("Hello")
     written = write(gate)
     assert steered(written.edits) == list(range(5, 5 + hold))
     assert told(gate.decisions) == [(4, "drifting", "fire"), (4 + hold, "drifting", "release")]
@@ -266,7 +266,7 @@ def test_a_rule_of_the_residual_stream_lets_go_after_its_hold(hold: int) -> None
 
 def test_what_stays_true_of_the_residual_stream_repeats_no_pass() -> None:
     for hold in (1, 3, None):
-        gate = Controller(policy_of([of_rows(trues(*range(3, 9)))], rule_of("drifting", hold=hold))).answer("")
+        gate = Controller(policy_of([of_rows(trues(*range(3, 9)))], rule_of("drifting", hold=hold))).answer("Hello")
         written = write(gate, 20)
         assert written.repeated == [3]
         # With a hold of one token it shows too late that nothing is true any more: the pass over the token is made.
@@ -282,13 +282,13 @@ def test_a_gate_that_does_not_fire_repeats_no_pass() -> None:
 
 
 def test_a_condition_that_is_true_again_prolongs_the_hold() -> None:
-    gate = Controller(policy_of([of_text(trues(2, 4))], rule_of("leaking", hold=3))).answer("")
+    gate = Controller(policy_of([of_text(trues(2, 4))], rule_of("leaking", hold=3))).answer("Hello")
     assert steered(write(gate).edits) == [3, 4, 5, 6, 7]
     assert told(gate.decisions) == [(2, "leaking", "fire"), (7, "leaking", "release")]
 
 
 def test_a_rule_may_fire_again_after_its_release() -> None:
-    gate = Controller(policy_of([of_text(trues(2, 7))], rule_of("leaking", hold=2))).answer("")
+    gate = Controller(policy_of([of_text(trues(2, 7))], rule_of("leaking", hold=2))).answer("Hello")
     assert steered(write(gate).edits) == [3, 4, 8, 9]
     assert [action for _, _, action in told(gate.decisions)] == ["fire", "release", "fire", "release"]
 
@@ -300,7 +300,7 @@ def test_a_token_is_steered_for_as_long_as_a_hold_says_whatever_the_scores(make:
         hold = int(generator.integers(2, 7))
         true = [position for position in range(1, 40) if generator.random() < 0.12]
         classifier = make(trues(*true))
-        written = write(Controller(policy_of([classifier], rule_of(classifier.name, hold=hold))).answer(""), 40)
+        written = write(Controller(policy_of([classifier], rule_of(classifier.name, hold=hold))).answer("Hello"), 40)
         expected = [token for token in range(1, 41) if any(position < token <= position + hold for position in true)]
         assert steered(written.edits) == expected
 
@@ -328,7 +328,7 @@ def test_a_ramp_of_any_length_reaches_full_strength_and_nothing(ramp: int) -> No
 
 
 def test_a_rule_that_fires_while_it_falls_rises_from_there() -> None:
-    gate = Controller(policy_of([of_text(trues(1, 7))], rule_of("leaking", hold=4, ramp=4))).answer("")
+    gate = Controller(policy_of([of_text(trues(1, 7))], rule_of("leaking", hold=4, ramp=4))).answer("Hello")
     assert levels_of(write(gate).edits) == [0, 0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.75, 1.0, 1.0, 1.0, 0.75]
     assert gate.active == [("leaking", 0.5)]
 
@@ -345,10 +345,10 @@ def test_a_short_hold_ends_a_long_ramp_on_its_way() -> None:
 def test_a_classifier_stays_true_until_its_release_threshold(make: Callable[..., Scripted]) -> None:
     scores = {2: 0.5, 3: 0.9, 4: 0.5, 5: 0.4, 6: 0.39, 7: 0.5, 8: 0.79}
     classifier = make(scores, threshold=0.8, release=0.4)
-    write_to = Controller(policy_of([classifier], rule_of(classifier.name, hold=2))).answer("")
+    write_to = Controller(policy_of([classifier], rule_of(classifier.name, hold=2))).answer("Hello")
     assert steered(write(write_to).edits) == [4, 5, 6, 7]
     without = make(scores, threshold=0.8, release=0.8)
-    write_to = Controller(policy_of([without], rule_of(classifier.name, hold=2))).answer("")
+    write_to = Controller(policy_of([without], rule_of(classifier.name, hold=2))).answer("Hello")
     assert steered(write(write_to).edits) == [4, 5]
 
 
@@ -371,12 +371,12 @@ def test_nothing_else_is_carried_into_the_next_answer() -> None:
     text, rows = of_text({3: 0.9}, threshold=0.8, release=0.1), of_rows({4: 0.9}, threshold=0.8, release=0.1)
     rules = (rule_of("leaking", rewind=2, ramp=3, column=0), rule_of("drifting", column=1))
     controller = Controller(policy_of([text, rows], *rules))
-    first = controller.answer("")
+    first = controller.answer("Hello")
     assert write(first).taken_back[0] == (3, 2)
     assert first.active
     text_scores = dict.fromkeys(range(20), 0.5)
     controller.policy = policy_of([of_text(text_scores, threshold=0.8, release=0.1), rows], *rules)
-    second = controller.answer("")
+    second = controller.answer("Hello")
     assert second.decisions == []
     assert (second.rewinds, second.hold_back, second.active, second.scores) == (0, 2, [], {})
     written = write(second, 4)
@@ -472,7 +472,7 @@ def test_a_prompt_alone_can_decide_a_mixed_rule() -> None:
 
 def test_a_rule_may_mix_text_and_residual_stream() -> None:
     policy = policy_of([of_text(trues(3, 4, 5)), of_rows(trues(4))], rule_of("leaking and drifting", hold=2))
-    gate = Controller(policy).answer("")
+    gate = Controller(policy).answer("Hello")
     written = write(gate)
     # At the fifth token the text is known, and of the residual stream what was so at the fourth.
     assert steered(written.edits) == [5, 6, 7]
@@ -494,7 +494,7 @@ def test_what_is_said_of_a_mixed_rule_waits_for_the_end_of_the_answer() -> None:
 @pytest.mark.parametrize("make", [of_text, of_rows])
 def test_a_rule_takes_back_its_tokens_and_steers_what_is_written_anew(make: Callable[..., Scripted]) -> None:
     classifier = make(lambda seen: float(seen.answer.endswith("h")))
-    gate = Controller(policy_of([classifier], rule_of(classifier.name, rewind=5))).answer("")
+    gate = Controller(policy_of([classifier], rule_of(classifier.name, rewind=5))).answer("Hello")
     written = write(gate)
     assert written.taken_back == [(8, 5)]
     assert written.text == "abcijklmnopq"
@@ -507,7 +507,7 @@ def test_a_rule_takes_back_its_tokens_and_steers_what_is_written_anew(make: Call
 
 def test_no_more_is_taken_back_than_there_is() -> None:
     classifier = of_text(lambda seen: float(seen.answer.endswith("c")))
-    written = write(Controller(policy_of([classifier], rule_of("leaking", rewind=5))).answer(""))
+    written = write(Controller(policy_of([classifier], rule_of("leaking", rewind=5))).answer("Hello"))
     assert written.taken_back == [(3, 3)]
     assert written.text == "defghijklmno"
     assert steered(written.edits) == list(range(1, 13))
@@ -516,14 +516,14 @@ def test_no_more_is_taken_back_than_there_is() -> None:
 def test_the_hold_counts_from_the_first_token_that_is_written_anew() -> None:
     for make in (of_text, of_rows):
         classifier = make(lambda seen: float(seen.answer.endswith("h")))
-        gate = Controller(policy_of([classifier], rule_of(classifier.name, rewind=5, hold=4))).answer("")
+        gate = Controller(policy_of([classifier], rule_of(classifier.name, rewind=5, hold=4))).answer("Hello")
         assert steered(write(gate).edits) == [4, 5, 6, 7]
 
 
 def test_at_most_three_rewinds() -> None:
     # True at each fifth letter, whatever was taken back before.
     classifier = of_text(lambda seen: float((ord(seen.answer[-1]) - ord("a")) % 5 == 4))
-    gate = Controller(policy_of([classifier], rule_of("leaking", rewind=3))).answer("")
+    gate = Controller(policy_of([classifier], rule_of("leaking", rewind=3))).answer("Hello")
     written = write(gate, 14)
     assert [count for _, count in written.taken_back] == [3, 3, 3]
     assert gate.rewinds == MAX_REWINDS == 3
@@ -537,7 +537,7 @@ def test_at_most_three_rewinds() -> None:
 def test_what_turns_true_again_is_taken_back_again() -> None:
     for make in (of_text, of_rows):
         classifier = make(lambda seen: float(seen.position >= 6))
-        gate = Controller(policy_of([classifier], rule_of(classifier.name, rewind=1))).answer("")
+        gate = Controller(policy_of([classifier], rule_of(classifier.name, rewind=1))).answer("Hello")
         assert write(gate).taken_back == [(6, 1)] * 3
         # It stays true from there on, which is said once.
         assert told(gate.decisions)[3:] == [(6, classifier.name, "rewinds exhausted")]
@@ -546,7 +546,7 @@ def test_what_turns_true_again_is_taken_back_again() -> None:
 def test_a_rewind_soon_after_another_takes_back_what_nobody_saw() -> None:
     for make in (of_text, of_rows):
         classifier = make(lambda seen: float(seen.answer[-1] in "hi"))
-        gate = Controller(policy_of([classifier], rule_of(classifier.name, rewind=5))).answer("")
+        gate = Controller(policy_of([classifier], rule_of(classifier.name, rewind=5))).answer("Hello")
         written = write(gate)
         # Of the three tokens that the first rewind kept, two had been shown before it.
         assert written.taken_back == [(8, 5), (4, 2)]
@@ -578,7 +578,7 @@ def test_what_was_true_of_tokens_that_are_gone_is_not_true_any_more() -> None:
     # The score stays between the two thresholds where it was never above the upper one.
     for make in (of_text, of_rows):
         classifier = make(lambda seen: 0.9 if seen.answer.endswith("h") else 0.5, threshold=0.8, release=0.4)
-        gate = Controller(policy_of([classifier], rule_of(classifier.name, rewind=5, hold=3))).answer("")
+        gate = Controller(policy_of([classifier], rule_of(classifier.name, rewind=5, hold=3))).answer("Hello")
         written = write(gate)
         assert written.taken_back == [(8, 5)]
         assert steered(written.edits) == [4, 5, 6]
@@ -589,7 +589,7 @@ def test_what_was_true_of_tokens_that_are_kept_stays_true() -> None:
         lasting = make(lambda seen: 0.9 if seen.answer.endswith("c") else 0.5, "lasting", threshold=0.8, release=0.4)
         other = of_text(lambda seen: float(seen.answer.endswith("j")), "other")
         rules = (rule_of("lasting", column=0, hold=2), rule_of("other", rewind=4, column=1))
-        written = write(Controller(policy_of([lasting, other], *rules)).answer(""))
+        written = write(Controller(policy_of([lasting, other], *rules)).answer("Hello"))
         assert written.taken_back == [(10, 4)]
         assert steered(written.edits, 0) == list(range(4, 13))
 
@@ -597,7 +597,7 @@ def test_what_was_true_of_tokens_that_are_kept_stays_true() -> None:
 def test_no_hold_counts_from_tokens_that_are_gone() -> None:
     other = of_text(lambda seen: float(seen.answer.endswith("j")), "other")
     rules = (rule_of("drifting", column=0, hold=3), rule_of("other", rewind=4, column=1))
-    gate = Controller(policy_of([of_rows(trues(5, 6)), other], *rules)).answer("")
+    gate = Controller(policy_of([of_rows(trues(5, 6)), other], *rules)).answer("Hello")
     written = write(gate)
     assert written.taken_back == [(10, 4)]
     # True at the sixth token, which is kept.
@@ -606,11 +606,11 @@ def test_no_hold_counts_from_tokens_that_are_gone() -> None:
 
 def test_a_classifier_sees_the_kept_text_and_what_is_fresh() -> None:
     classifier = of_text(lambda seen: float(seen.answer.endswith("h")))
-    write(Controller(policy_of([classifier], rule_of("leaking", rewind=5))).answer(""), 6)
+    write(Controller(policy_of([classifier], rule_of("leaking", rewind=5))).answer("Hello"), 6)
     # The answer is over at six tokens.
     assert [seen.fresh for seen in classifier.asked] == list("abcdef")
     classifier.asked.clear()
-    write(Controller(policy_of([classifier], rule_of("leaking", rewind=5))).answer(""), 9)
+    write(Controller(policy_of([classifier], rule_of("leaking", rewind=5))).answer("Hello"), 9)
     assert [(seen.position, seen.fresh) for seen in classifier.asked] == [
         *zip(range(1, 9), "abcdefgh", strict=True),
         *zip(range(4, 10), "ijklmn", strict=True),
@@ -622,7 +622,7 @@ def test_a_classifier_sees_the_kept_text_and_what_is_fresh() -> None:
 def test_the_longest_of_several_rewinds_counts() -> None:
     classifier = of_text(lambda seen: float(seen.answer.endswith("h")))
     rules = (rule_of("leaking", rewind=2, column=0, name="short"), rule_of("leaking", rewind=6, column=1, name="long"))
-    gate = Controller(policy_of([classifier], *rules)).answer("")
+    gate = Controller(policy_of([classifier], *rules)).answer("Hello")
     assert gate.hold_back == 6
     written = write(gate)
     assert written.taken_back == [(8, 6)]
@@ -632,7 +632,7 @@ def test_the_longest_of_several_rewinds_counts() -> None:
 
 def test_the_end_of_an_answer_can_be_taken_back() -> None:
     classifier = of_text(lambda seen: float(seen.final and seen.answer.endswith("f")))
-    gate = Controller(policy_of([classifier], rule_of("leaking", rewind=4))).answer("")
+    gate = Controller(policy_of([classifier], rule_of("leaking", rewind=4))).answer("Hello")
     written = write(gate, 6)
     assert (written.text, written.taken_back) == ("abghij", [(6, 4)])
     assert told(gate.decisions) == [(6, "leaking", "rewind")]
@@ -649,7 +649,7 @@ def test_streaming_never_shows_what_is_taken_back() -> None:
         classifiers = [of_text(_ends_with_one_of(wanted[:3])), of_rows(_ends_with_one_of(wanted[3:]))]
         rules = [rule_of(one.name, rewind=int(generator.integers(0, 6)), hold=3) for one in classifiers]
         # That the pieces join to the text is what `write` makes sure of.
-        gate = Controller(policy_of(classifiers, *rules)).answer("")
+        gate = Controller(policy_of(classifiers, *rules)).answer("Hello")
         written = write(gate, 30)
         assert len(written.text) == 30
         assert gate.rewinds == len(written.taken_back) <= MAX_REWINDS
@@ -666,7 +666,7 @@ def test_a_rule_of_the_prompt_alone_takes_nothing_back() -> None:
 
 def test_rules_are_looked_at_after_every_stride() -> None:
     classifier = of_text(lambda seen: float("c" in seen.fresh))
-    gate = Controller(policy_of([classifier], rule_of("leaking"), stride=4)).answer("")
+    gate = Controller(policy_of([classifier], rule_of("leaking"), stride=4)).answer("Hello")
     assert steered(write(gate, 10).edits) == [5, 6, 7, 8, 9, 10]
     # Nothing of the text is lost, and the end is looked at wherever it is.
     assert [(seen.position, seen.fresh) for seen in classifier.asked] == [(4, "abcd"), (8, "efgh"), (10, "ij")]
@@ -674,7 +674,7 @@ def test_rules_are_looked_at_after_every_stride() -> None:
 
 def test_a_classifier_of_the_residual_stream_sees_every_token_whatever_the_stride() -> None:
     classifier = of_rows(trues(3, 4))
-    gate = Controller(policy_of([classifier], rule_of("drifting", hold=2), stride=4)).answer("")
+    gate = Controller(policy_of([classifier], rule_of("drifting", hold=2), stride=4)).answer("Hello")
     written = write(gate, 10)
     assert [seen.position for seen in classifier.asked] == list(range(1, 10))
     assert [seen.rows[3][0] for seen in classifier.asked] == list(range(1, 10))
@@ -685,7 +685,7 @@ def test_a_classifier_of_the_residual_stream_sees_every_token_whatever_the_strid
 
 def test_a_rewind_goes_back_to_a_token_between_two_strides() -> None:
     classifier = of_text(lambda seen: float("h" in seen.fresh))
-    gate = Controller(policy_of([classifier], rule_of("leaking", rewind=3), stride=4)).answer("")
+    gate = Controller(policy_of([classifier], rule_of("leaking", rewind=3), stride=4)).answer("Hello")
     written = write(gate, 10)
     assert (written.text, written.taken_back) == ("abcdeijklm", [(8, 3)])
     assert classifier.rewound == [(5, "abcde")]
@@ -693,7 +693,7 @@ def test_a_rewind_goes_back_to_a_token_between_two_strides() -> None:
 
 
 def test_ramps_rise_between_strides() -> None:
-    gate = Controller(policy_of([of_text(trues(4))], rule_of("leaking", ramp=4), stride=4)).answer("")
+    gate = Controller(policy_of([of_text(trues(4))], rule_of("leaking", ramp=4), stride=4)).answer("Hello")
     assert levels_of(write(gate, 9).edits) == [0, 0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
 
 
@@ -713,11 +713,11 @@ def test_a_costly_classifier_is_asked_where_a_rule_depends_on_it() -> None:
 
 def test_a_costly_classifier_of_the_output_is_asked_again_at_each_token() -> None:
     text, judge = of_text(trues(3, 5)), of_text(trues(4, 5), "judge", costly=True)
-    gate = Controller(policy_of([text, judge], rule_of("leaking and judge"), rule_of("judge and leaking", column=1))).answer("")
+    gate = Controller(policy_of([text, judge], rule_of("leaking and judge"), rule_of("judge and leaking", column=1))).answer("Hello")
     assert steered(write(gate).edits) == list(range(6, 13))
     assert [seen.position for seen in judge.asked] == list(range(1, 13))
     judge.asked.clear()
-    gate = Controller(policy_of([text, judge], rule_of("leaking and judge"), rule_of("leaking and judge", column=1))).answer("")
+    gate = Controller(policy_of([text, judge], rule_of("leaking and judge"), rule_of("leaking and judge", column=1))).answer("Hello")
     write(gate)
     assert [seen.position for seen in judge.asked] == [3, 5]
     assert judge.asked[0].answer == "abc"
@@ -755,7 +755,7 @@ def test_a_failing_classifier_does_what_on_error_says(broken: Callable[[Seen], f
         for on_error, tokens, stopped in (("steer", list(range(2, 13)), False), ("pass", [], False), ("stop", [], True)):
             classifier = make(broken)
             policy = policy_of([classifier], rule_of(classifier.name, rewind=4), on_error=on_error)  # type: ignore[arg-type]
-            gate = Controller(policy).answer("")
+            gate = Controller(policy).answer("Hello")
             written = write(gate)
             assert (steered(written.edits), written.stopped) == (tokens, stopped)
             assert len(written.text) == (1 if stopped else 12)
@@ -788,9 +788,9 @@ def test_a_failing_classifier_concerns_the_rules_that_need_it() -> None:
         rule_of("not broken", column=3),
     )
     broken = of_text(fail, "broken")
-    edits = write(Controller(policy_of([of_text(trues(4)), broken], *rules)).answer("")).edits
+    edits = write(Controller(policy_of([of_text(trues(4)), broken], *rules)).answer("Hello")).edits
     assert [steered(edits, column)[0] for column in range(4)] == [5, 5, 2, 2]
-    edits = write(Controller(policy_of([of_text(trues(4)), broken], *rules, on_error="pass")).answer("")).edits
+    edits = write(Controller(policy_of([of_text(trues(4)), broken], *rules, on_error="pass")).answer("Hello")).edits
     assert [steered(edits, column)[:1] for column in range(4)] == [[], [5], [5], [2]]
 
 
@@ -810,14 +810,14 @@ def test_a_failure_without_words_is_named_by_its_kind() -> None:
     def silent(seen: Seen) -> float:
         raise KeyError
 
-    gate = Controller(policy_of([of_text(silent)], rule_of("leaking"))).answer("")
+    gate = Controller(policy_of([of_text(silent)], rule_of("leaking"))).answer("Hello")
     write(gate)
     assert gate.failures == {"leaking": "KeyError"}
 
 
 def test_a_costly_classifier_that_failed_is_not_asked_again() -> None:
     judge = replace(of_prompt("judge", costly=True), score=fail)
-    gate = Controller(policy_of([of_text(trues(2, 5)), judge], rule_of("leaking and judge", hold=1))).answer("")
+    gate = Controller(policy_of([of_text(trues(2, 5)), judge], rule_of("leaking and judge", hold=1))).answer("Hello")
     assert steered(write(gate).edits) == [3, 6]
     assert len(judge.asked) == 1
 
@@ -827,13 +827,13 @@ def test_an_interruption_is_no_failure() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(Controller(policy_of([of_text(interrupted)], rule_of("leaking"))).answer(""))
+        write(Controller(policy_of([of_text(interrupted)], rule_of("leaking"))).answer("Hello"))
 
 
 def test_an_endless_score_is_a_score(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     audit = AuditLog(path, max_bytes=10_000, files=1)
-    gate = Controller(policy_of([of_text({3: np.inf})], rule_of("leaking")), audit=audit).answer("")
+    gate = Controller(policy_of([of_text({3: np.inf})], rule_of("leaking")), audit=audit).answer("Hello")
     assert steered(write(gate).edits) == list(range(4, 13))
     assert json.loads(path.read_text())["score"] is None
 
@@ -864,7 +864,7 @@ def test_decisions_say_what_and_why(tmp_path: Path) -> None:
 
 
 def test_a_pass_carries_the_highest_score_of_the_answer() -> None:
-    gate = Controller(policy_of([of_text({3: 0.4, 9: 0.3})], rule_of("leaking"))).answer("")
+    gate = Controller(policy_of([of_text({3: 0.4, 9: 0.3})], rule_of("leaking"))).answer("Hello")
     write(gate)
     assert [(one.action, one.position, one.score) for one in gate.decisions] == [("pass", 12, 0.4)]
 
@@ -970,7 +970,7 @@ def test_what_a_rule_looks_for_is_not_delivered_unless_the_rewinds_are_exhausted
             request = Request(prompt, None, Sampling(temperature=1.5, seed=seed), max_tokens=40)
             plain = generator.generate(request)
             said += bool(set("qrst") & set(plain.text))
-            gate = Controller(policy_of([spoken], rule)).answer("")
+            gate = Controller(policy_of([spoken], rule)).answer("Hello")
             pieces: list[str] = []
             answer = generator.generate(request, gate=gate, on_text=pieces.append)
             assert "".join(pieces) == answer.text
