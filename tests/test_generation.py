@@ -1033,9 +1033,9 @@ def test_a_gate_can_end_the_answer(tiny: Model) -> None:
         (Script(prompt=stop), 0),
         (Script(prompt=stop, prompt_layers=(1,)), 0),
         (Script(tokens={4: stop}), 4),
-        (Script(tokens={4: stop}, hold_back=3), 0),  # what nobody has seen and nobody will look at again is dropped
+        (Script(tokens={4: stop}, hold_back=3), 1),  # what nobody has seen and nobody will look at again is dropped
         (Script(runs={4: stop}, output_layers=(1,)), 4),
-        (Script(tokens={4: Verdict(None, stop=True, rewind=3)}), 1),
+        (Script(tokens={4: Verdict(None, stop=True, rewind=3)}), 0),
     ):
         pieces: list[str] = []
         with Generator(tiny) as generator:

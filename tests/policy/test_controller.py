@@ -713,11 +713,11 @@ def test_a_costly_classifier_is_asked_where_a_rule_depends_on_it() -> None:
 
 def test_a_costly_classifier_of_the_output_is_asked_again_at_each_token() -> None:
     text, judge = of_text(trues(3, 5)), of_text(trues(4, 5), "judge", costly=True)
-    gate = Controller(policy_of([text, judge], rule_of("leaking and judge"), rule_of("judge and leaking", column=1))).answer("Hello")
+    gate = Controller(policy_of([text, judge], rule_of("leaking and judge"), rule_of("judge and leaking", column=1))).answer("Hi")
     assert steered(write(gate).edits) == list(range(6, 13))
     assert [seen.position for seen in judge.asked] == list(range(1, 13))
     judge.asked.clear()
-    gate = Controller(policy_of([text, judge], rule_of("leaking and judge"), rule_of("leaking and judge", column=1))).answer("Hello")
+    gate = Controller(policy_of([text, judge], rule_of("leaking and judge"), rule_of("leaking and judge", column=1))).answer("Hi")
     write(gate)
     assert [seen.position for seen in judge.asked] == [3, 5]
     assert judge.asked[0].answer == "abc"
