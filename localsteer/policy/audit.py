@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,9 @@ from localsteer.errors import PolicyError
 Action = Literal["pass", "fire", "release", "rewind", "rewinds exhausted", "error"]
 # A rule came to steer, or would have taken tokens back.
 FIRED: tuple[Action, ...] = ("fire", "rewind", "rewinds exhausted")
+
+# Within a process one line is written after the other: a look at the end of the file must not fall into somebody's writing.
+_writing = threading.Lock()
 
 logger = logging.getLogger("localsteer")
 
@@ -98,7 +102,8 @@ class AuditLog:
     def write(self, decision: Decision) -> None:
         """Append a decision. A disk that is full does not end the answer; it is said once."""
         try:
-            self._append(json.dumps(decision.document(), ensure_ascii=True, allow_nan=False).encode() + b"\n")
+            with _writing:
+                self._append(json.dumps(decision.document(), ensure_ascii=True, allow_nan=False).encode() + b"\n")
         except OSError as error:
             if not self._failed:
                 logger.warning("the audit log %s cannot be written: %s", self.path, error.strerror)
