@@ -12,9 +12,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from localsteer.contrast import Contrast, Pair, Prompt, read_text
+from localsteer.contrast import Contrast, Pair, Prompt
 from localsteer.errors import ContrastError
 from localsteer.llama.chat_template import Message
+from localsteer.text_file import read_text
 from localsteer.yaml_file import YamlFile
 
 Text = Annotated[str, Field(min_length=1)]
@@ -124,7 +125,7 @@ def load_concept(path: str | Path) -> Contrast:
         ContrastError: the file is missing, no YAML, or breaks a rule; the message names the line.
     """
     path = Path(path)
-    return parse_concept(read_text(path), str(path))
+    return parse_concept(read_text(path, ContrastError), str(path))
 
 
 def parse_concept(text: str, where: str) -> Contrast:

@@ -14,6 +14,7 @@ from localsteer.errors import ContrastError
 from localsteer.llama.chat_template import Message
 from localsteer.llama.fingerprint import hash_texts
 from localsteer.llama.model import Model
+from localsteer.text_file import read_text
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def read_prompt_files(positive: str | Path, negative: str | Path, *, name: str) 
     sides = []
     for path in (Path(positive), Path(negative)):
         # Not splitlines: it also splits at characters that may stand inside a prompt.
-        lines = read_text(path).replace("\r\n", "\n").split("\n")
+        lines = read_text(path, ContrastError).replace("\r\n", "\n").split("\n")
         prompts = [_unescape(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
         if not prompts:
             raise ContrastError(f"{path} holds no prompts.", hint="Write one prompt a line.")
@@ -119,21 +120,3 @@ def _unescape(line: str, where: str) -> str:
         return _ESCAPE.sub(replace, line.encode()).decode()
     except UnicodeDecodeError as error:
         raise ContrastError(f"{where}: its escaped bytes are not UTF-8 text.") from error
-
-
-def read_text(path: Path) -> str:
-    """A text file.
-
-    Raises:
-        ContrastError: it is missing, cannot be read, or is not UTF-8.
-    """
-    try:
-        # As it is: a lone carriage return does not end a line here.
-        with path.open(encoding="utf-8", newline="") as file:
-            return file.read()
-    except FileNotFoundError:
-        raise ContrastError(f"There is no file {path}.") from None
-    except UnicodeDecodeError as error:
-        raise ContrastError(f"{path} is not UTF-8 text (byte {error.start}).") from error
-    except OSError as error:
-        raise ContrastError(f"{path} cannot be read: {error.strerror}.") from error

@@ -68,9 +68,7 @@ class Request:
     @functools.cached_property
     def response_edit(self) -> Edit | None:
         """What is done to the tokens of the answer; None for nothing."""
-        if self.plan is None or not (self.plan.edit.added.any() or self.plan.edit.removed):
-            return None
-        return self.plan.edit
+        return self.plan.effect if self.plan is not None else None
 
     @property
     def read(self) -> tuple[int, int]:

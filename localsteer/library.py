@@ -18,11 +18,11 @@ from pathlib import Path
 import platformdirs
 
 from localsteer.atomic import check_writable
-from localsteer.contrast import read_text
 from localsteer.dose import DEFAULT_DOSE
-from localsteer.errors import VectorError
+from localsteer.errors import ContrastError, VectorError
 from localsteer.extraction import Progress, extract
 from localsteer.llama.model import Model
+from localsteer.text_file import read_text
 from localsteer.vector import ControlVector
 from localsteer.vector_file import read_vector, write_vector
 
@@ -113,7 +113,7 @@ def load_vector(name: str, model: Model, progress: Progress | None = None) -> Co
     if is_path(name):
         return read_vector(Path(name).expanduser())
     concept = find_concept(name)
-    source = read_text(concept.file)
+    source = read_text(concept.file, ContrastError)
     found = []
     cached = _cache_path(concept, source, model)
     if cached.exists():
@@ -156,7 +156,7 @@ def place_for(name: str, model: Model) -> Path:
         VectorError: no such concept, or the cache cannot be written.
     """
     concept = find_concept(name)
-    path = _cache_path(concept, read_text(concept.file), model)
+    path = _cache_path(concept, read_text(concept.file, ContrastError), model)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -193,7 +193,7 @@ def load_for_showing(name: str) -> ControlVector:
 
 def _kept(concept: LibraryConcept) -> Iterator[ControlVector]:
     """The concept's vectors in the user's cache, for whatever models, the latest first."""
-    source = read_text(concept.file)
+    source = read_text(concept.file, ContrastError)
     files = _cache_folder().glob(f"{concept.name}-*.gguf")
     for path in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
         with contextlib.suppress(VectorError):  # `load_vector` builds it again

@@ -89,6 +89,11 @@ class Plan:
     notes: tuple[str, ...] = ()
     opposite: Plan | None = None
 
+    @property
+    def effect(self) -> Edit | None:
+        """The edit, always the same object; None where it does nothing."""
+        return self.edit if self.edit.added.any() or self.edit.removed else None
+
     def refuse_above(self, max_dose: float) -> None:
         """Make sure that steering stays within a relative dose.
 

@@ -109,7 +109,7 @@ class Controller:
             plan: steering that is on whatever the policy says.
         """
         self._answers += 1
-        base = plan.edit if plan is not None else None
+        base = plan.effect if plan is not None else None
         self.latest = AnswerGate(self, message, base, self._answers, self._on)
         return self.latest
 
@@ -191,7 +191,7 @@ class AnswerGate:
         self._controller = controller
         self._policy = policy
         self._message = message
-        self._base = base if base is not None and _does_something(base) else None
+        self._base = base
         self._number = number
         self._on = {name: on.get(name, False) for name, one in policy.classifiers.items() if one.watch == "prompt"}
         self._on_in_conversation = on
@@ -438,7 +438,3 @@ class AnswerGate:
         )
         self.decisions.append(decision)
         self._controller.record(decision)
-
-
-def _does_something(edit: Edit) -> bool:
-    return bool(edit.added.any() or edit.removed)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from localsteer.errors import PolicyError
+from localsteer.text_file import read_text
 
 _POSITIVE = ("1", "true", "yes", "positive", "pos")
 _NEGATIVE = ("0", "false", "no", "negative", "neg")
@@ -59,15 +60,7 @@ def read_examples(path: str | Path, *, label: bool | None = None) -> list[Exampl
         PolicyError: the file is missing, damaged, or holds no texts.
     """
     path = Path(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            text = file.read()
-    except FileNotFoundError:
-        raise PolicyError(f"There is no file {path}.") from None
-    except UnicodeDecodeError as error:
-        raise PolicyError(f"{path} is not UTF-8 text (byte {error.start}).") from error
-    except OSError as error:
-        raise PolicyError(f"{path} cannot be read: {error.strerror}.") from error
+    text = read_text(path, PolicyError, encoding="utf-8-sig")
     readers = {".jsonl": _json_lines, ".csv": _csv_rows}
     rows = readers.get(path.suffix.lower(), _plain_lines)(text, path)
     examples = [_example(row, place, label) for row, place in rows]

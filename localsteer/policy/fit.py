@@ -29,6 +29,7 @@ LEAST_TEXTS = 4
 # Below this the intervals are so wide that a user should be told: that of no false positive among 20 reaches up to 16 %.
 FEW_TEXTS = 20
 _FOLDS = 5
+_UNSEEN_SHARE = 0.5  # of the texts, kept for the report
 # Of the covariance toward the diagonal. In cross-validation on 40 + 40 hostile and friendly messages at the demo model's layers
 # 13 to 27 the AUROC was 0.93 to 0.98 with 0.9, 0.93 to 0.97 with 0.5, and 0.90 to 0.95 for the bare difference of the means.
 _SHRINKAGE = 0.9
@@ -46,7 +47,6 @@ class FitSettings:
         target: the most false positives, as a share of negative texts; None where both kinds of mistakes count alike.
         layers: first and last layer to choose from, both inclusive; None for all.
         window: answers only: tokens that are averaged.
-        unseen_share: of the texts, kept for the report.
         seed: of the split.
     """
 
@@ -54,7 +54,6 @@ class FitSettings:
     target: float | None = None
     layers: tuple[int, int] | None = None
     window: int = DEFAULT_WINDOW
-    unseen_share: float = 0.5
     seed: int = 0
 
 
@@ -283,7 +282,7 @@ def _split(examples: Sequence[Example], settings: FitSettings) -> tuple[list[Exa
     for label in (True, False):
         alike = {_watched(one, settings.watch): one for one in examples if one.label is label}
         kind = list(alike.values())
-        count = round(len(kind) * settings.unseen_share)
+        count = round(len(kind) * _UNSEEN_SHARE)
         order = generator.permutation(len(kind))
         reported += [kind[index] for index in sorted(order[:count])]
         fitted += [kind[index] for index in sorted(order[count:])]

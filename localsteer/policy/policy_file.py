@@ -15,6 +15,7 @@ from localsteer.policy.condition import Condition, ConditionError, parse_conditi
 from localsteer.policy.rule import PatternError, Search
 from localsteer.probe import Watch
 from localsteer.steering import parse_steering
+from localsteer.text_file import read_text
 from localsteer.yaml_file import Location, YamlFile
 
 Text = Annotated[str, Field(min_length=1)]
@@ -193,14 +194,7 @@ def load_policy(path: str | Path) -> PolicyDocument:
         PolicyError: the file is missing, no YAML, or breaks a rule; the message names the line.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise PolicyError(f"There is no policy file {path}.", hint="docs/policies/ has ready ones.") from None
-    except UnicodeDecodeError as error:
-        raise PolicyError(f"{path} is not UTF-8 text (byte {error.start}).") from error
-    except OSError as error:
-        raise PolicyError(f"{path} cannot be read: {error.strerror}.") from error
+    text = read_text(path, PolicyError, kind="policy file", hint="docs/policies/ has ready ones.")
     return parse_policy(text, str(path))
 
 
