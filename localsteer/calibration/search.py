@@ -5,7 +5,7 @@ Four stages, each building on the one before:
 1. *Locate*: the default shape at a few doses far apart, until the budget lies between two of them.
 2. *Curve*: the default shape at five doses around that place.
 3. *Shapes*: other layer ranges and profiles at the dose that reaches the budget; the best one, if it beats the default
-   by more than a standard error, is measured at four more doses, and taken if it still does.
+   by more than two standard errors, is measured at four more doses, and taken if it still does.
 4. *Prompt*: the chosen shape with the prompt steered as well.
 
 What decides is never one noisy point but a power law through all answers of a shape and pole, each answer compared with the
@@ -38,8 +38,9 @@ from localsteer.calibration.shapes import Shape
 # the coherence cost alone would not see it.
 DISTINCT_MARGIN = 0.1
 # By how many bootstrap standard errors another shape must beat the default one. In simulations, of five that are as good some
-# other passes on 3 of 24 sides (which costs nothing), one that is 1.5 times as good on 14 of 20, one twice as good on all.
-_STANDARD_ERRORS = 1.0
+# other passes on 1 of 30 sides, one that is 1.5 times as good on 9 of 24, one twice as good on 18 of 24; with one standard error
+# on 9 of 30, 14 and 21 of 24, and on a real model a shape that chance had chosen did 0.5 worse than the default.
+_STANDARD_ERRORS = 2.0
 # Quantile of the bootstrapped doses that becomes strength 1: one standard error below the middle. The middle itself, measured on
 # fresh questions, cost 0.37 nats on the average of five concepts where the budget was 0.25.
 _SURE = 0.16
