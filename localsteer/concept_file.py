@@ -1,8 +1,9 @@
 """Concept files: what a control vector shall be about, in YAML.
 
 A concept file lists personas for two poles, questions, and openings of answers. Every persona is put into the template as the
-system message and crossed with every opening; the questions take turns. The two prompts of a pair differ in the persona only, and
-what is read are the activations at the end of the opening, where the model is about to go on in its own mood.
+system message and crossed with every opening; the questions take turns. The two prompts of a pair differ in the persona only
+(for a language or a format in the opening too), and what is read are the activations at the end of the opening, where the model
+is about to go on in its own mood.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _Poles(_Strict):
+class _PerPole(_Strict):
     positive: Text
     negative: Text
 
@@ -33,11 +34,6 @@ class _Poles(_Strict):
 class _Personas(_Strict):
     positive: list[Text] = Field(min_length=1)
     negative: list[Text] = Field(min_length=1)
-
-
-class _ExplicitPair(_Strict):
-    positive: Text
-    negative: Text
 
 
 class _HeldOut(_Strict):
@@ -49,12 +45,13 @@ class Concept(_Strict):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
     description: str = ""
-    poles: _Poles
+    instrument: str = ""
+    poles: _PerPole
     template: str = "{persona}"
     personas: _Personas | None = None
     questions: list[Text] = Field(default_factory=list)
-    openings: list[Text] = Field(default_factory=list)
-    pairs: list[_ExplicitPair] = Field(default_factory=list)
+    openings: list[Text | _PerPole] = Field(default_factory=list)
+    pairs: list[_PerPole] = Field(default_factory=list)
     held_out: _HeldOut = Field(default_factory=_HeldOut)
 
     def inconsistency(self) -> tuple[tuple[str | int, ...], str] | None:
@@ -87,9 +84,9 @@ class Concept(_Strict):
             )
         else:
             pairs = tuple(
-                Pair(self._prompt(positive, index), self._prompt(negative, index))
+                Pair(self._prompt(positive, index, opening.positive), self._prompt(negative, index, opening.negative))
                 for positive, negative in zip(self.personas.positive, self.personas.negative, strict=True)
-                for index in range(len(self.openings))
+                for index, opening in enumerate(map(_for_both, self.openings))
             )
         return Contrast(
             self.name,
@@ -111,11 +108,15 @@ class Concept(_Strict):
     def _system(self, persona: str) -> str:
         return self.template.replace("{persona}", persona)
 
-    def _prompt(self, persona: str, index: int) -> Prompt:
+    def _prompt(self, persona: str, index: int, opening: str) -> Prompt:
         messages = [Message("system", self._system(persona))]
         if self.questions:
             messages.append(Message("user", self.questions[index % len(self.questions)]))
-        return Prompt(tuple(messages), self.openings[index])
+        return Prompt(tuple(messages), opening)
+
+
+def _for_both(opening: str | _PerPole) -> _PerPole:
+    return opening if isinstance(opening, _PerPole) else _PerPole(positive=opening, negative=opening)
 
 
 def load_concept(path: str | Path) -> Contrast:

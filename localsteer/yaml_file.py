@@ -69,8 +69,10 @@ class YamlFile:
             return model.model_validate(self.data)
         except ValidationError as error:
             problems = [(self._place(one["loc"], one["type"] == "missing"), one["msg"]) for one in error.errors()]
-            place = problems[0][0]
-            # Where several kinds of values are allowed, pydantic says for each what is wrong.
+            # Where several kinds of values are allowed, pydantic says for each what is wrong; the one that it got furthest into
+            # is the one that was meant.
+            first = problems[0][0]
+            place = max((there for there, _ in problems if there[: len(first)] == first), key=len)
             said = dict.fromkeys(message[:1].lower() + message[1:] for there, message in problems if there == place)
             raise self.mistake(place, ", or ".join(said)) from error
 

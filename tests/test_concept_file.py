@@ -103,6 +103,21 @@ def test_a_pair_differs_in_the_persona_only() -> None:
         assert pair.positive.opening == pair.negative.opening
 
 
+def test_an_opening_may_differ_between_the_poles() -> None:
+    made = parse(PIRATE.replace("  - Well,\n", '  - {positive: "Arrr,", negative: Good evening.}\n'))
+    assert [(pair.positive.opening, pair.negative.opening) for pair in made.pairs[:2]] == [("Arrr,", "Good evening."), ("I", "I")]
+    assert made.pairs[0].positive.messages[1] == made.pairs[0].negative.messages[1]
+
+
+def test_an_opening_for_one_pole_only_names_its_line() -> None:
+    with pytest.raises(ContrastError, match=r"pirate\.yaml, line 18: openings\.1\.negative: field required"):
+        parse(PIRATE.replace("  - I\n", "  - {positive: Arrr}\n"))
+
+
+def test_a_concept_may_name_its_instrument() -> None:
+    assert parse("instrument: piracy\n" + PIRATE).pairs == parse().pairs
+
+
 def test_a_concept_may_do_without_questions() -> None:
     made = parse(PIRATE.replace("questions:\n  - Where do you live?\n  - What did you eat?\n", ""))
     assert [len(pair.positive.messages) for pair in made.pairs] == [1] * 6
