@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUESTION ?= How was your day?
 
-.PHONY: demo test bench bench-tools clean
+.PHONY: demo test bench bench-tools quality clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -35,6 +35,10 @@ bench-tools: .venv/.dev
 bench: .venv/.dev bench-tools
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.steering
+
+quality: .venv/.dev bench-tools
+	$(BIN)/python -m bench.quality
+	$(BIN)/python -m bench.quality --base
 
 clean:
 	rm -rf .venv build dist

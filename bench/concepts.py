@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from bench.questions import question_sets
+
 HAPPY = Path(__file__).parent.parent / "vectors" / "happy" / "concept.yaml"
 
 _PERSONAS: dict[str, tuple[tuple[str, str], tuple[str, ...], tuple[str, ...]]] = {
@@ -39,28 +41,7 @@ _PERSONAS: dict[str, tuple[tuple[str, str], tuple[str, ...], tuple[str, ...]]] =
     ),
 }
 
-FRESH_QUESTIONS = (
-    "What is your favourite season, and why?",
-    "Tell me about the house you grew up in.",
-    "How do you get to work?",
-    "What did you have for breakfast?",
-    "Describe a rainy afternoon.",
-    "What do you think of the new library?",
-    "Tell me about your last holiday.",
-    "How is your family?",
-    "What makes a good neighbour?",
-    "Describe your garden.",
-    "What happened at school today?",
-    "How would you describe your job to a child?",
-    "What do you think of cats?",
-    "Tell me about the village fair.",
-    "What will you do on Sunday?",
-    "Describe the view from the hill.",
-    "How was the concert?",
-    "What is your opinion of modern art?",
-    "Tell me about a letter you received.",
-    "What do you remember of your first day here?",
-)
+FRESH_QUESTIONS = question_sets()["everyday"]
 
 
 def concept_texts() -> dict[str, str]:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
 from bench.measure import run_process
 from bench.tools import ToolsError, llama_programs
+from localsteer.calibration.shapes import Shape
 from localsteer.concept_file import parse_concept
 from localsteer.llama.model import Model
+from localsteer.vector_file import read_vector
 
 # torch from PyPI brings its CPU build or a larger one, as the machine has it.
 _REQUIREMENTS = ("torch==2.13.0", "transformers==5.23.0", "accelerate", "gguf<0.20", "repeng==0.4.0")
+NAMES = ("llama-cvector-generator", "repeng")
 _REPENG_WORKER = Path(__file__).parent / "repeng_worker.py"
 
 
@@ -26,6 +32,24 @@ def write_prompt_files(concept: str, model: Model, folder: Path) -> tuple[Path, 
         lines = (prompt.render(model).replace("\\", r"\\").replace("\n", r"\n") for prompt in prompts)
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return paths
+
+
+def peer_vectors(model: Model, concept: str) -> dict[str, NDArray[np.float32]]:
+    """(n_layer, n_embd) what each peer's file adds at strength 1, from the prompts of a concept (YAML text)."""
+    made = {}
+    with tempfile.TemporaryDirectory(prefix="localsteer-bench-") as name:
+        folder = Path(name)
+        prompts = write_prompt_files(concept, model, folder)
+        cvector_generator(model.path, prompts, folder / "cvector.gguf", model.threads)
+        repeng(model.path, prompts, folder / "repeng.gguf")
+        for peer, file in zip(NAMES, ("cvector.gguf", "repeng.gguf"), strict=True):
+            made[peer] = read_vector(folder / file).rows(model.n_layer)
+    return made
+
+
+def peer_shape(vector: NDArray[np.float32]) -> Shape:
+    """As it is: its own layers, its own lengths; only the strength is searched."""
+    return Shape(tuple(int(layer) for layer in np.flatnonzero(vector.any(axis=1))), "difference")
 
 
 def cvector_generator(model: Path, prompts: tuple[Path, Path], output: Path, threads: int) -> None:

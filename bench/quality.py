@@ -1,0 +1,257 @@
+"""What every concept of the library does, by an instrument that had no part in making it, beside prompting and the peers.
+
+Run as `python -m bench.quality` (`make quality`). A concept without a vector that is calibrated for the demo model gets one
+first, with its report. Answers are kept in the user's cache, so that an interrupted run goes on and that an instrument
+may be mended without asking again; one whose prompts or vector changed is asked anew. `bench.quality_page` writes the pages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from platformdirs import user_cache_path
+
+from bench import peers, quality_page
+from bench.fresh import Answers, ask
+from bench.instruments import INSTRUMENTS, Instrument
+from bench.measure import MeasurementError
+from bench.models import base_model, demo_model
+from bench.questions import question_sets
+from bench.report import describe_machine
+from bench.tools import ToolsError
+from localsteer.calibrated import POLES, SIGN, Pole
+from localsteer.calibration.calibrate import CalibrationSettings, Calibrator, measurements_folder
+from localsteer.calibration.effort import THOROUGH
+from localsteer.calibration.laboratory import Laboratory
+from localsteer.calibration.report import write_report
+from localsteer.calibration.search import Search
+from localsteer.calibration.shapes import Directions
+from localsteer.concept_file import parse_concept
+from localsteer.contrast import Contrast
+from localsteer.errors import CalibrationError, LocalsteerError
+from localsteer.extraction import extract
+from localsteer.library import load_vector, save_vector, shipped_folder
+from localsteer.llama.model import Model
+from localsteer.llama.residual import Edit
+from localsteer.steering import Plan, Steering, parse_steering, resolve
+from localsteer.vector import ControlVector
+from localsteer.vector_file import write_vector
+
+ANSWERS = 40
+REFERENCE_ANSWERS = 80
+PROMPT, OURS = quality_page.PROMPT, quality_page.OURS
+# As many answers as our own calibration takes for a shape; the peers' layers and lengths are theirs, so there is none to choose.
+_EFFORT = replace(THOROUGH, shapes=0, refine=0, prompt=0)
+# Of the answers in the cache: counted up when the same concept would be asked in another way.
+_VERSION = 1
+# For the smallest base model: those whose instrument tells most about raw text.
+BASE_CONCEPTS = ("happy", "calm", "polite", "french", "pirate", "enthusiastic")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to move the answers: the system prompt, ours at 1 or a peer's at its best strength, toward one pole."""
+
+    name: str
+    pole: Pole
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__.splitlines()[0])
+    parser.add_argument("concepts", nargs="*", help="only these; the pages are written from all that is measured")
+    parser.add_argument("--base", action="store_true", help="on the base model; its vectors are built and kept in the cache")
+    options = parser.parse_args()
+    try:
+        with Model(base_model() if options.base else demo_model()) as model:
+            for name in options.concepts or (BASE_CONCEPTS if options.base else _shipped_names()):
+                _measure_concept(model, name)
+                quality_page.write_pages()
+    except (LocalsteerError, ToolsError, MeasurementError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _shipped_names() -> Sequence[str]:
+    return sorted(file.parent.name for file in shipped_folder().glob("*/concept.yaml"))
+
+
+def _measure_concept(model: Model, name: str) -> None:
+    """Answers from the cache or anew, scored; the record beside the pages."""
+    source = (shipped_folder() / name / "concept.yaml").read_text(encoding="utf-8")
+    contrast = parse_concept(source, name)
+    instrument = INSTRUMENTS[yaml.safe_load(source)["instrument"]]
+    vector, problem = _calibrated(model, name, source, contrast)
+    answers, doses = _answers(model, name, source, contrast, vector, instrument)
+    quality_page.write_record(
+        model,
+        contrast,
+        instrument,
+        question_sets()[instrument.questions],
+        {(way.name, way.pole): found for way, found in answers.items()},
+        _unsteered(model, instrument.questions, instrument.max_tokens),
+        doses,
+        problem,
+        describe_machine(),
+    )
+
+
+# ---- our vector
+
+
+def _calibrated(model: Model, name: str, source: str, contrast: Contrast) -> tuple[ControlVector, str]:
+    """The calibrated vector, shipped or of the user's cache; an uncalibrated one and the reason, where nothing can be said."""
+    vector = load_vector(name, model)
+    problem = shipped_folder() / name / "REPORT.md"
+    own = vector.provenance
+    if own.calibration is not None and own.source == source:
+        return vector, ""
+    if model.path != demo_model():
+        return _calibrate_for_cache(model, name, contrast, vector)
+    _say(f"{name}: calibrating")
+    target = shipped_folder() / name / "smollm2-135m-instruct.gguf"
+    vector = extract(model, contrast)
+    try:
+        result = Calibrator(model, vector, contrast, CalibrationSettings(), folder=measurements_folder()).run()
+    except CalibrationError as error:
+        write_vector(vector, target)
+        problem.write_text(f"# {name}: not calibrated on {model.name}\n\n{error.message}\n", encoding="utf-8")
+        return vector, error.message
+    write_vector(result.vector, target)
+    with tempfile.TemporaryDirectory(prefix="localsteer-bench-") as folder:
+        write_report(result, Path(folder))
+        shutil.copy(Path(folder, "report.md"), problem)
+        for plot in ("dose-response.svg", "layer-ranges.svg"):
+            shutil.copy(Path(folder, plot), target.parent)
+    return result.vector, ""
+
+
+def _calibrate_for_cache(model: Model, name: str, contrast: Contrast, vector: ControlVector) -> tuple[ControlVector, str]:
+    _say(f"{name}: calibrating")
+    try:
+        result = Calibrator(model, vector, contrast, CalibrationSettings(), folder=measurements_folder()).run()
+    except CalibrationError as error:
+        return vector, error.message
+    save_vector(name, result.vector, model)
+    return result.vector, ""
+
+
+# ---- answers
+
+
+def _answers(
+    model: Model, name: str, source: str, contrast: Contrast, vector: ControlVector, instrument: Instrument
+) -> tuple[dict[Way, Answers], dict[str, dict[str, float]]]:
+    """What each way makes the model answer, and the relative dose of each peer's best strength."""
+    questions = question_sets()[instrument.questions]
+    parts = [_VERSION, model.fingerprint.content, source, questions, instrument.max_tokens, ANSWERS]
+    digest = hashlib.sha256(json.dumps(parts).encode())
+    for scaled in (vector.at(1), vector.at(-1)):
+        digest.update(scaled.rows(model.n_layer).tobytes())
+    file = user_cache_path("localsteer") / "bench-quality" / f"{name}-{digest.hexdigest()[:16]}.json"
+    kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"doses": {}, "answers": {}}
+
+    def keep() -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.with_suffix(".partial").write_text(json.dumps(kept))
+        file.with_suffix(".partial").replace(file)
+
+    found = {}
+    plans: dict[str, dict[Pole, Plan]] = {}
+    for way in _ways():
+        key = f"{way.name}|{way.pole}"
+        if key not in kept["answers"]:
+            _say(f"{name}: {way.name}, {getattr(contrast, way.pole)}")
+            if way.name not in (PROMPT, OURS) and not plans:
+                plans, kept["doses"] = _peer_plans(model, source, contrast, vector)
+            made = _ask(model, way, contrast, vector, plans, instrument, questions)
+            kept["answers"][key] = {"texts": list(made.texts), "nll": made.nll.tolist()}
+            keep()
+        one = kept["answers"][key]
+        found[way] = Answers(tuple(one["texts"]), np.array(one["nll"], np.float64), len(questions))
+    return found, kept["doses"]
+
+
+def _ways() -> Iterator[Way]:
+    for name in (PROMPT, OURS, *peers.NAMES):
+        for pole in POLES:
+            yield Way(name, pole)
+
+
+def _ask(
+    model: Model,
+    way: Way,
+    contrast: Contrast,
+    vector: ControlVector,
+    plans: dict[str, dict[Pole, Plan]],
+    instrument: Instrument,
+    questions: Sequence[str],
+) -> Answers:
+    sample = functools.partial(ask, model, questions, count=ANSWERS, max_tokens=instrument.max_tokens)
+    if way.name == PROMPT:
+        return sample(systems=[pair[POLES.index(way.pole)] for pair in contrast.personas])
+    if way.name == OURS:
+        expression = "vector" if way.pole == "positive" else "-vector"
+        return sample(plan=resolve(parse_steering(expression), model.fingerprint, lambda _name: vector))
+    return sample(plan=plans[way.name][way.pole])
+
+
+def _peer_plans(
+    model: Model, source: str, contrast: Contrast, vector: ControlVector
+) -> tuple[dict[str, dict[Pole, Plan]], dict[str, dict[str, float]]]:
+    """Each peer's vector at its own best strength: our search for a dose inside the budget, on the calibration's questions."""
+    own = vector.provenance
+    assert own.estimate is not None
+    assert own.hidden_norm is not None
+    directions = Directions.of(own.estimate, own.hidden_norm)
+    folder = measurements_folder()
+    settings = CalibrationSettings()
+    laboratory = Laboratory(model, directions, contrast, seed=settings.seed, max_tokens=_EFFORT.max_tokens, folder=folder)
+    hidden = np.where(np.isnan(own.hidden_norm), np.nanmax(own.hidden_norm), own.hidden_norm).astype(np.float32)
+    plans: dict[str, dict[Pole, Plan]] = {}
+    doses: dict[str, dict[str, float]] = {}
+    for name, rows in peers.peer_vectors(model, source).items():
+        shape, theirs = peers.peer_shape(rows), Directions.of(rows, hidden)
+        search = Search(laboratory.for_directions(theirs), [shape], budget=settings.budget, effort=_EFFORT, seed=settings.seed)
+        search.run()
+        doses[name] = {pole: search.sure_dose(pole, "response", shape) for pole in POLES}
+        plans[name] = {
+            pole: Plan(Steering(), Edit(theirs.added(shape, SIGN[pole] * doses[name][pole])), doses[name][pole], "response")
+            for pole in POLES
+        }
+    return plans, doses
+
+
+@functools.cache
+def _unsteered(model: Model, questions: str, max_tokens: int) -> Answers:
+    """The same for all concepts that ask the same."""
+    asked = question_sets()[questions]
+    key = hashlib.sha256(json.dumps([_VERSION, model.fingerprint.content, asked, max_tokens]).encode()).hexdigest()[:16]
+    file = user_cache_path("localsteer") / "bench-quality" / f"unsteered-{key}.json"
+    if not file.exists():
+        _say(f"unsteered answers to the questions {questions}")
+        made = ask(model, asked, count=REFERENCE_ANSWERS, max_tokens=max_tokens)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"texts": list(made.texts), "nll": made.nll.tolist()}))
+    kept = json.loads(file.read_text())
+    return Answers(tuple(kept["texts"]), np.array(kept["nll"], np.float64), len(asked))
+
+
+def _say(text: str) -> None:
+    print(f"{text} ...", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""`QUALITY.md` and `vectors/README.md`, from one record for each concept and model in `bench/quality/`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import peers
+from bench.fresh import Answers
+from bench.instruments import Instrument
+from localsteer.calibrated import DEFAULT_BUDGET, POLES, Interval, Pole
+from localsteer.calibration.fits import Values, mean_interval
+from localsteer.contrast import Contrast
+from localsteer.library import shipped_folder
+from localsteer.llama.model import Model
+
+_HERE = Path(__file__).parent
+_RECORDS = _HERE / "quality"
+_SAMPLES = 3
+# What is compared, in the order of the columns.
+PROMPT, OURS, _PEERS = "system prompt", "localsteer", peers.NAMES
+
+
+def write_record(
+    model: Model,
+    contrast: Contrast,
+    instrument: Instrument,
+    questions: Sequence[str],
+    answers: Mapping[tuple[str, Pole], Answers],
+    unsteered: Answers,
+    doses: Mapping[str, Mapping[str, float]],
+    problem: str,
+    machine: Mapping[str, str],
+) -> None:
+    """Score everything and keep it beside the pages.
+
+    Args:
+        model: the model that answered.
+        contrast: the concept.
+        instrument: scores.
+        questions: what was asked, in turns.
+        answers: by way and pole.
+        unsteered: the answers without steering.
+        doses: relative dose of each peer's best strength, by pole.
+        problem: why our vector is not calibrated; empty where it is.
+        machine: where this was measured.
+    """
+    reference = _scores(instrument, questions, unsteered)
+    ways = {}
+    for (name, pole), found in answers.items():
+        scores = _scores(instrument, questions, found)
+        ways.setdefault(name, {})[pole] = {
+            "score": vars(mean_interval(scores, found.questions, 0)),
+            "cost": vars(found.cost(unsteered)),
+            "dose": doses.get(name, {}).get(pole),
+            "samples": [text.strip() for text in found.texts[:_SAMPLES]],
+            "scores": [round(float(score), 4) for score in scores],
+        }
+    for poles in ways.values():
+        both = [np.array(poles[pole]["scores"]) for pole in POLES]
+        turns = np.arange(len(both[0]), dtype=np.intp) % len(questions)
+        poles["swing"] = vars(mean_interval(both[0] - both[1], turns, 0))
+    record = {
+        "concept": contrast.name,
+        "poles": [contrast.positive, contrast.negative],
+        "description": contrast.description,
+        "model": model.name,
+        "is_base": model.chat_template is None,
+        "problem": problem,
+        "instrument": {"name": instrument.name, "unit": instrument.unit, "source": instrument.source},
+        "questions": {"set": instrument.questions, "count": len(questions), "sampled": list(questions[:_SAMPLES])},
+        "max_tokens": instrument.max_tokens,
+        "unsteered": {
+            "score": vars(mean_interval(reference, unsteered.questions, 0)),
+            "samples": [text.strip() for text in unsteered.texts[:_SAMPLES]],
+            "answers": len(unsteered.texts),
+        },
+        "ways": ways,
+        "machine": dict(machine),
+    }
+    _RECORDS.mkdir(exist_ok=True)
+    kind = ".base" if record["is_base"] else ""
+    path = _RECORDS / f"{contrast.name}{kind}.json"
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _scores(instrument: Instrument, questions: Sequence[str], answers: Answers) -> Values:
+    asked = [questions[index] for index in answers.questions]
+    scores = [instrument.score(text, question) for text, question in zip(answers.texts, asked, strict=True)]
+    return np.array(scores, np.float64)
+
+
+# ---- pages
+
+
+@dataclass(frozen=True)
+class Row:
+    """A concept on a model, as the tables need it."""
+
+    record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.record["concept"])
+
+    def swing(self, way: str) -> Interval:
+        """Mean score toward + less that toward -."""
+        return Interval(**self.record["ways"][way]["swing"])
+
+    def cost(self, way: str, pole: str) -> Interval:
+        return Interval(**self.record["ways"][way][pole]["cost"])
+
+    def score(self, way: str, pole: str) -> Interval:
+        return Interval(**self.record["ways"][way][pole]["score"])
+
+    @property
+    def moves(self) -> bool:
+        """Whether ours moves the instrument beyond doubt."""
+        return self.swing(OURS).low > 0
+
+    @property
+    def best_peer(self) -> Interval:
+        return max((self.swing(peer) for peer in _PEERS), key=lambda swing: swing.mean)
+
+
+def write_pages() -> None:
+    """Both pages, from all records."""
+    rows = [Row(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(_RECORDS.glob("*.json"))]
+    (_HERE / "QUALITY.md").write_text("\n".join(_quality(rows)) + "\n", encoding="utf-8")
+    instructed = [row for row in rows if not row.record["is_base"]]
+    (shipped_folder() / "README.md").write_text("\n".join(_library(instructed)) + "\n", encoding="utf-8")
+
+
+def _quality(rows: Sequence[Row]) -> Iterator[str]:
+    yield from (
+        "# What the concepts of the library do",
+        "",
+        "Written by `make quality`; edits are lost. Every concept on questions that neither its prompts nor its calibration "
+        "hold, with other seeds; scored by an instrument that had no part in making or calibrating the vector.",
+        "",
+        "- **system prompt**: the personas of the concept file as system prompts.",
+        "- **localsteer**: the calibrated vector at strength 1 and -1, steering the response.",
+        "- **llama-cvector-generator** (mean) and **repeng** (its default, PCA): their own vectors from the very same prompts, "
+        f"at their own best strength inside the same coherence budget ({DEFAULT_BUDGET:g} nats a token), found by our search on "
+        "the calibration's questions, with their own layers and lengths.",
+        "",
+        "A *swing* is the instrument's mean toward the positive pole less that toward the negative one, with its 95 % interval "
+        "(bootstrap over the questions). *Cost* is in nats a token against unsteered answers.",
+        "",
+    )
+    for is_base, title in ((False, "The demo model"), (True, "A base model (raw text continuation)")):
+        some = [row for row in rows if row.record["is_base"] == is_base]
+        if some:
+            yield from _model_section(title, some)
+    for row in rows:
+        yield from _concept_section(row)
+
+
+def _model_section(title: str, rows: Sequence[Row]) -> Iterator[str]:
+    yield from (f"## {title}: {rows[0].record['model']}", "")
+    headers = ("concept", "instrument", PROMPT, OURS, *_PEERS, "ours moves it")
+    yield from ("| " + " | ".join(headers) + " |", "|" + "---|" * len(headers))
+    for row in rows:
+        best = max((PROMPT, OURS, *_PEERS), key=lambda way: row.swing(way).mean)
+        swings = [f"**{_text(row.swing(way))}**" if way == best else _text(row.swing(way)) for way in (PROMPT, OURS, *_PEERS)]
+        verdict = "yes" if row.moves else "**no**"
+        verdict += ", not calibrated" if row.record["problem"] else ""
+        yield "| " + " | ".join((row.name, row.record["instrument"]["name"], *swings, verdict)) + " |"
+    prompted = sum(row.swing(OURS).mean >= row.swing(PROMPT).mean for row in rows)
+    peered = sum(row.swing(OURS).mean >= row.best_peer.mean for row in rows)
+    costs = {way: np.mean([row.cost(way, pole).mean for row in rows for pole in POLES]) for way in (OURS, *_PEERS)}
+    yield from (
+        "",
+        f"Of {len(rows)} concepts ours moves its instrument at least as far as the system prompt for **{prompted}**, and at "
+        f"least as far as the better of the two peers for **{peered}**; beyond doubt for {sum(row.moves for row in rows)}.",
+        "",
+        "Mean cost: " + ", ".join(f"{way} {cost:.2f}" for way, cost in costs.items()) + f" (budget {DEFAULT_BUDGET:g}).",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in rows[-1].record["machine"].items()),
+        "",
+    )
+
+
+def _concept_section(row: Row) -> Iterator[str]:
+    record = row.record
+    instrument = record["instrument"]
+    yield from (
+        f"## {row.name}{' (base model)' if record['is_base'] else ''}",
+        "",
+        f"{record['description']} Instrument: {instrument['name']}: {instrument['unit']} ({instrument['source']}); questions: "
+        f"{record['questions']['set']}; up to {record['max_tokens']} tokens.",
+        "",
+    )
+    if record["problem"]:
+        yield from (f"Not calibrated, so this is the default dose: {record['problem']}", "")
+    if not row.moves:
+        yield from ("**It does not move its instrument beyond doubt on this model.**", "")
+    yield from ("| way | toward | score | cost | n |", "|---|---|---|---|---|")
+    unsteered = record["unsteered"]
+    yield f"| unsteered | | {_text(Interval(**unsteered['score']))} | | {unsteered['answers']} |"
+    for way, poles in record["ways"].items():
+        for pole, name in zip(POLES, record["poles"], strict=True):
+            count = len(poles[pole]["scores"])
+            yield f"| {way} | {name} | {_text(row.score(way, pole))} | {_text(row.cost(way, pole))} | {count} |"
+    yield from ("", "<details><summary>Sample answers</summary>", "")
+    for index, question in enumerate(record["questions"]["sampled"]):
+        yield from (f"**{question}**", "", f"- unsteered: {_quoted(unsteered['samples'][index])}")
+        for way, poles in record["ways"].items():
+            for pole, name in zip(POLES, record["poles"], strict=True):
+                yield f"- {way}, {name}: {_quoted(poles[pole]['samples'][index])}"
+        yield ""
+    yield from ("</details>", "")
+
+
+def _library(rows: Sequence[Row]) -> Iterator[str]:
+    yield from (
+        "# The concept library",
+        "",
+        "Written by `make quality`; edits are lost. Use any of them by name on any model: "
+        '`localsteer chat -m MODEL -s "0.7 concise"`. The vector is built at first use and kept; for the demo model a '
+        "calibrated one lies here.",
+        "",
+        "The figures are of the demo model, on questions that nothing was fitted on: the *swing* of an independent instrument "
+        "from strength -1 to 1, beside that from one system prompt to the other. More: [bench/QUALITY.md](../bench/QUALITY.md).",
+        "",
+        "| name | + | - | instrument | swing | system prompts | cost at +1 / -1 | |",
+        "|---|---|---|---|---|---|---|---|",
+    )
+    for row in rows:
+        record = row.record
+        positive, negative = record["poles"]
+        costs = " / ".join(f"{row.cost(OURS, pole).mean:+.2f}" for pole in POLES)
+        doubt = "" if row.moves else " (does not move it)"
+        swing, prompt = _text(row.swing(OURS)), _text(row.swing(PROMPT))
+        cells = (row.name, positive, negative, record["instrument"]["unit"], f"{swing}{doubt}", prompt, costs)
+        yield "| " + " | ".join(cells) + f" | [report]({row.name}/REPORT.md) |"
+
+
+def _text(interval: Interval) -> str:
+    return f"{interval.mean:+.2f} ({interval.low:.2f}..{interval.high:.2f})"
+
+
+def _quoted(text: str) -> str:
+    return " ".join(text.split()) or "(nothing)"
