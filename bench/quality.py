@@ -31,8 +31,9 @@ from bench.models import base_model, demo_model
 from bench.questions import question_sets
 from bench.report import describe_machine
 from bench.tools import ToolsError
+from localsteer.ahead import Shelf
 from localsteer.calibrated import POLES, SIGN, Pole
-from localsteer.calibration.calibrate import CalibrationSettings, Calibrator, measurements_folder
+from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
 from localsteer.calibration.effort import THOROUGH
 from localsteer.calibration.laboratory import Laboratory
 from localsteer.calibration.report import write_report
@@ -40,15 +41,14 @@ from localsteer.calibration.search import Search
 from localsteer.calibration.shapes import Directions
 from localsteer.concept_file import parse_concept
 from localsteer.contrast import Contrast
-from localsteer.errors import CalibrationError, LocalsteerError
-from localsteer.extraction import extract
-from localsteer.library import load_vector, save_vector, shipped_folder
+from localsteer.errors import CalibrationError, LocalsteerError, VectorError
+from localsteer.library import LibraryConcept, shipped_folder
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.steering import Plan, Steering, parse_steering, resolve
 from localsteer.vector import ControlVector
-from localsteer.vector_file import write_vector
 
+_REPORT = "REPORT.md"
 ANSWERS = 40
 REFERENCE_ANSWERS = 80
 PROMPT, OURS = quality_page.PROMPT, quality_page.OURS
@@ -90,10 +90,11 @@ def _shipped_names() -> Sequence[str]:
 
 def _measure_concept(model: Model, name: str) -> None:
     """Answers from the cache or anew, scored; the record beside the pages."""
-    source = (shipped_folder() / name / "concept.yaml").read_text(encoding="utf-8")
+    concept = LibraryConcept(name, shipped_folder() / name, shipped=True)
+    source = concept.source()
     contrast = parse_concept(source, name)
     instrument = INSTRUMENTS[yaml.safe_load(source)["instrument"]]
-    vector, problem = _calibrated(model, name, source, contrast)
+    vector, problem = _calibrated(model, concept)
     answers, doses = _answers(model, name, source, contrast, vector, instrument)
     quality_page.write_record(
         model,
@@ -111,41 +112,42 @@ def _measure_concept(model: Model, name: str) -> None:
 # ---- our vector
 
 
-def _calibrated(model: Model, name: str, source: str, contrast: Contrast) -> tuple[ControlVector, str]:
-    """The calibrated vector, shipped or of the user's cache; an uncalibrated one and the reason, where nothing can be said."""
-    vector = load_vector(name, model)
-    problem = shipped_folder() / name / "REPORT.md"
-    own = vector.provenance
-    if own.calibration is not None and own.source == source:
-        return vector, ""
-    if model.path != demo_model():
-        return _calibrate_for_cache(model, name, contrast, vector)
-    _say(f"{name}: calibrating")
-    target = shipped_folder() / name / "smollm2-135m-instruct.gguf"
-    vector = extract(model, contrast)
-    try:
+def _calibrated(model: Model, concept: LibraryConcept) -> tuple[ControlVector, str]:
+    """The calibrated vector: for the demo model the shipped one, with its report; for another one that of the user's cache.
+
+    Returns:
+        The vector, and why it could not be calibrated (empty where it is).
+    """
+    ships = model.path == demo_model()
+    shelf = Shelf.for_model(model.path, shipped_folder() if ships else None)
+    place = shelf.look(concept)
+    if place.to_build:
+        _say(f"{concept.name}: building")
+        place = shelf.build(place, model)
+
+    def calibrate(vector: ControlVector, contrast: Contrast) -> ControlVector:
+        _say(f"{concept.name}: calibrating")
         result = Calibrator(model, vector, contrast, CalibrationSettings(), folder=measurements_folder()).run()
-    except CalibrationError as error:
-        write_vector(vector, target)
-        problem.write_text(f"# {name}: not calibrated on {model.name}\n\n{error.message}\n", encoding="utf-8")
-        return vector, error.message
-    write_vector(result.vector, target)
-    with tempfile.TemporaryDirectory(prefix="localsteer-bench-") as folder:
-        write_report(result, Path(folder))
-        shutil.copy(Path(folder, "report.md"), problem)
+        if ships:
+            _write_report(result, concept.folder)
+        return result.vector
+
+    if place.to_calibrate:
+        place = shelf.calibrate(place, calibrate)
+    if place.found is None or not isinstance(place.error, CalibrationError | None):
+        raise place.error or VectorError(f"{concept.name} has no vector.")
+    if place.error is not None and ships:
+        text = f"# {concept.name}: not calibrated on {model.name}\n\n{place.error.message}\n"
+        (concept.folder / _REPORT).write_text(text, encoding="utf-8")
+    return place.found.vector, place.error.message if place.error is not None else ""
+
+
+def _write_report(result: Calibrated, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="localsteer-bench-") as name:
+        write_report(result, Path(name))
+        shutil.copy(Path(name, "report.md"), folder / _REPORT)
         for plot in ("dose-response.svg", "layer-ranges.svg"):
-            shutil.copy(Path(folder, plot), target.parent)
-    return result.vector, ""
-
-
-def _calibrate_for_cache(model: Model, name: str, contrast: Contrast, vector: ControlVector) -> tuple[ControlVector, str]:
-    _say(f"{name}: calibrating")
-    try:
-        result = Calibrator(model, vector, contrast, CalibrationSettings(), folder=measurements_folder()).run()
-    except CalibrationError as error:
-        return vector, error.message
-    save_vector(name, result.vector, model)
-    return result.vector, ""
+            shutil.copy(Path(name, plot), folder)
 
 
 # ---- answers
