@@ -32,6 +32,7 @@ from bench.questions import question_sets
 from bench.report import describe_machine
 from bench.tools import ToolsError
 from localsteer.ahead import Shelf
+from localsteer.atomic import atomic_path
 from localsteer.calibrated import POLES, SIGN, Pole
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
 from localsteer.calibration.effort import THOROUGH
@@ -72,9 +73,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__.splitlines()[0])
     parser.add_argument("concepts", nargs="*", help="only these; the pages are written from all that is measured")
     parser.add_argument("--base", action="store_true", help="on the base model; its vectors are built and kept in the cache")
+    parser.add_argument("--threads", type=int, help="two processes with a thread each get more done than one with two")
     options = parser.parse_args()
     try:
-        with Model(base_model() if options.base else demo_model()) as model:
+        with Model(base_model() if options.base else demo_model(), threads=options.threads) as model:
             for name in options.concepts or (BASE_CONCEPTS if options.base else _shipped_names()):
                 _measure_concept(model, name)
                 quality_page.write_pages()
@@ -165,11 +167,6 @@ def _answers(
     file = user_cache_path("localsteer") / "bench-quality" / f"{name}-{digest.hexdigest()[:16]}.json"
     kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"doses": {}, "answers": {}}
 
-    def keep() -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.with_suffix(".partial").write_text(json.dumps(kept))
-        file.with_suffix(".partial").replace(file)
-
     found = {}
     plans: dict[str, dict[Pole, Plan]] = {}
     for way in _ways():
@@ -180,7 +177,7 @@ def _answers(
                 plans, kept["doses"] = _peer_plans(model, source, contrast, vector)
             made = _ask(model, way, contrast, vector, plans, instrument, questions)
             kept["answers"][key] = {"texts": list(made.texts), "nll": made.nll.tolist()}
-            keep()
+            _keep(file, kept)
         one = kept["answers"][key]
         found[way] = Answers(tuple(one["texts"]), np.array(one["nll"], np.float64), len(questions))
     return found, kept["doses"]
@@ -245,10 +242,15 @@ def _unsteered(model: Model, questions: str, max_tokens: int) -> Answers:
     if not file.exists():
         _say(f"unsteered answers to the questions {questions}")
         made = ask(model, asked, count=REFERENCE_ANSWERS, max_tokens=max_tokens)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"texts": list(made.texts), "nll": made.nll.tolist()}))
+        _keep(file, {"texts": list(made.texts), "nll": made.nll.tolist()})
     kept = json.loads(file.read_text())
     return Answers(tuple(kept["texts"]), np.array(kept["nll"], np.float64), len(asked))
+
+
+def _keep(file: Path, document: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(document), encoding="utf-8")
 
 
 def _say(text: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from bench import peers
 from bench.fresh import Answers
 from bench.instruments import Instrument
+from localsteer.atomic import atomic_path
 from localsteer.calibrated import DEFAULT_BUDGET, POLES, Interval, Pole
 from localsteer.calibration.fits import Values, mean_interval
 from localsteer.contrast import Contrast
@@ -131,9 +132,10 @@ class Row:
 def write_pages() -> None:
     """Both pages, from all records."""
     rows = [Row(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(_RECORDS.glob("*.json"))]
-    (_HERE / "QUALITY.md").write_text("\n".join(_quality(rows)) + "\n", encoding="utf-8")
     instructed = [row for row in rows if not row.record["is_base"]]
-    (shipped_folder() / "README.md").write_text("\n".join(_library(instructed)) + "\n", encoding="utf-8")
+    for path, lines in ((_HERE / "QUALITY.md", _quality(rows)), (shipped_folder() / "README.md", _library(instructed))):
+        with atomic_path(path) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _quality(rows: Sequence[Row]) -> Iterator[str]:

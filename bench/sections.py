@@ -8,7 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.concepts import concept_texts
 from bench.measure import Comparison, Section, Series, Target, run_cli, run_process, run_worker
+from localsteer.ahead import model_slug
+from localsteer.library import concepts
 
 # About the length of a short answer. Both programs start from an almost empty context.
 DECODED_TOKENS = 128
@@ -210,10 +213,59 @@ def tap(setting: Setting) -> Section:
     )
 
 
+def calibration(setting: Setting) -> Section:
+    """The price of a calibration with default settings."""
+    worker = ["calibration", str(setting.model), "--threads", str(setting.threads)]
+    rounds = [json.loads(run_worker(*worker, "--concept", name).output) for name in concept_texts()]
+    seconds, expected = (Series(tuple(one[key] for one in rounds)) for key in ("seconds", "expected"))
+    tokens = ", ".join(f"{one['tokens']:,}" for one in rounds)
+    return Section(
+        "Calibrating a vector",
+        f"{', '.join(concept_texts())}, with default settings: {tokens} sampled tokens (at most 12,000 are allowed). Beside it "
+        "what these tokens cost, sampled and scored, at the speeds of full unsteered batches of 32, measured in turn with the "
+        "calibration's own batches.",
+        (
+            Comparison(
+                "calibration",
+                "s",
+                seconds,
+                "its tokens in full batches",
+                expected,
+                seconds.over(expected),
+                "of that",
+                Target(1.5, at_least=False),
+            ),
+        ),
+    )
+
+
+def library(setting: Setting) -> Section:
+    """The first and the second use of a concept's name."""
+    shared = ["-m", str(setting.model), "--threads", str(setting.threads)]
+    answer = ["generate", "Hello.", "-n", "1", "--json", *shared]
+    rounds = []
+    for name in [concept.name for concept in concepts().values() if concept.shipped]:
+        built = run_cli("vectors", "build", name, "-o", str(setting.folder / "built"), *shared)
+        expression = f"1 {setting.folder / 'built' / name / model_slug(setting.model)}.gguf"
+        rounds.append((built.seconds, run_cli(*answer, "-s", expression).seconds, run_cli(*answer).seconds))
+    first, second, plain = (Series(values) for values in zip(*rounds, strict=True))
+    return Section(
+        "A concept of the library, by name",
+        f"All {len(rounds)} concepts, one round each, whole processes: `localsteer vectors build NAME` (what the first use of a "
+        "name does, without calibration), then a one-token answer with the vector that is there, and one without steering.",
+        (
+            Comparison("second use", "s", second, "no steering", plain, second.over(plain), "steered / unsteered"),
+            Comparison("building", "s", first, "its second use", second, first.over(second), "first / second"),
+        ),
+    )
+
+
 SECTIONS: dict[str, Callable[[Setting], Section]] = {
     "extraction": extraction,
     "decode": decode,
     "policy": policy,
     "memory": memory,
     "tap": tap,
+    "library": library,
+    "calibration": calibration,
 }

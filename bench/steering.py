@@ -11,7 +11,6 @@ import functools
 import json
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from bench import peers
 from bench.concepts import FRESH_QUESTIONS, concept_texts
-from bench.fresh import FRESH_SEED, Answers, ask, requests
+from bench.fresh import FRESH_SEED, Answers, ask
 from bench.measure import MeasurementError
 from bench.report import describe_machine
 from bench.tools import ToolsError
@@ -40,8 +39,6 @@ from localsteer.discovery import resolve_model
 from localsteer.errors import CalibrationError, LocalsteerError
 from localsteer.extraction import extract
 from localsteer.llama.model import Model
-from localsteer.parallel import generate_many
-from localsteer.scoring import Scored, answer_nll
 from localsteer.steering import parse_steering, resolve
 
 _ANSWERS = 40
@@ -78,21 +75,6 @@ class Rival:
     """Of ours over it, bootstrapped over the same questions; None for ours itself."""
 
 
-@dataclass(frozen=True)
-class Price:
-    """What a calibration took, beside what its tokens cost at the batched speeds measured before and after it."""
-
-    concept: str
-    seconds: float
-    generated_tokens: int
-    answering: float
-    scoring: float
-
-    @property
-    def ratio(self) -> float:
-        return self.seconds / (self.generated_tokens / self.answering + self.generated_tokens / self.scoring)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.steering", description=__doc__.splitlines()[0])
     parser.add_argument("--concepts", nargs="*", choices=list(concept_texts()), help="only these; nothing is written then")
@@ -108,7 +90,7 @@ def main() -> int:
 def _bench(only: Sequence[str] | None) -> None:
     machine = describe_machine()
     folder = user_cache_path("localsteer") / "bench-steering"
-    results: dict[str, list[Any]] = {"fresh": [], "personas": [], "rivals": [], "prices": [], "failures": []}
+    results: dict[str, list[Any]] = {"fresh": [], "personas": [], "rivals": [], "failures": []}
     with Model(resolve_model("demo")) as model:
         for name, text in concept_texts().items():
             if only and name not in only:
@@ -116,11 +98,10 @@ def _bench(only: Sequence[str] | None) -> None:
             _say(f"{name}: calibrating")
             contrast = parse_concept(text, name)
             try:
-                calibrated, price = _calibrate(model, contrast, folder / "calibration")
+                calibrated = Calibrator(model, extract(model, contrast), contrast, folder=folder / "calibration").run()
             except CalibrationError as error:
                 results["failures"].append(f"{name}: {error}")
                 continue
-            results["prices"] += [price] if price is not None else []
             _say(f"{name}: fresh questions")
             fresh = replace(contrast, held_out=FRESH_QUESTIONS)
             results["fresh"] += _fresh_doses(model, fresh, calibrated)
@@ -136,29 +117,6 @@ def _bench(only: Sequence[str] | None) -> None:
         raw = {"where": machine, **{key: [_plain(value) for value in values] for key, values in results.items()}}
         (here / "steering.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _calibrate(model: Model, contrast: Contrast, folder: Path) -> tuple[Calibrated, Price | None]:
-    vector = extract(model, contrast)
-    calibrator = Calibrator(model, vector, contrast, CalibrationSettings(), folder=folder)
-    if calibrator.measured:  # by an interrupted run: its time would not be the whole
-        return calibrator.run(), None
-    before = _speeds(model)
-    start = time.perf_counter()
-    result = calibrator.run()
-    seconds = time.perf_counter() - start
-    speeds = [(one + other) / 2 for one, other in zip(before, _speeds(model), strict=True)]
-    return result, Price(contrast.name, seconds, result.calibration.generated_tokens, *speeds)
-
-
-def _speeds(model: Model) -> tuple[float, float]:
-    """Answer tokens a second in a batch of 32: sampled, and scored."""
-    asked = requests(model, FRESH_QUESTIONS, count=32, max_tokens=THOROUGH.max_tokens)
-    answers = generate_many(model, asked)
-    tokens = sum(len(answer.tokens) for answer in answers)
-    start = time.perf_counter()
-    answer_nll(model, [Scored(request.prompt, answer.tokens) for request, answer in zip(asked, answers, strict=True)])
-    return tokens / answers[0].timing.answer_seconds, tokens / (time.perf_counter() - start)
 
 
 def _vader(answers: Answers) -> float:
@@ -293,20 +251,6 @@ def _page(machine: dict[str, str], model: str, results: dict[str, list[Any]]) ->
     for name in names:
         gains = [rival.advantage.mean for rival in results["rivals"] if rival.name == name]
         lines += ["", f"Mean over {len(gains)} concepts and poles, calibrated less {name}: {np.mean(gains):+.2f}."]
-    lines += [
-        "",
-        "## What a calibration takes",
-        "",
-        "With default settings, beside what its tokens cost at the speeds of a full batch, measured right before and after. One "
-        "that an earlier, interrupted run had begun is left out.",
-        "",
-        "| concept | seconds | tokens | answering | scoring | seconds / those tokens |",
-        "|---|---|---|---|---|---|",
-    ]
-    for price in results["prices"]:
-        speeds = f"{price.answering:.0f} tokens/s | {price.scoring:.0f} tokens/s"
-        whole = f"{price.concept} | {price.seconds:.0f} | {price.generated_tokens:,}"
-        lines.append(f"| {whole} | {speeds} | **{price.ratio:.2f}** (at most 1.5) |")
     lines += [f"\n{text}" for text in results["failures"]]
     return "\n".join(lines) + "\n"
 

@@ -1,6 +1,7 @@
 """What is measured through the Python API, in a process of its own: prints one JSON document.
 
-Run by `bench.sections`, as `python -m bench.worker decode MODEL VECTOR ...`, likewise `policy`, or `... tap MODEL ...`.
+Run by `bench.sections`, as `python -m bench.worker decode MODEL VECTOR ...`, likewise `policy`, or `... tap MODEL ...`, or
+`... calibration MODEL --concept NAME ...`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,40 +19,53 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.concepts import FRESH_QUESTIONS, concept_texts
+from bench.fresh import requests
+from localsteer.calibration.calibrate import Calibrator
+from localsteer.calibration.effort import THOROUGH
+from localsteer.concept_file import parse_concept
+from localsteer.extraction import extract
 from localsteer.generation import Generator, Request
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
 from localsteer.llama.sampling import Sampling
+from localsteer.parallel import generate_many
 from localsteer.policy.classifier import Classifier
 from localsteer.policy.condition import parse_condition
 from localsteer.policy.controller import Controller, Policy, Rule
 from localsteer.policy.probe import ProbeClassifier, projection
 from localsteer.policy.rule import RuleClassifier, Search
+from localsteer.scoring import Scored, answer_nll
 from localsteer.steering import Plan, Steering, Term, resolve
 from localsteer.vector_file import read_vector
 
 # Continued greedily, this goes on far beyond what is measured, steered or not.
 ENDLESS_PROMPT = "A list of all the whole numbers, in order: 1, 2, 3, 4, 5, 6, 7, 8, 9,"
 DECODES_PER_TIMING = 32
+# A probe of the speeds takes as long as some 32 answers do.
+ANSWERS_BETWEEN_PROBES = 64
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.worker")
-    parser.add_argument("what", choices=["decode", "policy", "tap"])
+    parser.add_argument("what", choices=["decode", "policy", "tap", "calibration"])
     parser.add_argument("model", type=Path)
     parser.add_argument("vector", type=Path, nargs="?")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--tokens", type=int, required=True)
-    parser.add_argument("--repeats", type=int, required=True)
+    parser.add_argument("--tokens", type=int)
+    parser.add_argument("--repeats", type=int)
+    parser.add_argument("--concept")
     options = parser.parse_args()
     with Model(options.model, threads=options.threads) as model:
         if options.what == "decode":
             answer: object = _decode(model, options.vector, options.tokens, options.repeats)
         elif options.what == "policy":
             answer = _policy(model, options.vector, options.tokens, options.repeats)
-        else:
+        elif options.what == "tap":
             answer = _tap(model, options.tokens, options.repeats)
+        else:
+            answer = _calibration(model, options.concept)
     print(json.dumps(answer))
     return 0
 
@@ -162,6 +177,37 @@ def _milliseconds(work: Callable[[], None]) -> float:
     start = time.perf_counter()
     work()
     return (time.perf_counter() - start) * 1000
+
+
+def _calibration(model: Model, concept: str) -> dict[str, float]:
+    """What a calibration took, and what its tokens cost at the speeds of full batches measured between its own."""
+    contrast = parse_concept(concept_texts()[concept], concept)
+    speeds: list[tuple[float, float]] = []
+    probing = 0.0
+
+    def probe(done: int, _total: int) -> None:
+        nonlocal probing
+        if done >= (len(speeds) + 1) * ANSWERS_BETWEEN_PROBES:
+            start = time.perf_counter()
+            speeds.append(_batch_speeds(model))
+            probing += time.perf_counter() - start
+
+    calibrator = Calibrator(model, extract(model, contrast), contrast, on_progress=probe)
+    start = time.perf_counter()
+    calibration = calibrator.run().calibration
+    seconds = time.perf_counter() - start - probing
+    expected = statistics.mean(calibration.generated_tokens * (1 / answering + 1 / scoring) for answering, scoring in speeds)
+    return {"seconds": seconds, "tokens": calibration.generated_tokens, "expected": expected}
+
+
+def _batch_speeds(model: Model) -> tuple[float, float]:
+    """Answer tokens a second in a batch of 32, unsteered: sampled, and scored."""
+    asked = requests(model, FRESH_QUESTIONS, count=32, max_tokens=THOROUGH.max_tokens)
+    answers = generate_many(model, asked)
+    tokens = sum(len(answer.tokens) for answer in answers)
+    start = time.perf_counter()
+    answer_nll(model, [Scored(request.prompt, answer.tokens) for request, answer in zip(asked, answers, strict=True)])
+    return tokens / answers[0].timing.answer_seconds, tokens / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":
