@@ -1,14 +1,14 @@
 """Vectors by name: a concept's prompts are shipped, and its vector fits the model at hand.
 
 A concept is a folder with a `concept.yaml` and vectors that were built from it. For a model that none of them was read from, the
-vector is built at first use and kept in the user's cache.
+vector is built at first use and kept in the user's cache (`localsteer.vector_cache`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -17,42 +17,78 @@ from pathlib import Path
 
 import platformdirs
 
-from localsteer.atomic import check_writable
-from localsteer.dose import DEFAULT_DOSE
 from localsteer.errors import ContrastError, VectorError
 from localsteer.extraction import Progress, extract
 from localsteer.llama.model import Model
 from localsteer.text_file import read_text
 from localsteer.vector import ControlVector
+from localsteer.vector_cache import cache_path, cached_vectors, make_folder, one_at_a_time
 from localsteer.vector_file import read_vector, write_vector
 
 logger = logging.getLogger("localsteer")
 
 CONCEPT_FILE = "concept.yaml"
-# Of the vectors in the cache: counted up when a vector of the same concept comes to hold more.
-_VERSION = 2
 
 
 @dataclass(frozen=True)
 class LibraryConcept:
-    """A concept that can be named in an expression."""
+    """A concept that can be named in an expression.
+
+    Attributes:
+        name: what it is called there.
+        folder: where it lies.
+        shipped: whether it comes with localsteer; otherwise the user wrote it.
+        hides_shipped: whether it is the user's, and one of the same name is shipped.
+    """
 
     name: str
     folder: Path
     shipped: bool
+    hides_shipped: bool = False
 
     @property
     def file(self) -> Path:
         """Its concept.yaml."""
         return self.folder / CONCEPT_FILE
 
-    def built(self) -> Iterator[ControlVector]:
+    def source(self) -> str:
+        """The text of its concept.yaml.
+
+        Raises:
+            ContrastError: it cannot be read.
+        """
+        return read_text(self.file, ContrastError)
+
+    def beside(self) -> Iterator[tuple[Path, ControlVector]]:
         """The vectors that lie beside it, for whatever models."""
         for path in sorted(self.folder.glob("*.gguf")):
             try:
-                yield read_vector(path)
+                yield path, read_vector(path)
             except VectorError as error:
                 logger.warning("%s", error)
+
+
+@dataclass(frozen=True, eq=False)
+class FoundVector:
+    """A concept's vector for one model, as it lies on this machine.
+
+    Attributes:
+        vector: the vector.
+        path: its file.
+        shipped: whether it came with localsteer; otherwise it was built by the user.
+        calibrated: whether it was calibrated on that model.
+    """
+
+    vector: ControlVector
+    path: Path
+    shipped: bool
+    calibrated: bool
+
+    @classmethod
+    def of(cls, vector: ControlVector, path: Path, content: str, *, shipped: bool = False) -> FoundVector:
+        """A vector in a file, for the model of this content hash."""
+        calibration = vector.provenance.calibration
+        return cls(vector, path, shipped, calibration is not None and calibration.content == content)
 
 
 def user_folder() -> Path:
@@ -72,7 +108,8 @@ def concepts() -> dict[str, LibraryConcept]:
     found: dict[str, LibraryConcept] = {}
     for root, shipped in ((shipped_folder(), True), (user_folder(), False)):
         for file in sorted(root.glob(f"*/{CONCEPT_FILE}")):
-            found[file.parent.name] = LibraryConcept(file.parent.name, file.parent, shipped)
+            name = file.parent.name
+            found[name] = LibraryConcept(name, file.parent, shipped, hides_shipped=name in found)
     return found
 
 
@@ -82,13 +119,15 @@ def is_path(name: str) -> bool:
 
 
 def find_concept(name: str) -> LibraryConcept:
-    """The concept of that name.
+    """The concept of that name; a user's own comes before a shipped one, with a note.
 
     Raises:
         VectorError: there is none; the message names the nearest ones.
     """
     known = concepts()
     if name in known:
+        if known[name].hides_shipped:
+            _note_hidden(known[name].file)
         return known[name]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known are: {', '.join(sorted(known))}."
@@ -97,8 +136,44 @@ def find_concept(name: str) -> LibraryConcept:
     raise VectorError(f'There is no vector "{name}".', hint=hint)
 
 
+@functools.cache  # said once
+def _note_hidden(file: Path) -> None:
+    logger.warning("%s is your own: it is used instead of the concept of that name that comes with localsteer.", file)
+
+
+def find_vector(concept: LibraryConcept, source: str, content: str) -> FoundVector | None:
+    """Where a concept's vector for a model lies; None where it is not built yet. No model is needed for that.
+
+    A calibrated one comes first, and one from the cache before one beside the concept.
+
+    Args:
+        concept: the concept.
+        source: its text. A vector from another wording is another one.
+        content: hash of the model's file (`model_file.content_hash`).
+    """
+    found = []
+    cached = cache_path(concept.name, source, content)
+    if cached.exists():
+        try:
+            found.append(FoundVector.of(read_vector(cached), cached, content))
+        except VectorError as error:
+            logger.warning("%s; it is built again", error.message)
+    for path, vector in concept.beside():
+        if is_built_from(vector, source, content):
+            found.append(FoundVector.of(vector, path, content, shipped=concept.shipped))
+    return next((one for one in found if one.calibrated), found[0] if found else None)
+
+
+def is_built_from(vector: ControlVector, source: str, content: str) -> bool:
+    """Whether a vector was read from this wording of its concept (or does not say) and this model file."""
+    own = vector.provenance
+    return own.model is not None and own.model.content == content and own.source in ("", source)
+
+
 def load_vector(name: str, model: Model, progress: Progress | None = None) -> ControlVector:
     """The vector that a name or path stands for, for this model.
+
+    Where several processes want a vector that is not built yet, one builds it and the others wait.
 
     Args:
         name: a path, or the name of a concept.
@@ -113,29 +188,54 @@ def load_vector(name: str, model: Model, progress: Progress | None = None) -> Co
     if is_path(name):
         return read_vector(Path(name).expanduser())
     concept = find_concept(name)
-    source = read_text(concept.file, ContrastError)
-    found = []
-    cached = _cache_path(concept, source, model)
-    if cached.exists():
-        try:
-            found.append(read_vector(cached))
-        except VectorError as error:
-            logger.warning("%s; it is built again", error.message)
-    for vector in concept.built():
-        own = vector.provenance
-        # A concept that was edited since is another one.
-        if own.model is not None and own.model.same_file(model.fingerprint) and own.source in ("", source):
-            found.append(vector)
-    if found:
-        return next((vector for vector in found if vector.provenance.calibration is not None), found[0])
-    from localsteer.concept_file import load_concept  # pydantic: 0.1 s and 10 MB that a built vector does not need
+    source, content = concept.source(), model.fingerprint.content
+    found = find_vector(concept, source, content)
+    if found is not None:
+        return found.vector
+    return build_vector(concept, source, model, cache_path(name, source, content), progress=progress, keep=_keep_if_possible)
 
-    vector = extract(model, load_concept(concept.file), progress=progress)
-    try:
-        save_vector(name, vector, model)
-    except VectorError as error:
-        logger.warning("the vector %s cannot be kept for next time: %s", name, error)
+
+def build_vector(
+    concept: LibraryConcept,
+    source: str,
+    model: Model,
+    path: Path,
+    *,
+    progress: Progress | None = None,
+    keep: Callable[[ControlVector, Path], None] = write_vector,
+) -> ControlVector:
+    """Build a concept's vector and keep it; one that another process is about to build is waited for.
+
+    Args:
+        concept: the concept.
+        source: its text.
+        model: the model to read.
+        path: the vector's file.
+        progress: told what is going on.
+        keep: writes the vector.
+
+    Raises:
+        ContrastError: the concept is broken.
+        ModelError: the model's residual stream cannot be read.
+        VectorError: the vector cannot be written.
+    """
+    from localsteer.concept_file import parse_concept  # pydantic: 0.1 s and 10 MB that a built vector does not need
+
+    contrast = parse_concept(source, str(concept.file))
+    with one_at_a_time(path):
+        with contextlib.suppress(VectorError):
+            if is_built_from(vector := read_vector(path), source, model.fingerprint.content):
+                return vector  # another process has just written it
+        vector = extract(model, contrast, progress=progress)
+        keep(vector, path)
     return vector
+
+
+def _keep_if_possible(vector: ControlVector, path: Path) -> None:
+    try:
+        write_vector(vector, path)
+    except VectorError as error:
+        logger.warning("the vector %s cannot be kept for next time: %s", vector.provenance.concept, error)
 
 
 def save_vector(name: str, vector: ControlVector, model: Model) -> Path:
@@ -156,12 +256,8 @@ def place_for(name: str, model: Model) -> Path:
         VectorError: no such concept, or the cache cannot be written.
     """
     concept = find_concept(name)
-    path = _cache_path(concept, read_text(concept.file, ContrastError), model)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VectorError(f"The cache {path.parent} cannot be written: {error.strerror}.") from error
-    check_writable(path, VectorError)
+    path = cache_path(concept.name, concept.source(), model.fingerprint.content)
+    make_folder(path.parent)
     return path
 
 
@@ -179,7 +275,7 @@ def load_for_showing(name: str) -> ControlVector:
     if is_path(name):
         return read_vector(Path(name).expanduser())
     concept = find_concept(name)
-    found = [*_kept(concept), *concept.built()]
+    found = [*cached_vectors(name, concept.source()), *(vector for _, vector in concept.beside())]
     for vector in found:
         if vector.provenance.calibration is not None:
             return vector
@@ -187,25 +283,5 @@ def load_for_showing(name: str) -> ControlVector:
         return found[0]
     raise VectorError(
         f'The concept "{name}" comes without a built vector.',
-        hint=f"Build one with `localsteer extract {concept.file} -o {name}.gguf`.",
+        hint=f"Build one with `localsteer vectors build {name}`.",
     )
-
-
-def _kept(concept: LibraryConcept) -> Iterator[ControlVector]:
-    """The concept's vectors in the user's cache, for whatever models, the latest first."""
-    source = read_text(concept.file, ContrastError)
-    files = _cache_folder().glob(f"{concept.name}-*.gguf")
-    for path in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
-        with contextlib.suppress(VectorError):  # `load_vector` builds it again
-            if (vector := read_vector(path)).provenance.source == source:
-                yield vector
-
-
-def _cache_folder() -> Path:
-    return platformdirs.user_cache_path("localsteer") / "vectors"
-
-
-def _cache_path(concept: LibraryConcept, source: str, model: Model) -> Path:
-    """Another model file, another wording of the concept or another default dose is another vector."""
-    key = hashlib.sha256(f"{_VERSION}\n{model.fingerprint.content}\n{DEFAULT_DOSE}\n{source}".encode()).hexdigest()[:16]
-    return _cache_folder() / f"{concept.name}-{key}.gguf"

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +14,12 @@ import pytest
 from localsteer import library
 from localsteer.concept_file import load_concept
 from localsteer.errors import ContrastError, VectorError
-from localsteer.library import concepts, find_concept, is_path, load_for_showing, load_vector, loader, save_vector
+from localsteer.library import concepts, find_concept, find_vector, is_path, load_for_showing, load_vector, loader, save_vector
 from localsteer.llama.model import Model
 from localsteer.vector import ControlVector, Provenance
 from localsteer.vector_file import read_vector, write_vector
 from tests.calibration.made import calibrated
+from tests.conftest import TinyPath
 
 # Three pairs are too few to measure a reliability, which a model with random weights would not have.
 CONCEPT = """\
@@ -114,8 +119,18 @@ def test_a_users_concept_comes_before_the_shipped_one(users: Path) -> None:
     found = concepts()
     assert sorted(found) == ["formal", "happy", "pirate"]
     assert [found[name].shipped for name in sorted(found)] == [True, False, False]
+    assert [found[name].hides_shipped for name in sorted(found)] == [False, True, False]
     assert find_concept("happy").folder == users / "happy"
     assert find_concept("pirate").folder == users / "pirate"
+
+
+def test_a_users_concept_that_hides_a_shipped_one_is_noted_once(users: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = add_concept(users, "happy")
+    add_concept(users, "pirate")
+    for name in ("happy", "formal", "pirate", "happy"):
+        find_concept(name)
+    (said,) = caplog.messages
+    assert str(file) in said
 
 
 @pytest.mark.parametrize(
@@ -267,9 +282,90 @@ def test_a_broken_concept_is_named(tiny: Model, shipped: Path, cache: Path) -> N
     assert not cache.exists()
 
 
-def test_a_cache_that_cannot_be_written_does_not_lose_the_vector(tiny: Model, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_does_not_lose_the_vector(
+    tiny: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "cache").write_text("no folder")
     assert load_vector("happy", tiny).provenance.concept == "happy"
+    (said,) = caplog.messages
+    assert "happy cannot be kept for next time" in said
+
+
+# Several processes
+
+BUILD = """
+import logging, sys, time
+from pathlib import Path
+from localsteer import library
+from localsteer.llama.model import Model
+
+logging.basicConfig()
+folder, extract = Path(sys.argv[1]), library.extract
+library.shipped_folder = lambda: folder / "shipped"
+
+def extract_when_told(*arguments, **options):
+    (folder / "begun").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    print("extracted")
+    return extract(*arguments, **options)
+
+library.extract = extract_when_told
+with Model(sys.argv[2], threads=1) as model:
+    print(library.load_vector("happy", model).rows(model.n_layer).sum())
+"""
+Start = Callable[[], "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path, tiny_path: TinyPath) -> Iterator[Start]:
+    """Starts a process that builds happy on the tiny model as soon as there is a file "go"."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def begin() -> subprocess.Popen[bytes]:
+        number, command = len(processes), [sys.executable, "-c", BUILD, str(tmp_path), str(tiny_path("llama"))]
+        with (tmp_path / f"printed-{number}").open("w") as printed, (tmp_path / f"said-{number}").open("w") as said:
+            processes.append(subprocess.Popen(command, stdout=printed, stderr=said))
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_of_two_processes_that_want_a_vector_one_builds_it(start: Start, tmp_path: Path, cache: Path) -> None:
+    one = start()
+    wait_until((tmp_path / "begun").exists)
+    other = start()
+    wait_until(lambda: "waiting for it" in (tmp_path / "said-1").read_text())
+    (tmp_path / "go").touch()
+    assert (one.wait(60), other.wait(60)) == (0, 0)
+    built, waited = ((tmp_path / f"printed-{number}").read_text().split() for number in (0, 1))
+    assert len(waited) == 1
+    assert built == ["extracted", *waited]
+    (kept,) = cache.iterdir()
+    assert read_vector(kept).provenance.concept == "happy"
+    assert (tmp_path / "said-0").read_text() == ""
+
+
+def test_a_process_that_was_killed_while_building_holds_up_nobody(
+    start: Start, tmp_path: Path, cache: Path, tiny: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = start()
+    wait_until((tmp_path / "begun").exists)
+    process.kill()
+    process.wait()
+    assert load_vector("happy", tiny).provenance.concept == "happy"
+    assert caplog.messages == []
+    assert [file.suffix for file in cache.iterdir()] == [".gguf"]
 
 
 # Calibrated vectors
@@ -330,6 +426,48 @@ def test_a_cache_that_cannot_be_written_is_an_error_when_saving(tiny: Model, tmp
         save_vector("happy", calibrated(tiny.fingerprint), tiny)
 
 
+# Where a vector is, without a model
+
+
+def test_a_vector_is_found_by_the_models_content_alone(tiny: Model, shipped: Path, cache: Path) -> None:
+    concept, content = find_concept("happy"), tiny.fingerprint.content
+    source = concept.source()
+    assert find_vector(concept, source, content) is None
+    load_vector("happy", tiny)
+    found = find_vector(concept, source, content)
+    assert found is not None
+    assert [found.path] == list(cache.iterdir())
+    assert (found.shipped, found.calibrated) == (False, False)
+    assert find_vector(concept, source, "another file") is None
+    assert find_vector(concept, source + "# edited", content) is None
+    save_vector("happy", calibrated(tiny.fingerprint), tiny)
+    found = find_vector(concept, source, content)
+    assert found is not None
+    assert found.calibrated
+
+
+def test_a_vector_beside_a_shipped_concept_is_shipped_and_one_beside_a_users_is_not(
+    tiny: Model, shipped: Path, users: Path
+) -> None:
+    add_concept(users, "pirate")
+    for name, root in (("happy", shipped), ("pirate", users)):
+        write_vector(vector_of(tiny, 7), root / name / "tiny.gguf")
+        concept = find_concept(name)
+        found = find_vector(concept, concept.source(), tiny.fingerprint.content)
+        assert found is not None
+        assert (found.path, found.shipped) == (root / name / "tiny.gguf", name == "happy")
+
+
+def test_a_calibration_on_another_file_of_the_model_does_not_count(tiny: Model, shipped: Path) -> None:
+    measured = calibrated(replace(tiny.fingerprint, content="another quantisation"))
+    measured = replace(measured, provenance=replace(measured.provenance, source="", model=tiny.fingerprint))
+    write_vector(measured, shipped / "happy" / "tiny.gguf")
+    concept = find_concept("happy")
+    found = find_vector(concept, concept.source(), tiny.fingerprint.content)
+    assert found is not None
+    assert not found.calibrated
+
+
 # For looking at
 
 
@@ -341,7 +479,7 @@ def test_any_built_vector_can_be_looked_at(tiny: Model, shipped: Path) -> None:
 def test_a_concept_that_is_not_built_says_how_to_build_it(shipped: Path) -> None:
     with pytest.raises(VectorError, match=r"happy.*without a built vector") as caught:
         load_for_showing("happy")
-    assert str(shipped / "happy" / "concept.yaml") in (caught.value.hint or "")
+    assert "localsteer vectors build happy" in (caught.value.hint or "")
 
 
 def test_looking_at_an_unknown_name_is_an_error() -> None:

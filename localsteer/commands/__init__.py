@@ -26,7 +26,7 @@ _COMMANDS = {
     "generate": ("localsteer.commands.generate", "Answer one prompt, steered."),
     "models": ("localsteer.commands.models", "GGUF models on this machine."),
     "policy": ("localsteer.commands.policy", "Steering that switches itself on: check, fit, run."),
-    "vectors": ("localsteer.commands.vectors", "Show and combine control vectors."),
+    "vectors": ("localsteer.commands.vectors", "Show, build and combine control vectors."),
 }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from localsteer.calibrated import DEFAULT_BUDGET, POLES, SCOPES, SIGN
+from localsteer.commands.calibrating import calibrator_for, price
 from localsteer.commands.options import ModelOptions, json_option, layers_option, with_model_options
 from localsteer.commands.output import console, note, print_json, print_table, progress_bar
 
@@ -48,7 +49,7 @@ def command(
     strongest one toward the other pole. Ctrl-C keeps what was measured; running it again goes on from there.
     """
     from localsteer.atomic import check_writable
-    from localsteer.calibration.calibrate import CalibrationSettings, Calibrator, measurements_folder
+    from localsteer.calibration.calibrate import CalibrationSettings
     from localsteer.calibration.report import document, prepare, write_report
     from localsteer.errors import VectorError
     from localsteer.library import is_path, load_vector, place_for
@@ -66,22 +67,9 @@ def command(
         fit = loaded.check_fits(opened.fingerprint, name=vector)
         if fit is not None:
             note(fit)
-        calibrator = Calibrator(
-            opened,
-            loaded,
-            contrast,
-            CalibrationSettings(budget, layers, quick, seed),
-            folder=measurements_folder(),
-            fresh=fresh,
-            on_progress=lambda done, total: progress("measuring answers", done, total),
-        )
-        speed = calibrator.probe_speed()
-        left = f", {calibrator.measured} of them measured already" if calibrator.measured else ""
-        note(
-            f"{opened.name}: up to {calibrator.answers} answers of {calibrator.settings.effort.max_tokens} tokens "
-            f"({calibrator.tokens:,} tokens){left}; about {_duration(calibrator.seconds(speed))} "
-            f"at {speed.answering:.0f} tokens/s answering and {speed.reading:.0f} tokens/s re-reading."
-        )
+        settings = CalibrationSettings(budget, layers, quick, seed)
+        calibrator = calibrator_for(opened, loaded, contrast, settings, progress=progress, fresh=fresh)
+        note(price([calibrator], calibrator.probe_speed()))
         try:
             result = calibrator.run()
         except KeyboardInterrupt:
@@ -135,7 +123,3 @@ def _concept_of(vector: ControlVector, name: str, file: Path | None) -> Contrast
             hint="Give a concept.yaml with personas and held-out questions: --concept FILE.",
         )
     return parse_concept(vector.provenance.source, f"the concept in {name}")
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

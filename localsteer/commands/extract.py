@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from localsteer.commands.options import ModelOptions, json_option, layers_option, with_model_options
 from localsteer.commands.output import note, print_json, progress_bar
 
+if TYPE_CHECKING:
+    from localsteer.contrast import Contrast
+    from localsteer.vector import ControlVector
+
 
 @click.command()
 @click.argument("concept", type=click.Path(path_type=Path), required=False)
+@click.option("--concept-from", metavar="TEXT", help='Make the concept from a description, such as "a weary sea captain".')
+@click.option("--against", metavar="TEXT", help='With --concept-from: the other pole. Default: "an ordinary person".')
 @click.option("--positive", type=click.Path(path_type=Path), help="A file of templated prompts, one a line.")
 @click.option("--negative", type=click.Path(path_type=Path), help="As many of the other pole.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The vector file. Default: the concept's name.")
@@ -29,6 +36,8 @@ from localsteer.commands.output import note, print_json, progress_bar
 @with_model_options
 def command(
     concept: Path | None,
+    concept_from: str | None,
+    against: str | None,
     positive: Path | None,
     negative: Path | None,
     output: Path | None,
@@ -38,27 +47,26 @@ def command(
     as_json: bool,
     model_options: ModelOptions,
 ) -> None:
-    """Build a control vector from CONCEPT (a concept.yaml), or from two prompt files.
+    """Build a control vector from CONCEPT (a concept.yaml), from two descriptions, or from two prompt files.
 
-    The prompt files are those of llama-cvector-generator. Strength 1 of the vector is a safe default dose.
+    --concept-from writes the concept.yaml that it makes beside the vector. The prompt files are those of
+    llama-cvector-generator. Strength 1 of the vector is a safe default dose.
     """
     from localsteer.atomic import check_writable
-    from localsteer.contrast import read_prompt_files
     from localsteer.errors import VectorError
     from localsteer.estimators import MIN_PAIRS
-    from localsteer.extraction import ExtractionSettings, extract, layer_summary
+    from localsteer.extraction import ExtractionSettings, extract
     from localsteer.vector_file import write_vector
 
-    if (concept is None) == (positive is None and negative is None):
-        raise click.UsageError("Give either CONCEPT, or both --positive and --negative.")
-    if concept is not None:
-        from localsteer.concept_file import load_concept
-
-        contrast = load_concept(concept)
-    elif positive is None or negative is None:
-        raise click.UsageError("--positive and --negative go together.")
+    if [concept, concept_from, positive or negative].count(None) != 2:
+        raise click.UsageError("Give one of CONCEPT, --concept-from, and --positive with --negative.")
+    if against is not None and concept_from is None:
+        raise click.UsageError("--against goes with --concept-from.")
+    made: Path | None = None
+    if concept_from is not None:
+        contrast, made = _described(concept_from, against, output)
     else:
-        contrast = read_prompt_files(positive, negative, name=output.stem if output is not None else positive.stem)
+        contrast = _contrast(concept, positive, negative, output)
     output = output or Path(f"{contrast.name}.gguf")
     check_writable(output, VectorError)
     settings = ExtractionSettings(method, "response" if position == "response" else "last", layers)
@@ -67,10 +75,49 @@ def command(
         start = time.perf_counter()
         vector = extract(opened_model, contrast, settings, progress=progress)
         model_name = opened_model.name
+    if made is not None:
+        from localsteer.described import write_concept
+
+        write_concept(contrast.source, made)
     write_vector(vector, output)
     if len(contrast.pairs) < MIN_PAIRS:
         note(f"{len(contrast.pairs)} pairs are too few to tell how reliable each layer is: all of the middle ones are used.")
-    end = time.perf_counter()
+    seconds = (start - opened, time.perf_counter() - start)
+    _print(vector, output, made, model_name, seconds, as_json)
+
+
+def _contrast(concept: Path | None, positive: Path | None, negative: Path | None, output: Path | None) -> Contrast:
+    if concept is not None:
+        from localsteer.concept_file import load_concept
+
+        return load_concept(concept)
+    if positive is None or negative is None:
+        raise click.UsageError("--positive and --negative go together.")
+    from localsteer.contrast import read_prompt_files
+
+    return read_prompt_files(positive, negative, name=output.stem if output is not None else positive.stem)
+
+
+def _described(description: str, against: str | None, output: Path | None) -> tuple[Contrast, Path]:
+    """The concept of two descriptions, and the file that it shall be written to."""
+    from localsteer.concept_file import parse_concept
+    from localsteer.described import AGAINST, check_concept_place, concept_name, describe
+
+    name = concept_name(description if output is None else output.stem)
+    file = Path(f"{name}.yaml") if output is None else output.with_suffix(".yaml")
+    if file == output:
+        raise click.UsageError(f"-o names the vector, such as {output.with_suffix('.gguf')}; the concept is written beside it.")
+    text = describe(name, description, against if against is not None else AGAINST)
+    check_concept_place(text, file)
+    return parse_concept(text, str(file)), file
+
+
+def _print(
+    vector: ControlVector, output: Path, made: Path | None, model: str, seconds: tuple[float, float], as_json: bool
+) -> None:
+    """The result; `seconds` to open the model, and to build the vector."""
+    from localsteer.extraction import layer_summary
+
     provenance = vector.provenance
     agreement = [float(provenance.reliability[layer]) for layer in vector.layers] if provenance.reliability is not None else []
     known = [value for value in agreement if value == value]
@@ -78,18 +125,21 @@ def command(
         print_json(
             {
                 "vector": str(output),
-                "concept": contrast.name,
-                "model": model_name,
+                **({"concept_file": str(made)} if made is not None else {}),
+                "concept": provenance.concept,
+                "model": model,
                 "pairs": provenance.n_pairs,
                 "layers": list(vector.layers),
                 "reliability": known or None,
-                "seconds": {"model": start - opened, "extraction": end - start},
+                "seconds": {"model": seconds[0], "extraction": seconds[1]},
             }
         )
         return
     steadiness = f", reliability {min(known):.2f} to {max(known):.2f}" if known else ""
+    if made is not None:
+        click.echo(f"{made}: the concept, to look at and to edit")
     click.echo(
-        f"{output}: {contrast.positive} against {contrast.negative} from {provenance.n_pairs} pairs, "
+        f"{output}: {provenance.positive} against {provenance.negative} from {provenance.n_pairs} pairs, "
         f"layers {layer_summary(vector)}{steadiness}"
     )
-    click.echo(f"read from {model_name} in {end - start:.1f} s (and {start - opened:.1f} s to open the model)")
+    click.echo(f"read from {model} in {seconds[1]:.1f} s (and {seconds[0]:.1f} s to open the model)")

@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
@@ -29,18 +30,26 @@ class ModelOptions:
 
     def open(self) -> Model:
         """The model, or the default one (LOCALSTEER_MODEL, then the demo model)."""
-        from localsteer.discovery import resolve_model
         from localsteer.llama.model import Model
 
-        return Model(resolve_model(self.model), gpu_layers=self.gpu_layers, threads=self.threads)
+        return Model(self.path(), gpu_layers=self.gpu_layers, threads=self.threads)
+
+    def path(self) -> Path:
+        """The file of the model that `open` opens.
+
+        Raises:
+            LocalsteerError: there is none, or more than one fits.
+        """
+        from localsteer.discovery import resolve_model
+
+        return resolve_model(self.model)
 
     def default_problem(self) -> str | None:
         """Why there is no model to open without being told one; None where there is."""
-        from localsteer.discovery import resolve_model
         from localsteer.errors import LocalsteerError
 
         try:
-            resolve_model(self.model)
+            self.path()
         except LocalsteerError as error:
             return error.message
         return None
@@ -66,16 +75,21 @@ def _gathering(function: Command, options: Sequence[Callable[[Any], Any]], name:
     return cast(Command, command)
 
 
+def model_option(function: Command) -> Command:
+    """-m."""
+    return click.option(
+        "-m",
+        "--model",
+        help="A GGUF file, or a name that `localsteer models list` shows. Default: $LOCALSTEER_MODEL, then the demo model.",
+    )(function)
+
+
 def with_model_options(function: Command) -> Command:
     """-m, --gpu-layers, --threads; the command gets `model_options: ModelOptions`."""
     options = (
         click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core."),
         click.option("--gpu-layers", type=click.IntRange(0), help="Layers on the GPU; by default all, where there is one."),
-        click.option(
-            "-m",
-            "--model",
-            help="A GGUF file, or a name that `localsteer models list` shows. Default: $LOCALSTEER_MODEL, then the demo model.",
-        ),
+        model_option,
     )
     return _gathering(function, options, "model_options", ModelOptions)
 

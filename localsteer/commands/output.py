@@ -49,6 +49,43 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     console().print(table)
 
 
+def print_folded_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose last column goes below each row where the terminal is too narrow for all of them in one line."""
+    from rich import box
+    from rich.cells import cell_len
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    screen = console()
+    columns = list(zip(headers, *rows, strict=True))
+    widths = [max(map(cell_len, column)) for column in columns]
+    if sum(widths) + 3 * len(widths) <= screen.width:
+        print_table(headers, rows)
+        return
+    gap = 2
+    excess = sum(widths[:-1]) + gap * len(widths) - screen.width  # two gaps more: the margins
+    for index in reversed(range(len(widths) - 1)):
+        longest_word = max(cell_len(word) for cell in columns[index] for word in cell.split() or [""])
+        less = max(0, min(excess, widths[index] - longest_word))
+        widths[index] -= less
+        excess -= less
+
+    def line(cells: Sequence[str]) -> Table:
+        grid = Table.grid(padding=(0, gap, 0, 0))
+        for width in widths[:-1]:
+            grid.add_column(width=width)
+        grid.add_row(*(Text(cell) for cell in cells[:-1]))
+        return grid
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(line(headers))
+    for row in rows:
+        table.add_row(Group(line(row), Padding(Text(row[-1]), (0, 0, 0, gap))))
+    screen.print(table)
+
+
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Names and values, one a line."""
     from rich.table import Table

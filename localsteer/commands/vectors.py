@@ -1,4 +1,4 @@
-"""`localsteer vectors`: look at control vectors, and mix them."""
+"""`localsteer vectors`: look at control vectors, build them ahead, and mix them."""
 
 from __future__ import annotations
 
@@ -8,49 +8,106 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from localsteer.commands.options import ModelOptions, json_option, with_model_options
-from localsteer.commands.output import note, print_facts, print_json, print_table, progress_bar
+from localsteer.commands.options import ModelOptions, json_option, model_option, with_model_options
+from localsteer.commands.output import note, print_facts, print_folded_table, print_json, print_table, progress_bar
+from localsteer.commands.vectors_build import command as build
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from localsteer.library import LibraryConcept
     from localsteer.vector import ControlVector
 
 
 @click.group()
 def command() -> None:
-    """Show and combine control vectors."""
+    """Show, build and combine control vectors."""
+
+
+command.add_command(build, "build")
 
 
 @command.command("list")
 @json_option
-def list_vectors(as_json: bool) -> None:
-    """The concepts that can be named in an expression."""
-    from localsteer.concept_file import load_concept
+@model_option
+def list_vectors(as_json: bool, model: str | None) -> None:
+    """The concepts that can be named in an expression, and whether their vectors for the model are there."""
     from localsteer.errors import ContrastError
-    from localsteer.library import concepts
+    from localsteer.library import CONCEPT_FILE, concepts, user_folder
 
-    rows = []
+    hand = _model_at_hand(model)
+    documents = []
     for concept in concepts().values():
         try:
-            contrast = load_concept(concept.file)
+            documents.append(_list_document(concept, hand))
         except ContrastError as error:
             note(str(error))
-            continue
-        rows.append(
-            {
-                "name": concept.name,
-                "positive": contrast.positive,
-                "negative": contrast.negative,
-                "description": contrast.description,
-                "source": "shipped" if concept.shipped else "yours",
-            }
-        )
     if as_json:
-        print_json(rows)
-    else:
-        print_table(("name", "+", "-", "description", "from"), [tuple(row.values()) for row in rows])
+        print_json(documents)
+        return
+    headers = ("name", "+", "-", "from", *(["vector"] if hand is not None else []), "description")
+    print_folded_table(headers, list(map(_list_row, documents)))
+    if hand is not None:
+        note(f"The column vector is about {hand[0].name}.")
+    note(f"Concepts of your own: {user_folder() / 'NAME' / CONCEPT_FILE}.")
+
+
+def _model_at_hand(model: str | None) -> tuple[Path, str] | None:
+    """The file of the model, and its content hash; None where none is named and there is no default."""
+    from localsteer.discovery import resolve_model
+    from localsteer.errors import LocalsteerError
+    from localsteer.llama.model_file import content_hash
+
+    try:
+        path = resolve_model(model)
+        return path, content_hash(path)
+    except LocalsteerError as error:
+        if model is not None:
+            raise
+        note(f"Which vectors are there depends on the model: {error.message}")
+        return None
+
+
+def _list_document(concept: LibraryConcept, hand: tuple[Path, str] | None) -> dict[str, Any]:
+    from localsteer.concept_file import load_concept
+    from localsteer.library import find_vector
+
+    contrast = load_concept(concept.file)
+    vector = None
+    if hand is not None:
+        path, content = hand
+        found = find_vector(concept, contrast.source, content)
+        vector = {
+            "model": str(path),
+            "state": "not built yet" if found is None else "shipped" if found.shipped else "built",
+            "calibrated": found is not None and found.calibrated,
+            "path": str(found.path) if found is not None else None,
+        }
+    return {
+        "name": concept.name,
+        "positive": contrast.positive,
+        "negative": contrast.negative,
+        "description": contrast.description,
+        "source": "shipped" if concept.shipped else "yours",
+        "hides_shipped": concept.hides_shipped,
+        "file": str(concept.file),
+        "vector": vector,
+    }
+
+
+def _list_row(document: dict[str, Any]) -> tuple[str, ...]:
+    hides = ", hides the shipped one" if document["hides_shipped"] else ""
+    vector = document["vector"]
+    state = [f"{vector['state']}{', calibrated' if vector['calibrated'] else ''}"] if vector is not None else []
+    return (
+        document["name"],
+        document["positive"],
+        document["negative"],
+        f"{document['source']}{hides}",
+        *state,
+        document["description"],
+    )
 
 
 @command.command("show")

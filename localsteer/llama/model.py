@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import re
 from pathlib import Path
 from types import TracebackType
 
@@ -15,12 +14,12 @@ from numpy.typing import NDArray
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama import library
 from localsteer.llama.chat_template import ChatTemplate
-from localsteer.llama.fingerprint import Fingerprint, hash_model_files, hash_texts
+from localsteer.llama.fingerprint import Fingerprint, hash_texts
 from localsteer.llama.interrupts import InterruptsAfter
+from localsteer.llama.model_file import check_model_file, content_hash
 
 logger = logging.getLogger("localsteer.llama")
 
-_SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$")
 _ALL_LAYERS = -1
 
 
@@ -46,7 +45,7 @@ class Model:
 
     def __init__(self, path: str | Path, *, gpu_layers: int | None = None, threads: int | None = None) -> None:
         self.path = Path(path)
-        _check_file(self.path)
+        check_model_file(self.path)
         self._llama = llama = library.load()
         self.threads = threads if threads is not None else library.default_threads()
         params = llama.llama_model_default_params()
@@ -155,7 +154,7 @@ class Model:
             n_layer=self.n_layer,
             n_embd=self.n_embd,
             vocabulary=hash_texts(texts),
-            content=hash_model_files(_parts(self.path)),
+            content=content_hash(self.path),
         )
 
     def tokenize(self, text: str, *, add_special: bool = True, special: bool = True) -> list[int]:
@@ -212,31 +211,3 @@ class Model:
         if token < 0:
             return ""
         return self.token_bytes(token, special=True).decode("utf-8", errors="replace")
-
-
-def _check_file(path: Path) -> None:
-    """Say what is wrong with a file before llama.cpp fails on it in its own words."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except FileNotFoundError:
-        raise ModelError(
-            f"There is no model file {path}.", hint="`localsteer models list` shows the models on this machine."
-        ) from None
-    except OSError as error:
-        raise ModelError(f"The model file {path} cannot be read: {error.strerror}.") from error
-    if magic != b"GGUF":
-        raise ModelError(
-            f"{path} is not a GGUF file.",
-            hint="localsteer runs the GGUF models that llama.cpp, Ollama and LM Studio use.",
-        )
-
-
-def _parts(path: Path) -> list[Path]:
-    """The file itself, or all parts of a split model in order."""
-    match = _SPLIT_NAME.match(path.name)
-    if match is None:
-        return [path]
-    count = int(match["count"])
-    names = (f"{match['stem']}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1))
-    return [path.with_name(name) for name in names]

@@ -3,10 +3,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from localsteer.concept_file import load_concept
 from localsteer.vector_file import read_vector
-from tests.commands.runner import CONCEPT, assert_one_clear_line, run
+from tests.commands.runner import CONCEPT, Result, assert_one_clear_line, run
 
 TinyPath = Callable[[str], Path]
 
@@ -47,6 +49,75 @@ def test_asks_for_one_kind_of_prompts(concept: Path, capfd: pytest.CaptureFixtur
     assert run(capfd, "extract").code == 2
     assert run(capfd, "extract", concept, "--positive", concept, "--negative", concept).code == 2
     assert run(capfd, "extract", "--positive", concept).code == 2
+
+
+def described(capfd: pytest.CaptureFixture[str], tiny_path: TinyPath, *arguments: str | Path) -> Result:
+    return run(capfd, "extract", "--concept-from", *arguments, "-m", tiny_path("llama"), "--layers", "1-3")
+
+
+def test_builds_a_vector_from_a_description(
+    tiny_path: TinyPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = described(capfd, tiny_path, "a weary sea captain")
+    assert result.code == 0, result.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["weary-sea-captain.gguf", "weary-sea-captain.yaml"]
+    assert "weary sea captain against ordinary person from 96 pairs" in result.out
+    assert "weary-sea-captain.yaml" in result.out
+    vector = read_vector("weary-sea-captain.gguf")
+    assert vector.provenance.concept == "weary-sea-captain"
+    # It is a concept like any other.
+    assert load_concept("weary-sea-captain.yaml").source == vector.provenance.source
+    again = run(capfd, "extract", "weary-sea-captain.yaml", "-m", tiny_path("llama"), "--layers", "1-3", "-o", "again.gguf")
+    assert again.code == 0
+    assert np.array_equal(read_vector("again.gguf").rows(4), vector.rows(4))
+
+
+def test_the_output_names_the_concept_of_a_description(
+    tiny_path: TinyPath, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "Captain.gguf"
+    result = described(capfd, tiny_path, "a weary sea captain", "--against", "a cheerful cook", "-o", out, "--json")
+    assert result.code == 0, result.err
+    document = result.document
+    assert (document["vector"], document["concept_file"]) == (str(out), str(tmp_path / "Captain.yaml"))
+    assert document["concept"] == load_concept(tmp_path / "Captain.yaml").name == "captain"
+    assert read_vector(out).provenance.negative == "cheerful cook"
+
+
+def test_another_concept_file_of_that_name_is_left_alone(
+    tiny_path: TinyPath, concept: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = described(capfd, tiny_path, "a loud man", "-o", concept.with_suffix(".gguf"))
+    assert_one_clear_line(result, str(concept), "says something else", f"localsteer extract {concept}")
+    assert concept.read_text() == CONCEPT
+    assert not concept.with_suffix(".gguf").exists()
+
+
+def test_a_description_leaves_nothing_where_no_vector_can_be_built(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "captain.gguf"
+    result = run(capfd, "extract", "--concept-from", "a captain", "-m", tmp_path / "none.gguf", "-o", out)
+    assert_one_clear_line(result, "none.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_descriptions_that_make_no_concept_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (("",), "empty"),
+        (("a cook", "--against", "A cook."), "both sides"),
+        (("老船长",), "-o"),
+        (("a cook", "-o", tmp_path / "missing" / "cook.gguf"), "no folder"),
+    ):
+        assert_one_clear_line(run(capfd, "extract", "--concept-from", *arguments, "-m", "none.gguf"), message)
+
+
+def test_asks_for_one_kind_of_concept(concept: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(capfd, "extract", concept, "--concept-from", "a cook").code == 2
+    assert run(capfd, "extract", "--concept-from", "a cook", "--positive", concept).code == 2
+    assert run(capfd, "extract", concept, "--against", "a cook").code == 2
+    result = run(capfd, "extract", "--concept-from", "a cook", "-o", "cook.yaml")
+    assert result.code == 2
+    assert "cook.gguf" in result.err
 
 
 @pytest.mark.parametrize("layers", ["0-2", "2-9", "3-2"])

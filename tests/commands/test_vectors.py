@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localsteer import library
+from localsteer import discovery, library
 from localsteer.llama.model import Model
 from localsteer.vector import ControlVector
 from localsteer.vector_file import read_vector, write_vector
 from tests.calibration.made import CONCEPT, DOSES, calibrated
-from tests.commands.runner import run
+from tests.commands.runner import assert_one_clear_line, run
 from tests.conftest import TinyPath
+from tests.test_library import add_concept, vector_of
 
 Capture = pytest.CaptureFixture[str]
 
@@ -31,6 +32,116 @@ def named(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text(CONCEPT)
     monkeypatch.setattr(library, "shipped_folder", lambda: tmp_path / "shipped")
     library.save_vector("loud", calibrated(tiny.fingerprint), tiny)
+
+
+# list
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library of two concepts, for no model yet."""
+    folder = tmp_path / "shipped"
+    monkeypatch.setattr(library, "shipped_folder", lambda: folder)
+    add_concept(folder, "happy")
+    add_concept(folder, "formal")
+    return folder
+
+
+@pytest.fixture
+def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without any."""
+    monkeypatch.setattr(discovery, "DEMO_PACKAGE", "no_such_package")
+
+
+@pytest.fixture
+def _weights_stay_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Model, "__init__", lambda *_, **__: pytest.fail("the model was opened"))
+
+
+@pytest.mark.usefixtures("_weights_stay_on_disk")
+def test_the_list_says_what_is_there_for_the_model(
+    shipped: Path, tiny: Model, tiny_path: TinyPath, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    write_vector(vector_of(tiny), shipped / "happy" / "tiny.gguf")
+    add_concept(library.user_folder(), "formal")
+    add_concept(library.user_folder(), "pirate")
+    library.save_vector("pirate", calibrated(tiny.fingerprint), tiny)
+    result = run(capfd, "vectors", "list", "-m", tiny_path("llama"))
+    assert result.code == 0
+    lines = [line.strip() for line in result.out.splitlines()]
+    assert [line.split()[0] for line in lines if "up" in line.split()] == ["formal", "happy", "pirate"]
+    (happy,) = (line for line in lines if line.startswith("happy"))
+    assert happy.split() == ["happy", "up", "down", "shipped", "shipped"]
+    (pirate,) = (line for line in lines if line.startswith("pirate"))
+    assert pirate.split() == ["pirate", "up", "down", "yours", "built,", "calibrated"]
+    (formal,) = (line for line in lines if line.startswith("formal"))
+    assert "yours, hides the shipped one" in formal
+    assert formal.endswith("not built yet")
+    assert "llama.gguf" in result.err
+    assert str(library.user_folder()) in result.err
+
+
+@pytest.mark.usefixtures("_weights_stay_on_disk")
+def test_the_list_as_json_has_all_of_it(shipped: Path, tiny: Model, tiny_path: TinyPath, capfd: Capture) -> None:
+    path = library.save_vector("happy", calibrated(tiny.fingerprint), tiny)
+    file = add_concept(library.user_folder(), "formal")
+    document = run(capfd, "vectors", "list", "-m", tiny_path("llama"), "--json").document
+    formal, happy = sorted(document, key=lambda one: str(one["name"]))
+    assert happy["vector"] == {
+        "model": str(tiny_path("llama")),
+        "state": "built",
+        "calibrated": True,
+        "path": str(path),
+    }
+    assert formal["vector"]["state"] == "not built yet"
+    assert formal["vector"]["path"] is None
+    assert formal == {
+        "name": "formal",
+        "positive": "up",
+        "negative": "down",
+        "description": "",
+        "source": "yours",
+        "hides_shipped": True,
+        "file": str(file),
+        "vector": formal["vector"],
+    }
+
+
+@pytest.mark.usefixtures("shipped", "_no_model")
+def test_without_a_model_the_concepts_are_listed_all_the_same(capfd: Capture) -> None:
+    result = run(capfd, "vectors", "list")
+    assert result.code == 0
+    assert "happy" in result.out
+    assert "built" not in result.out
+    assert "no model was named" in result.err
+    assert [one["vector"] for one in run(capfd, "vectors", "list", "--json").document] == [None, None]
+
+
+@pytest.mark.usefixtures("shipped")
+def test_a_default_model_that_is_gone_does_not_hide_the_concepts(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALSTEER_MODEL", "/none.gguf")
+    result = run(capfd, "vectors", "list")
+    assert result.code == 0
+    assert "happy" in result.out
+    assert "/none.gguf" in result.err
+
+
+@pytest.mark.usefixtures("shipped")
+def test_a_model_that_was_named_must_be_one(tmp_path: Path, capfd: Capture) -> None:
+    assert_one_clear_line(run(capfd, "vectors", "list", "-m", "/none.gguf"), "/none.gguf")
+    (tmp_path / "notes.gguf").write_text("notes")
+    assert_one_clear_line(run(capfd, "vectors", "list", "-m", tmp_path / "notes.gguf"), "is not a GGUF file")
+
+
+def test_a_broken_concept_does_not_hide_the_others(shipped: Path, tiny_path: TinyPath, capfd: Capture) -> None:
+    (shipped / "formal" / "concept.yaml").write_text("name: formal\npoles: {positive: up}\n")
+    result = run(capfd, "vectors", "list", "-m", tiny_path("llama"))
+    assert result.code == 0
+    assert "happy" in result.out
+    assert "formal" not in result.out
+    (said,) = (line for line in result.err.splitlines() if "formal" in line)
+    assert f"{shipped / 'formal' / 'concept.yaml'}, line 2" in said
 
 
 # show

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+
+from localsteer.commands.output import print_folded_table
+
+HEADERS = ("name", "from", "description")
+TEXT = "Cheerful, delighted and hopeful against sad, gloomy and hopeless."
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+
+
+def test_a_table_that_fits_has_one_line_a_row(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    print_folded_table(HEADERS, [("happy", "shipped", TEXT)])
+    assert lines(capsys)[-1].split() == ["happy", "shipped", *TEXT.split()]
+    print_folded_table(HEADERS, [])
+    assert lines(capsys)[0].split() == list(HEADERS)
+
+
+def test_the_last_column_goes_below_where_it_does_not_fit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    print_folded_table(HEADERS, [("happy", "shipped", TEXT), ("[b]odd", "yours", "")])
+    header, _, *rows = lines(capsys)
+    assert header.split() == ["name", "from"]
+    assert rows[0].split() == ["happy", "shipped"]
+    assert " ".join(rows[1:-1]) == TEXT
+    assert rows[-1].split() == ["[b]odd", "yours"]
+
+
+def test_no_word_is_cut_where_columns_must_be_narrower(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    row = ("a-weary-sea-captain", "weary sea captain", "ordinary person", "yours, hides the shipped one", "not built yet", TEXT)
+    print_folded_table(("name", "+", "-", "from", "vector", "description"), [row])
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert set(" ".join(row).split()) <= set(printed.split())
+    assert max(map(len, printed.splitlines())) <= 80
