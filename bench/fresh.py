@@ -42,8 +42,8 @@ class Answers:
 
     def less(self, values: Values, reference: Answers, reference_values: Values) -> Values:
         """(n,) a value for each answer, less the mean of those of the reference's answers to the same question."""
-        mean = np.array([np.nanmean(reference_values[reference.questions == index]) for index in range(self.n_questions)])
-        return values - mean[self.questions]
+        mean = [float(np.nanmean(reference_values[reference.questions == index])) for index in range(self.n_questions)]
+        return values - np.array(mean, np.float64)[self.questions]
 
     def cost(self, reference: Answers) -> Interval:
         """Coherence cost, each answer against the unsteered ones to its question."""

@@ -167,7 +167,7 @@ def _offensive(text: str) -> float:
 def _french(text: str, _question: str) -> float:
     if not _words(text):
         return 0.0
-    return 100.0 * dict(_language_identifier().rank(text))["fr"]
+    return 100 * float(dict(_language_identifier().rank(text))["fr"])
 
 
 @functools.cache

@@ -52,7 +52,7 @@ def write_record(
         machine: where this was measured.
     """
     reference = _scores(instrument, questions, unsteered)
-    ways = {}
+    ways: dict[str, dict[str, Any]] = {}
     for (name, pole), found in answers.items():
         scores = _scores(instrument, questions, found)
         ways.setdefault(name, {})[pole] = {
