@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -34,12 +35,15 @@ def combine(steering: Steering, load: Callable[[str], ControlVector], scope: Sco
     moved = {layer: direction for layer, direction in total.directions.items() if direction.any()}
     if not moved:
         raise VectorError(f'"{steering}" adds nothing at any layer.')
-    # By the vectors' own names: a path says nothing on another machine.
-    called = {name: vector.provenance.concept or name for name, vector in vectors.items()}
-    named = Steering(tuple(replace(term, vector=called[term.vector]) for term in steering.terms))
     alone = steering.terms == (Term(steering.terms[0].vector),)
-    concept = called[steering.terms[0].vector] if alone else str(named)
-    return ControlVector(moved, replace(total.provenance, concept=concept))
+    label = describe(steering, vectors.__getitem__)
+    return ControlVector(moved, replace(total.provenance, concept=label.terms[0].vector if alone else str(label)))
+
+
+def describe(steering: Steering, load: Callable[[str], ControlVector]) -> Steering:
+    """An expression with its vectors called by their own names: a path says nothing on another machine."""
+    names = {name: load(name).provenance.concept or Path(name).stem for name in {term.vector for term in steering.terms}}
+    return Steering(tuple(replace(term, vector=names[term.vector]) for term in steering.terms))
 
 
 def refuse_removal(steering: Steering) -> None:

@@ -55,3 +55,7 @@ class CalibrationError(LocalsteerError):
 
 class PolicyError(LocalsteerError):
     """A policy that cannot be used, or examples that no probe can be fitted to."""
+
+
+class ExportError(LocalsteerError):
+    """Steering that cannot be put into a file for another program, or that does not come out of it as it went in."""

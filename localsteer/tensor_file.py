@@ -57,7 +57,7 @@ def _read_safetensors(path: Path) -> dict[str, Floats]:
     from safetensors import SafetensorError, deserialize
 
     try:
-        tensors = deserialize(path.read_bytes())
+        tensors = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise _damaged(path, error) from error
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
