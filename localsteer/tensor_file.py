@@ -110,9 +110,9 @@ def _read_npy(path: Path, name: str, file: IO[bytes], size: int) -> Floats:
     n_bytes = math.prod(shape) * dtype.itemsize
     if min(shape, default=1) < 0 or n_bytes > size:
         raise ValueError(f"{name} is said to be of shape {shape}, and the file is smaller")
-    data = file.read(n_bytes)
+    data = file.read(n_bytes + 1)  # to the end, where zipfile compares the checksum
     if len(data) != n_bytes:
-        raise ValueError(f"{name} ends too early")
+        raise ValueError(f"{name} is said to take {n_bytes} bytes, and has {'more' if len(data) > n_bytes else 'fewer'}")
     return _to_float32(np.frombuffer(data, dtype)).reshape(shape, order="F" if fortran else "C")
 
 
