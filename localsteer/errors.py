@@ -21,6 +21,11 @@ class LocalsteerError(Exception):
         self.hint = hint
 
 
+def shown(text: object) -> str:
+    """What a damaged or hostile file says, without the characters that would command a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in str(text))
+
+
 class ModelError(LocalsteerError):
     """A model file that cannot be opened, run, read or steered."""
 

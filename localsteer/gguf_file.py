@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.errors import LocalsteerError
+from localsteer.errors import LocalsteerError, shown
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -213,9 +213,9 @@ def read_header(
     except OSError as problem:
         raise error(f"The {kind} {path} cannot be read: {problem.strerror}.") from problem
     except _DamagedError as problem:
-        raise error(f"{path} is damaged: {problem}.", hint="Make or download it again.") from None
+        raise error(f"{path} is damaged: {shown(problem)}.", hint="Make or download it again.") from None
     except _UnknownError as problem:
-        raise error(f"{path} cannot be read: {problem}.") from None
+        raise error(f"{path} cannot be read: {shown(problem)}.") from None
 
 
 def align(position: int, alignment: int) -> int:
@@ -249,7 +249,7 @@ def _parse(
     cursor.expect(n_fields, 13)
     for _ in range(n_fields):
         start = cursor.at
-        key = cursor.text()
+        key = cursor.name()
         kind = cursor.number("<I")
         value_start = cursor.at
         cursor.skip_value(kind)
@@ -257,7 +257,7 @@ def _parse(
             raise _DamagedError(f"the key {key} stands there twice")
         fields[key] = Field(kind, start, value_start, cursor.at)
         if key == "general.architecture" and on_architecture is not None:
-            on_architecture(bytes(data[value_start + 8 : cursor.at]).decode("utf-8", "replace") if kind == _STRING else "")
+            on_architecture(shown(bytes(data[value_start + 8 : cursor.at]).decode("utf-8", "replace")) if kind == _STRING else "")
     alignment = _alignment(data, fields)
     cursor.expect(n_tensors, 24)
     tensors: dict[str, TensorInfo] = {}
@@ -307,14 +307,17 @@ class _Cursor:
         value: int = struct.unpack_from(form, self.data, start)[0]
         return value
 
-    def text(self) -> str:
+    def name(self) -> str:
         length = self.number("<Q")
         start = self.at
         self.skip(length)
         try:
-            return bytes(self.data[start : self.at]).decode("utf-8")
+            text = bytes(self.data[start : self.at]).decode("utf-8")
         except UnicodeDecodeError:
             raise _DamagedError("a name in it is not UTF-8 text") from None
+        if not text.isprintable():
+            raise _DamagedError(f"a name in it holds control characters ({text})")
+        return text
 
     def skip_value(self, kind: int) -> None:
         if kind == _STRING:
@@ -347,7 +350,7 @@ class _Cursor:
 
     def tensor(self) -> TensorInfo:
         start = self.at
-        name = self.text()
+        name = self.name()
         if len(name.encode()) >= _MAX_TENSOR_NAME:
             raise _DamagedError(f"the name of a tensor is longer than {_MAX_TENSOR_NAME - 1} bytes")
         n_dimensions = self.number("<I")

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.errors import VectorError
+from localsteer.errors import VectorError, shown
 from localsteer.gguf_file import INT32_TYPE, MAGIC, GGUFHeader
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.tensor_file import read_arrays
@@ -193,8 +193,8 @@ def _as_rows(path: Path, arrays: Mapping[str, Floats]) -> dict[int, Floats]:
         numbers = _NUMBERS.findall(name)
         if array.ndim != 1 or not array.size or len(numbers) != 1 or len(numbers[0]) > 4 or int(numbers[0]) > MAX_LAYERS:
             raise VectorError(
-                f"{name} in {path} is of shape {arrays[name].shape}: expected one array of (layer, n_embd), or one of (n_embd,) "
-                'for each layer with its number in the name, such as "layer_12".'
+                f"{shown(name)} in {path} is of shape {arrays[name].shape}: expected one array of (layer, n_embd), "
+                'or one of (n_embd,) for each layer with its number in the name, such as "layer_12".'
             )
         if int(numbers[0]) in rows:
             raise VectorError(f"{path} holds two arrays for layer {int(numbers[0])}.")

@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.errors import VectorError
+from localsteer.errors import VectorError, shown
 
 Floats = NDArray[np.float32]
 
@@ -88,7 +88,7 @@ def _read_npz(path: Path) -> dict[str, Floats]:
             for entry in entries:
                 name = entry.filename.removesuffix(".npy")
                 if name == entry.filename:
-                    raise VectorError(f"{path} holds {name}, which is no array.")
+                    raise VectorError(f"{path} holds {shown(name)}, which is no array.")
                 with archive.open(entry) as file:
                     arrays[name] = _read_npy(path, name, file, entry.file_size)
             return arrays
@@ -122,8 +122,8 @@ def _to_float32(values: NDArray[np.floating]) -> Floats:
 
 
 def _damaged(path: Path, problem: Exception) -> VectorError:
-    return VectorError(f"{path} is damaged: {problem}.", hint="Save or download it again.")
+    return VectorError(f"{path} is damaged: {shown(problem)}.", hint="Save or download it again.")
 
 
 def _no_numbers(path: Path, name: str, kind: str) -> VectorError:
-    return VectorError(f"{name} in {path} holds {kind}, not floating point numbers.")
+    return VectorError(f"{shown(name)} in {path} holds {shown(kind)}, not floating point numbers.")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from localsteer.atomic import atomic_path
 from localsteer.calibrated import Calibration
-from localsteer.errors import VectorError
+from localsteer.errors import VectorError, shown
 from localsteer.gguf_file import GGUFHeader, read_header, type_name
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.probe import Probe
@@ -97,7 +97,7 @@ def read_vector(path: str | Path) -> ControlVector:
     try:
         return ControlVector(directions, provenance)
     except VectorError as error:
-        raise VectorError(f"{path}: {error.message}", hint=error.hint) from None
+        raise VectorError(f"{path}: {shown(error.message)}", hint=error.hint) from None
 
 
 def read_vector_header(path: Path) -> GGUFHeader:
@@ -174,9 +174,9 @@ def read_provenance(header: GGUFHeader) -> Provenance:
             try:
                 values[name] = read(text)
             except (ValueError, TypeError, KeyError, IndexError) as error:
-                raise VectorError(f"{header.path}: the key {key} is damaged: {error}.") from error
+                raise VectorError(f"{header.path}: the key {key} is damaged: {shown(error)}.") from error
             except VectorError as error:
-                raise VectorError(f"{header.path}: {error.message}", hint=error.hint) from error
+                raise VectorError(f"{header.path}: {shown(error.message)}", hint=error.hint) from error
     return Provenance(**values, model_hint=header.text(f"{ARCHITECTURE}.model_hint") or "")
 
 

@@ -44,8 +44,8 @@ def test_each_scope_has_the_dose_that_was_calibrated_for_it(tiny: Model) -> None
     vector = calibrated(tiny.fingerprint)
     steering = parse_steering("-0.5 loud")
     for scope in ("response", "prompt"):
-        made = combine(steering, lambda _name: vector, scope)  # type: ignore[arg-type]
-        assert np.array_equal(made.rows(4), vector.at(-0.5, scope).rows(4))  # type: ignore[arg-type]
+        made = combine(steering, lambda _name: vector, scope)
+        assert np.array_equal(made.rows(4), vector.at(-0.5, scope).rows(4))
 
 
 def test_what_cannot_be_added_is_refused() -> None:

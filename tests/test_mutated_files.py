@@ -1,4 +1,4 @@
-"""Damaged files by the thousand: each is read, or refused with one VectorError or ExportError, within 1 GB, leaving nothing behind.
+"""Damaged files by the thousand: each is read, or refused with one clear error, within 1 GB, leaving nothing behind.
 
 `make test` tries 400 of them; LOCALSTEER_MUTATIONS=10000 that many.
 """

@@ -42,33 +42,24 @@ def llama_cpp(expression: str, output: Path, strength: float, verify: bool, as_j
     They steer the prompt as well as the answer: at scale 1 the file is the dose that was calibrated for that. With --no-verify
     and files alone no model is opened. An expression that begins with a minus goes after --, last of all.
     """
-    from localsteer.atomic import atomic_path, check_writable
+    from localsteer.atomic import check_writable
     from localsteer.errors import ExportError
-    from localsteer.export import llama_cpp as exporting
+    from localsteer.export.llama_cpp import at_strength, command_lines, export_vector
     from localsteer.library import is_path, load_for_showing, loader
-    from localsteer.steering import resolve
     from localsteer.vector import format_layers
-    from localsteer.vector_file import write_vector
 
-    steering = exporting.at_strength(_parse(expression), strength)
+    steering = at_strength(_parse(expression), strength)
     check_writable(output, ExportError)
-    fidelity: Fidelity | None = None
+    named = any(not is_path(term.vector) for term in steering.terms)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_bar())
-        named = any(not is_path(term.vector) for term in steering.terms)
         model = stack.enter_context(model_options.open()) if verify or named else None
-        load = functools.cache(loader(model, progress) if model is not None else load_for_showing)
-        vector = exporting.vector_for_llama_cpp(steering, load)
-        fingerprint = model.fingerprint if model is not None else vector.provenance.model
-        plan = resolve(steering, fingerprint, load, "prompt") if fingerprint is not None else None
-        with atomic_path(output, ExportError) as temporary:
-            write_vector(vector, temporary)
-            if verify and model is not None and plan is not None:
-                fidelity = exporting.verify(temporary, model, plan.edit.added)
-                fidelity.refuse_if_far()
+        load = loader(model, progress) if model is not None else load_for_showing
+        exported = export_vector(steering, output, load, model, verify=verify)
+        lines = command_lines(output, model.path if model is not None else Path("MODEL.gguf"))
+    vector, plan = exported.vector, exported.plan
     for text in plan.notes if plan is not None else ():
         note(text)
-    lines = exporting.command_lines(output, model.path if model is not None else Path("MODEL.gguf"))
     if as_json:
         print_json(
             {
@@ -76,13 +67,13 @@ def llama_cpp(expression: str, output: Path, strength: float, verify: bool, as_j
                 "expression": str(steering),
                 "layers": list(vector.layers),
                 "relative_dose": plan.relative_dose if plan is not None else None,
-                "verification": _document(fidelity),
+                "verification": _document(exported.fidelity),
                 "commands": lines,
             }
         )
         return
     click.echo(f"{output}: {steering}, layers {format_layers(vector.layers)}{_dose(plan.relative_dose if plan else None)}")
-    _print_fidelity(fidelity)
+    _print_fidelity(exported.fidelity)
     for line in lines:
         click.echo(f"  {line}")
     note(
@@ -102,61 +93,38 @@ def bake(expression: str, output: Path, verify: bool, as_json: bool, model_optio
 
     Everything in the model file keeps its bytes; a split model becomes one file. An Ollama Modelfile is written beside it.
     """
-    from localsteer.atomic import atomic_path, check_writable
-    from localsteer.combination import describe, refuse_removal
+    from localsteer.atomic import check_writable
+    from localsteer.discovery import resolve_model
     from localsteer.errors import ExportError
-    from localsteer.export import bake as baking
-    from localsteer.export.gguf_rewrite import open_model_file, rewrite
-    from localsteer.export.verify import predictions, reference
-    from localsteer.library import loader
+    from localsteer.export.bake import bake as bake_into
     from localsteer.llama.model import Model
-    from localsteer.steering import resolve
     from localsteer.vector import format_layers
 
     steering = _parse(expression)
-    refuse_removal(steering)
     check_writable(output, ExportError)
-    ours = None
+    source = resolve_model(model_options.model)
+    open_model = functools.partial(Model, gpu_layers=model_options.gpu_layers, threads=model_options.threads)
     with progress_bar() as progress:
-        with model_options.open() as model:
-            file = open_model_file(model.path)
-            baking.refuse_unbakeable(file)
-            baking.check_room(output, file)
-            load = functools.cache(loader(model, progress))
-            plan = resolve(steering, model.fingerprint, load, "prompt")
-            label = describe(steering, load)
-            prepared = baking.prepare(plan, label, file, model.fingerprint)
-            if verify:
-                ours = reference(model, plan.edit.added)
-        fidelity: Fidelity | None = None
-        with atomic_path(output, ExportError) as temporary:
-            rewrite(file, temporary, tensors=prepared.tensors, keys=prepared.keys, progress=progress)
-            if ours is not None:
-                with Model(temporary, gpu_layers=model_options.gpu_layers, threads=model_options.threads) as baked:
-                    fidelity = ours.compare(predictions(baked, ours.texts))
-                fidelity.refuse_if_far()
-        size = output.stat().st_size
-        modelfile = baking.modelfile_path(output)
-        with atomic_path(modelfile, ExportError) as temporary:
-            temporary.write_text(baking.modelfile(output, label), encoding="utf-8")
-    for text in plan.notes:
+        baked = bake_into(source, steering, output, verify=verify, open_model=open_model, progress=progress)
+    for text in baked.plan.notes:
         note(text)
     if as_json:
         print_json(
             {
                 "model": str(output),
-                "modelfile": str(modelfile),
+                "modelfile": str(baked.modelfile),
                 "expression": str(steering),
-                "layers": list(prepared.layers),
-                "relative_dose": plan.relative_dose,
-                "bytes": size,
-                "verification": _document(fidelity),
+                "layers": list(baked.layers),
+                "relative_dose": baked.plan.relative_dose,
+                "bytes": baked.size,
+                "verification": _document(baked.fidelity),
             }
         )
         return
-    click.echo(f"{output}: {steering}, layers {format_layers(prepared.layers)}{_dose(plan.relative_dose)}, {format_bytes(size)}")
-    _print_fidelity(fidelity)
-    click.echo(f"{modelfile}: for `ollama create {output.stem.lower()} -f {modelfile}`")
+    dose = _dose(baked.plan.relative_dose)
+    click.echo(f"{output}: {baked.label}, layers {format_layers(baked.layers)}{dose}, {format_bytes(baked.size)}")
+    _print_fidelity(baked.fidelity)
+    click.echo(f"{baked.modelfile}: for `ollama create {output.stem.lower()} -f {baked.modelfile}`")
 
 
 def _parse(expression: str) -> Steering:

@@ -7,8 +7,9 @@ some architectures take one though their models have none.
 
 from __future__ import annotations
 
+import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +17,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.combination import refuse_removal
+from localsteer.atomic import atomic_path
+from localsteer.combination import describe, refuse_removal
 from localsteer.errors import ExportError
-from localsteer.export.gguf_rewrite import ModelFile
+from localsteer.export.gguf_rewrite import ModelFile, Progress, open_model_file, rewrite
+from localsteer.export.verify import Fidelity, Reference, predictions, reference
+from localsteer.library import loader
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.steering import Plan, Steering
+from localsteer.llama.model import Model
+from localsteer.steering import Plan, Steering, resolve
 from localsteer.vector import format_layers
 
 Floats = NDArray[np.float32]
@@ -57,6 +62,76 @@ _ALTERNATIVES = (
     "llama.cpp's own programs load steering as a control vector (`localsteer export llama-cpp`), and localsteer runs the model "
     "steered by itself (`localsteer chat`)."
 )
+
+
+@dataclass(frozen=True)
+class Baked:
+    """A model file that was written.
+
+    Attributes:
+        label: what is baked in, by the vectors' own names.
+        plan: the same, resolved for the model.
+        layers: the steered blocks.
+        size: bytes of the file.
+        modelfile: the Ollama Modelfile beside it.
+        fidelity: how well the file does what our own steering does; None where that was not verified.
+    """
+
+    label: Steering
+    plan: Plan
+    layers: tuple[int, ...]
+    size: int
+    modelfile: Path
+    fidelity: Fidelity | None
+
+
+def bake(
+    source: Path,
+    steering: Steering,
+    output: Path,
+    *,
+    verify: bool = True,
+    open_model: Callable[[Path], Model] = Model,
+    progress: Progress | None = None,
+) -> Baked:
+    """Write a model anew with steering of prompt and response baked in, and an Ollama Modelfile beside it.
+
+    Args:
+        source: the model's file, or the first part of a split model.
+        steering: what to bake in, at the doses that were calibrated for steering the prompt as well.
+        output: the new file, a single one.
+        verify: open the new file and compare what it predicts with our own steering of the old one.
+        open_model: how to open both.
+        progress: told about vectors that are built, and what is written.
+
+    Raises:
+        LocalsteerError: the expression removes a component.
+        VectorError: a vector is missing or damaged, or does not fit the model.
+        ExportError: the model takes no such biases, the file cannot be written, or does not steer as we do. No file is left then.
+    """
+    refuse_removal(steering)
+    file = open_model_file(source)
+    refuse_unbakeable(file)
+    check_room(output, file)
+    ours: Reference | None = None
+    with open_model(source) as model:
+        load = functools.cache(loader(model, progress))
+        plan = resolve(steering, model.fingerprint, load, "prompt")
+        label = describe(steering, load)
+        baking = prepare(plan, label, file, model.fingerprint)
+        if verify:
+            ours = reference(model, plan.edit.added)
+    fidelity: Fidelity | None = None
+    with atomic_path(output, ExportError) as temporary:
+        rewrite(file, temporary, tensors=baking.tensors, keys=baking.keys, progress=progress)
+        if ours is not None:
+            with open_model(temporary) as baked:
+                fidelity = ours.compare(predictions(baked, ours.texts))
+            fidelity.refuse_if_far()
+    for_ollama = modelfile_path(output)
+    with atomic_path(for_ollama, ExportError) as temporary:
+        temporary.write_text(modelfile(output, label), encoding="utf-8")
+    return Baked(label, plan, baking.layers, output.stat().st_size, for_ollama, fidelity)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,12 +184,9 @@ def prepare(plan: Plan, label: Steering, file: ModelFile, model: Fingerprint) ->
         model: the same model.
 
     Raises:
-        LocalsteerError: the plan removes a component.
-        ExportError: the model takes no biases (see `refuse_unbakeable`), a steered block has no plain feed-forward layer, a bias
+        ExportError: a steered block has no plain feed-forward layer, a bias
             that is there already is not F32, or the plan adds nothing.
     """
-    refuse_removal(plan.steering)
-    refuse_unbakeable(file)
     layers = tuple(int(layer) for layer in np.flatnonzero(plan.edit.added.any(axis=1)))
     if not layers:
         raise ExportError(f'"{plan.steering}" adds nothing at any layer.')

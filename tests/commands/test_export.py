@@ -80,8 +80,7 @@ def test_files_alone_need_no_model_where_nothing_is_verified(loud: Path, tmp_pat
 def test_an_export_that_fails_its_verification_leaves_no_file(
     push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = llama_cpp.read_vector
-    monkeypatch.setattr(llama_cpp, "read_vector", lambda path: write(path) * -1.0)
+    monkeypatch.setattr(llama_cpp, "read_vector", lambda path: read_vector(path) * -1.0)
     result = run(capfd, "export", "llama-cpp", push, "-o", tmp_path / "out.gguf", "-m", tiny_path("llama"))
     assert_one_clear_line(result, "does not steer as localsteer does", "No file was written", "localsteer doctor")
     assert files(tmp_path) == {"push.gguf"}

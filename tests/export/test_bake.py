@@ -77,10 +77,10 @@ def test_a_baked_model_is_not_baked_again(tiny: Model, tiny_path: TinyPath, tmp_
         bake.refuse_unbakeable(open_model_file(tmp_path / "baked.gguf"))
 
 
-def test_what_adds_nothing_or_removes_is_refused(tiny: Model, tiny_path: TinyPath) -> None:
+def test_what_adds_nothing_or_removes_is_refused(tiny: Model, tiny_path: TinyPath, tmp_path: Path) -> None:
     file = open_model_file(tiny_path("llama"))
     with pytest.raises(LocalsteerError, match="removes a component"):
-        prepare(plan_for(tiny, "!push"), LABEL, file, tiny.fingerprint)
+        bake.bake(tiny.path, parse_steering("!push"), tmp_path / "baked.gguf")
     with pytest.raises(ExportError, match="adds nothing"):
         prepare(plan_for(tiny, "0 push"), LABEL, file, tiny.fingerprint)
 

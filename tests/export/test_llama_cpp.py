@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from localsteer.errors import ExportError, LocalsteerError
-from localsteer.export.llama_cpp import at_strength, command_lines, vector_for_llama_cpp, verify
+from localsteer.export.llama_cpp import at_strength, command_lines, compare, vector_for_llama_cpp
 from localsteer.importing import import_vector
 from localsteer.llama.model import Model
 from localsteer.steering import parse_steering, resolve
@@ -85,15 +85,15 @@ def test_a_written_file_is_read_back_and_compared(steerable: Model, tmp_path: Pa
     vector = ControlVector({1: rows[1], 2: rows[2]})
     plan = resolve(parse_steering("push"), steerable.fingerprint, lambda _name: vector, "prompt")
     write_vector(vector, tmp_path / "v.gguf")
-    fidelity = verify(tmp_path / "v.gguf", steerable, plan.edit.added)
+    fidelity = compare(tmp_path / "v.gguf", steerable, plan.edit.added)
     fidelity.refuse_if_far()
     assert fidelity.mean < 1e-6
     write_vector(vector * 0.5, tmp_path / "half.gguf")
     with pytest.raises(ExportError, match="does not steer as localsteer does"):
-        verify(tmp_path / "half.gguf", steerable, plan.edit.added).refuse_if_far()
+        compare(tmp_path / "half.gguf", steerable, plan.edit.added).refuse_if_far()
 
 
 def test_an_architecture_without_control_vectors_is_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
     model = tiny_model(UNSTEERABLE_ARCHITECTURE)
     with pytest.raises(ExportError, match=r"llama\.cpp ignores control vectors for"):
-        verify(tmp_path / "v.gguf", model, random_rows(model, (1,), seed=0))
+        compare(tmp_path / "v.gguf", model, random_rows(model, (1,), seed=0))
