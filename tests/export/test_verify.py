@@ -23,7 +23,7 @@ def test_the_divergence_is_that_of_the_textbook() -> None:
 def test_predictions_are_those_of_the_last_20_tokens(tiny: Model) -> None:
     texts = exchanges(tiny)[:2]
     rows = random_rows(tiny, (1, 3), seed=0)
-    found = predictions(tiny, texts, edit=Edit(rows))
+    found = np.stack(list(predictions(tiny, texts, edit=Edit(rows))))
     assert found.shape == (40, tiny.n_vocab)
     np.testing.assert_allclose(np.exp(found).sum(axis=1), 1, rtol=1e-5)
     logits = run_alone(tiny, texts[1], [Edit(rows)] * len(texts[1]), read=False).logits[-20:]
