@@ -88,7 +88,8 @@ def import_vector(path: Path, *, shift: int | None = None, name: str | None = No
     below = sorted(layer - moved_by for layer in directions if layer < 1)
     if below:
         findings.append(f"{_plural(below)} left out: llama.cpp cannot steer block 0.")
-    empty = [layer for layer, row in directions.items() if layer >= 1 and not row.any()]
+    with np.errstate(invalid="ignore"):  # numpy warns of some kinds of NaN, which are refused below
+        empty = [layer for layer, row in directions.items() if layer >= 1 and not row.any()]
     if empty:
         findings.append(f"Blocks {format_layers(empty)} left out: nothing but zeros.")
     kept = {layer: row for layer, row in directions.items() if layer >= 1 and layer not in empty}

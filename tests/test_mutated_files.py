@@ -109,7 +109,7 @@ def test_a_damaged_vector_is_imported_or_refused(
     folder = tmp_path_factory.mktemp("mutated")
     source, target = folder / name, folder / "out.gguf"
 
-    @settings(max_examples=EXAMPLES // 6, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=-(-EXAMPLES // 6), suppress_health_check=list(HealthCheck))
     @given(edits=st.lists(_EDITS, min_size=1, max_size=4))
     @example(edits=[])
     def check(edits: Edits) -> None:
@@ -135,7 +135,7 @@ def test_a_damaged_model_is_rewritten_or_refused(tmp_path: Path) -> None:
     original = write_tiny_model(source, n_layer=2, n_embd=8).read_bytes()
     header = read_header(source, ExportError).data_start
 
-    @settings(max_examples=EXAMPLES // 6, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=-(-EXAMPLES // 6), suppress_health_check=list(HealthCheck))
     @given(edits=st.lists(_EDITS, min_size=1, max_size=4))
     @example(edits=[])
     def check(edits: Edits) -> None:

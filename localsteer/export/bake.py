@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from localsteer.atomic import atomic_path
 from localsteer.combination import describe, refuse_removal
-from localsteer.errors import ExportError
+from localsteer.errors import ExportError, shown
 from localsteer.export.gguf_rewrite import ModelFile, Progress, open_model_file, rewrite
 from localsteer.export.verify import Fidelity, Reference, predictions, reference
 from localsteer.library import loader
@@ -159,7 +159,7 @@ def refuse_unbakeable(file: ModelFile) -> None:
     architecture = header.text("general.architecture") or "unknown"
     if architecture not in BAKEABLE:
         raise ExportError(
-            f"Steering cannot be baked into {header.path}: llama.cpp takes no bias for it in architecture {architecture}.",
+            f"Steering cannot be baked into {header.path}: llama.cpp takes no bias for it in architecture {shown(architecture)}.",
             hint=_ALTERNATIVES,
         )
     if header.whole_number(f"{architecture}.expert_count"):
@@ -169,7 +169,7 @@ def refuse_unbakeable(file: ModelFile) -> None:
         )
     if (before := header.text("localsteer.baked.expression")) is not None:
         raise ExportError(
-            f'{header.path} has "{before}" baked in already.',
+            f'{header.path} has "{shown(before)}" baked in already.',
             hint="Bake the whole expression into the model that it was made from.",
         )
 
