@@ -63,11 +63,20 @@ def repeng(model: Path, prompts: tuple[Path, Path], output: Path) -> None:
     run_process([str(_repeng_python()), str(_REPENG_WORKER), str(model), *map(str, prompts), str(output)])
 
 
+def repeng_is_installed() -> bool:
+    """Whether `repeng` runs at once, without a gigabyte of torch to be fetched first."""
+    return (_repeng_venv() / "finished").exists()
+
+
+def _repeng_venv() -> Path:
+    return user_cache_path("localsteer") / "bench-tools" / "repeng"
+
+
 def _repeng_python() -> Path:
     """The Python of a venv with repeng, made at first use (some 1 GB; torch is no dependency of ours)."""
-    venv = user_cache_path("localsteer") / "bench-tools" / "repeng"
+    venv = _repeng_venv()
     python = venv / "bin" / "python"
-    if not (venv / "finished").exists():
+    if not repeng_is_installed():
         print("installing repeng and torch into a venv of their own ...", file=sys.stderr, flush=True)
         for command in (
             [sys.executable, "-m", "venv", str(venv)],

@@ -15,14 +15,15 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
-# llama-server may be added here: everything that it needs is configured already.
-PROGRAMS = ("llama-bench", "llama-completion", "llama-cvector-generator")
+PROGRAMS = ("llama-bench", "llama-completion", "llama-cvector-generator", "llama-server")
+# What `make bench` and `make quality` run; the end-to-end tests run llama-server as well.
+MEASURED = PROGRAMS[:3]
 
 # GGML_NATIVE is left at its default, as in the wheel. The web page of llama-server would be fetched from the network.
 CONFIGURATION = {
@@ -42,8 +43,8 @@ class ToolsError(Exception):
     """The programs could not be built."""
 
 
-def llama_programs() -> dict[str, Path]:
-    """Where each of `PROGRAMS` is, built first where it has to be (many minutes; instant from then on).
+def llama_programs(names: Sequence[str] = MEASURED) -> dict[str, Path]:
+    """Where each of these programs is, built first where it has to be (many minutes; instant from then on).
 
     Raises:
         ToolsError: a build tool is missing, or a step failed.
@@ -51,17 +52,18 @@ def llama_programs() -> dict[str, Path]:
     home = _home()
     home.mkdir(parents=True, exist_ok=True)
     with _locked(home / "lock"):
-        if not set(PROGRAMS) <= _finished(home):
+        finished = _finished(home)
+        if not set(names) <= finished:
             cmake, ninja = _build_tool("cmake"), _build_tool("ninja")
-            _compile(_source(home), home / "build", cmake, ninja)
-            _mark_finished(home)
-    return {name: _program(home, name) for name in PROGRAMS}
+            _compile(_source(home), home / "build", cmake, ninja, names)
+            _mark_finished(home, finished | set(names))
+    return {name: _program(home, name) for name in names}
 
 
-def built_programs() -> dict[str, Path] | None:
-    """Where each of `PROGRAMS` is, or None where they are not built yet."""
+def built_programs() -> dict[str, Path]:
+    """Where the programs are that are built already, by name."""
     home = _home()
-    return {name: _program(home, name) for name in PROGRAMS} if set(PROGRAMS) <= _finished(home) else None
+    return {name: _program(home, name) for name in PROGRAMS if name in _finished(home)}
 
 
 def _home() -> Path:
@@ -93,9 +95,9 @@ def _finished(home: Path) -> set[str]:
     return {name for name in names if _program(home, name).exists()}
 
 
-def _mark_finished(home: Path) -> None:
+def _mark_finished(home: Path, names: set[str]) -> None:
     partial = home / "finished.json.partial"
-    partial.write_text(json.dumps(PROGRAMS))
+    partial.write_text(json.dumps(sorted(names)))
     partial.replace(home / "finished.json")
 
 
@@ -115,13 +117,13 @@ def _source(home: Path) -> Path:
     return source
 
 
-def _compile(source: Path, build: Path, cmake: str, ninja: str) -> None:
+def _compile(source: Path, build: Path, cmake: str, ninja: str, names: Sequence[str]) -> None:
     """Configure and build. Ninja redoes a step that was cut off; make would take its half-written output for done."""
     options = [f"-D{key}={value}" for key, value in CONFIGURATION.items()]
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     _run([cmake, "-S", str(source), "-B", str(build), *generator, *options], "configuring llama.cpp")
     jobs = str(os.cpu_count() or 1)
-    command = ["nice", cmake, "--build", str(build), "-j", jobs, "--target", *PROGRAMS]
+    command = ["nice", cmake, "--build", str(build), "-j", jobs, "--target", *names]
     _run(command, "compiling llama.cpp's programs (10 to 20 minutes on two cores, once)")
 
 
@@ -144,7 +146,7 @@ def _run(command: list[str], what: str) -> None:
 
 def main() -> int:
     try:
-        for name, path in llama_programs().items():
+        for name, path in llama_programs(PROGRAMS).items():
             print(f"{name}\t{path}")
     except ToolsError as error:
         print(f"bench.tools: {error}", file=sys.stderr)

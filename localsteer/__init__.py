@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from localsteer.calibrated import Calibration
     from localsteer.calibration.calibrate import CalibrationSettings, Calibrator
+    from localsteer.combination import combine
     from localsteer.concept_file import load_concept
     from localsteer.contrast import Contrast, read_prompt_files
     from localsteer.discovery import find_models, resolve_model
     from localsteer.errors import LocalsteerError
+    from localsteer.export.bake import bake
+    from localsteer.export.llama_cpp import export_vector
     from localsteer.extraction import ExtractionSettings, extract
     from localsteer.generation import Answer, Generator, Request, prompt_tokens
+    from localsteer.importing import import_vector
     from localsteer.library import load_vector, loader
     from localsteer.llama.chat_template import Message
     from localsteer.llama.model import Model
@@ -54,10 +58,14 @@ _HOMES = {
     "Steering": "steering",
     "answer_nll": "scoring",
     "arm": "policy.arm",
+    "bake": "export.bake",
+    "combine": "combination",
+    "export_vector": "export.llama_cpp",
     "extract": "extraction",
     "find_models": "discovery",
     "fit_probe": "policy.fit",
     "generate_many": "parallel",
+    "import_vector": "importing",
     "load_concept": "concept_file",
     "load_vector": "library",
     "loader": "library",
@@ -95,10 +103,14 @@ __all__ = [
     "Steering",
     "answer_nll",
     "arm",
+    "bake",
+    "combine",
+    "export_vector",
     "extract",
     "find_models",
     "fit_probe",
     "generate_many",
+    "import_vector",
     "load_concept",
     "load_vector",
     "loader",

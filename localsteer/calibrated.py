@@ -133,7 +133,7 @@ class Calibration:
     def document(self) -> dict[str, Any]:
         """As a JSON document; what is not a number (no answer had a value) is null."""
         document = asdict(self)
-        document["sides"] = {f"{pole}/{scope}": asdict(side) for (pole, scope), side in self.sides.items()}
+        document["sides"] = {f"{pole}/{scope}": asdict(self.sides[pole, scope]) for pole in POLES for scope in SCOPES}
         plain: dict[str, Any] = without_nan(document)
         return plain
 

@@ -21,6 +21,11 @@ class LocalsteerError(Exception):
         self.hint = hint
 
 
+def shown(text: object) -> str:
+    """What a damaged or hostile file says, without the characters that would command a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in str(text))
+
+
 class ModelError(LocalsteerError):
     """A model file that cannot be opened, run, read or steered."""
 
@@ -55,3 +60,7 @@ class CalibrationError(LocalsteerError):
 
 class PolicyError(LocalsteerError):
     """A policy that cannot be used, or examples that no probe can be fitted to."""
+
+
+class ExportError(LocalsteerError):
+    """Steering that cannot be put into a file for another program, or that does not come out of it as it went in."""

@@ -37,6 +37,7 @@ class Provenance:
         estimate: (n_layer, n_embd) the directions of all layers that were read, as estimated, before layers were chosen and
             scaled to a dose; zero where not read.
         source: the concept as YAML text, so that the vector can be built again for another model.
+        origin: how the file came about where it was not built here: what it was imported or exported from.
         calibration: what a calibration found, if there was one.
         probe: how the direction tells texts apart, where the vector was fitted for that.
     """
@@ -55,6 +56,7 @@ class Provenance:
     hidden_norm: Floats | None = None
     estimate: Floats | None = None
     source: str = ""
+    origin: str = ""
     calibration: Calibration | None = None
     probe: Probe | None = None
 

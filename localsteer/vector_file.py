@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,25 @@ from numpy.typing import NDArray
 
 from localsteer.atomic import atomic_path
 from localsteer.calibrated import Calibration
-from localsteer.errors import VectorError
+from localsteer.errors import VectorError, shown
+from localsteer.gguf_file import GGUFHeader, read_header, type_name
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.probe import Probe
 from localsteer.vector import ControlVector, Provenance
 
 ARCHITECTURE = "controlvector"
 FORMAT_VERSION = 1
+# LLAMA_MAX_LAYERS of llama.cpp.
+MAX_LAYERS = 512
+# Three times the widest residual stream of an open model (20,480), rounded up.
+MAX_WIDTH = 65_536
+# Four times what the largest open model takes: 126 layers of 16,384 float32 are 8 MB, and as much again as an estimate.
+MAX_BYTES = 64 << 20
 
-logger = logging.getLogger("localsteer")
+Floats = NDArray[np.float32]
 
 _DIRECTION = re.compile(r"^direction\.(?P<layer>\d+)$")
-_TEXTS = ("concept", "description", "positive", "negative", "method", "position", "dataset_sha256", "source")
+_TEXTS = ("concept", "description", "positive", "negative", "method", "position", "dataset_sha256", "source", "origin")
 _LAYER_ARRAYS = ("reliability", "hidden_norm")
 
 
@@ -82,109 +88,120 @@ def read_vector(path: str | Path) -> ControlVector:
     """Read a vector, ours or from elsewhere.
 
     Raises:
-        VectorError: no such file, no GGUF, damaged, not a control vector, `direction.0`, a tensor that is not
+        VectorError: no such file, no GGUF, damaged, not a control vector, larger than any, `direction.0`, a tensor that is not
             one-dimensional F32, or a value that is not finite.
     """
     path = Path(path)
-    fields, tensors = _read_gguf(path)
-    if "general.architecture" not in fields:
+    header = read_vector_header(path)
+    directions, provenance = read_directions(header), read_provenance(header)
+    try:
+        return ControlVector(directions, provenance)
+    except VectorError as error:
+        raise VectorError(f"{path}: {shown(error.message)}", hint=error.hint) from None
+
+
+def read_vector_header(path: Path) -> GGUFHeader:
+    """The header of a control vector.
+
+    Raises:
+        VectorError: no such file, no GGUF, damaged, not a control vector, or larger than any.
+    """
+
+    def refuse_others(architecture: str) -> None:
+        if architecture != ARCHITECTURE:
+            raise VectorError(
+                f'{path} is not a control vector: its architecture is "{architecture}".', hint="A model goes after -m."
+            )
+
+    header = read_header(
+        path,
+        VectorError,
+        kind="vector file",
+        not_gguf="Control vectors are GGUF files, as llama.cpp makes them.",
+        on_architecture=refuse_others,
+    )
+    if "general.architecture" not in header.fields:
         raise VectorError(f"{path} is not a control vector: it does not name its kind (general.architecture).")
-    if fields.get("localsteer.version", FORMAT_VERSION) != FORMAT_VERSION:
+    if header.size > MAX_BYTES:
+        raise VectorError(f"{path} is larger than any control vector: {header.size:,} bytes.")
+    if header.value("localsteer.version") not in (None, FORMAT_VERSION):
         raise VectorError(f"{path} was written by a newer localsteer.", hint="Upgrade localsteer to read it.")
-    directions: dict[int, np.ndarray[Any, np.dtype[np.float32]]] = {}
-    for name, (kind, array) in tensors.items():
+    return header
+
+
+def read_directions(header: GGUFHeader) -> dict[int, Floats]:
+    """The tensors `direction.k`, `direction.0` too, by k: float32 arrays (n_embd,).
+
+    Raises:
+        VectorError: another tensor is among them, or one that is not one-dimensional F32.
+    """
+    directions: dict[int, Floats] = {}
+    for name, tensor in header.tensors.items():
         match = _DIRECTION.match(name)
         if match is None:
-            raise VectorError(f"{path} holds a tensor {name}, which does not belong in a control vector.")
-        if kind != "F32" or array.ndim != 1:
+            raise VectorError(f"{header.path} holds a tensor {name}, which does not belong in a control vector.")
+        if (kind := type_name(tensor.kind)) != "F32" or len(tensor.shape) != 1:
             raise VectorError(
-                f"{name} in {path} is a {array.ndim}-dimensional {kind} tensor; llama.cpp takes one-dimensional F32 only."
+                f"{name} in {header.path} is a {len(tensor.shape)}-dimensional {kind} tensor; "
+                "llama.cpp takes one-dimensional F32 only."
             )
-        directions[int(match["layer"])] = np.array(array, np.float32)
-    try:
-        return ControlVector(directions, _provenance(fields))
-    except VectorError as error:
-        raise VectorError(f"{path}: {error.message}", hint=error.hint) from None
+        if (layer := int(match["layer"])) >= MAX_LAYERS:
+            raise VectorError(f"{name} in {header.path} belongs to no model: they have up to {MAX_LAYERS} layers.")
+        if not 0 < tensor.shape[0] <= MAX_WIDTH:
+            raise VectorError(f"{name} in {header.path} is {tensor.shape[0]:,} wide: no model is.")
+        directions[layer] = np.frombuffer(header.tensor_bytes(tensor), "<f4").astype(np.float32)
+    return directions
 
 
-def _read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, Any]]]:
-    """Metadata values and (type name, array) of each tensor of a GGUF file."""
-    import gguf
+def read_provenance(header: GGUFHeader) -> Provenance:
+    """Where a vector comes from, as far as its file says.
 
-    class Reader(gguf.GGUFReader):  # type: ignore[misc]
-        """Stops at the first sign that this is no sound control vector.
-
-        The base class takes short slices past the end of the file (a damaged array length would keep it busy for
-        hours), and reads all of a model's vocabulary (12 s) before anyone can ask what kind of file it is.
-        """
-
-        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
-            values = super()._get(offset, dtype, count, override_order)
-            if len(values) != count:
-                raise ValueError("it ends too early")
-            return values
-
-        def _push_field(self, field: Any, skip_sum: bool = False) -> int:
-            if field.name == "general.architecture" and (architecture := field.contents()) != ARCHITECTURE:
-                raise VectorError(
-                    f'{path} is not a control vector: its architecture is "{architecture}".',
-                    hint="A model goes after -m.",
-                )
-            return int(super()._push_field(field, skip_sum))
-
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except FileNotFoundError:
-        raise VectorError(f"There is no vector file {path}.") from None
-    except OSError as error:
-        raise VectorError(f"The vector file {path} cannot be read: {error.strerror}.") from error
-    if magic != b"GGUF":
-        raise VectorError(f"{path} is not a GGUF file.", hint="Control vectors are GGUF files, as llama.cpp makes them.")
-    try:
-        reader = Reader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
-        tensors = {tensor.name: (tensor.tensor_type.name, tensor.data) for tensor in reader.tensors}
-    except VectorError:
-        raise
-    except Exception as error:  # gguf raises whatever a damaged length or offset leads to
-        raise VectorError(f"{path} is damaged: {error}.", hint="Build or download it again.") from error
-    return fields, tensors
-
-
-def _provenance(fields: Mapping[str, Any]) -> Provenance:
-    values: dict[str, Any] = {name: fields[key] for name in _TEXTS if (key := f"localsteer.{name}") in fields}
-    readers: dict[str, Callable[[Any], Any]] = dict.fromkeys(_LAYER_ARRAYS, _layer_array)
-    readers |= {
-        "n_pairs": int,
-        "model": lambda text: Fingerprint(**json.loads(text)),
-        "estimate": _unpack,
-        "calibration": Calibration.from_json,
-        "probe": Probe.from_json,
-    }
-    for name, read in readers.items():
-        if (key := f"localsteer.{name}") in fields:
+    Raises:
+        VectorError: a key is damaged.
+    """
+    values: dict[str, Any] = {}
+    for name in _TEXTS:
+        if (text := header.text(f"localsteer.{name}")) is not None:
+            values[name] = text
+    for name in _LAYER_ARRAYS:
+        if (numbers := header.numbers(f"localsteer.{name}")) is not None:
+            values[name] = numbers
+    if (n_pairs := header.whole_number("localsteer.n_pairs")) is not None:
+        values["n_pairs"] = n_pairs
+    for name, read in _DOCUMENTS.items():
+        key = f"localsteer.{name}"
+        if (text := header.text(key)) is not None:
             try:
-                values[name] = read(fields[key])
+                values[name] = read(text)
             except (ValueError, TypeError, KeyError, IndexError) as error:
-                raise VectorError(f"the key {key} is damaged: {error}.") from error
-    return Provenance(**values, model_hint=str(fields.get(f"{ARCHITECTURE}.model_hint", "")))
+                raise VectorError(f"{header.path}: the key {key} is damaged: {shown(error)}.") from error
+            except VectorError as error:
+                raise VectorError(f"{header.path}: {shown(error.message)}", hint=error.hint) from error
+    return Provenance(**values, model_hint=header.text(f"{ARCHITECTURE}.model_hint") or "")
 
 
-def _pack(rows: NDArray[np.float32]) -> str:
+def _pack(rows: Floats) -> str:
     """Rows as text: as tensors llama.cpp would add them or refuse the file, and an array of numbers takes seconds to read."""
     read = np.flatnonzero(rows.any(axis=1))
     data = base64.b64encode(np.ascontiguousarray(rows[read], "<f4").tobytes()).decode()
     return json.dumps({"shape": rows.shape, "layers": read.tolist(), "float32": data})
 
 
-def _unpack(text: str) -> NDArray[np.float32]:
+def _unpack(text: str) -> Floats:
     document = json.loads(text)
-    rows = np.zeros(document["shape"], np.float32)
     data = np.frombuffer(base64.b64decode(document["float32"]), "<f4")
-    rows[document["layers"]] = data.reshape(len(document["layers"]), -1)
+    (n_layer, n_embd), layers = document["shape"], document["layers"]
+    # Checked before room is made for it.
+    if not (0 <= n_layer <= MAX_LAYERS and 0 < n_embd <= MAX_WIDTH) or len(layers) * n_embd != len(data):
+        raise ValueError(f"{len(data)} numbers for {len(layers)} of {n_layer} layers of {n_embd}")
+    rows = np.zeros((n_layer, n_embd), np.float32)
+    rows[layers] = data.reshape(len(layers), n_embd)
     return rows
 
 
-def _layer_array(values: Sequence[float]) -> NDArray[np.float32]:
-    return np.array(values, np.float32)
+_DOCUMENTS: Mapping[str, Callable[[str], Any]] = {
+    "model": lambda text: Fingerprint(**json.loads(text)),
+    "estimate": _unpack,
+    "calibration": Calibration.from_json,
+    "probe": Probe.from_json,
+}

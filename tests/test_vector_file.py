@@ -32,6 +32,7 @@ FULL = Provenance(
     reliability=np.array([np.nan, 0.25, 0.9, 1, -0.1, np.nan], np.float32),
     hidden_norm=np.array([np.nan, 1, 1e-20, 3e30, 0.1, np.nan], np.float32),
     source="name: happy\n# a comment\nquestions: [a, b]\n",
+    origin="imported from happy.npz",
 )
 ARRAYS = ("reliability", "hidden_norm")
 

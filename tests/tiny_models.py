@@ -235,6 +235,36 @@ def _add_gemma3(tiny: _Tiny) -> None:
         tiny.add_vector(f"{block}.post_ffw_norm.weight", tiny.n_embd, mean=1.0)
 
 
+def _add_granite(tiny: _Tiny) -> None:
+    """Write llama whose blocks add half of what their layers give."""
+    tiny.writer.add_residual_scale(0.5)
+    tiny.writer.add_embedding_scale(1.0)
+    tiny.writer.add_attention_scale(tiny.head_size**-0.5)
+    tiny.writer.add_logit_scale(1.0)
+    _add_llama(tiny)
+
+
+def _add_starcoder2(tiny: _Tiny) -> None:
+    """Write layer norms with biases, no gate, and a bias on every matrix."""
+    tiny.writer.add_layer_norm_eps(_RMS_EPSILON)
+    _add_attention_sizes(tiny, tiny.head_size)
+    _add_embeddings(tiny)
+    tiny.add_vector("output_norm.bias", tiny.n_embd)
+    for il in range(tiny.n_layer):
+        block = f"blk.{il}"
+        _add_attention(tiny, block, tiny.head_size)
+        for part, n_out in (("q", N_HEAD), ("k", N_HEAD_KV), ("v", N_HEAD_KV)):
+            tiny.add_vector(f"{block}.attn_{part}.bias", n_out * tiny.head_size)
+        tiny.add_vector(f"{block}.attn_output.bias", tiny.n_embd)
+        for norm in ("attn_norm", "ffn_norm"):
+            tiny.add_vector(f"{block}.{norm}.weight", tiny.n_embd, mean=1.0)
+            tiny.add_vector(f"{block}.{norm}.bias", tiny.n_embd)
+        tiny.add_matrix(f"{block}.ffn_up.weight", tiny.n_ff, tiny.n_embd)
+        tiny.add_vector(f"{block}.ffn_up.bias", tiny.n_ff)
+        tiny.add_matrix(f"{block}.ffn_down.weight", tiny.n_embd, tiny.n_ff)
+        tiny.add_vector(f"{block}.ffn_down.bias", tiny.n_embd)
+
+
 def _add_phi3(tiny: _Tiny) -> None:
     """Write llama with fused query-key-value and gate-up matrices."""
     _add_attention_sizes(tiny, tiny.head_size)
@@ -321,6 +351,8 @@ _ADD_WEIGHTS: dict[str, Callable[[_Tiny], None]] = {
     "qwen3": _add_qwen3,
     "gemma3": _add_gemma3,
     "phi3": _add_phi3,
+    "granite": _add_granite,
+    "starcoder2": _add_starcoder2,
     "mamba": _add_mamba,
     "plamo2": _add_plamo2,
 }
@@ -335,11 +367,13 @@ def write_tiny_model(
     n_ctx_train: int = 512,
     seed: int = 0,
     chat_template: str | None = CHATML_TEMPLATE,
+    n_expert: int = 0,
 ) -> Path:
     """Write a model file with random float32 weights, and return its path.
 
     The residual stream is n_embd wide (a multiple of 8) through n_layer blocks. The same arguments give the
-    same bytes. With `chat_template=None` the file has no chat template.
+    same bytes. With `chat_template=None` the file has no chat template. With `n_expert` it says that it is a mixture of experts,
+    but has none: nothing can run it.
     """
     if architecture not in _ADD_WEIGHTS:
         raise ValueError(f"architecture {architecture!r}: want one of {', '.join(_ADD_WEIGHTS)}")
@@ -353,6 +387,8 @@ def write_tiny_model(
     writer.add_embedding_length(n_embd)
     writer.add_vocab_size(len(VOCABULARY))
     writer.add_layer_norm_rms_eps(_RMS_EPSILON)
+    if n_expert:
+        writer.add_expert_count(n_expert)
     _add_vocabulary(writer, chat_template)
     _ADD_WEIGHTS[architecture](_Tiny(writer, np.random.default_rng(seed), n_layer, n_embd))
     writer.write_header_to_file()

@@ -22,6 +22,7 @@ _COMMANDS = {
         "localsteer.commands.doctor",
         "What this build of llama.cpp can do, and whether a model can be steered.",
     ),
+    "export": ("localsteer.commands.export", "Steering for llama.cpp's programs, Ollama, LM Studio and others."),
     "extract": ("localsteer.commands.extract", "Build a control vector from contrastive prompts."),
     "generate": ("localsteer.commands.generate", "Answer one prompt, steered."),
     "models": ("localsteer.commands.models", "GGUF models on this machine."),

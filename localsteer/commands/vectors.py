@@ -1,4 +1,4 @@
-"""`localsteer vectors`: look at control vectors, build them ahead, and mix them."""
+"""`localsteer vectors`: look at control vectors, build them ahead, take in those from elsewhere, and mix them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from localsteer.commands.options import ModelOptions, json_option, model_option, with_model_options
 from localsteer.commands.output import note, print_facts, print_folded_table, print_json, print_table, progress_bar
 from localsteer.commands.vectors_build import command as build
+from localsteer.commands.vectors_import import import_vector
 
 if TYPE_CHECKING:
     import numpy as np
@@ -182,6 +183,9 @@ def show(vector: str, as_json: bool) -> None:
         print_table(CURVE_HEADERS, list(curve_rows(calibration, scope)))
 
 
+command.add_command(import_vector)
+
+
 @command.command("combine")
 @click.argument("expression")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new vector file.")
@@ -193,7 +197,8 @@ def combine(expression: str, output: Path, as_json: bool, model_options: ModelOp
     Names stand for concepts of the library, as they are for the model; with files alone no model is opened. Strength 1 of the new
     vector is the whole expression, as it steers the response. One that begins with a minus goes after --, last of all.
     """
-    from localsteer.errors import LocalsteerError
+    from localsteer.combination import combine as combined
+    from localsteer.combination import refuse_removal
     from localsteer.steering import parse_steering
     from localsteer.vector import format_layers
     from localsteer.vector_file import write_vector
@@ -201,20 +206,9 @@ def combine(expression: str, output: Path, as_json: bool, model_options: ModelOp
     steering = parse_steering(expression)
     if not steering:
         raise click.UsageError("The expression is empty.")
-    for term in steering.terms:
-        if term.ablate:
-            raise LocalsteerError(
-                f"{term} removes a component, and a vector file can only add.", hint="Give the removal with -s instead."
-            )
+    refuse_removal(steering)
     vectors = _load([term.vector for term in steering.terms], model_options)
-    total: ControlVector | None = None
-    for term in steering.terms:
-        scaled = vectors[term.vector].at(term.strength)
-        if term.layers is not None:
-            scaled = scaled.only(range(term.layers[0], term.layers[1] + 1))
-        total = scaled if total is None else total + scaled
-    assert total is not None
-    total = total.named(str(steering))
+    total = combined(steering, vectors.__getitem__)
     write_vector(total, output)
     if as_json:
         print_json({"vector": str(output), "expression": str(steering), "layers": list(total.layers)})

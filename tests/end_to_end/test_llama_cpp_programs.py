@@ -21,10 +21,10 @@ LENGTH = 24
 
 @pytest.fixture(scope="module")
 def completion(demo_path: Path) -> Path:
-    programs = built_programs()
-    if programs is None:
+    program = built_programs().get("llama-completion")
+    if program is None:
         pytest.skip("llama-completion is not built: `make bench-tools` does it")
-    return programs["llama-completion"]
+    return program
 
 
 def run(program: Path, model: Path, *options: str) -> str:

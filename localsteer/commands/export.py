@@ -1,0 +1,163 @@
+"""`localsteer export`: steering for other programs, as a control vector for llama.cpp's own or baked into a model file."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localsteer.commands.options import ModelOptions, json_option, with_model_options
+from localsteer.commands.output import format_bytes, note, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from localsteer.export.verify import Fidelity
+    from localsteer.steering import Steering
+
+_OUTPUT = click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new file.")
+_VERIFY = click.option(
+    "--verify/--no-verify",
+    default=True,
+    help="Load the file back and compare what it predicts with localsteer's own steering (the default).",
+)
+
+
+@click.group()
+def command() -> None:
+    """Steering for other programs."""
+
+
+@command.command("llama-cpp")
+@click.argument("expression")
+@_OUTPUT
+@click.option("--strength", type=float, default=1.0, show_default=True, help="Multiply the whole expression by this.")
+@_VERIFY
+@json_option
+@with_model_options
+def llama_cpp(expression: str, output: Path, strength: float, verify: bool, as_json: bool, model_options: ModelOptions) -> None:
+    """Write the control vector file that EXPRESSION is for llama.cpp's own programs.
+
+    They steer the prompt as well as the answer: at scale 1 the file is the dose that was calibrated for that. With --no-verify
+    and files alone no model is opened. An expression that begins with a minus goes after --, last of all.
+    """
+    from localsteer.atomic import check_writable
+    from localsteer.errors import ExportError
+    from localsteer.export.llama_cpp import at_strength, command_lines, export_vector
+    from localsteer.library import is_path, load_for_showing, loader
+    from localsteer.vector import format_layers
+
+    steering = at_strength(_parse(expression), strength)
+    check_writable(output, ExportError)
+    named = any(not is_path(term.vector) for term in steering.terms)
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(progress_bar())
+        model = stack.enter_context(model_options.open()) if verify or named else None
+        load = loader(model, progress) if model is not None else load_for_showing
+        exported = export_vector(steering, output, load, model, verify=verify)
+        lines = command_lines(output, model.path if model is not None else Path("MODEL.gguf"))
+    vector, plan = exported.vector, exported.plan
+    for text in plan.notes if plan is not None else ():
+        note(text)
+    if as_json:
+        print_json(
+            {
+                "vector": str(output),
+                "expression": str(steering),
+                "layers": list(vector.layers),
+                "relative_dose": plan.relative_dose if plan is not None else None,
+                "verification": _document(exported.fidelity),
+                "commands": lines,
+            }
+        )
+        return
+    click.echo(f"{output}: {steering}, layers {format_layers(vector.layers)}{_dose(plan.relative_dose if plan else None)}")
+    _print_fidelity(exported.fidelity)
+    for line in lines:
+        click.echo(f"  {line}")
+    note(
+        f"--control-vector-scaled {output}:0.5 is half as strong. Ollama, LM Studio and koboldcpp load no control vectors: "
+        "`localsteer export bake` puts the steering into the model file for them (docs/export.md)."
+    )
+
+
+@command.command()
+@click.argument("expression")
+@_OUTPUT
+@_VERIFY
+@json_option
+@with_model_options
+def bake(expression: str, output: Path, verify: bool, as_json: bool, model_options: ModelOptions) -> None:
+    """Write the model anew with EXPRESSION baked in, for Ollama, LM Studio, koboldcpp and all that run GGUF models.
+
+    Everything in the model file keeps its bytes; a split model becomes one file. An Ollama Modelfile is written beside it.
+    """
+    from localsteer.atomic import check_writable
+    from localsteer.discovery import resolve_model
+    from localsteer.errors import ExportError
+    from localsteer.export.bake import bake as bake_into
+    from localsteer.llama.model import Model
+    from localsteer.vector import format_layers
+
+    steering = _parse(expression)
+    check_writable(output, ExportError)
+    source = resolve_model(model_options.model)
+    open_model = functools.partial(Model, gpu_layers=model_options.gpu_layers, threads=model_options.threads)
+    with progress_bar() as progress:
+        baked = bake_into(source, steering, output, verify=verify, open_model=open_model, progress=progress)
+    for text in baked.plan.notes:
+        note(text)
+    if as_json:
+        print_json(
+            {
+                "model": str(output),
+                "modelfile": str(baked.modelfile),
+                "expression": str(steering),
+                "layers": list(baked.layers),
+                "relative_dose": baked.plan.relative_dose,
+                "bytes": baked.size,
+                "verification": _document(baked.fidelity),
+            }
+        )
+        return
+    dose = _dose(baked.plan.relative_dose)
+    click.echo(f"{output}: {baked.label}, layers {format_layers(baked.layers)}{dose}, {format_bytes(baked.size)}")
+    _print_fidelity(baked.fidelity)
+    click.echo(f"{baked.modelfile}: for `ollama create {output.stem.lower()} -f {baked.modelfile}`")
+
+
+def _parse(expression: str) -> Steering:
+    from localsteer.steering import parse_steering
+
+    steering = parse_steering(expression)
+    if not steering:
+        raise click.UsageError("The expression is empty.")
+    return steering
+
+
+def _dose(relative_dose: float | None) -> str:
+    return f", relative dose {relative_dose:.2f}" if relative_dose is not None else ""
+
+
+def _document(fidelity: Fidelity | None) -> dict[str, Any] | None:
+    if fidelity is None:
+        return None
+    return {
+        "positions": fidelity.places,
+        "kl_mean": fidelity.mean,
+        "kl_largest": fidelity.largest,
+        "unsteered_kl_mean": fidelity.unsteered_mean,
+        "unsteered_kl_largest": fidelity.unsteered_largest,
+    }
+
+
+def _print_fidelity(fidelity: Fidelity | None) -> None:
+    if fidelity is None:
+        note("Not verified.")
+        return
+    click.echo(
+        f"verified over {fidelity.places} positions: KL divergence from localsteer's own steering {fidelity.mean:.2g} nats on "
+        f"average, {fidelity.largest:.2g} at most (the unsteered model: {fidelity.unsteered_mean:.2g} and "
+        f"{fidelity.unsteered_largest:.2g})"
+    )

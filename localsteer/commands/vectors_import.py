@@ -1,0 +1,63 @@
+"""`localsteer vectors import`: a control vector that another program made becomes ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from localsteer.commands.options import json_option
+from localsteer.commands.output import note, print_json
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new vector file.")
+@click.option(
+    "--shift",
+    type=click.IntRange(-2, 2),
+    help="Add this to the file's layer numbers, such as -1 for one block late. By default it is found out.",
+)
+@click.option("--name", help="What to call the vector.")
+@click.option("-m", "--model", help="The model that it is for: its shape is compared with the file's.")
+@json_option
+def import_vector(file: Path, output: Path, shift: int | None, name: str | None, model: str | None, as_json: bool) -> None:
+    """Make a vector of ours from FILE: GGUF (repeng, llama-cvector-generator, jukofyork), .npz or .safetensors.
+
+    Directions that stand one block late are moved to the block where they were read, as far as the file tells.
+    """
+    from localsteer.atomic import check_writable
+    from localsteer.errors import VectorError
+    from localsteer.importing import import_vector as imported_from
+    from localsteer.vector import format_layers
+    from localsteer.vector_file import write_vector
+
+    check_writable(output, VectorError)
+    fingerprint = None
+    if model is not None:
+        from localsteer.discovery import resolve_model
+        from localsteer.llama.model import Model
+
+        with Model(resolve_model(model)) as opened:
+            fingerprint = opened.fingerprint
+    imported = imported_from(file, shift=shift, name=name, model=fingerprint)
+    vector = imported.vector
+    write_vector(vector, output)
+    if as_json:
+        print_json(
+            {
+                "vector": str(output),
+                "name": vector.provenance.concept,
+                "made_by": imported.kind,
+                "shift": imported.shift,
+                "layers": list(vector.layers),
+                "n_embd": vector.n_embd,
+                "findings": list(imported.findings),
+            }
+        )
+        return
+    for finding in imported.findings:
+        click.echo(finding)
+    click.echo(f"{output}: {vector.provenance.concept}, layers {format_layers(vector.layers)}, n_embd {vector.n_embd}")
+    if vector.provenance.calibration is None:
+        note("Not calibrated: strength 1 is what the file says. `localsteer vectors show` tells how large that is.")

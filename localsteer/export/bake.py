@@ -1,0 +1,249 @@
+"""Steering baked into a model file, for programs that cannot load a control vector.
+
+A control vector adds the same row to the output of block k at every token. Where the last thing that a block does is to add what
+its feed-forward layer gives, the bias of that layer's last matrix, `blk.k.ffn_down.bias`, adds it just as well; the loaders of
+some architectures take one though their models have none.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsteer.atomic import atomic_path
+from localsteer.combination import describe, refuse_removal
+from localsteer.errors import ExportError, shown
+from localsteer.export.gguf_rewrite import ModelFile, Progress, open_model_file, rewrite
+from localsteer.export.verify import Fidelity, Reference, predictions, reference
+from localsteer.library import loader
+from localsteer.llama.fingerprint import Fingerprint
+from localsteer.llama.model import Model
+from localsteer.steering import Plan, Steering, resolve
+from localsteer.vector import format_layers
+
+Floats = NDArray[np.float32]
+
+# Architectures whose `load_arch_tensors` takes LLM_TENSOR_FFN_DOWN "bias", required or not, and whose graph hands it to
+# `build_ffn` and adds the result to the residual stream right before `build_cvec`: read in src/models/<name>.cpp of the llama.cpp
+# that llama-cpp-python 0.3.36 brings. refact and llada load the tensor and never use it; qwen2, qwen3, gemma3, phi3 and most
+# others refuse a file that holds it.
+BAKEABLE = frozenset(
+    {
+        "bloom",
+        "codeshell",
+        "deci",
+        "falcon-h1",
+        "gpt2",
+        "gptneox",
+        "granite",
+        "jais",
+        "jais2",
+        "llama",
+        "mistral3",
+        "mpt",
+        "nemotron",
+        "phi2",
+        "starcoder",
+        "starcoder2",
+    }
+)
+# What the graph multiplies the feed-forward layer's output by before it is added (granite.cpp, f_residual_scale).
+_SCALE_KEYS = {"granite": "granite.residual_scale"}
+# 126 biases of 16,384 float32, those of the largest open model of them, are 8 MB.
+_ROOM = 16 << 20
+_ALTERNATIVES = (
+    "llama.cpp's own programs load steering as a control vector (`localsteer export llama-cpp`), and localsteer runs the model "
+    "steered by itself (`localsteer chat`)."
+)
+
+
+@dataclass(frozen=True)
+class Baked:
+    """A model file that was written.
+
+    Attributes:
+        label: what is baked in, by the vectors' own names.
+        plan: the same, resolved for the model.
+        layers: the steered blocks.
+        size: bytes of the file.
+        modelfile: the Ollama Modelfile beside it.
+        fidelity: how well the file does what our own steering does; None where that was not verified.
+    """
+
+    label: Steering
+    plan: Plan
+    layers: tuple[int, ...]
+    size: int
+    modelfile: Path
+    fidelity: Fidelity | None
+
+
+def bake(
+    source: Path,
+    steering: Steering,
+    output: Path,
+    *,
+    verify: bool = True,
+    open_model: Callable[[Path], Model] = Model,
+    progress: Progress | None = None,
+) -> Baked:
+    """Write a model anew with steering of prompt and response baked in, and an Ollama Modelfile beside it.
+
+    Args:
+        source: the model's file, or the first part of a split model.
+        steering: what to bake in, at the doses that were calibrated for steering the prompt as well.
+        output: the new file, a single one.
+        verify: open the new file and compare what it predicts with our own steering of the old one.
+        open_model: how to open both.
+        progress: told about vectors that are built, and what is written.
+
+    Raises:
+        LocalsteerError: the expression removes a component.
+        VectorError: a vector is missing or damaged, or does not fit the model.
+        ExportError: the model takes no such biases, the file cannot be written, or does not steer as we do. No file is left then.
+    """
+    refuse_removal(steering)
+    file = open_model_file(source)
+    refuse_unbakeable(file)
+    check_room(output, file)
+    ours: Reference | None = None
+    with open_model(source) as model:
+        load = functools.cache(loader(model, progress))
+        plan = resolve(steering, model.fingerprint, load, "prompt")
+        label = describe(steering, load)
+        baking = prepare(plan, label, file, model.fingerprint)
+        if verify:
+            ours = reference(model, plan.edit.added)
+    fidelity: Fidelity | None = None
+    with atomic_path(output, ExportError) as temporary:
+        rewrite(file, temporary, tensors=baking.tensors, keys=baking.keys, progress=progress)
+        if ours is not None:
+            with open_model(temporary) as baked:
+                fidelity = ours.compare(predictions(baked, ours.texts))
+            fidelity.refuse_if_far()
+    for_ollama = modelfile_path(output)
+    with atomic_path(for_ollama, ExportError) as temporary:
+        temporary.write_text(modelfile(output, label), encoding="utf-8")
+    return Baked(label, plan, baking.layers, output.stat().st_size, for_ollama, fidelity)
+
+
+@dataclass(frozen=True, eq=False)
+class Baking:
+    """What goes into a model file.
+
+    Attributes:
+        tensors: by name, (n_embd,) float32.
+        keys: texts that say what was baked.
+        layers: the steered blocks.
+    """
+
+    tensors: Mapping[str, Floats]
+    keys: Mapping[str, str]
+    layers: tuple[int, ...]
+
+
+def refuse_unbakeable(file: ModelFile) -> None:
+    """Make sure that a model takes the biases.
+
+    Raises:
+        ExportError: its architecture takes none, it is a mixture of experts, or something was baked into it before.
+    """
+    header = file.first
+    architecture = header.text("general.architecture") or "unknown"
+    if architecture not in BAKEABLE:
+        raise ExportError(
+            f"Steering cannot be baked into {header.path}: llama.cpp takes no bias for it in architecture {shown(architecture)}.",
+            hint=_ALTERNATIVES,
+        )
+    if header.whole_number(f"{architecture}.expert_count"):
+        raise ExportError(
+            f"Steering cannot be baked into {header.path}: it is a mixture of experts, whose last matrices have no common bias.",
+            hint=_ALTERNATIVES,
+        )
+    if (before := header.text("localsteer.baked.expression")) is not None:
+        raise ExportError(
+            f'{header.path} has "{shown(before)}" baked in already.',
+            hint="Bake the whole expression into the model that it was made from.",
+        )
+
+
+def prepare(plan: Plan, label: Steering, file: ModelFile, model: Fingerprint) -> Baking:
+    """Turn a plan for a model into tensors for its file.
+
+    Args:
+        plan: what is added to prompt and answer alike.
+        label: the expression as the new file shall name it.
+        file: the model's file.
+        model: the same model.
+
+    Raises:
+        ExportError: a steered block has no plain feed-forward layer, a bias
+            that is there already is not F32, or the plan adds nothing.
+    """
+    layers = tuple(int(layer) for layer in np.flatnonzero(plan.edit.added.any(axis=1)))
+    if not layers:
+        raise ExportError(f'"{plan.steering}" adds nothing at any layer.')
+    known = file.tensors
+    plain = {layer for layer in layers if f"blk.{layer}.ffn_down.weight" in known and f"blk.{layer}.ffn_down.scale" not in known}
+    if missing := sorted(set(layers) - plain):
+        raise ExportError(
+            f"Blocks {format_layers(missing)} of {model.name} have no feed-forward layer that takes a bias.",
+            hint=f"Steer others: add @{min(plain)}-{max(plain)} to the expression." if plain else _ALTERNATIVES,
+        )
+    scale = _scale(file)
+    tensors = {}
+    for layer in layers:
+        name, bias = f"blk.{layer}.ffn_down.bias", plan.edit.added[layer] / np.float32(scale)
+        tensors[name] = (bias + file.floats(name) if name in known else bias).astype(np.float32)
+    dose = f"{plan.relative_dose:.4f}" if plan.relative_dose is not None else "unknown"
+    keys = {
+        "localsteer.baked.expression": str(label),
+        "localsteer.baked.layers": format_layers(layers),
+        "localsteer.baked.relative_dose": dose,
+        "localsteer.baked.model": model.content,
+        "localsteer.baked.by": f"localsteer {version('localsteer')}",
+    }
+    return Baking(tensors, keys, layers)
+
+
+def check_room(target: Path, file: ModelFile) -> None:
+    """Find out before gigabytes are written that they cannot be.
+
+    Raises:
+        ExportError: the target is a part of the model itself, or the disk has no room for it.
+    """
+    if target.exists() and any(target.samefile(part.path) for part in file.parts):
+        raise ExportError(f"{target} is the model itself.", hint="Give the baked model another name.")
+    size = sum(part.size for part in file.parts) + _ROOM
+    free = shutil.disk_usage(target.parent).free
+    if free < size:
+        raise ExportError(f"{target} will have about {size:,} bytes, and its disk has {free:,} left.")
+
+
+def modelfile(baked: Path, label: Steering) -> str:
+    """An Ollama Modelfile for a baked model that lies beside it."""
+    name = baked.stem.lower()
+    return (
+        f"# {label}, baked in by localsteer. Ollama takes the model in with\n"
+        f"#   ollama create {name} -f {modelfile_path(baked).name}\n"
+        "# It finds the chat template in the file; should it say that it knows no such template, add a TEMPLATE here.\n"
+        f"FROM ./{baked.name}\n"
+    )
+
+
+def modelfile_path(baked: Path) -> Path:
+    """Where the Modelfile goes: named for the model, so that two baked models can share a folder."""
+    return baked.with_suffix(".Modelfile")
+
+
+def _scale(file: ModelFile) -> float:
+    key = _SCALE_KEYS.get(file.first.text("general.architecture") or "")
+    value = file.first.value(key) if key is not None else None
+    return float(value) if isinstance(value, int | float) and value else 1.0

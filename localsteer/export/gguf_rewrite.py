@@ -1,0 +1,175 @@
+"""A model file written anew with more in it, tensor by tensor: what was there keeps every byte, and memory stays small.
+
+gguf-py's reader and writer would hold the vocabulary as Python objects and the tensors in memory; here the keys and the tensors'
+entries are copied as bytes, and their data in chunks.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsteer.errors import ExportError
+from localsteer.gguf_file import MAGIC, STRING_TYPE, GGUFHeader, TensorInfo, align, read_header, type_name
+
+Floats = NDArray[np.float32]
+Progress = Callable[[str, int, int], None]
+
+# Larger ones are no faster: 4 MiB already keep a disk busy.
+_CHUNK = 4 << 20
+_F32 = 0
+# Only true of the parts of a split model; the whole needs none of them (llama_model_loader reads them where they are).
+_SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+# llama_split_path of llama.cpp.
+_PART_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$")
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model's file, or the parts of a split model in order."""
+
+    parts: tuple[GGUFHeader, ...]
+
+    @property
+    def first(self) -> GGUFHeader:
+        """The part that holds the keys."""
+        return self.parts[0]
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """All tensors by name."""
+        return {name: tensor for part in self.parts for name, tensor in part.tensors.items()}
+
+    def floats(self, name: str) -> Floats:
+        """An F32 tensor, flat.
+
+        Raises:
+            ExportError: it is of another type.
+        """
+        part = next(part for part in self.parts if name in part.tensors)
+        tensor = part.tensors[name]
+        if tensor.kind != _F32:
+            raise ExportError(f"{name} in {part.path} is {type_name(tensor.kind)}, and only F32 can be added to.")
+        return np.frombuffer(part.tensor_bytes(tensor), "<f4").astype(np.float32)
+
+
+def open_model_file(path: Path) -> ModelFile:
+    """The headers of a model; of a split one the path is that of its first part.
+
+    Raises:
+        ExportError: a part is missing, damaged, cut short, or not of this model.
+    """
+    first = read_header(path, ExportError, kind="model file")
+    count = first.whole_number("split.count") or 1
+    parts = [first]
+    if count > 1:
+        match = _PART_NAME.match(path.name)
+        if match is None or int(match["count"]) != count or first.whole_number("split.no") != 0:
+            raise ExportError(
+                f"{path} is one of {count} parts of a split model, and not named as the first of them.",
+                hint=f"Give the first part, which ends in -00001-of-{count:05d}.gguf.",
+            )
+        for number in range(1, count):
+            part = read_header(
+                path.with_name(f"{match['stem']}-{number + 1:05d}-of-{count:05d}.gguf"), ExportError, kind="part of the model"
+            )
+            if part.whole_number("split.no") != number:
+                raise ExportError(f"{part.path} is not part {number + 1} of {path.name}.")
+            parts.append(part)
+    model = ModelFile(tuple(parts))
+    expected = first.whole_number("split.tensors.count") if count > 1 else len(first.tensors)
+    if len(model.tensors) != expected or sum(len(part.tensors) for part in parts) != expected:
+        raise ExportError(f"The parts of {path.name} hold {len(model.tensors)} tensors together, and {expected} are expected.")
+    return model
+
+
+def rewrite(
+    model: ModelFile, target: Path, *, tensors: Mapping[str, Floats], keys: Mapping[str, str], progress: Progress | None = None
+) -> None:
+    """Write a model with more in it; the parts of a split one become a single file.
+
+    Args:
+        model: what is copied.
+        target: the new file; it must be none of the model's.
+        tensors: one-dimensional arrays. A name that the model has already must be an F32 tensor of the same length: its data is
+            replaced. The others go behind all that is there.
+        keys: texts for the header, behind all keys that are there. None of them may be there already.
+        progress: told what is done, how many MB, and of how many.
+
+    Raises:
+        ExportError: the model file shrinks while it is read.
+    """
+    first = model.first
+    entries = [(part, tensor) for part in model.parts for tensor in part.tensors.values()]
+    added = {name: array for name, array in tensors.items() if name not in model.tensors}
+    kept_keys = [field for key, field in first.fields.items() if len(model.parts) == 1 or key not in _SPLIT_KEYS]
+    total = sum(tensor.size for _, tensor in entries) + sum(array.nbytes for array in added.values())
+    done = 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress("writing (MB)", done // 1_000_000, total // 1_000_000)
+
+    with target.open("wb") as file:
+        file.write(MAGIC + struct.pack("<IQQ", first.version, len(entries) + len(added), len(kept_keys) + len(keys)))
+        with first.path.open("rb") as source:
+            for field in kept_keys:
+                _copy(source, field.start, field.stop - field.start, file)
+        for key, text in keys.items():
+            file.write(_text(key) + struct.pack("<I", STRING_TYPE) + _text(text))
+        offset = 0
+        for part, tensor in entries:
+            with part.path.open("rb") as source:
+                # All of the entry but the offset, its last eight bytes.
+                _copy(source, tensor.entry[0], tensor.entry[1] - tensor.entry[0] - 8, file)
+            file.write(struct.pack("<Q", offset))
+            offset = align(offset + tensor.size, first.alignment)
+        for name, array in added.items():
+            file.write(_text(name) + struct.pack("<IQIQ", 1, len(array), _F32, offset))
+            offset = align(offset + array.nbytes, first.alignment)
+        _pad(file, first.alignment)
+        for part, tensor in entries:
+            if tensor.name in tensors:
+                tell(file.write(_bytes(tensors[tensor.name])))
+            else:
+                with part.path.open("rb") as source:
+                    _copy(source, part.data_start + tensor.offset, tensor.size, file, tell)
+            _pad(file, first.alignment)
+        for array in added.values():
+            tell(file.write(_bytes(array)))
+            _pad(file, first.alignment)
+
+
+def _copy(source: BinaryIO, start: int, length: int, target: BinaryIO, tell: Callable[[int], None] | None = None) -> None:
+    source.seek(start)
+    while length:
+        chunk = source.read(min(length, _CHUNK))
+        if not chunk:
+            raise ExportError(f"{source.name} became shorter while it was copied.")
+        target.write(chunk)
+        length -= len(chunk)
+        if tell is not None:
+            tell(len(chunk))
+
+
+def _pad(file: BinaryIO, alignment: int) -> None:
+    # The data section begins at a multiple of the alignment, so that offsets in it and in the file agree.
+    file.write(bytes(align(file.tell(), alignment) - file.tell()))
+
+
+def _text(text: str) -> bytes:
+    data = text.encode("utf-8")
+    return struct.pack("<Q", len(data)) + data
+
+
+def _bytes(array: Floats) -> bytes:
+    return np.ascontiguousarray(array, "<f4").tobytes()

@@ -1,0 +1,126 @@
+"""Vectors for llama.cpp's own programs, which steer prompt and answer alike and know one strength: that of the file."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsteer.atomic import atomic_path
+from localsteer.combination import combine
+from localsteer.errors import ExportError
+from localsteer.export.verify import Fidelity, predictions, reference
+from localsteer.llama.model import Model
+from localsteer.llama.steerability import steerability
+from localsteer.steering import Plan, Steering, Term, resolve
+from localsteer.vector import ControlVector
+from localsteer.vector_file import read_vector, write_vector
+
+Floats = NDArray[np.float32]
+
+PROGRAMS = ("llama-cli", "llama-server", "llama-completion")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A vector file that was written.
+
+    Attributes:
+        vector: what is in it.
+        plan: the expression resolved for the model; None where no model was known.
+        fidelity: how well llama.cpp steers by it; None where that was not verified.
+    """
+
+    vector: ControlVector
+    plan: Plan | None
+    fidelity: Fidelity | None
+
+
+def export_vector(
+    steering: Steering,
+    output: Path,
+    load: Callable[[str], ControlVector],
+    model: Model | None = None,
+    *,
+    verify: bool = True,
+) -> Exported:
+    """Write the control vector file that an expression is for llama.cpp's own programs.
+
+    Args:
+        steering: what to steer by; scale 1 of the file is all of it.
+        output: the new file.
+        load: the vector that a name or path in the expression stands for.
+        model: the model to verify with; without one nothing is verified.
+        verify: read the file back and compare what llama.cpp does by it with our own steering.
+
+    Raises:
+        LocalsteerError: a term removes a component.
+        VectorError: a vector is missing or damaged, or does not fit the model.
+        ExportError: the file cannot be written, or does not steer as we do. No file is left then.
+    """
+    loaded = functools.cache(load)
+    vector = vector_for_llama_cpp(steering, loaded)
+    fingerprint = model.fingerprint if model is not None else vector.provenance.model
+    plan = resolve(steering, fingerprint, loaded, "prompt") if fingerprint is not None else None
+    fidelity: Fidelity | None = None
+    with atomic_path(output, ExportError) as temporary:
+        write_vector(vector, temporary)
+        if verify and model is not None and plan is not None:
+            fidelity = compare(temporary, model, plan.edit.added)
+            fidelity.refuse_if_far()
+    return Exported(vector, plan, fidelity)
+
+
+def at_strength(steering: Steering, strength: float) -> Steering:
+    """The same expression with all its strengths multiplied; removals stay as they are."""
+    return Steering(tuple(term if term.ablate else replace(term, strength=term.strength * strength) for term in steering.terms))
+
+
+def vector_for_llama_cpp(steering: Steering, load: Callable[[str], ControlVector]) -> ControlVector:
+    """One vector whose strength 1 is the expression at the doses that were calibrated for steering the prompt as well.
+
+    Only the layers that it moves are in it.
+
+    Raises:
+        LocalsteerError: a term removes a component.
+        VectorError: see `combination.combine`.
+    """
+    vector = combine(steering, load, "prompt")
+    alone = load(steering.terms[0].vector) if steering.terms == (Term(steering.terms[0].vector),) else None
+    if alone is not None and alone.provenance.calibration is None:
+        return vector  # what it adds is what it was
+    origin = f"exported for llama.cpp: {vector.provenance.concept}, prompt and response"
+    return ControlVector(vector.directions, replace(vector.provenance, origin=origin))
+
+
+def command_lines(vector: Path, model: Path) -> list[str]:
+    """What to type for each of llama.cpp's programs."""
+    # Their argument is a row of a CSV file: a comma separates two vectors unless it is in quotes.
+    file = f'"{vector}"' if "," in str(vector) else str(vector)
+    return [f"{program} -m {shlex.quote(str(model))} --control-vector {shlex.quote(file)}" for program in PROGRAMS]
+
+
+def compare(file: Path, model: Model, added: Floats) -> Fidelity:
+    """Read a vector file back, steer by it with llama.cpp's own control vector, and compare that with our own steering.
+
+    Args:
+        file: the vector file.
+        model: the model to steer.
+        added: (n_layer, n_embd), residual-stream units: what the expression adds in our own steering.
+
+    Raises:
+        ExportError: llama.cpp has no control vectors for this architecture, or nothing to compare with can be computed.
+    """
+    if not steerability(model).native:
+        raise ExportError(
+            f"llama.cpp ignores control vectors for {model.name} (architecture {model.architecture}): the file would do nothing.",
+            hint="localsteer itself may steer it: `localsteer doctor -m MODEL`.",
+        )
+    ours = reference(model, added)
+    rows = read_vector(file).rows(model.n_layer)
+    return ours.compare(predictions(model, ours.texts, control_vector=rows))

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localsteer.export import bake, llama_cpp
+from localsteer.export.verify import Fidelity, Reference
+from localsteer.llama.model import Model
+from localsteer.vector import ControlVector
+from localsteer.vector_file import read_vector, write_vector
+from tests.calibration.made import calibrated
+from tests.commands.runner import assert_one_clear_line, run
+from tests.conftest import TinyPath, random_rows
+from tests.made_files import split_model
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def loud(tiny: Model, tmp_path: Path) -> Path:
+    path = tmp_path / "loud.gguf"
+    write_vector(calibrated(tiny.fingerprint), path)
+    return path
+
+
+@pytest.fixture
+def push(tiny: Model, tmp_path: Path) -> Path:
+    """Strong enough to matter."""
+    path = tmp_path / "push.gguf"
+    rows = random_rows(tiny, (1, 2, 3), seed=0)
+    write_vector(ControlVector({layer: rows[layer] for layer in (1, 2, 3)}), path)
+    return path
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# llama-cpp
+
+
+def test_a_vector_for_llama_cpp_is_written_verified_and_explained(
+    push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture
+) -> None:
+    output = tmp_path / "out.gguf"
+    result = run(capfd, "export", "llama-cpp", push, "-o", output, "-m", tiny_path("llama"))
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    assert "layers 1-3" in lines[0]
+    assert "verified over 200 positions" in result.out
+    assert f"  llama-server -m {tiny_path('llama')} --control-vector {output}" in lines
+    assert "koboldcpp load no control vectors" in result.err
+    assert read_vector(output).layers == (1, 2, 3)
+    assert files(tmp_path) == {"push.gguf", "out.gguf"}
+
+
+def test_the_strength_is_in_the_file(loud: Path, tiny: Model, tiny_path: TinyPath, tmp_path: Path, capfd: Capture) -> None:
+    output = tmp_path / "out.gguf"
+    result = run(capfd, "export", "llama-cpp", loud, "--strength", "-0.5", "-o", output, "-m", tiny_path("llama"), "--json")
+    document = result.document
+    assert document["layers"] == [2, 3]
+    assert document["relative_dose"] == pytest.approx(0.08)
+    assert document["verification"]["positions"] == 200
+    assert document["verification"]["kl_mean"] < 1e-6
+    assert len(document["commands"]) == 3
+    assert np.array_equal(read_vector(output).rows(4), calibrated(tiny.fingerprint).at(-0.5, "prompt").rows(4))
+
+
+def test_files_alone_need_no_model_where_nothing_is_verified(loud: Path, tmp_path: Path, capfd: Capture) -> None:
+    output = tmp_path / "out.gguf"
+    result = run(capfd, "export", "llama-cpp", f"{loud} + {loud}@1", "--no-verify", "-o", output, "--json")
+    assert result.code == 0, result.err
+    assert result.document["verification"] is None
+    assert "-m MODEL.gguf" in result.document["commands"][0]
+    assert read_vector(output).provenance.concept == "loud + loud@1-1"
+
+
+def test_an_export_that_fails_its_verification_leaves_no_file(
+    push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_cpp, "read_vector", lambda path: read_vector(path) * -1.0)
+    result = run(capfd, "export", "llama-cpp", push, "-o", tmp_path / "out.gguf", "-m", tiny_path("llama"))
+    assert_one_clear_line(result, "does not steer as localsteer does", "No file was written", "localsteer doctor")
+    assert files(tmp_path) == {"push.gguf"}
+
+
+@pytest.mark.parametrize("command", ["llama-cpp", "bake"])
+def test_a_removal_is_refused(push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture, command: str) -> None:
+    result = run(capfd, "export", command, f"!{push}", "-o", tmp_path / "out.gguf", "-m", tiny_path("llama"))
+    assert_one_clear_line(result, "removes a component", "-s")
+    assert files(tmp_path) == {"push.gguf"}
+
+
+@pytest.mark.parametrize("command", ["llama-cpp", "bake"])
+def test_an_empty_expression_is_a_usage_error(tiny_path: TinyPath, tmp_path: Path, capfd: Capture, command: str) -> None:
+    result = run(capfd, "export", command, "", "-o", tmp_path / "out.gguf", "-m", tiny_path("llama"))
+    assert result.code == 2
+
+
+# bake
+
+
+def test_a_baked_model_is_written_verified_and_has_a_modelfile(
+    push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture
+) -> None:
+    output = tmp_path / "steered.gguf"
+    result = run(capfd, "export", "bake", f"0.5 {push}@2-3", "-o", output, "-m", tiny_path("llama"))
+    assert result.code == 0, result.err
+    assert "layers 2-3" in result.out
+    assert "verified over 200 positions" in result.out
+    assert files(tmp_path) == {"push.gguf", "steered.gguf", "steered.Modelfile"}
+    assert "FROM ./steered.gguf" in (tmp_path / "steered.Modelfile").read_text()
+    with Model(output, threads=1) as baked:
+        assert baked.metadata("localsteer.baked.expression") == "0.5 push@2-3"
+    assert output.stat().st_mode == push.stat().st_mode
+
+
+def test_a_split_model_is_baked_into_one_file(push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    parts = split_model(tiny_path("llama"), folder, (20, 19))
+    result = run(capfd, "export", "bake", push, "-o", tmp_path / "steered.gguf", "-m", parts[0], "--json")
+    assert result.code == 0, result.err
+    document = result.document
+    assert document["verification"]["kl_mean"] < 1e-5 < document["verification"]["unsteered_kl_mean"]
+    assert document["bytes"] == (tmp_path / "steered.gguf").stat().st_size
+
+
+def test_a_baked_model_that_does_something_else_is_not_kept(
+    push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = bake.prepare
+
+    def forget_all_but_one(*arguments: object) -> bake.Baking:
+        made = prepare(*arguments)  # type: ignore[arg-type]
+        return bake.Baking(dict(list(made.tensors.items())[:1]), made.keys, made.layers)
+
+    monkeypatch.setattr(bake, "prepare", forget_all_but_one)
+    result = run(capfd, "export", "bake", push, "-o", tmp_path / "steered.gguf", "-m", tiny_path("llama"))
+    assert_one_clear_line(result, "does not steer as localsteer does")
+    assert files(tmp_path) == {"push.gguf"}
+
+
+def test_an_architecture_that_takes_no_bias_is_refused_before_anything_is_written(
+    push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture
+) -> None:
+    result = run(capfd, "export", "bake", push, "-o", tmp_path / "steered.gguf", "-m", tiny_path("gemma3"))
+    assert_one_clear_line(result, "architecture gemma3", "localsteer export llama-cpp")
+    assert files(tmp_path) == {"push.gguf"}
+
+
+def test_the_model_itself_is_not_written_over(push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture) -> None:
+    before = tiny_path("llama").read_bytes()
+    result = run(capfd, "export", "bake", push, "-o", tiny_path("llama"), "-m", tiny_path("llama"))
+    assert_one_clear_line(result, "is the model itself")
+    assert tiny_path("llama").read_bytes() == before
+
+
+def test_nothing_is_verified_where_nobody_wants_it(
+    push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Reference, exported: object) -> Fidelity:
+        pytest.fail("was verified")
+
+    monkeypatch.setattr(Reference, "compare", refuse)
+    result = run(capfd, "export", "bake", push, "-o", tmp_path / "s.gguf", "-m", tiny_path("llama"), "--no-verify")
+    assert result.code == 0
+    assert "Not verified." in result.err
