@@ -7,12 +7,12 @@ import logging
 import pytest
 
 from localsteer.generation import Generator, Request, prompt_tokens
-from localsteer.library import concepts, loader
+from localsteer.library import concepts, find_concept, loader
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.steering import parse_steering, resolve
-from localsteer.vector_cache import cache_folder
+from localsteer.vector_cache import cache_path
 
 NAMES = sorted(name for name, concept in concepts().items() if concept.shipped)
 
@@ -57,7 +57,7 @@ def test_the_second_use_builds_nothing(gemma: Model, caplog: pytest.LogCaptureFi
 def test_a_vector_that_was_cut_short_is_built_again(gemma: Model) -> None:
     load = loader(gemma)
     whole = load("polite")
-    (file,) = cache_folder().glob("polite-*.gguf")
+    file = cache_path("polite", find_concept("polite").source(), gemma.fingerprint.content)
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2])
     assert load("polite").layers == whole.layers
