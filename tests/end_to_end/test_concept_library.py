@@ -48,6 +48,7 @@ def test_the_second_use_builds_nothing(gemma: Model, caplog: pytest.LogCaptureFi
     load = loader(gemma, lambda what, _done, _total: steps.append(what))
     load("polite")
     steps.clear()
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         load("polite")
     assert not steps
