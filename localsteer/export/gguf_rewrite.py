@@ -6,7 +6,6 @@ entries are copied as bytes, and their data in chunks.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from localsteer.errors import ExportError
 from localsteer.gguf_file import MAGIC, STRING_TYPE, GGUFHeader, TensorInfo, align, read_header, type_name
+from localsteer.llama.model_file import model_parts
 
 Floats = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -27,8 +27,6 @@ _CHUNK = 4 << 20
 _F32 = 0
 # Only true of the parts of a split model; the whole needs none of them (llama_model_loader reads them where they are).
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
-# llama_split_path of llama.cpp.
-_PART_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
 @dataclass(frozen=True)
@@ -70,16 +68,14 @@ def open_model_file(path: Path) -> ModelFile:
     count = first.whole_number("split.count") or 1
     parts = [first]
     if count > 1:
-        match = _PART_NAME.match(path.name)
-        if match is None or int(match["count"]) != count or first.whole_number("split.no") != 0:
+        paths = model_parts(path)
+        if len(paths) != count or first.whole_number("split.no") != 0:
             raise ExportError(
                 f"{path} is one of {count} parts of a split model, and not named as the first of them.",
                 hint=f"Give the first part, which ends in -00001-of-{count:05d}.gguf.",
             )
         for number in range(1, count):
-            part = read_header(
-                path.with_name(f"{match['stem']}-{number + 1:05d}-of-{count:05d}.gguf"), ExportError, kind="part of the model"
-            )
+            part = read_header(paths[number], ExportError, kind="part of the model")
             if part.whole_number("split.no") != number:
                 raise ExportError(f"{part.path} is not part {number + 1} of {path.name}.")
             parts.append(part)
