@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from localsteer.answer import Request
 from localsteer.calibrated import Interval
 from localsteer.calibration.fits import Values, mean_interval
-from localsteer.generation import Request, prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.parallel import generate_many
+from localsteer.prompt import prompt_tokens
 from localsteer.scoring import Scored, answer_nll
 from localsteer.steering import Plan
 

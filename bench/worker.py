@@ -21,11 +21,12 @@ import numpy as np
 
 from bench.concepts import FRESH_QUESTIONS, concept_texts
 from bench.fresh import requests
+from localsteer.answer import Request
 from localsteer.calibration.calibrate import Calibrator
 from localsteer.calibration.effort import THOROUGH
 from localsteer.concept_file import parse_concept
 from localsteer.extraction import extract
-from localsteer.generation import Generator, Request
+from localsteer.generation import Generator
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap

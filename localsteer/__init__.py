@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from localsteer.answer import Answer, Request
     from localsteer.calibrated import Calibration
     from localsteer.calibration.calibrate import CalibrationSettings, Calibrator
     from localsteer.combination import combine
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from localsteer.export.bake import bake
     from localsteer.export.llama_cpp import export_vector
     from localsteer.extraction import ExtractionSettings, extract
-    from localsteer.generation import Answer, Generator, Request, prompt_tokens
+    from localsteer.generation import Generator
     from localsteer.importing import import_vector
     from localsteer.library import load_vector, loader
     from localsteer.llama.chat_template import Message
@@ -31,13 +32,14 @@ if TYPE_CHECKING:
     from localsteer.policy.examples import read_examples
     from localsteer.policy.fit import FitSettings, fit_probe
     from localsteer.policy.replay import replay
+    from localsteer.prompt import prompt_tokens
     from localsteer.scoring import Scored, answer_nll, reread
     from localsteer.steering import Plan, Steering, parse_steering, resolve
     from localsteer.vector import ControlVector, Provenance
     from localsteer.vector_file import read_vector, write_vector
 
 _HOMES = {
-    "Answer": "generation",
+    "Answer": "answer",
     "Calibration": "calibrated",
     "CalibrationSettings": "calibration.calibrate",
     "Calibrator": "calibration.calibrate",
@@ -52,7 +54,7 @@ _HOMES = {
     "Model": "llama.model",
     "Plan": "steering",
     "Provenance": "vector",
-    "Request": "generation",
+    "Request": "answer",
     "Sampling": "llama.sampling",
     "Scored": "scoring",
     "Steering": "steering",
@@ -70,7 +72,7 @@ _HOMES = {
     "load_vector": "library",
     "loader": "library",
     "parse_steering": "steering",
-    "prompt_tokens": "generation",
+    "prompt_tokens": "prompt",
     "read_examples": "policy.examples",
     "read_prompt_files": "contrast",
     "read_vector": "vector_file",

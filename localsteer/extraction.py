@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.activations import Activations, Span, read_activations
+from localsteer.answer import Request
 from localsteer.contrast import Contrast
 from localsteer.dose import DEFAULT_DOSE, default_layers, readable_layers, scale_to_dose
 from localsteer.errors import ContrastError, LocalsteerError
 from localsteer.estimators import Estimator, estimator, reliability
-from localsteer.generation import Request
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.parallel import generate_many

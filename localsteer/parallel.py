@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from localsteer.answer import Answer, FinishReason, Request, Timing
 from localsteer.errors import LocalsteerError
-from localsteer.generation import Answer, FinishReason, Request, Timing, needs_tap
+from localsteer.generation import needs_tap
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
@@ -84,7 +85,7 @@ def _generate_group(model: Model, requests: list[Request], report: Callable[[int
     start = time.perf_counter()
     with Context(model, n_ctx=n_ctx, n_seq=len(requests) + n_leaves, tap=tap) as context:
         lanes = [
-            _Lane(request, number, Sampler(request.sampling, model.n_vocab), TextStream(request.stop), [])
+            _Lane(request, number, Sampler(request.sampling, model, request.grammar), TextStream(request.stop), [])
             for number, request in enumerate(requests)
         ]
         try:

@@ -8,12 +8,12 @@ import pytest
 
 from localsteer import activations, extraction
 from localsteer.activations import Activations, Progress, Span
+from localsteer.answer import Answer, Timing
 from localsteer.concept_file import parse_concept
 from localsteer.contrast import Contrast, Pair, Prompt
 from localsteer.dose import DEFAULT_DOSE
 from localsteer.errors import ContrastError, LocalsteerError, ModelError
 from localsteer.extraction import ExtractionSettings, extract, layer_summary
-from localsteer.generation import Answer, Timing
 from localsteer.llama.fingerprint import hash_texts
 from localsteer.llama.model import Model
 from tests.conftest import Floats, TinyModel, run_alone

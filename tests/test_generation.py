@@ -11,16 +11,18 @@ from gguf import GGUFReader
 from numpy.typing import NDArray
 
 from localsteer import generation
+from localsteer.answer import Answer, Request
 from localsteer.draft import Draft
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.gate import Verdict
-from localsteer.generation import Answer, Generator, Request, latest_message, prompt_tokens
+from localsteer.generation import Generator
 from localsteer.kv_cache import KVCache
 from localsteer.llama.chat_template import Message
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
-from localsteer.llama.residual import Edit, ResidualTap, Rows
+from localsteer.llama.residual import Edit, Rows
 from localsteer.llama.sampling import Sampler, Sampling
+from localsteer.prompt import latest_message, prompt_tokens
 from tests.conftest import (
     LOGIT_NOISE,
     ROUNDING,
@@ -746,25 +748,14 @@ def test_a_gate_that_reads_a_message_and_never_steers_changes_no_token(steerable
 
 def test_an_interrupted_message_is_read_anew(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     split_into(monkeypatch, 7)
-    watched: list[tuple[int, ...]] = []
-    watch = ResidualTap.watch
-
-    def remember(self: ResidualTap, layers: Collection[int], *, stop: bool = False) -> None:
-        watched.append(tuple(layers))
-        watch(self, layers, stop=stop)
-
-    monkeypatch.setattr(ResidualTap, "watch", remember)
     request = Request(PROMPT, None, GREEDY, max_tokens=12, message=(3, 27))
     fresh = answer_of(tiny, request).tokens
     expected = run_alone(tiny, PROMPT).rows[1][3:27].mean(axis=0)
     with Generator(tiny) as generator:
         for asked_before in range(6):
-            watched.clear()
             stop = iter([False] * asked_before + [True]).__next__
             answer = generator.generate(request, gate=Script(prompt_layers=(1,)), should_stop=stop)
             assert (answer.text, answer.tokens, answer.finish_reason) == ("", (), "interrupted")
-            # Nothing goes on being read.
-            assert watched == [(1,), ()]
         gate = Script(prompt_layers=(1,))
         assert generator.generate(request, gate=gate).tokens == fresh
         np.testing.assert_allclose(gate.prompt_rows[1], expected, atol=ROW_NOISE)

@@ -8,8 +8,9 @@ import pytest
 from gguf import GGUFReader
 
 from localsteer import parallel
+from localsteer.answer import Request
 from localsteer.errors import LocalsteerError, ModelError
-from localsteer.generation import Generator, Request
+from localsteer.generation import Generator
 from localsteer.llama.context import Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit

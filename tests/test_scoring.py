@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from localsteer.answer import Request
 from localsteer.errors import LocalsteerError, ModelError
-from localsteer.generation import Generator, Request
+from localsteer.generation import Generator
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.scoring import Scored, answer_nll, reread

@@ -18,9 +18,9 @@ from localsteer.calibration.shapes import PROFILES, Directions, Shape, ranges
 from localsteer.contrast import Contrast
 from localsteer.dose import MIN_RELIABILITY, readable_layers
 from localsteer.errors import CalibrationError, ContrastError
-from localsteer.generation import prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
+from localsteer.prompt import prompt_tokens
 from localsteer.scoring import Scored, reread
 from localsteer.vector import ControlVector, format_layers
 

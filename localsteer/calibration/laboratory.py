@@ -15,18 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.activations import Span, read_activations
+from localsteer.answer import Request
 from localsteer.calibrated import POLES, Pole, Scope
 from localsteer.calibration.instrument import Instrument, half_of
 from localsteer.calibration.shapes import Directions, Shape
 from localsteer.contrast import Contrast
 from localsteer.dose import middle_layers
 from localsteer.errors import CalibrationError
-from localsteer.generation import Request, prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
 from localsteer.parallel import MAX_PARALLEL, generate_many
+from localsteer.prompt import prompt_tokens
 from localsteer.scoring import Reread, Scored, reread
 from localsteer.steering import Plan, Steering
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from localsteer.generation import Answer, Generator, Request, changed_span, prompt_tokens
+from localsteer.answer import Answer, Request
+from localsteer.generation import Generator
 from localsteer.llama.chat_template import Message
 from localsteer.llama.sampling import Sampling
+from localsteer.prompt import changed_span, prompt_tokens
 from localsteer.steering import Plan
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import click
 
+from localsteer.answer import Answer
 from localsteer.chat.conversation import Conversation
 from localsteer.errors import LocalsteerError
-from localsteer.generation import Answer
 from localsteer.policy.audit import FIRED
 from localsteer.steering import Plan
 

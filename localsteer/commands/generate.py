@@ -23,7 +23,7 @@ from localsteer.commands.options import (
 from localsteer.commands.output import interrupt_stops_answer, note, print_json, print_side_by_side
 
 if TYPE_CHECKING:
-    from localsteer.generation import Answer, Request
+    from localsteer.answer import Answer, Request
     from localsteer.llama.sampling import Sampling
     from localsteer.steering import Plan
 
@@ -60,8 +60,9 @@ def command(
     model_options: ModelOptions,
 ) -> None:
     """Answer PROMPT (- reads it from stdin)."""
-    from localsteer.generation import Request, latest_message, prompt_tokens
+    from localsteer.answer import Request
     from localsteer.llama.chat_template import Message
+    from localsteer.prompt import latest_message, prompt_tokens
     from localsteer.steering import parse_steering
 
     steering = parse_steering(expression)

@@ -94,6 +94,11 @@ class Model:
             raise ModelError(f"The model {self.path} is closed.")
         return self._model  # type: ignore[no-any-return]
 
+    @property
+    def vocabulary(self) -> ctypes.c_void_p:
+        """The `llama_vocab *`, for samplers."""
+        return self._vocab  # type: ignore[no-any-return]
+
     def metadata(self, key: str) -> str | None:
         """A value of the file's metadata as text, or None where the file does not have the key."""
         buffer = ctypes.create_string_buffer(512)

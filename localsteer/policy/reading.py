@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.errors import PolicyError
-from localsteer.generation import DEFAULT_CONTEXT, latest_message, prompt_tokens
+from localsteer.generation import default_context
 from localsteer.kv_cache import KVCache
 from localsteer.llama.chat_template import Message
 from localsteer.llama.context import Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
+from localsteer.prompt import latest_message, prompt_tokens
 
 # What a lone answer is taken to be an answer to: the template wants a question, and this one hints at nothing.
 NEUTRAL_MESSAGE = "Go on."
@@ -39,7 +40,7 @@ class Reader:
         self.model = model
         self.layers = tuple(sorted(layers))
         tap = ResidualTap(model.n_layer, model.n_embd)
-        n_ctx = min(DEFAULT_CONTEXT, model.n_ctx_train or DEFAULT_CONTEXT)
+        n_ctx = default_context(model)
         # The last block only shows the tokens that ask for logits, so an answer is read token by token there.
         self._cache = KVCache(Context(model, n_ctx=n_ctx, tap=tap))
         tap.watch(self.layers, stop=True)

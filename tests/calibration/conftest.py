@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from localsteer.answer import Answer, Request
 from localsteer.calibration import laboratory
-from localsteer.generation import Answer, Request
 from localsteer.llama.model import Model
 from localsteer.parallel import generate_many
 

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from localsteer.answer import Answer, Request
 from localsteer.calibration import laboratory as room
 from localsteer.calibration.laboratory import Laboratory, Outcome, Trial
 from localsteer.calibration.shapes import Directions, Shape
 from localsteer.concept_file import parse_concept
 from localsteer.contrast import Contrast
 from localsteer.errors import CalibrationError
-from localsteer.generation import Answer, Request, prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.parallel import generate_many
+from localsteer.prompt import prompt_tokens
 from localsteer.scoring import Scored, answer_nll, reread
 from tests.calibration.made import CONCEPT
 from tests.conftest import TinyModel

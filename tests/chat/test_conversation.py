@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from localsteer.answer import Answer, Request
 from localsteer.chat.conversation import Conversation
 from localsteer.errors import LocalsteerError
-from localsteer.generation import Answer, Generator, Request, latest_message, prompt_tokens
+from localsteer.generation import Generator
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
@@ -17,6 +18,7 @@ from localsteer.policy.classifier import Classifier, Observer, Seen
 from localsteer.policy.condition import parse_condition
 from localsteer.policy.controller import Controller, Policy, Rule
 from localsteer.policy.probe import ProbeClassifier
+from localsteer.prompt import latest_message, prompt_tokens
 from localsteer.steering import Plan, parse_steering, resolve
 from localsteer.vector import ControlVector
 from tests.conftest import ROW_NOISE, run_alone

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from localsteer import library
+from localsteer.answer import Answer, Request
 from localsteer.calibration import laboratory as room
 from localsteer.calibration import plots
 from localsteer.concept_file import parse_concept
 from localsteer.extraction import ExtractionSettings, extract
-from localsteer.generation import Answer, Request
 from localsteer.library import load_vector
 from localsteer.llama.model import Model
 from localsteer.parallel import generate_many

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from localsteer.generation import latest_message, prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.arm import arm
 from localsteer.policy.controller import AnswerGate, Controller
 from localsteer.policy.examples import Example
 from localsteer.policy.probe import projection
+from localsteer.prompt import latest_message, prompt_tokens
 from localsteer.vector_file import read_vector, write_vector
 from tests.calibration.made import calibrated
 from tests.commands.runner import Result, assert_one_clear_line, run

@@ -12,13 +12,14 @@ import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from bench.concepts import FRESH_QUESTIONS
+from localsteer.answer import Request
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator
 from localsteer.concept_file import load_concept
-from localsteer.generation import Request, prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.parallel import generate_many
+from localsteer.prompt import prompt_tokens
 from localsteer.scoring import Scored, answer_nll
 from localsteer.steering import Plan, parse_steering, resolve
 from localsteer.vector import ControlVector

@@ -6,11 +6,13 @@ import logging
 
 import pytest
 
-from localsteer.generation import Generator, Request, prompt_tokens
+from localsteer.answer import Request
 from localsteer.library import concepts, find_concept, loader
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
+from localsteer.parallel import generate_many
+from localsteer.prompt import prompt_tokens
 from localsteer.steering import parse_steering, resolve
 from localsteer.vector_cache import cache_path
 
@@ -23,23 +25,28 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "library-cache"))
 
 
-def answer(model: Model, expression: str) -> str:
+# A calibrated dose is the strongest one that keeps the text whole: where it does little, as that of french on the demo model, one
+# answer may stay as it was.
+QUESTIONS = ("How was your day?", "What is a good breakfast?", "Tell me about the sea.")
+
+
+def answers(model: Model, expression: str) -> list[str]:
     plan = resolve(parse_steering(expression), model.fingerprint, loader(model))
-    prompt = prompt_tokens(model, [Message("user", "How was your day?")])
-    with Generator(model) as generator:
-        return generator.generate(Request(prompt, plan, Sampling(temperature=0), 16)).text
+    prompts = [prompt_tokens(model, [Message("user", question)]) for question in QUESTIONS]
+    found = generate_many(model, [Request(prompt, plan, Sampling(temperature=0, seed=0), 24) for prompt in prompts])
+    return [answer.text for answer in found]
 
 
 @pytest.fixture(scope="module")
-def unsteered(demo: Model, gemma: Model) -> dict[str, str]:
-    return {"demo": answer(demo, ""), "gemma": answer(gemma, "")}
+def unsteered(demo: Model, gemma: Model) -> dict[str, list[str]]:
+    return {"demo": answers(demo, ""), "gemma": answers(gemma, "")}
 
 
 @pytest.mark.parametrize("kind", ["demo", "gemma"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_steers_any_model(name: str, kind: str, unsteered: dict[str, str], request: pytest.FixtureRequest) -> None:
-    steered = answer(request.getfixturevalue(kind), f"1 {name}")
-    assert steered.strip()
+def test_a_name_steers_any_model(name: str, kind: str, unsteered: dict[str, list[str]], request: pytest.FixtureRequest) -> None:
+    steered = answers(request.getfixturevalue(kind), f"1 {name}")
+    assert all(text.strip() for text in steered)
     assert steered != unsteered[kind]
 
 

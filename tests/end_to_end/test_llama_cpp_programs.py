@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from bench.tools import built_programs
-from localsteer.generation import Generator, Request, prompt_tokens
+from localsteer.answer import Request
+from localsteer.generation import Generator
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
+from localsteer.prompt import prompt_tokens
 from localsteer.steering import parse_steering, resolve
 from localsteer.vector import ControlVector
 

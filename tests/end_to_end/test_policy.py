@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localsteer.generation import Answer, Generator, Request, latest_message, prompt_tokens
+from localsteer.answer import Answer, Request
+from localsteer.generation import Generator
 from localsteer.kv_cache import KVCache
 from localsteer.llama.chat_template import Message
 from localsteer.llama.context import Context
@@ -22,6 +23,7 @@ from localsteer.policy.examples import read_examples
 from localsteer.policy.fit import FitSettings, Fitted, fit_probe
 from localsteer.policy.replay import measure_replayed, replay
 from localsteer.policy.rule import Search
+from localsteer.prompt import latest_message, prompt_tokens
 from localsteer.vector_file import read_vector, write_vector
 from tests.end_to_end.conftest import ROOT
 

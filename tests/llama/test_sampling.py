@@ -26,7 +26,7 @@ def context(tiny: Model) -> Iterator[Context]:
 
 
 def draws(context: Context, settings: Sampling, count: int) -> list[int]:
-    with Sampler(settings, context.model.n_vocab) as sampler:
+    with Sampler(settings, context.model) as sampler:
         return [sampler.sample(context, len(PROMPT) - 1) for _ in range(count)]
 
 
@@ -102,7 +102,7 @@ def test_a_mild_repeat_penalty_divides_the_logit(context: Context) -> None:
 @pytest.mark.parametrize("seed", [None, -1, 2**32 - 1, 2**40])
 def test_a_seed_that_llama_cpp_would_not_take_as_it_is_is_refused(tiny: Model, seed: int | None) -> None:
     with pytest.raises(LocalsteerError, match="seed"):
-        Sampler(Sampling(seed=seed), tiny.n_vocab)
+        Sampler(Sampling(seed=seed), tiny)
 
 
 def test_fresh_seeds_differ() -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from localsteer.answer import Request
 from localsteer.draft import Draft
-from localsteer.generation import Generator, Request
+from localsteer.generation import Generator
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, Rows
 from localsteer.llama.sampling import Sampling

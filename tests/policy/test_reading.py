@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from localsteer.errors import ModelError, PolicyError
-from localsteer.generation import latest_message, prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.reading import NEUTRAL_MESSAGE, Reader
+from localsteer.prompt import latest_message, prompt_tokens
 from tests.conftest import ROW_NOISE, Floats, TinyModel, run_alone
 from tests.policy.made import decoded
 from tests.tiny_models import UNSTEERABLE_ARCHITECTURE, write_tiny_model

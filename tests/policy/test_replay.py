@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from localsteer.generation import latest_message, prompt_tokens
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.arm import arm
 from localsteer.policy.examples import Example, read_examples
 from localsteer.policy.reading import NEUTRAL_MESSAGE
 from localsteer.policy.replay import Replayed, measure_replayed, replay
+from localsteer.prompt import latest_message, prompt_tokens
 from localsteer.vector_file import write_vector
 from tests.conftest import Floats, run_alone
 from tests.policy.made import decoded, probe_vector, push, yes_and_no_are_letters

@@ -1,0 +1,58 @@
+"""From a conversation to the tokens that a model reads, and where in them a message stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from localsteer.errors import LocalsteerError
+from localsteer.llama.chat_template import Message
+from localsteer.llama.model import Model
+
+# What stands between the turns of a conversation where a base model reads them as plain text.
+PARAGRAPH = "\n\n"
+
+
+def prompt_tokens(model: Model, messages: Sequence[Message], *, raw: bool = False) -> tuple[int, ...]:
+    """Tokens of a conversation.
+
+    Args:
+        model: the model that will read it.
+        messages: the turns.
+        raw: take the texts as they are, without the chat template. A base model, which has none, always gets them so.
+
+    Raises:
+        LocalsteerError: there is no text.
+        ModelError: the model's template refuses the conversation.
+    """
+    if not any(message.content for message in messages):
+        raise LocalsteerError("The prompt is empty.", hint="Give the model some text.")
+    if raw or model.chat_template is None:
+        return tuple(model.tokenize(PARAGRAPH.join(message.content for message in messages)))
+    return tuple(model.tokenize(model.chat_template.render(messages)))
+
+
+def latest_message(model: Model, messages: Sequence[Message], *, raw: bool = False) -> tuple[int, int]:
+    """Where the last message stands in `prompt_tokens` of a conversation: its first token, and the one behind its last."""
+
+    def tokens_of(content: str) -> tuple[int, ...]:
+        return prompt_tokens(model, [*messages[:-1], replace(messages[-1], content=content)], raw=raw)
+
+    return changed_span(tokens_of, messages[-1].content)
+
+
+def changed_span(tokens_of: Callable[[str], tuple[int, ...]], content: str) -> tuple[int, int]:
+    """Which tokens come from a content, whatever stands around it: those that change with it. The last one where none does."""
+    tokens = tokens_of(content)
+    # No content begins or ends as both of these do.
+    others = [tokens_of(other) for other in ("~", "7")]
+    start = min(_common(tokens, other) for other in others)
+    stop = len(tokens) - min(_common(tokens[::-1], other[::-1]) for other in others)
+    return (start, stop) if start < stop else (len(tokens) - 1, len(tokens))
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest beginning that both have."""
+    return next(
+        (place for place, (left, right) in enumerate(zip(one, other, strict=False)) if left != right), min(len(one), len(other))
+    )
