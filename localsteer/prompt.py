@@ -11,6 +11,9 @@ from localsteer.llama.model import Model
 
 # What stands between the turns of a conversation where a base model reads them as plain text.
 PARAGRAPH = "\n\n"
+# A base model takes part in a conversation that is laid out so, and goes on writing the other side's lines, too.
+_PLAIN_TURN = {"system": "", "user": "User: ", "assistant": "Assistant: "}
+_PLAIN_STOP = ("\nUser:",)
 
 
 def prompt_tokens(model: Model, messages: Sequence[Message], *, raw: bool = False) -> tuple[int, ...]:
@@ -30,6 +33,24 @@ def prompt_tokens(model: Model, messages: Sequence[Message], *, raw: bool = Fals
     if raw or model.chat_template is None:
         return tuple(model.tokenize(PARAGRAPH.join(message.content for message in messages)))
     return tuple(model.tokenize(model.chat_template.render(messages)))
+
+
+def chat_tokens(model: Model, messages: Sequence[Message]) -> tuple[int, ...]:
+    """Tokens of a conversation up to the assistant's next turn, with a base model as well.
+
+    Raises:
+        LocalsteerError: there is no text.
+        ModelError: the model's template refuses the conversation.
+    """
+    if model.chat_template is not None or not messages:
+        return prompt_tokens(model, messages)
+    lines = [f"{_PLAIN_TURN[message.role]}{message.content}" for message in messages]
+    return tuple(model.tokenize("\n".join([*lines, "Assistant:"])))
+
+
+def chat_stop(model: Model) -> tuple[str, ...]:
+    """What ends the assistant's turn in `chat_tokens`, besides the model's own end."""
+    return () if model.chat_template is not None else _PLAIN_STOP
 
 
 def latest_message(model: Model, messages: Sequence[Message], *, raw: bool = False) -> tuple[int, int]:

@@ -10,15 +10,11 @@ from localsteer.answer import Answer, Request
 from localsteer.generation import Generator
 from localsteer.llama.chat_template import Message
 from localsteer.llama.sampling import Sampling
-from localsteer.prompt import changed_span, prompt_tokens
+from localsteer.prompt import changed_span, chat_stop, chat_tokens
 from localsteer.steering import Plan
 
 if TYPE_CHECKING:
     from localsteer.policy.controller import Controller
-
-# A base model goes on writing the other side's lines, too.
-_PLAIN_TURN = {"system": "", "user": "User: ", "assistant": "Assistant: "}
-_PLAIN_STOP = ("\nUser:",)
 
 
 class Conversation:
@@ -110,12 +106,11 @@ class Conversation:
 
     def _request(self, turns: list[Message]) -> Request:
         prompt, dropped = self._fitting(turns)
-        stop = () if self.generator.model.chat_template is not None else _PLAIN_STOP
         message = None
         if self.controller is not None:
             before, last = turns[dropped:-1], turns[-1]
             message = changed_span(lambda text: self._tokens([*before, replace(last, content=text)]), last.content)
-        return Request(prompt, self.plan, self.sampling, self.max_tokens, stop, message)
+        return Request(prompt, self.plan, self.sampling, self.max_tokens, chat_stop(self.generator.model), message)
 
     def _fitting(self, turns: list[Message]) -> tuple[tuple[int, ...], int]:
         """The prompt, without as many of the oldest exchanges as leave room for an answer."""
@@ -129,9 +124,5 @@ class Conversation:
             dropped += 2
 
     def _tokens(self, turns: list[Message]) -> tuple[int, ...]:
-        model = self.generator.model
         messages = [Message("system", self.system), *turns] if self.system else turns
-        if model.chat_template is not None:
-            return prompt_tokens(model, messages) if messages else ()
-        lines = [f"{_PLAIN_TURN[message.role]}{message.content}" for message in messages]
-        return tuple(model.tokenize("\n".join([*lines, "Assistant:"])))
+        return chat_tokens(self.generator.model, messages) if messages else ()

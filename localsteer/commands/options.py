@@ -140,6 +140,20 @@ def with_sampling_options(function: Command) -> Command:
     options = (
         click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Draw the same answer again."),
         click.option(
+            "--presence-penalty",
+            type=click.FloatRange(-2, 2),
+            default=default.presence_penalty,
+            show_default=True,
+            help="Off the logits of recent tokens.",
+        ),
+        click.option(
+            "--frequency-penalty",
+            type=click.FloatRange(-2, 2),
+            default=default.frequency_penalty,
+            show_default=True,
+            help="Likewise, for each time they occurred.",
+        ),
+        click.option(
             "--repeat-penalty",
             type=click.FloatRange(0, min_open=True),
             default=default.repeat_penalty,

@@ -16,7 +16,7 @@ from localsteer.llama import library
 from localsteer.llama.context import Context
 from localsteer.llama.model import Model
 
-# The tokens that the repeat penalty looks back on; llama.cpp's default.
+# The tokens that penalties look back on; llama.cpp's default.
 _PENALTY_WINDOW = 64
 MAX_SEED = 2**32 - 2
 
@@ -31,6 +31,8 @@ class Sampling:
         top_p: keep the most likely tokens up to this summed probability; 1 keeps all.
         min_p: drop tokens less likely than this share of the most likely one; 0 drops none.
         repeat_penalty: divide the logits of the last 64 tokens by this; 1 changes nothing.
+        frequency_penalty: take this from the logit of a token for each time it is among the last 64; 0 changes nothing.
+        presence_penalty: likewise, once however often.
         seed: of the random draw; None draws a new one each time.
     """
 
@@ -39,7 +41,15 @@ class Sampling:
     top_p: float = 0.95
     min_p: float = 0.05
     repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     seed: int | None = None
+
+    @property
+    def penalties(self) -> tuple[float, float, float] | None:
+        """Those of repetition, frequency and presence; None where none changes anything."""
+        penalties = self.repeat_penalty, self.frequency_penalty, self.presence_penalty
+        return penalties if penalties != (1.0, 0.0, 0.0) else None
 
 
 def fresh_seed() -> int:
@@ -64,11 +74,11 @@ class Sampler:
         if settings.seed is None or not 0 <= settings.seed <= MAX_SEED:
             raise LocalsteerError(f"{settings.seed} is no seed.", hint=f"Give a whole number from 0 to {MAX_SEED}.")
         self._llama = llama = library.load()
-        self._greedy = settings.temperature <= 0 and settings.repeat_penalty == 1.0
+        self._greedy = settings.temperature <= 0 and settings.penalties is None
         self._grammar = _Grammar(grammar, model) if grammar is not None else None
         self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        if settings.repeat_penalty != 1.0:
-            self._add(llama.llama_sampler_init_penalties(model.n_vocab, _PENALTY_WINDOW, settings.repeat_penalty, 0.0, 0.0))
+        if settings.penalties is not None:
+            self._add(llama.llama_sampler_init_penalties(model.n_vocab, _PENALTY_WINDOW, *settings.penalties))
         if settings.temperature <= 0:
             self._add(llama.llama_sampler_init_greedy())
             return

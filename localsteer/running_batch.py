@@ -1,0 +1,377 @@
+"""Many answers in one running batch: each joins when it is asked for, leaves when it ends, and is steered in its own way.
+
+Where a prompt begins as another one did, under the same steering, that beginning is not computed again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+
+from localsteer.answer import Answer, Request
+from localsteer.answering import Answering, Logits, Run, next_run
+from localsteer.errors import LocalsteerError, ModelError
+from localsteer.gate import Gate
+from localsteer.generation import check_prompt, default_context
+from localsteer.llama.context import Batch, Context
+from localsteer.llama.model import Model
+from localsteer.llama.residual import Edit, ResidualTap, Rows
+from localsteer.llama.steerability import steerability
+
+# While others are being written, a prompt is read in parts of this many tokens, so that nobody waits long for the next word: a
+# laptop that reads 200 tokens a second holds the others up for 0.6 s a part, where whole parts of 512 would take 2.6 s.
+_SMOOTH_PART = 128
+# A prompt waits until one that is being read is done where that saves at least this many tokens; less is as soon computed.
+_WORTH_WAITING = 32
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A sequence of the context; when nobody uses it, what it holds is kept for a prompt that begins alike.
+
+    Attributes:
+        sequence: its number.
+        tokens: what it holds.
+        edits: for each of them the steering that it was computed under.
+        used: when it was last given to an answer; larger is later.
+        free: whether no answer uses it.
+    """
+
+    sequence: int
+    tokens: list[int] = field(default_factory=list)
+    edits: list[Edit | None] = field(default_factory=list)
+    used: int = 0
+    free: bool = True
+
+    def common(self, tokens: Sequence[int], edit: Edit | None) -> int:
+        """How many of these tokens, all under one steering, it begins with."""
+        return _common(self.tokens, self.edits, tokens, edit)
+
+    def drop(self, start: int) -> None:
+        del self.tokens[start:], self.edits[start:]
+
+
+@dataclass(eq=False)
+class Lane:
+    """One answer in the batch.
+
+    Attributes:
+        answering: how it is written.
+        error: what ended it, where something failed.
+    """
+
+    answering: Answering
+    error: Exception | None = None
+    slot: _Slot | None = None
+    steps: Generator[Run, Logits, None] | None = None
+    # What is run before the next step can be taken: tokens that had to be forgotten, then what the answer asks for.
+    runs: list[Run] = field(default_factory=list)
+
+    def end(self) -> Answer:
+        """Its answer, as far as it came.
+
+        Raises:
+            Exception: what ended it.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.answering.end()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one lane has in a batch."""
+
+    lane: Lane
+    run: Run
+    tokens: tuple[int, ...]
+
+
+class RunningBatch:
+    """Up to `parallel` answers at once. A context manager; all calls from one thread.
+
+    An answer equals the one that its request gets alone up to the noise floor of quantised inference, which depends on how a
+    batch is composed: a sampled text may part from it after some tokens.
+
+    Args:
+        model: the model.
+        parallel: most answers at once.
+        n_ctx: tokens of context that each of them has; None means as many as `Generator` takes. The KV cache holds
+            `parallel` times as many.
+
+    Raises:
+        ModelError: there is not enough memory.
+    """
+
+    def __init__(self, model: Model, *, parallel: int = 4, n_ctx: int | None = None) -> None:
+        self.model = model
+        self.parallel = parallel
+        self.n_ctx = n_ctx if n_ctx is not None else default_context(model)
+        possible = steerability(model)
+        self._why_not = None if possible.readable else possible.reason
+        tap = ResidualTap(model.n_layer, model.n_embd) if possible.readable else None
+        self._context = Context(model, n_ctx=self.n_ctx * parallel, n_seq=parallel, tap=tap)
+        self._slots = [_Slot(number) for number in range(parallel)]
+        self._lanes: list[Lane] = []
+        self._clock = itertools.count(1)
+
+    def __enter__(self) -> RunningBatch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all answers and free the context."""
+        for lane in list(self._lanes):
+            self.leave(lane)
+        self._context.close()
+
+    @property
+    def places(self) -> int:
+        """How many answers can join now."""
+        return self.parallel - len(self._lanes)
+
+    @property
+    def kept_tokens(self) -> int:
+        """Tokens in the KV cache, those included that no answer uses at the moment."""
+        return sum(len(slot.tokens) for slot in self._slots)
+
+    def check(self, request: Request, gate: Gate | None = None) -> None:
+        """Make sure that a request can be answered.
+
+        Raises:
+            LocalsteerError: its prompt does not fit the context, or the model cannot be steered for each answer by itself.
+        """
+        check_prompt(request.prompt, self.n_ctx)
+        edits = gate.edits if gate is not None else [request.response_edit]
+        reads = gate is not None and (gate.prompt_layers or gate.output_layers)
+        if self._why_not is not None and (reads or any(edit is not None for edit in edits)):
+            raise ModelError(
+                f"{self.model.name} (architecture {self.model.architecture}) cannot be steered for each answer by itself: "
+                f"{self._why_not}.",
+                hint="`localsteer doctor -m MODEL` says which way a model allows.",
+            )
+
+    def join(self, request: Request, *, gate: Gate | None = None, on_text: Callable[[str], None] | None = None) -> Lane:
+        """Begin an answer with the next step; there must be a place.
+
+        Args:
+            request: what to answer.
+            gate: decides how the answer is steered while it is written; without one, the request's plan does.
+            on_text: called with each piece of text as soon as it is certain.
+
+        Raises:
+            LocalsteerError: as `check`.
+        """
+        if self.places <= 0:
+            raise ValueError("no place is free")
+        self.check(request, gate)
+        answering = Answering(self.model, request.seeded(), gate=gate, on_text=on_text, n_ctx=self.n_ctx)
+        lane = Lane(answering)
+        self._lanes.append(lane)
+        return lane
+
+    def leave(self, lane: Lane) -> None:
+        """End an answer where it stands; its place is free at once."""
+        if lane.steps is not None:
+            lane.steps.close()
+        if lane.slot is not None:
+            lane.slot.free = True
+        self._lanes.remove(lane)
+
+    def step(self) -> list[Lane]:
+        """Run the next tokens of all answers together; returns those that came to their end, which have left."""
+        for lane in self._lanes:
+            if lane.steps is None and not self._should_wait(lane):
+                self._begin(lane)
+        parts = self._parts()
+        if parts:
+            try:
+                self._decode(parts)
+            except LocalsteerError as error:
+                self._fail_all(error)
+        ended = [lane for lane in self._lanes if lane.error is not None or (lane.steps is not None and not lane.runs)]
+        for lane in ended:
+            self.leave(lane)
+        return ended
+
+    # ---- joining
+
+    def _should_wait(self, lane: Lane) -> bool:
+        """Whether another answer is about to compute much of what this one's prompt begins with."""
+        if not self.model.sequences_share_tokens:
+            return False
+        prefix, edit = lane.answering.reusable, lane.answering.request.prompt_edit
+        there = max(slot.common(prefix, edit) for slot in self._slots)
+        return any(_planned(other, prefix, edit) >= there + _WORTH_WAITING for other in self._lanes if other is not lane)
+
+    def _begin(self, lane: Lane) -> None:
+        prefix, edit = lane.answering.reusable, lane.answering.request.prompt_edit
+        slot, reused = self._slot_for(prefix, edit)
+        slot.free, slot.used = False, next(self._clock)
+        lane.slot = slot
+        lane.steps = lane.answering.steps(reused)
+        self._go_on(lane, None)
+
+    def _slot_for(self, prefix: Sequence[int], edit: Edit | None) -> tuple[_Slot, int]:
+        """A free slot, and how much of the prefix it holds: what another one holds is shared with it."""
+        free = [slot for slot in self._slots if slot.free]
+        if not self.model.sequences_share_tokens:
+            # A recurrent state can only be gone on from.
+            for slot in free:
+                if slot.tokens and slot.common(prefix, edit) == len(slot.tokens):
+                    return slot, len(slot.tokens)
+            slot = min(free, key=lambda one: one.used)
+            self._forget(slot, 0)
+            return slot, 0
+        best = max(self._slots, key=lambda one: (one.common(prefix, edit), one.free))
+        common = best.common(prefix, edit)
+        # The conversation goes on where it was. One that merely begins alike keeps what it has.
+        if best.free and 2 * common >= len(best.tokens):
+            self._forget(best, common)
+            return best, common
+        slot = min(free, key=lambda one: (one.used, one is best))
+        if slot is not best:
+            self._forget(slot, 0)
+            if common:
+                self._context.copy_sequence(best.sequence, slot.sequence)
+                slot.tokens, slot.edits = list(best.tokens), list(best.edits)
+        self._forget(slot, common)
+        return slot, common
+
+    def _forget(self, slot: _Slot, start: int) -> bool:
+        """Drop what a slot holds from a position on; False where that cannot be done and nothing is left of it."""
+        if start >= len(slot.tokens):
+            return True
+        kept = self._context.forget(slot.sequence, start)
+        if not kept:
+            self._context.forget(slot.sequence)
+        slot.drop(start if kept else 0)
+        return kept
+
+    # ---- running
+
+    def _parts(self) -> list[_Part]:
+        """What is run next: a token of every answer that is being written, and as much of the prompts as is good for them."""
+        waiting = [(lane, lane.runs[0]) for lane in self._lanes if lane.runs]
+        single = [(lane, run) for lane, run in waiting if len(run.rest) == 1]
+        longer = [(lane, run) for lane, run in waiting if len(run.rest) > 1]
+        if longer and not self.model.sequences_share_tokens:
+            # llama.cpp splits a batch of recurrent sequences of different lengths anew, and a tap would not know its rows.
+            lane, run = longer[0]
+            return [_Part(lane, run, run.rest[: self._context.n_ubatch])]
+        parts = [_Part(lane, run, run.rest) for lane, run in single]
+        room = min(_SMOOTH_PART, self._context.n_ubatch - len(single)) if single else self._context.n_ubatch
+        for lane, run in longer:
+            if room <= 0:
+                break
+            part = run.rest[:room]
+            parts.append(_Part(lane, run, part))
+            room -= len(part)
+        return parts
+
+    def _decode(self, parts: Sequence[_Part]) -> None:
+        ends = np.cumsum([len(part.tokens) for part in parts])
+        self._prepare(parts)
+        self._context.decode(_batch(parts, ends))
+        for number, (part, end) in enumerate(zip(parts, ends.tolist(), strict=True)):
+            slot, count = part.lane.slot, len(part.tokens)
+            assert slot is not None
+            slot.tokens.extend(part.tokens)
+            slot.edits.extend([part.run.edit] * count)
+            part.run.took(count, self._rows_of(number, end - count, end, int(ends[-1])))
+            if not part.run.rest:
+                self._go_on(part.lane, Logits(self._context, end - 1))
+
+    def _prepare(self, parts: Sequence[_Part]) -> None:
+        tap = self._context.tap
+        if tap is None:
+            return
+        edits = [part.run.edit for part in parts for _ in part.tokens]
+        tap.edit(edits if any(edit is not None for edit in edits) else [])
+        tap.watch({layer for part in parts for layer in part.run.layers})
+
+    def _rows_of(self, number: int, start: int, end: int, n_tokens: int) -> Callable[[int], Rows]:
+        """The rows of one part; of the last block llama.cpp may keep only those with logits, the last one of each part."""
+
+        def rows(layer: int) -> Rows:
+            assert self._context.tap is not None
+            found = self._context.tap.rows(layer)
+            return found[start:end] if len(found) == n_tokens else found[number : number + 1]
+
+        return rows
+
+    def _go_on(self, lane: Lane, logits: Logits | None) -> None:
+        """Take a lane's next step. What fails in it ends that answer, and no other."""
+        assert lane.steps is not None
+        assert lane.slot is not None
+        if lane.runs:
+            lane.runs.pop(0)
+        if lane.runs:
+            return
+        try:
+            run = next_run(lane.steps, logits)
+        except Exception as error:
+            lane.error = error
+            return
+        if run is None:
+            return
+        tokens, edits = lane.slot.tokens[: run.start], lane.slot.edits[: run.start]
+        if not self._forget(lane.slot, run.start):
+            lane.runs = list(_again(tokens, edits))
+        lane.runs.append(run)
+
+    def _fail_all(self, error: LocalsteerError) -> None:
+        """What the cache holds is unknown."""
+        self._context.clear()
+        for slot in self._slots:
+            slot.drop(0)
+        for lane in self._lanes:
+            lane.error = error
+
+
+def _common(tokens: Sequence[int], edits: Sequence[Edit | None], others: Sequence[int], edit: Edit | None) -> int:
+    count = 0
+    for token, own, other in zip(tokens, edits, others, strict=False):
+        if token != other or own is not edit:
+            break
+        count += 1
+    return count
+
+
+def _planned(lane: Lane, prefix: Sequence[int], edit: Edit | None) -> int:
+    """How much of a prefix a lane will hold once it has run what it is about to."""
+    if not lane.runs or lane.slot is None:
+        return 0
+    run = lane.runs[0]
+    edits = [*lane.slot.edits, *([run.edit] * len(run.rest))]
+    return _common([*lane.slot.tokens, *run.rest], edits, prefix, edit)
+
+
+def _again(tokens: Sequence[int], edits: Sequence[Edit | None]) -> Iterator[Run]:
+    """Runs that compute tokens anew, each under the steering that it had."""
+    start = 0
+    for _, group in itertools.groupby(edits, key=id):
+        length = len(list(group))
+        yield Run(start, tuple(tokens[start : start + length]), edits[start])
+        start += length
+
+
+def _batch(parts: Sequence[_Part], ends: np.ndarray[tuple[int, ...], np.dtype[np.intp]]) -> Batch:
+    """All parts one after another, logits for the last token of each."""
+    n = int(ends[-1])
+    outputs = np.zeros(n, np.int8)
+    outputs[ends - 1] = 1
+    sequences = [part.lane.slot.sequence for part in parts if part.lane.slot is not None]
+    return Batch(
+        tokens=np.array([token for part in parts for token in part.tokens], np.int32),
+        positions=np.concatenate([np.arange(p.run.position, p.run.position + len(p.tokens), dtype=np.int32) for p in parts]),
+        sequence_counts=np.ones(n, np.int32),
+        sequence_ids=np.repeat(np.array(sequences, np.int32), [len(part.tokens) for part in parts]),
+        outputs=outputs,
+    )
