@@ -46,6 +46,11 @@ class Draft:
         """How many of the latest tokens nobody has seen yet, so that they can be taken back."""
         return len(self.tokens) - self._shown_tokens
 
+    @property
+    def shown_tokens(self) -> int:
+        """How many tokens the text that was shown took."""
+        return self._shown_tokens
+
     def push(self, token: int) -> None:
         """Add a token."""
         self.drawn += 1

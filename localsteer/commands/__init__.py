@@ -27,6 +27,7 @@ _COMMANDS = {
     "generate": ("localsteer.commands.generate", "Answer one prompt, steered."),
     "models": ("localsteer.commands.models", "GGUF models on this machine."),
     "policy": ("localsteer.commands.policy", "Steering that switches itself on: check, fit, run."),
+    "serve": ("localsteer.commands.serve", "An HTTP server: OpenAI's API and Ollama's, steered for each request."),
     "vectors": ("localsteer.commands.vectors", "Show, build and combine control vectors."),
 }
 

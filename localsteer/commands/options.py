@@ -14,6 +14,7 @@ import click
 if TYPE_CHECKING:
     from localsteer.generation import Generator
     from localsteer.llama.model import Model
+    from localsteer.policy.arm import ArmedPolicy
     from localsteer.policy.controller import Controller
     from localsteer.steering import Plan
 
@@ -43,6 +44,15 @@ class ModelOptions:
         from localsteer.discovery import resolve_model
 
         return resolve_model(self.model)
+
+    def name(self) -> str:
+        """What the model is called: as it was asked for, or by its file where that was a path."""
+        from localsteer.discovery import find_models
+        from localsteer.llama.model_file import model_stem
+
+        path = self.path()
+        listed = next((found.name for found in find_models() if found.path == path), None)
+        return listed or model_stem(path)
 
     def default_problem(self) -> str | None:
         """Why there is no model to open without being told one; None where there is."""
@@ -227,8 +237,8 @@ def make_plan(
 
 
 @contextlib.contextmanager
-def armed_controller(path: str | None, model: Model, max_dose: float | None) -> Iterator[Controller | None]:
-    """The controller of a new conversation under a policy file; None without one.
+def armed_policy(path: str | None, model: Model, max_dose: float | None) -> Iterator[ArmedPolicy | None]:
+    """A policy file armed for a model; None without one.
 
     Raises:
         LocalsteerError: the policy cannot be used, or steers by more than `max_dose`.
@@ -238,7 +248,6 @@ def armed_controller(path: str | None, model: Model, max_dose: float | None) -> 
         return
     from localsteer.commands.output import note, progress_bar
     from localsteer.policy.arm import arm
-    from localsteer.policy.controller import Controller
 
     with contextlib.ExitStack() as stack:
         with progress_bar() as progress:
@@ -248,7 +257,20 @@ def armed_controller(path: str | None, model: Model, max_dose: float | None) -> 
                 rule.plan.refuse_above(max_dose)
         for text in armed.notes:
             note(text)
-        yield Controller(armed.policy, audit=armed.audit)
+        yield armed
+
+
+@contextlib.contextmanager
+def armed_controller(path: str | None, model: Model, max_dose: float | None) -> Iterator[Controller | None]:
+    """The controller of a new conversation under a policy file; None without one.
+
+    Raises:
+        LocalsteerError: the policy cannot be used, or steers by more than `max_dose`.
+    """
+    from localsteer.policy.controller import Controller
+
+    with armed_policy(path, model, max_dose) as armed:
+        yield Controller(armed.policy, audit=armed.audit) if armed is not None else None
 
 
 def open_generator(model: Model, n_ctx: int | None) -> Generator:

@@ -1,0 +1,146 @@
+"""`localsteer serve`: the HTTP server."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from localsteer.commands.options import (
+    ModelOptions,
+    armed_policy,
+    json_option,
+    max_dose_option,
+    policy_option,
+    with_model_options,
+)
+from localsteer.commands.output import note, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from localsteer.server.guard import Access
+
+
+@click.command()
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; any but this machine's needs --api-key."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any that is free.")
+@click.option("--api-key", envvar="LOCALSTEER_API_KEY", help="What requests must show. Also from $LOCALSTEER_API_KEY.")
+@click.option("--allow-host", multiple=True, help="A further name that requests may call the server by.")
+@click.option("--allow-origin", multiple=True, help="A web page elsewhere that may use it, such as http://localhost:3000.")
+@click.option("--parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Answers at once.")
+@click.option("--queue", type=click.IntRange(0), default=32, show_default=True, help="Answers that may wait.")
+@click.option(
+    "--context", "n_ctx", type=click.IntRange(8), help="Tokens of context of each answer. Default: 4096, or the model's."
+)
+@click.option("-s", "--steer", "expression", default="", help="Steering of requests that name none.")
+@click.option(
+    "--presets",
+    "presets_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help='A YAML file: presets: {cheerful: "0.6 happy"}.',
+)
+@click.option(
+    "--vectors", "folder", type=click.Path(file_okay=False, path_type=Path), help="Vectors that requests may name, too."
+)
+@policy_option
+@max_dose_option
+@click.option("--alias", help="What the model is called in requests. Default: its name in `localsteer models list`.")
+@json_option
+@with_model_options
+def command(
+    host: str,
+    port: int,
+    api_key: str | None,
+    allow_host: tuple[str, ...],
+    allow_origin: tuple[str, ...],
+    parallel: int,
+    queue: int,
+    n_ctx: int | None,
+    expression: str,
+    presets_file: Path | None,
+    folder: Path | None,
+    policy_file: str | None,
+    max_dose: float | None,
+    alias: str | None,
+    as_json: bool,
+    model_options: ModelOptions,
+) -> None:
+    """Serve a model to programs that speak OpenAI's API or Ollama's, a different steering for every request."""
+    from localsteer.errors import LocalsteerError
+
+    try:
+        import uvicorn
+
+        from localsteer.server.app import make_app
+    except ImportError as error:
+        raise LocalsteerError(
+            f"The server needs packages that are not installed ({error.name}).",
+            hint='Run `pip install "localsteer[server]"`.',
+        ) from error
+    from localsteer.running_batch import RunningBatch
+    from localsteer.server.engine import Engine
+    from localsteer.server.presets import load_presets
+    from localsteer.server.service import Service
+    from localsteer.server.steerings import Steerings
+
+    access = _access(host, api_key, allow_host, allow_origin)
+    presets = load_presets(presets_file) if presets_file is not None else {}
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(_listen(host, port))
+        model = stack.enter_context(model_options.open())
+        with progress_bar() as progress:
+            name = alias or model_options.name()
+            steerings = Steerings(
+                model, name, folder=folder, presets=presets, default=expression, max_dose=max_dose, progress=progress
+            )
+        armed = stack.enter_context(armed_policy(policy_file, model, max_dose))
+        engine = Engine(RunningBatch(model, parallel=parallel, n_ctx=n_ctx), queue=queue)
+        stack.enter_context(engine)
+        service = Service(model, engine, steerings, armed)
+        app = make_app(service, access)
+        # What still runs after that long is cut off; the page's connections would keep it open for ever.
+        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5)
+        url = f"http://{_in_url(host)}:{listening.getsockname()[1]}"
+        if as_json:
+            print_json({"url": url, "model": name, "parallel": parallel, "context": engine.n_ctx})
+        note(f"{name} at {url} (Ctrl-C ends it)")
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _access(host: str, api_key: str | None, hosts: tuple[str, ...], origins: tuple[str, ...]) -> Access:
+    from localsteer.errors import LocalsteerError
+    from localsteer.server.guard import LOOPBACK, Access, is_loopback
+
+    if not is_loopback(host) and not api_key:
+        raise LocalsteerError(
+            f"{host} can be reached from other machines, and everybody there could use the model.",
+            hint="Give --api-key (or LOCALSTEER_API_KEY), or listen on 127.0.0.1.",
+        )
+    if api_key is not None and not api_key.isascii():
+        raise LocalsteerError("The API key can only hold ASCII characters.", hint="Take another one.")
+    own = (socket.gethostname(), host) if not is_loopback(host) else (host,)
+    return Access((*LOOPBACK, *own, *hosts), origins, api_key or None)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens, before minutes go into loading a model."""
+    from localsteer.errors import LocalsteerError
+
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise LocalsteerError(
+            f"Nothing can listen on {host}:{port}: {error.strerror}.", hint="Give another --port (0: any that is free)."
+        ) from error
+    return listening
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,127 @@
+"""The application: routes, guards, errors, the page."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request as HTTPRequest
+from starlette.types import ASGIApp
+
+from localsteer.errors import LocalsteerError
+from localsteer.server import ollama_api, openai_api, vectors_api
+from localsteer.server.engine import BusyError
+from localsteer.server.errors import document, error_document, without_paths
+from localsteer.server.guard import Access, Guard
+from localsteer.server.metrics import CountRequests, Metrics
+from localsteer.server.service import Service
+
+_PAGE = Path(__file__).parent / "page"
+# The page asks nobody but this server.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def make_app(service: Service, access: Access) -> ASGIApp:
+    """The whole server for uvicorn."""
+    metrics = Metrics(service.engine)
+    app = FastAPI(
+        title="localsteer",
+        version=metadata.version("localsteer"),
+        description="A local language model, steered for each request.",
+        docs_url=None,
+        redoc_url=None,
+        responses={status: {"description": text, "model": None} for status, text in _REFUSALS.items()},
+    )
+    app.include_router(openai_api.router(service))
+    app.include_router(vectors_api.router(service))
+    app.include_router(ollama_api.router(service))
+    app.add_exception_handler(LocalsteerError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _failed)
+
+    @app.get("/health", tags=["Server"])
+    def health() -> dict[str, Any]:
+        """Whether it answers, and how busy it is."""
+        engine = service.engine
+        return {"status": "ok", "model": service.steerings.name, "running": engine.running, "waiting": engine.waiting}
+
+    @app.get("/metrics", tags=["Server"], response_class=Response)
+    def read_metrics() -> Response:
+        """For Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/", include_in_schema=False)
+    def page() -> FileResponse:
+        return FileResponse(_PAGE / "index.html", headers=_PAGE_HEADERS)
+
+    app.mount("/page", StaticFiles(directory=_PAGE))
+    _tell_the_truth_about_errors(app)
+    guarded: ASGIApp = Guard(CountRequests(app, metrics), access)
+    if access.origins:
+        guarded = CORSMiddleware(
+            guarded, allow_origins=list(access.origins), allow_methods=["*"], allow_headers=["*"], expose_headers=["Retry-After"]
+        )
+    return guarded
+
+
+_REFUSALS = {
+    400: "What the request asks for cannot be had.",
+    401: "The API key is missing or wrong.",
+    403: "The Host or Origin is not one of this server's.",
+    413: "The body is too large.",
+    429: "Too many answers wait; Retry-After says how long to wait.",
+}
+
+
+def _tell_the_truth_about_errors(app: FastAPI) -> None:
+    """The document names 422 for a body that is not valid; OpenAI's servers answer 400, and so does this one."""
+    written = app.openapi()
+    for path in written["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    app.openapi_schema = written
+
+
+def _error(http: HTTPRequest, status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:
+    if http.url.path.startswith("/api/"):
+        content = {"error": content["error"]["message"]}
+    return JSONResponse(content, status, headers)
+
+
+async def _refused(http: HTTPRequest, error: Exception) -> Response:
+    status, content = error_document(error)
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, BusyError) else None
+    return _error(http, status, content, headers)
+
+
+async def _invalid(http: HTTPRequest, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first.get("loc", ()) if part != "body")
+    text = without_paths(f"{place}: {first['msg']}" if place else str(first["msg"]))
+    return _error(http, 400, document(text, "invalid_request_error", without_paths(place) or None))
+
+
+async def _http_error(http: HTTPRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _error(http, error.status_code, document(str(error.detail), "invalid_request_error"), dict(error.headers or {}))
+
+
+async def _failed(http: HTTPRequest, error: Exception) -> Response:
+    if isinstance(error, asyncio.CancelledError):
+        raise error
+    status, content = error_document(error)
+    return _error(http, status, content)

@@ -1,0 +1,354 @@
+"""The thread that runs the batch: requests wait their turn, join it, and are told what they wait for as it comes.
+
+One thread owns the model's context; everybody else talks to it through `submit` and `cancel`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from localsteer.answer import Answer, Request, TokenLogprob
+from localsteer.errors import LocalsteerError
+from localsteer.gate import Gate
+from localsteer.policy.audit import Decision
+from localsteer.policy.controller import AnswerGate
+from localsteer.running_batch import Lane, RunningBatch
+
+logger = logging.getLogger("localsteer.server")
+
+# Share of the newest answer in the running mean of how long one takes: the last ten or so count.
+_MEMORY = 0.1
+# What an answer is taken to last before one has ended, seconds.
+_FIRST_GUESS = 5.0
+
+
+class BusyError(LocalsteerError):
+    """The queue is full.
+
+    Attributes:
+        retry_after: seconds after which a place is likely.
+    """
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message, hint=f"Try again in {retry_after} s.")
+        self.retry_after = retry_after
+
+
+class StoppingError(LocalsteerError):
+    """The server is about to end."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One answer that is wanted.
+
+    Attributes:
+        request: what to answer.
+        gate: the policy's, if any.
+    """
+
+    request: Request
+    gate: AnswerGate | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """More of an answer: text that is certain, the tokens it took, and what the policy decided meanwhile."""
+
+    choice: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An answer came to its end; what follows the last piece is in here."""
+
+    choice: int
+    answer: Answer
+    decisions: tuple[Decision, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An answer could not be given."""
+
+    choice: int
+    error: Exception
+
+
+Event = Piece | Ended | Failed
+
+
+@dataclass(eq=False)
+class Ticket:
+    """The answers that one request wants.
+
+    Attributes:
+        jobs: what they are.
+        tell: called in the engine's thread with everything that happens.
+        cancelled: nobody waits for them any more.
+    """
+
+    jobs: Sequence[Job]
+    tell: Callable[[Event], None]
+    cancelled: bool = False
+    waiting: deque[int] = field(default_factory=deque)
+
+
+@dataclass(eq=False)
+class _Running:
+    """A job in the batch, and how much of it has been told."""
+
+    ticket: Ticket
+    choice: int
+    lane: Lane | None = None
+    told_tokens: int = 0
+    told_decisions: int = 0
+
+    @property
+    def gate(self) -> AnswerGate | None:
+        return self.ticket.jobs[self.choice].gate
+
+    def news(self) -> tuple[tuple[TokenLogprob, ...], tuple[Decision, ...]]:
+        """What has come since it was last asked for."""
+        assert self.lane is not None
+        answering = self.lane.answering
+        logprobs = tuple(answering.logprobs[self.told_tokens : answering.draft.shown_tokens])
+        self.told_tokens += len(logprobs)
+        decisions = tuple(self.gate.decisions[self.told_decisions :]) if self.gate is not None else ()
+        self.told_decisions += len(decisions)
+        return logprobs, decisions
+
+
+@dataclass
+class Counters:
+    """What the engine has done since it began; read by other threads, written by its own.
+
+    Attributes:
+        answers: by the reason they ended for ("cancelled" and "error" among them).
+        prompt_tokens: prompt tokens that were computed.
+        reused_tokens: prompt tokens that were in the cache.
+        generated_tokens: tokens drawn.
+        steps: decodes of the batch.
+        decisions: by rule and action.
+    """
+
+    answers: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+    decisions: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def count(self, reason: str, answer: Answer | None = None) -> None:
+        """An answer has ended."""
+        self.answers[reason] = self.answers.get(reason, 0) + 1
+        if answer is not None:
+            self.prompt_tokens += answer.timing.prompt_tokens
+            self.reused_tokens += answer.timing.reused_tokens
+            self.generated_tokens += answer.timing.answer_tokens
+
+
+class Engine:
+    """Runs a batch in a thread of its own. A context manager.
+
+    Args:
+        batch: what runs the answers; only the engine's thread touches it from here on.
+        queue: how many answers may wait.
+
+    Attributes:
+        counters: what was done.
+    """
+
+    def __init__(self, batch: RunningBatch, *, queue: int = 32) -> None:
+        self.counters = Counters()
+        self._batch = batch
+        self._limit = queue
+        self._changed = threading.Condition()
+        self._queue: deque[Ticket] = deque()
+        self._running: list[_Running] = []
+        self._stopping = False
+        self._seconds = _FIRST_GUESS
+        self._thread = threading.Thread(target=self._run, name="localsteer-engine", daemon=True)
+
+    def __enter__(self) -> Engine:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End what runs and waits, with an error for those who wait for it."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    @property
+    def running(self) -> int:
+        """Answers in the batch."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Answers that wait for a place."""
+        with self._changed:
+            return sum(len(ticket.waiting) for ticket in self._queue)
+
+    @property
+    def kept_tokens(self) -> int:
+        """Tokens in the KV cache."""
+        return self._batch.kept_tokens
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self._batch.n_ctx
+
+    def check(self, request: Request, gate: Gate | None = None) -> None:
+        """Make sure that a request can be answered, before it waits.
+
+        Raises:
+            LocalsteerError: it cannot.
+        """
+        self._batch.check(request, gate)
+
+    def submit(self, jobs: Sequence[Job], tell: Callable[[Event], None]) -> Ticket:
+        """Let answers wait for their places.
+
+        Args:
+            jobs: the answers that one request wants; each takes its turn with those of other requests.
+            tell: called in the engine's thread with what happens to them; it must not block.
+
+        Raises:
+            BusyError: too many wait.
+            StoppingError: the server is about to end.
+        """
+        ticket = Ticket(jobs, tell, waiting=deque(range(len(jobs))))
+        with self._changed:
+            if self._stopping:
+                raise StoppingError("The server is stopping.", hint="Start it again.")
+            waiting = sum(len(other.waiting) for other in self._queue)
+            free = max(self._batch.parallel - len(self._running) - waiting, 0)
+            if waiting + len(jobs) > self._limit + free:
+                raise BusyError(f"{waiting} answers wait already, and {self._limit} may.", self._retry_after(waiting))
+            self._queue.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody waits for these answers any more: their places are free with the next step."""
+        with self._changed:
+            ticket.cancelled = True
+            self._changed.notify()
+
+    def _retry_after(self, waiting: int) -> int:
+        return max(1, math.ceil(self._seconds * (waiting + 1) / self._batch.parallel))
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        with self._batch:
+            while True:
+                with self._changed:
+                    while not (self._stopping or self._queue or self._running):
+                        self._changed.wait()
+                    if self._stopping:
+                        break
+                    self._drop_cancelled()
+                    joining = self._next_jobs()
+                for running in joining:
+                    self._join(running)
+                try:
+                    ended = self._batch.step() if self._running else []
+                except Exception:
+                    # A mistake of ours must not leave everybody waiting for ever.
+                    logger.exception("the batch failed")
+                    self._fail_all(LocalsteerError("The server failed.", hint="Its log says how."))
+                    continue
+                self.counters.steps += bool(self._running)
+                for lane in ended:
+                    self._end(next(one for one in self._running if one.lane is lane))
+            self._fail_all(StoppingError("The server is stopping.", hint="Start it again."))
+
+    def _drop_cancelled(self) -> None:
+        for running in [one for one in self._running if one.ticket.cancelled]:
+            assert running.lane is not None
+            self._batch.leave(running.lane)
+            self._running.remove(running)
+            self.counters.count("cancelled", running.lane.answering.end())
+            self._count_decisions(running)
+        for ticket in [one for one in self._queue if one.cancelled]:
+            self._queue.remove(ticket)
+            for _ in ticket.waiting:
+                self.counters.count("cancelled")
+
+    def _next_jobs(self) -> list[_Running]:
+        """As many of those that wait as there are places; requests take turns."""
+        joining: list[_Running] = []
+        while self._queue and self._batch.places > len(joining):
+            ticket = self._queue.popleft()
+            joining.append(_Running(ticket, ticket.waiting.popleft()))
+            if ticket.waiting:
+                self._queue.append(ticket)
+        self._running += joining
+        return joining
+
+    def _join(self, running: _Running) -> None:
+        job = running.ticket.jobs[running.choice]
+        try:
+            running.lane = self._batch.join(job.request, gate=job.gate, on_text=functools.partial(self._tell_piece, running))
+        except Exception as error:
+            self._running.remove(running)
+            self.counters.count("error")
+            running.ticket.tell(Failed(running.choice, error))
+
+    def _tell_piece(self, running: _Running, text: str) -> None:
+        running.ticket.tell(Piece(running.choice, text, *running.news()))
+
+    def _end(self, running: _Running) -> None:
+        assert running.lane is not None
+        self._running.remove(running)
+        try:
+            answer = running.lane.end()
+        except Exception as error:
+            if not isinstance(error, LocalsteerError):
+                logger.error("an answer failed", exc_info=error)
+            self.counters.count("error")
+            running.ticket.tell(Failed(running.choice, error))
+            return
+        self._seconds += _MEMORY * (answer.timing.seconds - self._seconds)
+        self.counters.count(answer.finish_reason, answer)
+        self._count_decisions(running)
+        logprobs, decisions = running.news()
+        running.ticket.tell(Ended(running.choice, answer, decisions, logprobs))
+
+    def _count_decisions(self, running: _Running) -> None:
+        for decision in running.gate.decisions if running.gate is not None else ():
+            key = decision.rule, decision.action
+            self.counters.decisions[key] = self.counters.decisions.get(key, 0) + 1
+
+    def _fail_all(self, error: LocalsteerError) -> None:
+        with self._changed:
+            running, queue = list(self._running), list(self._queue)
+            self._running.clear()
+            self._queue.clear()
+        for one in running:
+            if one.lane is not None:
+                self._batch.leave(one.lane)
+            self.counters.count("error")
+            one.ticket.tell(Failed(one.choice, error))
+        for ticket in queue:
+            for choice in ticket.waiting:
+                self.counters.count("error")
+                ticket.tell(Failed(choice, error))

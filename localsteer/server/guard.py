@@ -1,0 +1,138 @@
+"""Who may talk to the server, and how much: a layer of ASGI around everything else.
+
+A web page in the user's browser must not talk to a server on the user's machine: neither from its own origin, nor under a name
+that it has made to point at 127.0.0.1 (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from localsteer.server.errors import document
+
+MAX_BODY = 1_000_000
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# What a browser asks for before anybody can give a key, and what a supervisor asks without one.
+_OPEN = ("/", "/health", "/page/", "/favicon.ico")
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may talk to the server.
+
+    Attributes:
+        hosts: names and addresses that requests may call it by, without ports.
+        origins: web pages elsewhere that may talk to it, such as "http://localhost:3000".
+        api_key: what requests must show; None for nothing.
+    """
+
+    hosts: Collection[str] = LOOPBACK
+    origins: Collection[str] = ()
+    api_key: str | None = None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+class Guard:
+    """Lets requests through, or answers them itself."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+        self._hosts = {host.lower() for host in access.hosts}
+        self._key = access.api_key.encode() if access.api_key is not None else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refusal = self._refusal(scope["path"], headers)
+        if refusal is not None:
+            await _refuse(scope, send, *refusal)
+            return
+        started = False
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_BODY:
+                raise _TooLargeError
+            return message
+
+        async def guarded(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
+            await send(message)
+
+        try:
+            await self._app(scope, limited, guarded)
+        except _TooLargeError:
+            if not started:
+                await _refuse(scope, send, 413, f"The body is larger than {MAX_BODY:,} bytes.", "body_too_large")
+
+    def _refusal(self, path: str, headers: dict[str, str]) -> tuple[int, str, str] | None:
+        """Status, message and code; None where nothing is wrong."""
+        host = _host(headers.get("host", ""))
+        if host not in self._hosts:
+            return 403, f'The server is not called "{host}".', "wrong_host"
+        origin = headers.get("origin")
+        if origin is not None and not self._is_own(origin, headers["host"]):
+            return 403, "Web pages from elsewhere may not talk to this server.", "wrong_origin"
+        if int(length) > MAX_BODY if (length := headers.get("content-length", "0")).isdecimal() else True:
+            return 413, f"The body is larger than {MAX_BODY:,} bytes.", "body_too_large"
+        if self._key is not None and not any(path == one or (one == "/page/" and path.startswith(one)) for one in _OPEN):
+            scheme, _, key = headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1"), self._key):
+                return 401, "The API key is missing or wrong.", "invalid_api_key"
+        return None
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        """Whether a page comes from this server, or is allowed."""
+        if origin in self._access.origins:
+            return True
+        parts = urlsplit(origin)
+        return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
+
+
+def _host(header: str) -> str:
+    """A Host header without its port."""
+    try:
+        return (urlsplit(f"//{header}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+async def _refuse(scope: Scope, send: Send, status: int, message: str, code: str) -> None:
+    if scope["path"].startswith("/api/"):
+        content: object = {"error": message}
+    else:
+        content = document(message, "authentication_error" if status == 401 else "invalid_request_error", code=code)
+    body = json.dumps(content).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

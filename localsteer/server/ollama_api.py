@@ -1,0 +1,277 @@
+"""`/api/chat`, `/api/generate`, `/api/tags` and what else programs for Ollama ask before they use those."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, Literal
+
+from fastapi import APIRouter, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, Field
+from starlette.requests import Request as HTTPRequest
+
+from localsteer.answer import Answer
+from localsteer.llama import grammar
+from localsteer.llama.chat_template import Message
+from localsteer.llama.model import Model
+from localsteer.policy.audit import Decision
+from localsteer.server.engine import Ended, Failed
+from localsteer.server.errors import error_document
+from localsteer.server.sampling_fields import SamplingFields, SteeringHeader
+from localsteer.server.service import Answers, JSONLines, Prompt, RequestError, Service, Wishes, applied, schema_grammar
+from localsteer.steering import Plan
+
+_NANOSECONDS = 1e9
+
+
+class Options(SamplingFields):
+    """Ollama's options, as far as they are ours."""
+
+    num_predict: int | None = Field(default=None, ge=-2, le=10**7)
+
+
+class _Common(BaseModel):
+    model: str = Field(max_length=2000)
+    stream: bool = True
+    steering: str | None = None
+    steer_prompt: bool = False
+    options: Options | None = None
+    format: Literal["", "json"] | dict[str, Any] | None = None
+    think: bool | str | None = None
+
+    def wishes(self) -> Wishes:
+        """How it is to be answered.
+
+        Raises:
+            RequestError: the format cannot be had.
+        """
+        options = self.options or Options()
+        # -1 and -2 mean "as long as the context" to Ollama.
+        longest = options.num_predict if options.num_predict is not None and options.num_predict >= 0 else None
+        if self.think:
+            raise RequestError("Thinking is not offered.", "think")
+        return Wishes(options.sampling(), longest, options.stops(), self._grammar())
+
+    def _grammar(self) -> str | None:
+        if isinstance(self.format, dict):
+            return schema_grammar(self.format)
+        return grammar.any_json() if self.format == "json" else None
+
+
+class OllamaMessage(BaseModel):
+    """One turn."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str = ""
+    images: list[Any] | None = None
+    tool_calls: list[Any] | None = None
+
+    def message(self) -> Message:
+        """As the model's template takes it.
+
+        Raises:
+            RequestError: it holds what the model cannot read.
+        """
+        if self.role == "tool" or self.tool_calls:
+            raise RequestError("Tools are not offered.", "messages")
+        if self.images:
+            raise RequestError("Images cannot be read.", "messages")
+        return Message(self.role, self.content)
+
+
+class OllamaChat(_Common):
+    """POST /api/chat."""
+
+    messages: list[OllamaMessage] = Field(default_factory=list, max_length=10_000)
+    tools: list[Any] | None = None
+
+
+class OllamaGenerate(_Common):
+    """POST /api/generate."""
+
+    prompt: str = ""
+    system: str | None = None
+    raw: bool = False
+    suffix: str | None = None
+    template: str | None = None
+    context: list[int] | None = None
+    images: list[Any] | None = None
+
+
+class OllamaShow(BaseModel):
+    """POST /api/show."""
+
+    model: str | None = Field(default=None, max_length=2000)
+    name: str | None = Field(default=None, max_length=2000)
+
+
+def router(service: Service) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(prefix="/api", tags=["Ollama"])
+    model = service.model
+
+    @routes.post("/chat", response_model=None)
+    async def chat(body: OllamaChat, http: HTTPRequest, x_steering: SteeringHeader = None) -> Response | dict[str, Any]:
+        """Answer a conversation."""
+        if body.tools:
+            raise RequestError("Tools are not offered.", "tools")
+        messages = [message.message() for message in body.messages]
+
+        def part(text: str) -> dict[str, Any]:
+            return {"message": {"role": "assistant", "content": text}}
+
+        if not messages:
+            return _loaded(service, body.model, part(""))
+        return await _answer(service, body, lambda: service.chat_prompt(messages), part, x_steering, http)
+
+    @routes.post("/generate", response_model=None)
+    async def generate(body: OllamaGenerate, http: HTTPRequest, x_steering: SteeringHeader = None) -> Response | dict[str, Any]:
+        """Answer a prompt; with `raw`, go on with it as it stands."""
+        for name in ("suffix", "template", "context", "images"):
+            if getattr(body, name):
+                raise RequestError(f"{name} is not offered.", name)
+
+        def part(text: str) -> dict[str, Any]:
+            return {"response": text}
+
+        def prompt() -> Prompt:
+            if body.raw:
+                return service.text_prompt(body.prompt)
+            system = [Message("system", body.system)] if body.system else []
+            return service.chat_prompt([*system, Message("user", body.prompt)])
+
+        if not body.prompt:
+            return _loaded(service, body.model, part(""))
+        return await _answer(service, body, prompt, part, x_steering, http)
+
+    @routes.get("/tags")
+    def tags() -> dict[str, Any]:
+        """The model, and one more name for each preset."""
+        return {"models": [_listed(model, name) for name in service.steerings.names]}
+
+    @routes.get("/ps")
+    def running() -> dict[str, Any]:
+        """What is loaded: the same."""
+        return {"models": [_listed(model, name) for name in service.steerings.names]}
+
+    @routes.post("/show")
+    def show(body: OllamaShow) -> dict[str, Any]:
+        """About the model."""
+        service.steerings.of_model_name(body.model or body.name or "")
+        info = {
+            "general.architecture": model.architecture,
+            "general.parameter_count": model.n_params,
+            f"{model.architecture}.context_length": service.engine.n_ctx,
+            f"{model.architecture}.embedding_length": model.n_embd,
+            f"{model.architecture}.block_count": model.n_layer,
+        }
+        return {
+            "modelfile": "",
+            "parameters": "",
+            "template": "",
+            "details": _details(model),
+            "model_info": info,
+            "capabilities": ["completion"],
+        }
+
+    @routes.get("/version")
+    def version() -> dict[str, str]:
+        """Of localsteer."""
+        return {"version": metadata.version("localsteer")}
+
+    return routes
+
+
+async def _answer(
+    service: Service,
+    body: _Common,
+    make_prompt: Callable[[], Prompt],
+    part: Callable[[str], dict[str, Any]],
+    header: str | None,
+    http: HTTPRequest,
+) -> Response | dict[str, Any]:
+    def prepare() -> tuple[Prompt, Plan | None, Any]:
+        plan = service.plan(body.steering, header, body.model, steer_prompt=body.steer_prompt)
+        prompt = make_prompt()
+        return prompt, plan, service.jobs([prompt], plan, body.wishes())
+
+    prompt, plan, jobs = await run_in_threadpool(prepare)
+    answers = Answers(service.engine, jobs)
+
+    def last(answer: Answer, decisions: Sequence[Decision], text: str) -> dict[str, Any]:
+        timing = answer.timing
+        return {
+            "model": body.model,
+            "created_at": _now(),
+            **part(text),
+            "done": True,
+            "done_reason": "length" if answer.finish_reason == "length" else "stop",
+            "total_duration": int(timing.seconds * _NANOSECONDS),
+            "load_duration": 0,
+            "prompt_eval_count": len(prompt.tokens),
+            "prompt_eval_duration": int(timing.prompt_seconds * _NANOSECONDS),
+            "eval_count": len(answer.tokens),
+            "eval_duration": int(timing.answer_seconds * _NANOSECONDS),
+            "seed": answer.seed,
+            "steering": applied(plan),
+            "policy": [decision.document() for decision in decisions],
+        }
+
+    async def lines() -> AsyncIterator[str]:
+        async for event in answers.events():
+            if isinstance(event, Failed):
+                yield json.dumps(ollama_error(event.error)) + "\n"
+                return
+            if isinstance(event, Ended):
+                yield json.dumps(last(event.answer, event.decisions, "")) + "\n"
+            else:
+                policy = {"policy": [decision.document() for decision in event.decisions]} if event.decisions else {}
+                document = {"model": body.model, "created_at": _now(), **part(event.text), "done": False, **policy}
+                yield json.dumps(document) + "\n"
+
+    if body.stream:
+        return JSONLines(lines(), answers)
+    finished = await answers.all(http)
+    if finished is None:
+        return Response(status_code=499)
+    return last(finished[0].answer, finished[0].decisions, finished[0].answer.text)
+
+
+def ollama_error(error: Exception) -> dict[str, str]:
+    """Ollama's form of an error."""
+    return {"error": str(error_document(error)[1]["error"]["message"])}
+
+
+def _loaded(service: Service, name: str, part: dict[str, Any]) -> dict[str, Any]:
+    """The answer to an empty request, by which programs have a model loaded."""
+    service.steerings.of_model_name(name)
+    return {"model": name, "created_at": _now(), **part, "done": True, "done_reason": "load"}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _listed(model: Model, name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": datetime.fromtimestamp(model.path.stat().st_mtime, UTC).isoformat().replace("+00:00", "Z"),
+        "size": model.size_bytes,
+        "digest": model.fingerprint.content,
+        "details": _details(model),
+    }
+
+
+def _details(model: Model) -> dict[str, Any]:
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": model.architecture,
+        "families": [model.architecture],
+        "parameter_size": f"{model.n_params / 1e6:.0f}M" if model.n_params < 1e9 else f"{model.n_params / 1e9:.1f}B",
+        "quantization_level": model.description.rsplit(" ", 1)[-1],
+    }

@@ -1,0 +1,118 @@
+"""What can be named, how far texts lie along it, and the server's default steering."""
+
+from __future__ import annotations
+
+import threading
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from localsteer.calibrated import POLES, SIGN, Point, Side, without_nan
+from localsteer.projection import project
+from localsteer.server.service import Service, applied
+from localsteer.steering import parse_steering, resolve
+from localsteer.vector import ControlVector
+
+# Texts of one request, and vectors: reading them takes time that answers then lack.
+_MAX_TEXTS = 32
+_MAX_VECTORS = 8
+
+
+class Activations(BaseModel):
+    """POST /v1/vectors/activations."""
+
+    texts: list[Annotated[str, Field(max_length=100_000)]] = Field(min_length=1, max_length=_MAX_TEXTS)
+    vectors: list[Annotated[str, Field(max_length=200)]] = Field(min_length=1, max_length=_MAX_VECTORS)
+
+
+class DefaultSteering(BaseModel):
+    """PUT /v1/steering."""
+
+    steering: str = Field(max_length=1000)
+
+
+def router(service: Service) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(prefix="/v1", tags=["Steering"])
+    model, steerings = service.model, service.steerings
+    reading = threading.Lock()  # one at a time: each takes a context of its own
+
+    @routes.get("/vectors")
+    def vectors() -> dict[str, Any]:
+        """The vectors that can be named."""
+        return {"object": "list", "data": steerings.list_vectors()}
+
+    @routes.get("/vectors/{name}")
+    def vector(name: str) -> dict[str, Any]:
+        """One of them, with its dose-response curves; it is built where it is not there yet."""
+        return _describe(service, name, steerings.vector(name))
+
+    @routes.post("/vectors/activations")
+    def activations(body: Activations) -> dict[str, Any]:
+        """How far each token of the texts lies along the vectors."""
+        wanted = {name: steerings.vector(name) for name in body.vectors}
+        with reading:
+            found = project(model, body.texts, wanted, n_ctx=service.engine.n_ctx)
+        data = []
+        for one in found:
+            tokens = [model.token_bytes(token, special=True).decode("utf-8", errors="replace") for token in one.tokens]
+            data.append({"tokens": tokens, "vectors": {name: values.tolist() for name, values in one.along.items()}})
+        return {"object": "list", "data": data}
+
+    @routes.get("/steering")
+    def steering() -> dict[str, Any]:
+        """The steering of requests that name none."""
+        return _default(service)
+
+    @routes.put("/steering")
+    def set_steering(body: DefaultSteering) -> dict[str, Any]:
+        """Another one, from the next request on."""
+        steerings.default = body.steering
+        return _default(service)
+
+    return routes
+
+
+def _default(service: Service) -> dict[str, Any]:
+    state = applied(service.steerings.plan(service.steerings.default))
+    return {"steering": state["expression"], "relative_dose": state["relative_dose"], "notes": state["notes"]}
+
+
+def _describe(service: Service, name: str, vector: ControlVector) -> dict[str, Any]:
+    own = vector.provenance
+    fingerprint = service.model.fingerprint
+    plan = resolve(parse_steering("vector"), fingerprint, lambda _name: vector)
+    calibration = own.calibration
+    sides = None
+    if calibration is not None:
+        sides = {pole: _side(calibration.sides[pole, "response"], SIGN[pole]) for pole in POLES}
+    document: dict[str, Any] = without_nan(
+        {
+            "id": name,
+            "positive": own.positive,
+            "negative": own.negative,
+            "description": own.description,
+            "layers": list(vector.layers),
+            "calibrated": calibration is not None and calibration.content == fingerprint.content,
+            "relative_dose": plan.relative_dose,
+            "calibration": {"budget": calibration.budget, "sides": sides} if calibration is not None else None,
+        }
+    )
+    return document
+
+
+def _side(side: Side, sign: float) -> dict[str, Any]:
+    def point(one: Point) -> dict[str, Any]:
+        return {
+            "strength": sign * one.dose / side.dose if side.dose else None,
+            "dose": one.dose,
+            "effect": one.effect.mean,
+            "effect_low": one.effect.low,
+            "effect_high": one.effect.high,
+            "cost": one.cost.mean,
+            "cost_low": one.cost.low,
+            "cost_high": one.cost.high,
+        }
+
+    return {"dose": side.dose, "effect": side.effect, "cost": side.cost, "curve": [point(one) for one in side.curve]}
