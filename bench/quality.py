@@ -129,7 +129,7 @@ def _calibrated(model: Model, concept: LibraryConcept) -> tuple[ControlVector, s
 
     def calibrate(vector: ControlVector, contrast: Contrast) -> ControlVector:
         _say(f"{concept.name}: calibrating")
-        result = Calibrator(model, vector, contrast, CalibrationSettings(), folder=measurements_folder()).run()
+        result = Calibrator(model, vector, contrast, CalibrationSettings(by_cost=True), folder=measurements_folder()).run()
         if ships:
             _write_report(result, concept.folder)
         return result.vector
@@ -161,16 +161,16 @@ def _answers(
     """What each way makes the model answer, and the relative dose of each peer's best strength."""
     questions = question_sets()[instrument.questions]
     parts = [_VERSION, model.fingerprint.content, source, questions, instrument.max_tokens, ANSWERS]
-    digest = hashlib.sha256(json.dumps(parts).encode())
-    for scaled in (vector.at(1), vector.at(-1)):
-        digest.update(scaled.rows(model.n_layer).tobytes())
-    file = user_cache_path("localsteer") / "bench-quality" / f"{name}-{digest.hexdigest()[:16]}.json"
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    file = user_cache_path("localsteer") / "bench-quality" / f"{name}-{digest}.json"
     kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"doses": {}, "answers": {}}
 
     found = {}
     plans: dict[str, dict[Pole, Plan]] = {}
     for way in _ways():
         key = f"{way.name}|{way.pole}"
+        if way.name == OURS:
+            key += f"|{hashlib.sha256(vector.at(SIGN[way.pole]).rows(model.n_layer).tobytes()).hexdigest()[:16]}"
         if key not in kept["answers"]:
             _say(f"{name}: {way.name}, {getattr(contrast, way.pole)}")
             if way.name not in (PROMPT, OURS) and not plans:

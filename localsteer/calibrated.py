@@ -66,6 +66,7 @@ class Side:
         effect: expected at strength 1, from the curve fitted to all measurements.
         cost: likewise.
         curve: the measurements, by ascending dose.
+        shown: whether answers at the dose do anything beyond doubt; otherwise it was chosen by its cost alone.
     """
 
     layers: tuple[int, ...]
@@ -75,6 +76,7 @@ class Side:
     effect: float | None
     cost: float | None
     curve: tuple[Point, ...]
+    shown: bool = True
 
     def cost_at(self, dose: float) -> float:
         """Coherence cost at a dose, linear between what was measured (0 at 0); beyond the last point, that of the last point.
@@ -199,4 +201,6 @@ def _side(document: Mapping[str, Any]) -> Side:
     if values["dose"] is not None and len(values["norms"]) != len(values["layers"]):
         raise ValueError("layers and norms differ in number")
     values["curve"] = tuple(_point(point) for point in values["curve"])
+    if not isinstance(values.get("shown", True), bool):
+        raise TypeError(f"{values['shown']!r} is neither true nor false")
     return Side(**values)

@@ -93,6 +93,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], None]] = {
     "unsteered as null": with_value(None, "unsteered"),
     "a curve as a number": with_value(3, *SIDE, "curve"),
     "a dose as text": with_value("much", *SIDE, "dose"),
+    "shown as a number": with_value(1, *SIDE, "shown"),
     "a budget as text": with_value("little", "budget"),
     "a layer without a norm": with_value([1.0], *SIDE, "norms"),
 }

@@ -39,12 +39,15 @@ class CalibrationSettings:
         layers: first and last layer that may be steered; None lets the measurements choose.
         quick: a quarter of the tokens: only the vector's own layers, and wider intervals.
         seed: of all sampling.
+        by_cost: choose the dose by its cost alone where the effect cannot be shown, instead of finding none. The instrument of
+            the effect is the model itself, and does not see everything that a person would.
     """
 
     budget: float = DEFAULT_BUDGET
     layers: tuple[int, int] | None = None
     quick: bool = False
     seed: int = 0
+    by_cost: bool = False
 
     @property
     def effort(self) -> Effort:
@@ -175,7 +178,14 @@ class Calibrator:
             CalibrationError: nothing inside the budget does anything, toward either pole.
         """
         settings = self.settings
-        search = Search(self._laboratory, self.shapes, budget=settings.budget, effort=settings.effort, seed=settings.seed)
+        search = Search(
+            self._laboratory,
+            self.shapes,
+            budget=settings.budget,
+            effort=settings.effort,
+            seed=settings.seed,
+            by_cost=settings.by_cost,
+        )
         findings = search.run()
         calibration = Calibration(
             model=self.model.fingerprint.name,
@@ -234,7 +244,7 @@ class Calibrator:
         return CalibrationError(
             f"The vector does nothing inside the budget of {budget:g} nats a token on {calibration.model}: no dose moves the "
             f"answers beyond doubt (at best an effect of {best.mean:.2f}, {best.low:.2f} to {best.high:.2f}).",
-            hint="Allow more with --budget, use personas that are further apart, or a larger model.",
+            hint="Allow more with --budget, use personas that are further apart, or choose the dose by its cost: --by-cost.",
         )
 
 

@@ -29,7 +29,7 @@ def side_line(side: Side, budget: float) -> str:
         return f"no dose within {budget:g} nats a token does anything beyond doubt"
     return (
         f"relative dose {side.dose:.2f}, layers {format_layers(side.layers)} ({side.profile}), "
-        f"effect {side.effect:.2f}, cost {side.cost:.2f} nats a token"
+        f"effect {side.effect:.2f}{'' if side.shown else ' (not shown beyond doubt)'}, cost {side.cost:.2f} nats a token"
     )
 
 

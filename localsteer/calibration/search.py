@@ -102,14 +102,25 @@ class Search:
         budget: most coherence cost, nats a token.
         effort: how many answers.
         seed: of the bootstrap.
+        by_cost: find a dose also where nothing inside the budget does anything beyond doubt.
     """
 
-    def __init__(self, laboratory: Laboratory, shapes: Sequence[Shape], *, budget: float, effort: Effort, seed: int) -> None:
+    def __init__(
+        self,
+        laboratory: Laboratory,
+        shapes: Sequence[Shape],
+        *,
+        budget: float,
+        effort: Effort,
+        seed: int,
+        by_cost: bool = False,
+    ) -> None:
         self.laboratory = laboratory
         self.shapes = tuple(shapes)
         self.budget = budget
         self.effort = effort
         self.seed = seed
+        self.by_cost = by_cost
         self._trials: dict[tuple[Pole, Scope, Shape], list[Trial]] = {}
         self._unit: dict[Pole, float] = dict.fromkeys(POLES, 1.0)
         self._reference: dict[int, tuple[float, float]] = {}
@@ -336,7 +347,8 @@ class Search:
         # Judged by the answers up to twice the dose: what moves them there moves them here, and a few answers inside the budget
         # alone (ten with --quick) seldom tell anything beyond doubt.
         inside = sample.up_to(2 * dose)
-        if dose <= 0 or not mean_interval(inside.effects, inside.questions, self.seed, level=_BEYOND_DOUBT).low > 0:
+        shown = dose > 0 and mean_interval(inside.effects, inside.questions, self.seed, level=_BEYOND_DOUBT).low > 0
+        if dose <= 0 or not (shown or self.by_cost):
             return nothing
         cost, effect = self._laws(pole, sample)
         norms = self.laboratory.directions.norms(shape, dose)[list(shape.layers)]
@@ -348,4 +360,5 @@ class Search:
             float(effect.at(dose)[0]),
             float(cost.at(dose)[0]),
             curve,
+            shown,
         )

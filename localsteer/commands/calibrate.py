@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--report", type=click.Path(path_type=Path), help="Write a page with plots and sample answers to this folder.")
 @click.option("--concept", type=click.Path(path_type=Path), help="The concept.yaml of a vector that does not carry its own.")
 @click.option("--quick", is_flag=True, help="A quarter of the tokens: the default layers only, and less certain.")
+@click.option("--by-cost", is_flag=True, help="Choose a dose by its cost also where no effect can be shown.")
 @click.option("--seed", type=click.IntRange(0, 20_000), default=0, show_default=True, help="Of the sampled answers.")
 @click.option("--fresh", is_flag=True, help="Measure again what an earlier run has measured.")
 @layers_option
@@ -37,6 +38,7 @@ def command(
     report: Path | None,
     concept: Path | None,
     quick: bool,
+    by_cost: bool,
     seed: int,
     fresh: bool,
     layers: tuple[int, int] | None,
@@ -67,7 +69,7 @@ def command(
         fit = loaded.check_fits(opened.fingerprint, name=vector)
         if fit is not None:
             note(fit)
-        settings = CalibrationSettings(budget, layers, quick, seed)
+        settings = CalibrationSettings(budget, layers, quick, seed, by_cost)
         calibrator = calibrator_for(opened, loaded, contrast, settings, progress=progress, fresh=fresh)
         note(price([calibrator], calibrator.probe_speed()))
         try:

@@ -42,6 +42,8 @@ def test_poles_have_the_names_of_the_concept() -> None:
 def test_a_side_in_one_line() -> None:
     side = MADE.sides["positive", "response"]
     assert side_line(side, 0.25) == "relative dose 0.30, layers 1-2 (relative), effect 0.90, cost 0.25 nats a token"
+    unsure = replace(side, shown=False)
+    assert "effect 0.90 (not shown beyond doubt), cost 0.25" in side_line(unsure, 0.25)
     assert side_line(nothing(side), 0.25) == "no dose within 0.25 nats a token does anything beyond doubt"
 
 

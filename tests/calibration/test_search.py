@@ -121,10 +121,11 @@ def find(
     effort: Effort = QUICK,
     budget: float = BUDGET,
     n_questions: int = 20,
+    by_cost: bool = False,
 ) -> tuple[Findings, FakeLaboratory]:
     """What a search finds in a world, and the laboratory it was found in."""
     laboratory = FakeLaboratory(world, n_questions)
-    search = Search(cast(Laboratory, laboratory), shapes, budget=budget, effort=effort, seed=world.seed)
+    search = Search(cast(Laboratory, laboratory), shapes, budget=budget, effort=effort, seed=world.seed, by_cost=by_cost)
     return search.run(), laboratory
 
 
@@ -230,6 +231,15 @@ def test_a_vector_without_effect_gets_no_dose() -> None:
         assert (side.norms, side.effect, side.cost) == ((), None, None)
         assert side.layers == DEFAULT.layers
         assert len(side.curve) >= 3  # what was measured is shown all the same
+
+
+def test_by_cost_a_vector_without_effect_gets_the_dose_of_one_with_it_and_says_so() -> None:
+    alive = [find(replace(World(), seed=seed), by_cost=True)[0].sides[pole, "response"] for seed in range(3) for pole in POLES]
+    dead = [find(replace(DEAD, seed=seed), by_cost=True)[0].sides[pole, "response"] for seed in range(5) for pole in POLES]
+    assert all(side.shown for side in alive)
+    assert sum(side.shown for side in dead) <= 2
+    # Both worlds cost the same.
+    assert np.mean(doses_of(dead)) == pytest.approx(np.mean(doses_of(alive)), rel=0.15)
 
 
 def test_a_vector_may_work_toward_one_pole_only() -> None:
