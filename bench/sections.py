@@ -10,6 +10,8 @@ from pathlib import Path
 
 from bench.concepts import concept_texts
 from bench.measure import Comparison, Section, Series, Target, run_cli, run_process, run_worker
+from bench.serving import serving
+from bench.tools import llama_programs
 from localsteer.ahead import model_slug
 from localsteer.library import concepts
 
@@ -260,6 +262,11 @@ def library(setting: Setting) -> Section:
     )
 
 
+def serve(setting: Setting) -> Section:
+    """Our server beside llama-server."""
+    return serving(setting.model, setting.threads, setting.repeats, llama_programs(("llama-server",))["llama-server"])
+
+
 SECTIONS: dict[str, Callable[[Setting], Section]] = {
     "extraction": extraction,
     "decode": decode,
@@ -267,5 +274,6 @@ SECTIONS: dict[str, Callable[[Setting], Section]] = {
     "memory": memory,
     "tap": tap,
     "library": library,
+    "serving": serve,
     "calibration": calibration,
 }

@@ -21,14 +21,16 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-PROGRAMS = ("llama-bench", "llama-completion", "llama-cvector-generator", "llama-server")
-# What `make bench` and `make quality` run; the end-to-end tests run llama-server as well.
+PROGRAMS = ("llama-bench", "llama-completion", "llama-cvector-generator", "llama-server", "ggml-rpc-server")
+# What `make quality` runs; `make bench` runs llama-server, and the end-to-end tests the RPC server as well.
 MEASURED = PROGRAMS[:3]
 
 # GGML_NATIVE is left at its default, as in the wheel. The web page of llama-server would be fetched from the network.
 CONFIGURATION = {
     "CMAKE_BUILD_TYPE": "Release",
     "BUILD_SHARED_LIBS": "ON",
+    # Another backend beside the CPU's; with it the libraries here can stand in for those of an RPC build of the wheel.
+    "GGML_RPC": "ON",
     "LLAMA_OPENSSL": "OFF",
     "LLAMA_BUILD_TESTS": "OFF",
     "LLAMA_BUILD_EXAMPLES": "OFF",

@@ -28,11 +28,14 @@ class ModelOptions:
     model: str | None
     gpu_layers: int | None
     threads: int | None
+    rpc: str | None
 
     def open(self) -> Model:
         """The model, or the default one (LOCALSTEER_MODEL, then the demo model)."""
+        from localsteer.llama import rpc
         from localsteer.llama.model import Model
 
+        rpc.connect([server.strip() for server in (self.rpc or "").split(",") if server.strip()])
         return Model(self.path(), gpu_layers=self.gpu_layers, threads=self.threads)
 
     def path(self) -> Path:
@@ -95,8 +98,11 @@ def model_option(function: Command) -> Command:
 
 
 def with_model_options(function: Command) -> Command:
-    """-m, --gpu-layers, --threads; the command gets `model_options: ModelOptions`."""
+    """-m, --gpu-layers, --threads, --rpc; the command gets `model_options: ModelOptions`."""
     options = (
+        click.option(
+            "--rpc", metavar="HOST:PORT,...", help="Spread the layers over machines that run ggml-rpc-server (docs/rpc.md)."
+        ),
         click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core."),
         click.option("--gpu-layers", type=click.IntRange(0), help="Layers on the GPU; by default all, where there is one."),
         model_option,

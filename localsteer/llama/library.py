@@ -135,6 +135,23 @@ def ggml_base() -> ctypes.CDLL:
     return library
 
 
+@functools.cache
+def ggml_backends() -> ctypes.CDLL:
+    """The ggml library, with the functions that add a backend declared."""
+    ggml: ctypes.CDLL = load().llama_cpp._lib
+    if not hasattr(ggml, "ggml_backend_reg_by_name"):  # Windows, as in `ggml_base`
+        from llama_cpp._ctypes_extensions import load_shared_library
+
+        ggml = load_shared_library("ggml", Path(str(load().__file__)).parent / "lib")
+    ggml.ggml_backend_reg_by_name.argtypes = [ctypes.c_char_p]
+    ggml.ggml_backend_reg_by_name.restype = ctypes.c_void_p
+    ggml.ggml_backend_reg_get_proc_address.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    ggml.ggml_backend_reg_get_proc_address.restype = ctypes.c_void_p
+    ggml.ggml_backend_register.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_register.restype = None
+    return ggml
+
+
 def build_features() -> BuildFeatures:
     """What this build of llama.cpp can do."""
     llama_cpp = load()

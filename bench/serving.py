@@ -1,0 +1,134 @@
+"""Tokens a second of our server and of llama-server, with several programs asking at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+
+from bench.measure import ROOT, Comparison, MeasurementError, Section, Series, Target
+from bench.questions import question_sets
+
+PARALLEL = (1, 4, 8)
+# Each program asks so often, one answer after the other.
+_ANSWERS = 2
+_TOKENS = 96
+_CONTEXT = 1024
+_STRENGTHS = (-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0)
+
+
+def serving(model: Path, threads: int, repeats: int, llama_server: Path) -> Section:
+    """Both servers run all the time, and are asked in turn."""
+    comparisons = []
+    for parallel in PARALLEL:
+        ours_command = [sys.executable, "cli.py", "serve", "-m", str(model), "--threads", str(threads), "--alias", "demo"]
+        ours_command += ["--parallel", str(parallel), "--context", str(_CONTEXT)]
+        theirs_command = [str(llama_server), "-m", str(model), "-t", str(threads), "-np", str(parallel)]
+        theirs_command += ["-c", str(_CONTEXT * parallel), "--no-webui"]
+        with _running(ours_command) as ours_url, _running(theirs_command) as theirs_url:
+            steered = ["happy"] * parallel
+            different = [f"{strength:g} happy" for strength in _STRENGTHS[-parallel:]]
+            for url, steerings in ((ours_url, steered), (theirs_url, [None] * parallel)):
+                _tokens_per_second(url, steerings)  # the vector is loaded, both are warm
+            rounds = [
+                (
+                    _tokens_per_second(ours_url, [None] * parallel),
+                    _tokens_per_second(theirs_url, [None] * parallel),
+                    _tokens_per_second(ours_url, different),
+                )
+                for _ in range(repeats)
+            ]
+        ours, theirs, mixed = (Series(values) for values in zip(*rounds, strict=True))
+        at = f"{parallel} at once"
+        target = Target(0.85, at_least=True)
+        ratio = "ours / theirs"
+        comparisons += [
+            Comparison(f"unsteered, {at}", "tokens/s", ours, "llama-server", theirs, ours.over(theirs), ratio, target),
+            Comparison(
+                f"each steered differently, {at}", "tokens/s", mixed, "llama-server, unsteered", theirs, mixed.over(theirs), ratio
+            ),
+        ]
+    return Section(
+        "Serving",
+        "`localsteer serve` and `llama-server`, both running with the same number of threads, parallel answers and tokens of "
+        f"context, asked in turn over HTTP with streaming: so many programs at once, {_ANSWERS} answers of up to {_TOKENS} tokens "
+        "each, one after the other, default sampling; from the first request to the end of the last answer. llama-server cannot "
+        "steer requests differently.",
+        tuple(comparisons),
+    )
+
+
+@contextlib.contextmanager
+def _running(command: Sequence[str]) -> Iterator[str]:
+    """A server on a free port, from when it answers until we are done with it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as said:
+        whole = [*command, "--host", "127.0.0.1", "--port", str(port)]
+        process = subprocess.Popen(whole, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=ROOT, env=os.environ)
+        try:
+            for _ in range(240):
+                with contextlib.suppress(httpx.TransportError):
+                    if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                        break
+                if process.poll() is not None:
+                    said.seek(0)
+                    raise MeasurementError(f"{said.read().decode(errors='replace')[-2000:]}\n{' '.join(whole)} failed.")
+                time.sleep(0.25)
+            else:
+                raise MeasurementError(f"{' '.join(whole)} does not answer.")
+            yield url
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _tokens_per_second(url: str, steerings: Sequence[str | None]) -> float:
+    """All programs at once, a steering for each."""
+    barrier = threading.Barrier(len(steerings) + 1)
+    with ThreadPoolExecutor(len(steerings)) as pool:
+        asking = [pool.submit(_ask, url, number, steering, barrier) for number, steering in enumerate(steerings)]
+        barrier.wait()
+        start = time.perf_counter()
+        tokens = sum(one.result() for one in asking)
+        return tokens / (time.perf_counter() - start)
+
+
+def _ask(url: str, number: int, steering: str | None, barrier: threading.Barrier) -> int:
+    questions = question_sets()["everyday"]
+    tokens = 0
+    with httpx.Client(timeout=600) as client:
+        barrier.wait()
+        for turn in range(_ANSWERS):
+            body = {
+                "model": "demo",
+                "messages": [{"role": "user", "content": questions[(number * _ANSWERS + turn) % len(questions)]}],
+                "max_tokens": _TOKENS,
+                "seed": number * _ANSWERS + turn,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+                **({"steering": steering} if steering is not None else {}),
+            }
+            with client.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
+                for line in response.iter_lines():
+                    if '"usage"' in line:
+                        tokens += (json.loads(line.removeprefix("data: ")).get("usage") or {}).get("completion_tokens", 0)
+    return tokens
