@@ -63,8 +63,8 @@ def serving(model: Path, threads: int, repeats: int, llama_server: Path) -> Sect
     return Section(
         "Serving",
         "`localsteer serve` and `llama-server`, both running with the same number of threads, parallel answers and tokens of "
-        f"context, asked in turn over HTTP with streaming: so many programs at once, {_ANSWERS} answers of up to {_TOKENS} tokens "
-        "each, one after the other, default sampling; from the first request to the end of the last answer. llama-server cannot "
+        f"context, asked in turn over HTTP, streaming: so many programs at once, {_ANSWERS} answers of {_TOKENS} tokens at most "
+        "each, in turn, default sampling; from the first request to the end of the last answer. llama-server cannot "
         "steer requests differently.",
         tuple(comparisons),
     )
