@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUESTION ?= How was your day?
 
-.PHONY: demo test bench bench-tools quality clean
+.PHONY: demo test bench bench-tools quality exports clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -39,6 +39,10 @@ bench: .venv/.dev bench-tools
 quality: .venv/.dev bench-tools
 	$(BIN)/python -m bench.quality
 	$(BIN)/python -m bench.quality --base
+
+# Every vector of the library, exported and baked, in llama.cpp's own programs; `make test` takes one.
+exports: .venv/.dev bench-tools
+	LOCALSTEER_EVERY_VECTOR=1 $(BIN)/pytest -s tests/end_to_end/test_export.py
 
 clean:
 	rm -rf .venv build dist
