@@ -216,7 +216,7 @@ class Answering:
             reason = "stop"
         else:
             if self.request.logprobs is not None:
-                self.logprobs.append(_logprob(token, logits, self.request.logprobs))
+                self.logprobs.append(logprob_of(token, logits, self.request.logprobs))
             draft.push(token)
             if draft.stopped:
                 reason = "stop"
@@ -249,8 +249,8 @@ def next_run(steps: Generator[Run, Logits, None], logits: Logits | None = None) 
         return None
 
 
-def _logprob(token: int, logits: Logits, count: int) -> TokenLogprob:
-    """Log probabilities of a token and of the likeliest ones."""
+def logprob_of(token: int, logits: Logits, count: int) -> TokenLogprob:
+    """Log probabilities of a token and of the `count` likeliest ones."""
     values = logits.context.logits(logits.row).astype(np.float64)
     values -= values.max()
     values -= np.log(np.exp(values).sum())

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from localsteer.answer import Answer, FinishReason, Request, Timing
+from localsteer.answer import Answer, FinishReason, Request, Timing, TokenLogprob
+from localsteer.answering import Logits, logprob_of
 from localsteer.errors import LocalsteerError
 from localsteer.generation import needs_tap
 from localsteer.llama.context import Batch, Context
@@ -31,6 +32,7 @@ class _Lane:
     sampler: Sampler
     stream: TextStream
     tokens: list[int]
+    logprobs: list[TokenLogprob]
     reason: FinishReason | None = None
 
     @property
@@ -85,7 +87,7 @@ def _generate_group(model: Model, requests: list[Request], report: Callable[[int
     start = time.perf_counter()
     with Context(model, n_ctx=n_ctx, n_seq=len(requests) + n_leaves, tap=tap) as context:
         lanes = [
-            _Lane(request, number, Sampler(request.sampling, model, request.grammar), TextStream(request.stop), [])
+            _Lane(request, number, Sampler(request.sampling, model, request.grammar), TextStream(request.stop), [], [])
             for number, request in enumerate(requests)
         ]
         try:
@@ -156,7 +158,7 @@ def _run_lanes(context: Context, lanes: list[_Lane], report: Callable[[int], Non
         next_tokens = []
         for row, lane in enumerate(live):
             token = lane.sampler.sample(context, row)
-            _advance(lane, token, model)
+            _advance(lane, token, model, Logits(context, row))
             if lane.reason is None:
                 going.append(lane)
                 next_tokens.append(token)
@@ -167,10 +169,12 @@ def _run_lanes(context: Context, lanes: list[_Lane], report: Callable[[int], Non
         live = going
 
 
-def _advance(lane: _Lane, token: int, model: Model) -> None:
+def _advance(lane: _Lane, token: int, model: Model, logits: Logits) -> None:
     if model.is_end(token):
         lane.reason = "stop"
         return
+    if lane.request.logprobs is not None:
+        lane.logprobs.append(logprob_of(token, logits, lane.request.logprobs))
     lane.tokens.append(token)
     lane.stream.push(model.token_bytes(token))
     if lane.stream.stopped:
@@ -191,4 +195,4 @@ def _answer(lane: _Lane, n_nodes: int, prompt_seconds: float, answer_seconds: fl
     assert lane.request.sampling.seed is not None
     assert lane.reason is not None
     timing = Timing(n_nodes, 0, prompt_seconds, len(lane.tokens), answer_seconds)
-    return Answer(lane.stream.text, tuple(lane.tokens), lane.reason, lane.request.sampling.seed, timing)
+    return Answer(lane.stream.text, tuple(lane.tokens), lane.reason, lane.request.sampling.seed, timing, tuple(lane.logprobs))

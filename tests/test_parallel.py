@@ -16,7 +16,17 @@ from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
 from localsteer.parallel import generate_many
-from tests.conftest import TinyModel, TinyPath, assert_greedy, plan_of, random_basis, random_edit, random_rows, random_tokens
+from tests.conftest import (
+    LOGIT_NOISE,
+    TinyModel,
+    TinyPath,
+    assert_greedy,
+    plan_of,
+    random_basis,
+    random_edit,
+    random_rows,
+    random_tokens,
+)
 from tests.tiny_models import SPECIAL_TOKENS, VOCABULARY, write_tiny_model
 
 GREEDY = Sampling(temperature=0)
@@ -187,3 +197,16 @@ def test_a_model_that_cannot_be_steered_says_so_and_answers_without(tiny_model: 
         assert_greedy(model, request.prompt, answer.tokens)
     with pytest.raises(ModelError, match=r"architecture plamo2\) cannot be steered"):
         generate_many(model, [plain[0], Request(STEM, plan_of(random_edit(model, seed=5)))])
+
+
+def test_log_probabilities_are_those_of_each_alone(tiny: Model) -> None:
+    requests = [Request(prompt, None, GREEDY, 6, logprobs=2) for prompt in PROMPTS[:3]]
+    for request, answer in zip(requests, generate_many(tiny, requests), strict=True):
+        with Generator(tiny) as generator:
+            alone = generator.generate(request)
+        assert [one.token for one in answer.logprobs] == list(answer.tokens)
+        assert answer.tokens == alone.tokens
+        for one, other in zip(answer.logprobs, alone.logprobs, strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=LOGIT_NOISE)
+            assert len(one.likeliest) == 2
+            assert one.likeliest[0] == (one.token, one.logprob)  # greedy
