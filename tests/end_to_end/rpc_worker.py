@@ -1,0 +1,45 @@
+"""What a model says and does, for a process of its own: a build with RPC must be chosen before llama.cpp is loaded."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from localsteer.concept_file import load_concept
+from localsteer.extraction import extract
+from localsteer.library import shipped_folder
+from localsteer.llama import rpc
+from localsteer.llama.context import Batch, Context
+from localsteer.llama.model import Model
+from localsteer.llama.residual import Edit, ResidualTap
+
+PROMPT = "<|im_start|>user\nHow was your day?<|im_end|>\n<|im_start|>assistant\nMy day was"
+
+
+def main(model_path: str, output: str, servers: str = "") -> None:
+    rpc.connect([server for server in servers.split(",") if server])
+    with Model(model_path, threads=1) as model:
+        vector = extract(model, load_concept(shipped_folder() / "happy" / "concept.yaml"))
+        added = vector.rows(model.n_layer)
+        tokens = model.tokenize(PROMPT)
+        found = {"estimate": vector.provenance.estimate}
+        with Context(model, n_ctx=256) as context:
+            for name, rows in (("unsteered", None), ("native", added)):
+                context.clear()
+                context.set_control_vector(rows)
+                context.decode(Batch.of_one_sequence(tokens, start=0))
+                found[name] = context.logits(len(tokens) - 1).copy()
+        tap = ResidualTap(model.n_layer, model.n_embd)
+        with Context(model, n_ctx=256, tap=tap) as context:
+            tap.watch([10, 20])
+            tap.edit([Edit(added)] * len(tokens))
+            context.decode(Batch.of_one_sequence(tokens, start=0))
+            found["tapped"] = context.logits(len(tokens) - 1).copy()
+            found |= {f"rows {layer}": tap.rows(layer) for layer in (10, 20)}
+    np.savez(Path(output), allow_pickle=False, **{name: array for name, array in found.items() if array is not None})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
