@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from localsteer.concept_file import load_concept
 from localsteer.extraction import extract
@@ -18,13 +20,30 @@ from localsteer.llama.residual import Edit, ResidualTap
 PROMPT = "<|im_start|>user\nHow was your day?<|im_end|>\n<|im_start|>assistant\nMy day was"
 
 
+class Collected(logging.Handler):
+    """What llama.cpp says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
 def main(model_path: str, output: str, servers: str = "") -> None:
+    log = Collected()
+    logging.getLogger("localsteer.llama").addHandler(log)
+    logging.getLogger("localsteer.llama").setLevel(logging.INFO)
     rpc.connect([server for server in servers.split(",") if server])
     with Model(model_path, threads=1) as model:
         vector = extract(model, load_concept(shipped_folder() / "happy" / "concept.yaml"))
         added = vector.rows(model.n_layer)
         tokens = model.tokenize(PROMPT)
-        found = {"estimate": vector.provenance.estimate}
+        remote = [line for line in log.lines if "RPC" in line and "model buffer size" in line]
+        estimate = vector.provenance.estimate
+        assert estimate is not None
+        found: dict[str, NDArray[np.float32]] = {"estimate": estimate, "remote": np.array(len(remote), np.float32)}
         with Context(model, n_ctx=256) as context:
             for name, rows in (("unsteered", None), ("native", added)):
                 context.clear()
@@ -38,7 +57,7 @@ def main(model_path: str, output: str, servers: str = "") -> None:
             context.decode(Batch.of_one_sequence(tokens, start=0))
             found["tapped"] = context.logits(len(tokens) - 1).copy()
             found |= {f"rows {layer}": tap.rows(layer) for layer in (10, 20)}
-    np.savez(Path(output), allow_pickle=False, **{name: array for name, array in found.items() if array is not None})
+    np.savez(Path(output), allow_pickle=False, **found)
 
 
 if __name__ == "__main__":
