@@ -12,7 +12,7 @@ from localsteer.answer import Answer, FinishReason, Request, Timing, TokenLogpro
 from localsteer.answering import Logits, logprob_of
 from localsteer.errors import LocalsteerError
 from localsteer.generation import needs_tap
-from localsteer.llama.context import Batch, Context
+from localsteer.llama.context import Batch, Context, undivided
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
 from localsteer.llama.sampling import Sampler
@@ -151,22 +151,24 @@ def _run_lanes(context: Context, lanes: list[_Lane], report: Callable[[int], Non
     live = [lane for lane in lanes if lane.reason is None]
     next_tokens = [lane.request.prompt[-1] for lane in live]
     while live:
-        positions = [len(lane.request.prompt) - 1 + len(lane.tokens) for lane in live]
-        _steer(context, [lane.edit for lane in live])
-        context.decode(Batch.of_next_tokens(next_tokens, positions, [lane.sequence for lane in live]))
         going: list[_Lane] = []
-        next_tokens = []
-        for row, lane in enumerate(live):
-            token = lane.sampler.sample(context, row)
-            _advance(lane, token, model, Logits(context, row))
-            if lane.reason is None:
-                going.append(lane)
-                next_tokens.append(token)
-            else:
-                context.forget(lane.sequence)  # frees its cells
+        drawn: list[int] = []
+        for part in undivided(model, [lane.sequence for lane in live]):
+            lanes_here = live[part]
+            positions = [len(lane.request.prompt) - 1 + len(lane.tokens) for lane in lanes_here]
+            _steer(context, [lane.edit for lane in lanes_here])
+            context.decode(Batch.of_next_tokens(next_tokens[part], positions, [lane.sequence for lane in lanes_here]))
+            for row, lane in enumerate(lanes_here):
+                token = lane.sampler.sample(context, row)
+                _advance(lane, token, model, Logits(context, row))
+                if lane.reason is None:
+                    going.append(lane)
+                    drawn.append(token)
+                else:
+                    context.forget(lane.sequence)  # frees its cells
         if len(going) < len(live):
             report(len(lanes) - len(going))
-        live = going
+        live, next_tokens = going, drawn
 
 
 def _advance(lane: _Lane, token: int, model: Model, logits: Logits) -> None:

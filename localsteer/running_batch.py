@@ -17,7 +17,7 @@ from localsteer.answering import Answering, Logits, Run, next_run
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.gate import Gate
 from localsteer.generation import check_prompt, default_context
-from localsteer.llama.context import Batch, Context
+from localsteer.llama.context import Batch, Context, undivided
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap, Rows
 from localsteer.llama.steerability import steerability
@@ -70,6 +70,12 @@ class Lane:
     steps: Generator[Run, Logits, None] | None = None
     # What is run before the next step can be taken: tokens that had to be forgotten, then what the answer asks for.
     runs: list[Run] = field(default_factory=list)
+
+    @property
+    def sequence(self) -> int:
+        """Its sequence in the context; there is one once it has begun."""
+        assert self.slot is not None
+        return self.slot.sequence
 
     def end(self) -> Answer:
         """Its answer, as far as it came.
@@ -189,12 +195,11 @@ class RunningBatch:
         for lane in self._lanes:
             if lane.steps is None and not self._should_wait(lane):
                 self._begin(lane)
-        parts = self._parts()
-        if parts:
-            try:
+        try:
+            for parts in self._batches():
                 self._decode(parts)
-            except LocalsteerError as error:
-                self._fail_all(error)
+        except LocalsteerError as error:
+            self._fail_all(error)
         ended = [lane for lane in self._lanes if lane.error is not None or (lane.steps is not None and not lane.runs)]
         for lane in ended:
             self.leave(lane)
@@ -256,16 +261,19 @@ class RunningBatch:
 
     # ---- running
 
-    def _parts(self) -> list[_Part]:
-        """What is run next: a token of every answer that is being written, and as much of the prompts as is good for them."""
+    def _batches(self) -> list[list[_Part]]:
+        """What is run next, most often as one batch: a token of every answer that is being written, and a part of the prompts."""
         waiting = [(lane, lane.runs[0]) for lane in self._lanes if lane.runs]
         single = [(lane, run) for lane, run in waiting if len(run.rest) == 1]
         longer = [(lane, run) for lane, run in waiting if len(run.rest) > 1]
         if longer and not self.model.sequences_share_tokens:
             # llama.cpp splits a batch of recurrent sequences of different lengths anew, and a tap would not know its rows.
             lane, run = longer[0]
-            return [_Part(lane, run, run.rest[: self._context.n_ubatch])]
+            return [[_Part(lane, run, run.rest[: self._context.n_ubatch])]]
+        single.sort(key=lambda one: one[0].sequence)
         parts = [_Part(lane, run, run.rest) for lane, run in single]
+        if not self.model.sequences_share_tokens:
+            return [parts[group] for group in undivided(self.model, [part.lane.sequence for part in parts])]
         room = min(_SMOOTH_PART, self._context.n_ubatch - len(single)) if single else self._context.n_ubatch
         for lane, run in longer:
             if room <= 0:
@@ -273,7 +281,7 @@ class RunningBatch:
             part = run.rest[:room]
             parts.append(_Part(lane, run, part))
             room -= len(part)
-        return parts
+        return [parts] if parts else []
 
     def _decode(self, parts: Sequence[_Part]) -> None:
         ends = np.cumsum([len(part.tokens) for part in parts])
@@ -367,7 +375,7 @@ def _batch(parts: Sequence[_Part], ends: np.ndarray[tuple[int, ...], np.dtype[np
     n = int(ends[-1])
     outputs = np.zeros(n, np.int8)
     outputs[ends - 1] = 1
-    sequences = [part.lane.slot.sequence for part in parts if part.lane.slot is not None]
+    sequences = [part.lane.sequence for part in parts]
     return Batch(
         tokens=np.array([token for part in parts for token in part.tokens], np.int32),
         positions=np.concatenate([np.arange(p.run.position, p.run.position + len(p.tokens), dtype=np.int32) for p in parts]),

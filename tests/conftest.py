@@ -99,6 +99,20 @@ def transformer(request: pytest.FixtureRequest, tiny_model: TinyModel) -> Model:
     return tiny_model(request.param)
 
 
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all batches that are run."""
+    sizes: list[int] = []
+    decode = Context.decode
+
+    def count(self: Context, batch: Batch) -> None:
+        sizes.append(len(batch))
+        decode(self, batch)
+
+    monkeypatch.setattr(Context, "decode", count)
+    return sizes
+
+
 def random_tokens(count: int, seed: int) -> tuple[int, ...]:
     """Ordinary tokens of the tiny vocabulary, one byte each."""
     return tuple(np.random.default_rng(seed).integers(0, 256, count).tolist())

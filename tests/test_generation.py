@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 
 from localsteer import generation
 from localsteer.answer import Answer, Request
-from localsteer.draft import Draft
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.gate import Verdict
 from localsteer.generation import Generator
 from localsteer.kv_cache import KVCache
 from localsteer.llama.chat_template import Message
-from localsteer.llama.context import Batch, Context
+from localsteer.llama.context import Context
 from localsteer.llama.model import Model
-from localsteer.llama.residual import Edit, Rows
+from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampler, Sampling
 from localsteer.prompt import latest_message, prompt_tokens
 from tests.conftest import (
@@ -37,6 +36,7 @@ from tests.conftest import (
     random_tokens,
     run_alone,
 )
+from tests.script import Script
 from tests.tiny_models import SPECIAL_TOKENS, VOCABULARY, write_tiny_model
 
 GREEDY = Sampling(temperature=0)
@@ -510,69 +510,6 @@ def test_a_message_is_found_where_the_template_changes_it(tmp_path: Path) -> Non
 # Gates
 
 
-class Script:
-    """A gate that says at given tokens what it was told to, each time once, and remembers what it was shown.
-
-    Args:
-        edit: how the answer is steered until a verdict says otherwise.
-        prompt: the verdict after the prompt, where it is another.
-        tokens: by token of the answer the verdict once it is drawn.
-        runs: by token of the answer the verdict once it was run.
-        ends: verdicts for when the answer is about to end.
-        prompt_layers: layers to read over the message.
-        output_layers: layers to read at every token.
-        hold_back: how many tokens are not shown yet; by default as many as are taken back.
-    """
-
-    def __init__(
-        self,
-        edit: Edit | None = None,
-        *,
-        prompt: Verdict | None = None,
-        tokens: Mapping[int, Verdict] | None = None,
-        runs: Mapping[int, Verdict] | None = None,
-        ends: Sequence[Verdict] = (),
-        prompt_layers: Collection[int] = (),
-        output_layers: Collection[int] = (),
-        hold_back: int | None = None,
-    ) -> None:
-        self.prompt_layers = prompt_layers
-        self.output_layers = output_layers
-        self.prompt_rows: Mapping[int, Rows] = {}
-        self.rows: dict[int, Mapping[int, Rows]] = {}
-        self.drafts: list[tuple[int, ...]] = []
-        self.ends_seen = 0
-        self._prompt = prompt if prompt is not None else Verdict(edit)
-        self._tokens = dict(tokens or {})
-        self._runs = dict(runs or {})
-        self._ends = list(ends)
-        verdicts = [self._prompt, *self._tokens.values(), *self._runs.values(), *self._ends]
-        self.edits: Sequence[Edit | None] = [verdict.edit for verdict in verdicts]
-        self.hold_back = max(verdict.rewind for verdict in verdicts) if hold_back is None else hold_back
-        self._edit = self._prompt.edit
-
-    def after_prompt(self, rows: Mapping[int, Rows]) -> Verdict:
-        self.prompt_rows = rows
-        return self._prompt
-
-    def after_token(self, draft: Draft, *, final: bool) -> Verdict:
-        self.drafts.append(tuple(draft.tokens))
-        self.ends_seen += final
-        if final:
-            return self._say(self._ends.pop(0) if self._ends else None)
-        return self._say(self._tokens.pop(len(draft.tokens), None))
-
-    def after_run(self, draft: Draft, rows: Mapping[int, Rows]) -> Verdict:
-        self.rows[len(draft.tokens)] = rows
-        return self._say(self._runs.pop(len(draft.tokens), None))
-
-    def _say(self, verdict: Verdict | None) -> Verdict:
-        if verdict is None:
-            return Verdict(self._edit)
-        self._edit = verdict.edit
-        return verdict
-
-
 def answer_of(model: Model, request: Request, gate: Script | None = None) -> Answer:
     """From a generator of its own: nothing is in its cache."""
     with Generator(model) as generator:
@@ -591,20 +528,6 @@ def drawn_from(monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
 
     monkeypatch.setattr(Sampler, "sample", remember)
     return logits
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of all batches that are run."""
-    sizes: list[int] = []
-    decode = Context.decode
-
-    def count(self: Context, batch: Batch) -> None:
-        sizes.append(len(batch))
-        decode(self, batch)
-
-    monkeypatch.setattr(Context, "decode", count)
-    return sizes
 
 
 def logits_after(model: Model, tokens: Sequence[int], edits: Sequence[Edit | None]) -> Floats:

@@ -199,6 +199,16 @@ def test_a_model_that_cannot_be_steered_says_so_and_answers_without(tiny_model: 
         generate_many(model, [plain[0], Request(STEM, plan_of(random_edit(model, seed=5)))])
 
 
+def test_answers_in_the_middle_of_a_batch_may_end_first(steerable: Model) -> None:
+    direction = random_rows(steerable, range(1, steerable.n_layer), seed=5)
+    edits = [Edit(direction * np.float32(strength)) for strength in (-2.0, -1.0, 1.0, 2.0)]
+    lengths = (10, 3, 5, 9)
+    requests = [Request(STEM, plan_of(edit), GREEDY, length) for edit, length in zip(edits, lengths, strict=True)]
+    for request, edit, answer in zip(requests, edits, generate_many(steerable, requests), strict=True):
+        assert len(answer.tokens) == request.max_tokens
+        assert_greedy(steerable, request.prompt, answer.tokens, edit)
+
+
 def test_log_probabilities_are_those_of_each_alone(tiny: Model) -> None:
     requests = [Request(prompt, None, GREEDY, 6, logprobs=2) for prompt in PROMPTS[:3]]
     for request, answer in zip(requests, generate_many(tiny, requests), strict=True):

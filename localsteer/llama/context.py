@@ -84,6 +84,19 @@ class Batch:
             )
 
 
+def undivided(model: Model, sequences: Sequence[int]) -> Iterator[slice]:
+    """Which of these sequences, in ascending order, can be decoded together with one token each, as one graph.
+
+    llama.cpp divides a batch of recurrent sequences whose numbers do not follow one another (`split_equal` in llama-batch.cpp).
+    """
+    start = 0
+    for place in range(1, len(sequences) + 1):
+        follows = place < len(sequences) and (model.sequences_share_tokens or sequences[place] == sequences[place - 1] + 1)
+        if not follows:
+            yield slice(start, place)
+            start = place
+
+
 class _NativeBatch:
     """A `llama_batch` over arrays of our own, filled anew for each decode.
 

@@ -1,0 +1,572 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localsteer import running_batch
+from localsteer.answer import Answer, Request
+from localsteer.errors import LocalsteerError, ModelError
+from localsteer.gate import Verdict
+from localsteer.generation import Generator
+from localsteer.llama.context import Batch, Context
+from localsteer.llama.model import Model
+from localsteer.llama.residual import Edit
+from localsteer.llama.sampling import Sampler, Sampling
+from localsteer.llama.steerability import Steerability
+from localsteer.running_batch import Lane, RunningBatch
+from localsteer.steering import Plan
+from tests.conftest import (
+    LOGIT_NOISE,
+    ROW_NOISE,
+    Floats,
+    TinyModel,
+    assert_greedy,
+    plan_of,
+    random_basis,
+    random_edit,
+    random_tokens,
+    run_alone,
+)
+from tests.test_generation import Script, answer_of
+from tests.tiny_models import write_tiny_model
+
+GREEDY = Sampling(temperature=0)
+LIVELY = Sampling(temperature=1.5, seed=7)
+PROMPT = random_tokens(30, seed=1)
+OTHER_PROMPT = random_tokens(25, seed=2)
+STEM = random_tokens(20, seed=3)
+# Three that begin alike, one of a single token, and one of its own.
+PROMPTS = ((*STEM, *random_tokens(9, seed=4)), STEM, (*STEM[:7], *random_tokens(15, seed=5)), (65,), PROMPT)
+
+
+@pytest.fixture(params=["llama", "gemma3", "mamba"])
+def kind(request: pytest.FixtureRequest, tiny_model: TinyModel) -> Model:
+    """One of each kind of memory: everything is kept, also what a sliding window no longer shows, or one state."""
+    return tiny_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """It takes prompts that no single decode can hold."""
+    path = write_tiny_model(tmp_path_factory.mktemp("long") / "long.gguf", n_layer=2, n_ctx_train=1024)
+    with Model(path, threads=1) as model:
+        yield model
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all batches that are run."""
+    sizes: list[int] = []
+    decode = Context.decode
+
+    def count(self: Context, batch: Batch) -> None:
+        sizes.append(len(batch))
+        decode(self, batch)
+
+    monkeypatch.setattr(Context, "decode", count)
+    return sizes
+
+
+@pytest.fixture
+def drawn_from(monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
+    """The logits (n_vocab,) that each token is drawn from, in the order of drawing."""
+    logits: list[Floats] = []
+    sample = Sampler.sample
+
+    def remember(self: Sampler, context: Context, row: int) -> int:
+        logits.append(context.logits(row).copy())
+        return sample(self, context, row)
+
+    monkeypatch.setattr(Sampler, "sample", remember)
+    return logits
+
+
+def finish(batch: RunningBatch, *lanes: Lane) -> list[Answer]:
+    """The answers of these lanes; others go on as long as that takes."""
+    missing = set(lanes)
+    for _ in range(1000):
+        if not missing:
+            break
+        missing.difference_update(batch.step())
+    assert not missing
+    return [lane.end() for lane in lanes]
+
+
+def answered(batch: RunningBatch, request: Request) -> Answer:
+    return finish(batch, batch.join(request))[0]
+
+
+def steps(batch: RunningBatch, count: int) -> None:
+    """Take steps in which no answer ends."""
+    for _ in range(count):
+        assert batch.step() == []
+
+
+def assert_answers(model: Model, request: Request, answer: Answer) -> None:
+    """It is as long as it was asked to be, and greedy under its steering alone."""
+    assert (len(answer.tokens), answer.finish_reason) == (request.max_tokens, "length")
+    assert_greedy(model, request.prompt, answer.tokens, request.response_edit, steer_prompt=request.prompt_edit is not None)
+
+
+def assert_greedy_under(model: Model, prompt: Sequence[int], answer: Sequence[int], edits: Sequence[Edit | None]) -> None:
+    """Every token of an answer is the most likely one, where each token before it was run under its own steering."""
+    logits = run_alone(model, (*prompt, *answer), edits, read=False).logits[len(prompt) - 1 : -1]
+    shortfall = logits.max(axis=1) - logits[np.arange(len(answer)), list(answer)]
+    assert shortfall.max() < LOGIT_NOISE
+
+
+# Side by side
+
+
+def eight_plans(model: Model) -> list[Plan | None]:
+    """Added, turned round, removed, both at once, and in the prompt as well."""
+    added, other = random_edit(model, seed=5, norm=6.0), random_edit(model, seed=6, norm=6.0)
+    basis = {layer: random_basis(model, 8, seed=layer) for layer in range(1, model.n_layer)}
+    removed = Edit(np.zeros_like(added.added), basis)
+    in_response = [plan_of(edit) for edit in (added, Edit(-added.added), other, removed, Edit(other.added, basis))]
+    return [None, *in_response, plan_of(added, steer_prompt=True), plan_of(removed, steer_prompt=True)]
+
+
+@pytest.mark.parametrize("prompts", [(PROMPT,), PROMPTS], ids=["one", "several"])
+def test_eight_answers_under_eight_steerings_are_those_of_each_alone(steerable: Model, prompts: Sequence[tuple[int, ...]]) -> None:
+    requests = [
+        Request(prompts[number % len(prompts)], plan, GREEDY, max_tokens=16 + number % 3)
+        for number, plan in enumerate(eight_plans(steerable))
+    ]
+    with RunningBatch(steerable, parallel=8, n_ctx=64) as batch:
+        lanes = []
+        for request in requests:
+            lanes.append(batch.join(request))
+            steps(batch, 2)
+        assert batch.places == 0
+        answers = finish(batch, *lanes)
+        assert batch.places == 8
+    for request, answer in zip(requests, answers, strict=True):
+        assert_answers(steerable, request, answer)
+    if len(prompts) == 1:
+        assert len({answer.tokens[:16] for answer in answers}) == 8
+
+
+def test_answers_that_begin_at_once_are_those_of_each_alone(kind: Model) -> None:
+    requests = [Request(prompt, plan, GREEDY, 8) for prompt, plan in zip(PROMPTS, eight_plans(kind)[3:], strict=True)]
+    with RunningBatch(kind, parallel=5, n_ctx=64) as batch:
+        answers = finish(batch, *[batch.join(request) for request in requests])
+    for request, answer in zip(requests, answers, strict=True):
+        assert_answers(kind, request, answer)
+
+
+def test_the_same_seeds_in_the_same_company_give_the_same_texts(kind: Model) -> None:
+    plan = plan_of(random_edit(kind, seed=5))
+    requests = [Request(PROMPT, each, replace(LIVELY, seed=seed), 12) for each in (None, plan) for seed in (1, 2)]
+    found = []
+    for _ in range(2):
+        with RunningBatch(kind, parallel=4, n_ctx=64) as batch:
+            found.append([(one.tokens, one.text, one.seed) for one in finish(batch, *map(batch.join, requests))])
+    assert found[0] == found[1]
+    assert len({tokens for tokens, _, _ in found[0]}) == 4
+
+
+def test_a_drawn_seed_is_reported(tiny: Model) -> None:
+    request = Request(PROMPT, None, replace(LIVELY, seed=None), 4)
+    with RunningBatch(tiny, parallel=2, n_ctx=64) as batch:
+        first, second = finish(batch, batch.join(request), batch.join(request))
+    assert first.seed != second.seed
+
+
+def test_each_answer_ends_by_its_own_rules_and_is_told_as_it_comes(tiny: Model) -> None:
+    request = Request(PROMPT, None, LIVELY, max_tokens=40)
+    with RunningBatch(tiny, parallel=4, n_ctx=128) as batch:
+        whole = answered(batch, request)
+        letters = [number for number, token in enumerate(whole.tokens) if 32 <= token < 127]
+        at = next(number for number in letters if number >= 5)
+        stop = chr(whole.tokens[at])
+        requests = [request, replace(request, stop=("never there", stop)), *(replace(request, max_tokens=n) for n in (1, 0))]
+        pieces: list[list[str]] = [[] for _ in requests]
+        lanes = [batch.join(one, on_text=heard.append) for one, heard in zip(requests, pieces, strict=True)]
+        full, stopped, single, empty = answers = finish(batch, *lanes)
+    assert [answer.finish_reason for answer in answers] == ["length", "stop", "length", "length"]
+    assert [answer.text for answer in answers] == ["".join(heard) for heard in pieces]
+    assert full.text == tiny.detokenize(list(full.tokens))
+    assert len(pieces[0]) > 5
+    assert stop not in stopped.text
+    assert chr(stopped.tokens[-1]) == stop
+    assert (len(full.tokens), len(single.tokens), len(empty.tokens)) == (40, 1, 0)
+
+
+def test_timing_counts_what_was_done(tiny: Model) -> None:
+    with RunningBatch(tiny, parallel=2, n_ctx=64) as batch:
+        batch.join(Request(OTHER_PROMPT, None, GREEDY, 30))
+        timing = answered(batch, Request(PROMPT, None, GREEDY, 12)).timing
+    assert (timing.prompt_tokens, timing.reused_tokens, timing.answer_tokens) == (len(PROMPT), 0, 12)
+    assert timing.prompt_seconds > 0
+    assert timing.answer_seconds > 0
+
+
+def test_grammars_are_followed_each_in_its_own_lane(tiny: Model) -> None:
+    grammars = ['root ::= "yes" | "no"', "root ::= [0-9]{4}", None]
+    with RunningBatch(tiny, parallel=3, n_ctx=64) as batch:
+        lanes = [batch.join(Request(PROMPT, None, replace(LIVELY, temperature=3.0), 8, grammar=gbnf)) for gbnf in grammars]
+        word, number, free = finish(batch, *lanes)
+    assert (word.text in ("yes", "no"), word.finish_reason) == (True, "stop")
+    assert (bool(re.fullmatch("[0-9]{4}", number.text)), number.finish_reason) == (True, "stop")
+    assert (len(free.tokens), free.finish_reason) == (8, "length")
+
+
+# Coming and going
+
+
+def test_an_answer_that_is_given_up_frees_its_place_at_once(kind: Model) -> None:
+    plan, other = plan_of(random_edit(kind, seed=5)), plan_of(random_edit(kind, seed=6))
+    staying = Request(OTHER_PROMPT, plan, GREEDY, 20)
+    leaving = Request(PROMPT, other, GREEDY, 20)
+    coming = Request(PROMPTS[0], None, GREEDY, 12)
+    with RunningBatch(kind, parallel=2, n_ctx=64) as batch:
+        stays, leaves = batch.join(staying), batch.join(leaving)
+        steps(batch, 8)
+        assert batch.places == 0
+        with pytest.raises(ValueError, match="no place"):
+            batch.join(coming)
+        batch.leave(leaves)
+        assert batch.places == 1
+        comes = batch.join(coming)
+        answers = finish(batch, stays, comes)
+        assert batch.kept_tokens <= 2 * 64
+    assert_answers(kind, staying, answers[0])
+    assert_answers(kind, coming, answers[1])
+    given_up = leaves.end()
+    assert given_up.finish_reason == "interrupted"
+    assert 0 < len(given_up.tokens) < 20
+    assert given_up.text == kind.detokenize(list(given_up.tokens))
+    assert_greedy(kind, PROMPT, given_up.tokens, other.edit)
+
+
+@pytest.mark.parametrize("before", range(4))
+def test_an_answer_may_be_given_up_before_it_has_begun(kind: Model, before: int) -> None:
+    staying = Request(OTHER_PROMPT, None, GREEDY, 12)
+    with RunningBatch(kind, parallel=2, n_ctx=512) as batch:
+        stays = batch.join(staying)
+        leaves = batch.join(Request(random_tokens(400, seed=7), None, GREEDY, 12))
+        steps(batch, before)
+        batch.leave(leaves)
+        answer = leaves.end()
+        assert (answer.text, answer.tokens, answer.finish_reason) == ("", (), "interrupted")
+        again = Request(random_tokens(400, seed=7)[:200], None, GREEDY, 5)
+        comes = batch.join(again)
+        assert_answers(kind, staying, finish(batch, stays)[0])
+        assert_answers(kind, again, finish(batch, comes)[0])
+
+
+def test_what_was_read_of_a_prompt_that_is_given_up_is_not_read_again(transformer: Model) -> None:
+    request = Request(random_tokens(400, seed=7), None, GREEDY, 4)
+    with RunningBatch(transformer, parallel=2, n_ctx=512) as batch:
+        batch.join(Request(OTHER_PROMPT, None, GREEDY, 40))
+        steps(batch, 1)
+        leaves = batch.join(request)
+        steps(batch, 3)
+        read = batch.kept_tokens - (len(OTHER_PROMPT) + 2)
+        batch.leave(leaves)
+        answer = answered(batch, request)
+    assert 0 < read < 399
+    assert answer.timing.reused_tokens == read
+    assert_answers(transformer, request, answer)
+
+
+def test_many_answers_come_and_go_in_a_few_places(kind: Model) -> None:
+    plans = eight_plans(kind)
+    requests = [Request(PROMPTS[number % 5], plans[number % 8], GREEDY, max_tokens=2 + number * 5 % 7) for number in range(20)]
+    waiting, lanes = list(requests), []
+    with RunningBatch(kind, parallel=3, n_ctx=64) as batch:
+        while waiting or batch.places < 3:
+            while waiting and batch.places:
+                lanes.append(batch.join(waiting.pop(0)))
+            batch.step()
+        assert batch.step() == []
+    for request, lane in zip(requests, lanes, strict=True):
+        assert_answers(kind, request, lane.end())
+
+
+def test_closing_ends_all_answers(tiny: Model) -> None:
+    with RunningBatch(tiny, parallel=2, n_ctx=64) as batch:
+        lanes = [batch.join(Request(prompt, None, GREEDY, 20)) for prompt in (PROMPT, OTHER_PROMPT)]
+        steps(batch, 5)
+        assert batch.places == 0
+    assert batch.places == 2
+    for lane, prompt in zip(lanes, (PROMPT, OTHER_PROMPT), strict=True):
+        assert lane.end().finish_reason == "interrupted"
+        assert_greedy(tiny, prompt, lane.end().tokens)
+
+
+# What prompts share
+
+
+def test_a_prompt_that_begins_as_one_before_reuses_what_they_share(transformer: Model) -> None:
+    request = Request(PROMPT, None, GREEDY, 8)
+    parting = replace(request, prompt=(*PROMPT[:20], *OTHER_PROMPT))
+    with RunningBatch(transformer, parallel=2, n_ctx=64) as batch:
+        first = answered(batch, request)
+        again = answered(batch, request)
+        other = answered(batch, parting)
+    assert first.timing.reused_tokens == 0
+    # The last token is always run: it predicts the answer.
+    assert (again.timing.reused_tokens, again.timing.prompt_tokens) == (len(PROMPT) - 1, 1)
+    assert (other.timing.reused_tokens, other.timing.prompt_tokens) == (20, len(parting.prompt) - 20)
+    for asked, answer in ((request, first), (request, again), (parting, other)):
+        assert_answers(transformer, asked, answer)
+
+
+def test_what_was_computed_under_other_steering_is_not_reused(transformer: Model) -> None:
+    plan, other = (plan_of(random_edit(transformer, seed=seed), steer_prompt=True) for seed in (5, 6))
+    in_response = replace(plan, scope="response")
+    with RunningBatch(transformer, parallel=4, n_ctx=128) as batch:
+
+        def reused(plan: Plan | None, prompt: tuple[int, ...]) -> int:
+            request = Request(prompt, plan, GREEDY, 8)
+            answer = answered(batch, request)
+            assert_answers(transformer, request, answer)
+            nonlocal said
+            said = answer.tokens
+            return answer.timing.reused_tokens
+
+        said: tuple[int, ...] = ()
+        assert reused(plan, PROMPT) == 0
+        follow_up = (*PROMPT, *said, *OTHER_PROMPT)
+        assert reused(None, PROMPT) == 0
+        assert reused(other, PROMPT) == 0
+        # An answer that was written under the prompt's steering is part of the next prompt, but for its last token.
+        assert reused(plan, follow_up) == len(PROMPT) + 7
+        # Where only answers are steered prompts are all alike, but answers are no part of them.
+        assert reused(in_response, PROMPT) == len(PROMPT) - 1
+        follow_up = (*PROMPT, *said, *OTHER_PROMPT)
+        assert reused(in_response, follow_up) == len(PROMPT) - 1
+        assert reused(None, follow_up) == len(follow_up) - 1
+
+
+def test_an_answer_shares_what_one_that_is_being_written_holds(transformer: Model) -> None:
+    edit = random_edit(transformer, seed=5)
+    running = Request(PROMPT, None, GREEDY, 20)
+    with RunningBatch(transformer, parallel=3, n_ctx=128) as batch:
+        lane = batch.join(running)
+        steps(batch, 8)
+        written = tuple(lane.answering.draft.tokens)
+        assert len(written) > 3
+        going_on = Request((*PROMPT, *written, *OTHER_PROMPT), plan_of(edit), GREEDY, 8)
+        parting = Request((*PROMPT[:25], *OTHER_PROMPT), plan_of(edit, steer_prompt=True), GREEDY, 8)
+        lanes = [batch.join(going_on), batch.join(parting)]
+        answers = finish(batch, lane, *lanes)
+    for request, answer in zip((running, going_on, parting), answers, strict=True):
+        assert_answers(transformer, request, answer)
+    # The newest token was drawn, and not run yet.
+    assert [answer.timing.reused_tokens for answer in answers] == [0, len(PROMPT) + len(written) - 1, 0]
+
+
+@pytest.mark.parametrize("steer_prompt", [False, True])
+def test_a_beginning_that_several_prompts_share_is_computed_once(transformer: Model, steer_prompt: bool, decoded: list[int]) -> None:
+    stem = random_tokens(100, seed=6)
+    plan = plan_of(random_edit(transformer, seed=5), steer_prompt=steer_prompt)
+    requests = [Request((*stem, *random_tokens(10, seed=seed)), plan, GREEDY, 6) for seed in range(4)]
+    with RunningBatch(transformer, parallel=4, n_ctx=128) as batch:
+        decoded.clear()
+        answers = finish(batch, *map(batch.join, requests))
+    for request, answer in zip(requests, answers, strict=True):
+        assert_answers(transformer, request, answer)
+    assert [answer.timing.reused_tokens for answer in answers] == [0, 100, 100, 100]
+    # The common part, and of each prompt nine tokens, its last one, and all but one of its answer's.
+    assert sum(decoded) == 100 + 4 * (9 + 1 + 5)
+
+
+def test_a_beginning_is_read_in_parts_before_it_is_shared(transformer: Model, decoded: list[int]) -> None:
+    stem = random_tokens(300, seed=6)
+    requests = [Request((*stem, *random_tokens(10, seed=seed)), None, GREEDY, 4) for seed in range(3)]
+    with RunningBatch(transformer, parallel=4, n_ctx=512) as batch:
+        writer = batch.join(Request(OTHER_PROMPT, None, GREEDY, 40))
+        steps(batch, 2)
+        decoded.clear()
+        lanes = [*map(batch.join, requests), writer]
+        answers = finish(batch, *lanes)
+    for request, answer in zip(requests, answers, strict=False):
+        assert_answers(transformer, request, answer)
+    assert [answer.timing.reused_tokens for answer in answers[:3]] == [0, 300, 300]
+    assert sum(decoded) == 300 + 3 * (9 + 1 + 3) + len(answers[3].tokens) - 2
+
+
+def test_prompts_under_different_steering_do_not_wait_for_each_other(transformer: Model, decoded: list[int]) -> None:
+    plans = [None, *(plan_of(random_edit(transformer, seed=seed), steer_prompt=True) for seed in (5, 6))]
+    requests = [Request(random_tokens(80, seed=6), plan, GREEDY, 6) for plan in plans]
+    with RunningBatch(transformer, parallel=3, n_ctx=128) as batch:
+        decoded.clear()
+        answers = finish(batch, *map(batch.join, requests))
+    assert decoded == [3 * 79, *[3] * 6]
+    for request, answer in zip(requests, answers, strict=True):
+        assert_answers(transformer, request, answer)
+        assert answer.timing.reused_tokens == 0
+
+
+@pytest.mark.parametrize("common", [31, 32])
+def test_a_prompt_waits_only_where_that_saves_much(tiny: Model, decoded: list[int], common: int) -> None:
+    stem = random_tokens(common, seed=6)
+    requests = [Request((*stem, *random_tokens(10, seed=seed)), None, GREEDY, 6) for seed in range(2)]
+    with RunningBatch(tiny, parallel=2, n_ctx=128) as batch:
+        decoded.clear()
+        answers = finish(batch, *map(batch.join, requests))
+    waited = common == 32
+    assert decoded[0] == (common + 9) * (1 if waited else 2)
+    assert answers[1].timing.reused_tokens == (common if waited else 0)
+    for request, answer in zip(requests, answers, strict=True):
+        assert_answers(tiny, request, answer)
+
+
+def test_one_that_waits_goes_on_where_the_one_it_waits_for_is_given_up(transformer: Model) -> None:
+    stem = random_tokens(300, seed=6)
+    requests = [Request((*stem, *random_tokens(10, seed=seed)), None, GREEDY, 4) for seed in range(3)]
+    with RunningBatch(transformer, parallel=4, n_ctx=512) as batch:
+        batch.join(Request(OTHER_PROMPT, None, GREEDY, 40))
+        steps(batch, 2)
+        first, second, third = map(batch.join, requests)
+        steps(batch, 1)
+        batch.leave(first)
+        batch.leave(second)  # one that waits may be given up as well
+        answer = finish(batch, third)[0]
+    assert first.end().tokens == second.end().tokens == ()
+    assert 0 < answer.timing.reused_tokens < 300
+    assert_answers(transformer, requests[2], answer)
+
+
+def test_a_conversation_goes_on_where_it_is(transformer: Model) -> None:
+    with RunningBatch(transformer, parallel=3, n_ctx=128) as batch:
+        prompt = PROMPT
+        for _ in range(3):
+            request = Request(prompt, None, GREEDY, 8)
+            answer = answered(batch, request)
+            assert_answers(transformer, request, answer)
+            # All of it, and nothing of it twice.
+            assert batch.kept_tokens == len(prompt) + 7
+            assert answer.timing.reused_tokens == (0 if prompt == PROMPT else len(prompt) - len(OTHER_PROMPT) - 1)
+            prompt = (*prompt, *answer.tokens, *OTHER_PROMPT)
+
+
+def test_one_that_merely_begins_alike_takes_nothing_from_a_conversation(transformer: Model) -> None:
+    talk = Request(random_tokens(60, seed=6), None, GREEDY, 8)
+    alike = Request((*talk.prompt[:20], *OTHER_PROMPT), None, GREEDY, 8)
+    with RunningBatch(transformer, parallel=2, n_ctx=128) as batch:
+        said = answered(batch, talk).tokens
+        answer = answered(batch, alike)
+        assert answer.timing.reused_tokens == 20
+        assert_answers(transformer, alike, answer)
+        for first, prompt in ((said, talk.prompt), (answer.tokens, alike.prompt)):
+            follow_up = Request((*prompt, *first, *PROMPT), None, GREEDY, 8)
+            second = answered(batch, follow_up)
+            assert second.timing.reused_tokens == len(prompt) + 7
+            assert_answers(transformer, follow_up, second)
+
+
+def test_the_conversation_that_rested_longest_makes_room(tiny: Model) -> None:
+    prompts = [random_tokens(40, seed=seed) for seed in range(4)]
+    with RunningBatch(tiny, parallel=3, n_ctx=64) as batch:
+        for number in (0, 1, 2, 0, 3):
+            answered(batch, Request(prompts[number], None, GREEDY, 4))
+        reused = [answered(batch, Request(prompts[number], None, GREEDY, 1)).timing.reused_tokens for number in (0, 2, 3, 1)]
+    assert reused == [39, 39, 39, 0]
+
+
+def test_nothing_of_a_rewound_answer_is_reused(transformer: Model) -> None:
+    edit = random_edit(transformer, seed=5)
+    request = Request(PROMPT, None, GREEDY, 12)
+    with RunningBatch(transformer, parallel=2, n_ctx=128) as batch:
+        first = finish(batch, batch.join(request, gate=Script(tokens={10: Verdict(edit, rewind=6)})))[0]
+        follow_up = replace(request, prompt=(*PROMPT, *first.tokens, *OTHER_PROMPT))
+        second = answered(batch, follow_up)
+    # Three of the four tokens that were kept: the pass over the fourth was steered.
+    assert second.timing.reused_tokens == len(PROMPT) + 3
+    assert_answers(transformer, follow_up, second)
+
+
+def test_a_recurrent_model_goes_on_only_from_where_it_is(tiny_model: TinyModel, decoded: list[int]) -> None:
+    model = tiny_model("mamba")
+    request, other = Request(PROMPT, None, GREEDY, 8), Request(OTHER_PROMPT, None, GREEDY, 8)
+    with RunningBatch(model, parallel=2, n_ctx=128) as batch:
+        first, second = finish(batch, batch.join(request), batch.join(other))
+        decoded.clear()
+        follow_ups = [
+            replace(request, prompt=(*OTHER_PROMPT, *second.tokens, *PROMPT)),
+            replace(request, prompt=(*PROMPT, *first.tokens, *OTHER_PROMPT)),
+        ]
+        answers = finish(batch, *map(batch.join, follow_ups))
+        assert [answer.timing.reused_tokens for answer in answers] == [len(OTHER_PROMPT) + 7, len(PROMPT) + 7]
+        assert sum(decoded) == sum(answer.timing.prompt_tokens for answer in answers) + 2 * 7
+        again = answered(batch, request)
+        assert again.timing.reused_tokens == 0
+    for asked, answer in zip([request, other, *follow_ups, request], [first, second, *answers, again], strict=True):
+        assert_answers(model, asked, answer)
+
+
+# Gates
+
+
+SCRIPTS: dict[str, Callable[[Edit, Edit], Script]] = {
+    "reads the prompt": lambda a, b: Script(prompt_layers=(1,)),
+    "steers after the prompt": lambda a, b: Script(a, prompt_layers=(0, 2)),
+    "steers after a token": lambda a, b: Script(a, tokens={3: Verdict(b), 6: Verdict(None)}),
+    "reads every block": lambda a, b: Script(output_layers=(0, 1, 2, 3), runs={5: Verdict(a)}),
+    "runs a token again": lambda a, b: Script(output_layers=(3,), runs={2: Verdict(a, again=True), 5: Verdict(b, again=True)}),
+    "takes tokens back": lambda a, b: Script(tokens={2: Verdict(a), 7: Verdict(b, rewind=4)}),
+    "takes tokens back twice": lambda a, b: Script(b, tokens={6: Verdict(a, rewind=3), 5: Verdict(None, rewind=1)}),
+    "takes run tokens back": lambda a, b: Script(output_layers=(1,), runs={7: Verdict(a, rewind=5)}, prompt_layers=(1,)),
+    "takes everything back": lambda a, b: Script(tokens={5: Verdict(a, rewind=5)}),
+    "takes the end back": lambda a, b: Script(a, ends=[Verdict(b, rewind=4)]),
+    "stops after the prompt": lambda a, b: Script(prompt=Verdict(a, stop=True), prompt_layers=(1,)),
+    "stops after a token": lambda a, b: Script(tokens={4: Verdict(a, stop=True)}, hold_back=2),
+    "stops after a run": lambda a, b: Script(output_layers=(2,), runs={5: Verdict(a, stop=True)}),
+    "takes back and stops": lambda a, b: Script(tokens={6: Verdict(a, stop=True, rewind=3)}),
+}
+
+
+def clearly_answered(model: Model, gate: Callable[[], Script], drawn_from: list[Floats]) -> tuple[Request, Script, Answer]:
+    """A request whose every token is drawn so clearly that no rounding changes it, and what the Generator makes of it."""
+    for seed in range(60):
+        request = Request(random_tokens(20, seed=seed), None, GREEDY, 8)
+        drawn_from.clear()
+        script = gate()
+        answer = answer_of(model, request, script)
+        logits = np.sort(drawn_from, axis=1) if drawn_from else np.array([[0, 1]])
+        if (logits[:, -1] - logits[:, -2]).min() > LOGIT_NOISE:
+            return request, script, answer
+    raise AssertionError("no prompt is answered clearly")
+
+
+def test_every_gate_does_in_company_what_it_does_alone(kind: Model, drawn_from: list[Floats]) -> None:
+    a, b = random_edit(kind, seed=5), random_edit(kind, seed=6)
+    removing = Edit(np.zeros_like(a.added), {2: random_basis(kind, 8, seed=7)})
+    expected = {name: clearly_answered(kind, lambda make=make: make(a, b), drawn_from) for name, make in SCRIPTS.items()}
+    neighbours = [Request(PROMPT, plan, GREEDY, 24) for plan in (None, plan_of(removing))]
+    gates = {name: make(a, b) for name, make in SCRIPTS.items()}
+    pieces: dict[str, list[str]] = {name: [] for name in SCRIPTS}
+    with RunningBatch(kind, parallel=len(SCRIPTS) + 2, n_ctx=64) as batch:
+        others = [batch.join(request) for request in neighbours]
+        lanes = []
+        for name, (request, _, _) in expected.items():
+            lanes.append(batch.join(request, gate=gates[name], on_text=pieces[name].append))
+            # Each is somewhere else in its answer.
+            batch.step()
+        answers = dict(zip(SCRIPTS, finish(batch, *lanes), strict=True)) if batch.places < 14 else {}
+        company = finish(batch, *others)
+    for name, (_, script, answer) in expected.items():
+        gate, found = gates[name], answers[name]
+        assert (found.tokens, found.text, found.finish_reason) == (answer.tokens, answer.text, answer.finish_reason), name
+        assert found.timing.answer_tokens == answer.timing.answer_tokens, name
+        assert "".join(pieces[name]) == found.text, name
+        assert (gate.drafts, gate.ends_seen) == (script.drafts, script.ends_seen), name
+        assert gate.prompt_rows.keys() == script.prompt_rows.keys(), name
+        for layer, row in gate.prompt_rows.items():
+            np.testing.assert_allclose(row, script.prompt_rows[layer], atol=ROW_NOISE, err_msg=name)
+        assert gate.rows.keys() == script.rows.keys(), name
+        for position, rows in gate.rows.items():
+            assert rows.keys() == script.rows[position].keys(), name
+            for layer, row in rows.items():
+                np.testing.assert_allclose(row, script.rows[position][layer], atol=ROW_NOISE, err_msg=name)
+    for request, answer in zip(neighbours, company, strict=True):
+        assert_answers(kind, request, answer)
