@@ -67,7 +67,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
     def page() -> FileResponse:
         return FileResponse(_PAGE / "index.html", headers=_PAGE_HEADERS)
 
-    app.mount("/page", StaticFiles(directory=_PAGE))
+    app.mount("/page", _PageFiles(directory=_PAGE))
     _tell_the_truth_about_errors(app)
     guarded: ASGIApp = Guard(CountRequests(app, metrics), access)
     if access.origins:
@@ -75,6 +75,15 @@ def make_app(service: Service, access: Access) -> ASGIApp:
             guarded, allow_origins=list(access.origins), allow_methods=["*"], allow_headers=["*"], expose_headers=["Retry-After"]
         )
     return guarded
+
+
+class _PageFiles(StaticFiles):
+    """The page's parts, asked for anew each time: those of two releases do not go together."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        response = super().file_response(*arguments, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 _REFUSALS = {

@@ -86,7 +86,11 @@ def _describe(service: Service, name: str, vector: ControlVector) -> dict[str, A
     calibration = own.calibration
     sides = None
     if calibration is not None:
-        sides = {pole: _side(calibration.sides[pole, "response"], SIGN[pole]) for pole in POLES}
+        sides = {}
+        for pole in POLES:
+            unit = calibration.side_used(SIGN[pole], "response").dose
+            assert unit is not None  # a calibrated vector has a dose toward one pole at least
+            sides[pole] = _side(calibration.sides[pole, "response"], SIGN[pole] / unit)
     document: dict[str, Any] = without_nan(
         {
             "id": name,
@@ -96,16 +100,20 @@ def _describe(service: Service, name: str, vector: ControlVector) -> dict[str, A
             "layers": list(vector.layers),
             "calibrated": calibration is not None and calibration.content == fingerprint.content,
             "relative_dose": plan.relative_dose,
-            "calibration": {"budget": calibration.budget, "sides": sides} if calibration is not None else None,
+            "calibration": {"budget": calibration.budget, "scale": dict(calibration.scale), "sides": sides}
+            if calibration is not None
+            else None,
         }
     )
     return document
 
 
-def _side(side: Side, sign: float) -> dict[str, Any]:
+def _side(side: Side, strength: float) -> dict[str, Any]:
+    """One side; `strength` is that of a relative dose of 1."""
+
     def point(one: Point) -> dict[str, Any]:
         return {
-            "strength": sign * one.dose / side.dose if side.dose else None,
+            "strength": strength * one.dose,
             "dose": one.dose,
             "effect": one.effect.mean,
             "effect_low": one.effect.low,
@@ -115,4 +123,10 @@ def _side(side: Side, sign: float) -> dict[str, Any]:
             "cost_high": one.cost.high,
         }
 
-    return {"dose": side.dose, "effect": side.effect, "cost": side.cost, "curve": [point(one) for one in side.curve]}
+    return {
+        "dose": side.dose,
+        "effect": side.effect,
+        "cost": side.cost,
+        "shown": side.shown,
+        "curve": [point(one) for one in side.curve],
+    }

@@ -1,0 +1,521 @@
+"""The page in a real browser, against a server with canned answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.server.fake_page_api import PAGE, POLES, STEERED, UNSTEERED, FakeApi, serve
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request
+
+CHROMIUM = shutil.which("chromium")
+if CHROMIUM is None:
+    pytest.skip("The page is tried in Debian's chromium, which is not installed.", allow_module_level=True)
+playwright = pytest.importorskip("playwright.sync_api", reason="The page is driven by playwright, which is not installed.")
+expect = playwright.expect
+expect.set_options(timeout=15_000)  # of a machine that is busy
+
+QUESTION = "How was your day?"
+PHONE = {"width": 360, "height": 740}
+# All text of the page that is to be read, and nothing that is off.
+READABLE = "p, h1, h2, h3, li, button, label, span, small, textarea, input:not([type=range])"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with playwright.sync_playwright() as started:
+        # A sandbox inside a container that runs as root cannot be had.
+        args = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=args)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def api() -> FakeApi:
+    return FakeApi()
+
+
+@pytest.fixture
+def page_url(api: FakeApi) -> Iterator[str]:
+    with serve(api) as url:
+        yield url
+
+
+Opened = Callable[..., "Page"]
+
+
+@pytest.fixture
+def opened(browser: Browser, page_url: str) -> Iterator[Opened]:
+    """Opens the page; what it complains about, and whom else it asks, fails the test."""
+    complaints: list[str] = []
+    contexts: list[BrowserContext] = []
+
+    def hear(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            complaints.append(message.text)
+
+    def watch(request: Request) -> None:
+        if not request.url.startswith(page_url):
+            complaints.append(f"asked {request.url}")
+
+    def open_page(**options: Any) -> Page:
+        context = browser.new_context(**{"permissions": ["clipboard-read", "clipboard-write"], **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", hear)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", watch)
+        page.goto(page_url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    # A browser writes every refusal into its console; those that a test asks for are no mistake.
+    assert [text for text in complaints if not re.search(r"status of (400|401|429)", text)] == []
+
+
+@pytest.fixture
+def page(opened: Opened) -> Page:
+    page = opened()
+    expect(page.locator(".knob")).to_have_count(4)
+    return page
+
+
+def ask(page: Page, text: str = QUESTION) -> None:
+    page.get_by_label("Message", exact=True).fill(text)
+    page.keyboard.press("Enter")
+    expect(page.locator(".turn").last.locator(".facts").last).to_contain_text("seed")
+
+
+def knob(page: Page, name: str) -> Any:
+    return page.locator(".knob").filter(has=page.get_by_role("slider", name=name, exact=True))
+
+
+def test_chat(page: Page, api: FakeApi) -> None:
+    ask(page)
+    expect(page.locator(".words")).to_have_text(UNSTEERED)
+    expect(page.locator(".facts")).to_have_text(re.compile(r"not steered · 23 tokens/s · seed \d+"))
+    ask(page, "And then?")
+    assert api.chats[0]["steering"] == ""
+    assert [message["role"] for message in api.chats[1]["messages"]] == ["user", "assistant", "user"]
+    assert api.chats[1]["messages"][1]["content"] == UNSTEERED
+    page.locator(".answer").last.get_by_role("button", name="Copy").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == UNSTEERED
+    page.get_by_role("button", name="Answer again").click()
+    expect(page.locator(".facts").last).to_contain_text("seed")
+    expect(page.locator(".turn")).to_have_count(2)
+    assert api.chats[2]["messages"] == api.chats[1]["messages"]
+
+
+def test_a_text_of_the_model_is_never_markup(page: Page, api: FakeApi) -> None:
+    ask(page, "<img src=x onerror=alert(1)> <b>bold</b>")
+    expect(page.locator(".user")).to_have_text("<img src=x onerror=alert(1)> <b>bold</b>")
+    assert page.locator(".turn img, .turn b").count() == 0
+
+
+def test_settings_are_sent(page: Page, api: FakeApi) -> None:
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("System message").fill("Be brief.")
+    page.get_by_label("Temperature").fill("0.2")
+    page.get_by_label("Longest answer, tokens").fill("50")
+    page.get_by_label("Seed").fill("7")
+    page.get_by_label("Steer the prompt too").check()
+    page.keyboard.press("Escape")
+    ask(page)
+    chat = api.chats[0]
+    assert chat["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (chat["temperature"], chat["max_tokens"], chat["seed"], chat["steer_prompt"]) == (0.2, 50, 7, True)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Seed").fill("")
+    page.get_by_label("Temperature").fill("9")
+    expect(page.locator("#settings-problem")).to_contain_text("temperature")
+    page.keyboard.press("Escape")
+    ask(page)
+    assert api.chats[1]["seed"] != 7
+    assert api.chats[1]["temperature"] == 0.2
+
+
+def test_a_turned_knob_steers(page: Page, api: FakeApi) -> None:
+    page.get_by_role("slider", name="happy").fill("0.5")
+    page.get_by_role("slider", name="calm").fill("-0.3")
+    expect(page.get_by_label("Expression")).to_have_value("0.5 happy - 0.3 calm")
+    expect(page.get_by_role("slider", name="calm")).to_have_attribute("aria-valuetext", re.compile("toward angry"))
+    ask(page)
+    assert api.chats[0]["steering"] == "0.5 happy - 0.3 calm"
+    expect(page.locator(".words")).to_have_text(STEERED)
+    expect(page.locator(".facts")).to_contain_text("steered by 0.5 happy - 0.3 calm · relative dose 0.41")
+    page.get_by_role("slider", name="calm").dblclick()
+    expect(page.get_by_label("Expression")).to_have_value("0.5 happy")
+    page.get_by_role("button", name="Reset happy").click()
+    expect(page.get_by_label("Expression")).to_have_value("")
+
+
+def test_past_the_calibrated_range_says_so(page: Page) -> None:
+    happy = knob(page, "happy")
+    slider = happy.get_by_role("slider")
+    slider.fill("1")
+    expect(happy.locator(".state")).to_be_empty()
+    for strength in ("1.05", "-1.05"):
+        slider.fill(strength)
+        expect(happy.locator(".state")).to_have_text("▲ past the calibrated range")
+        expect(slider).to_have_attribute("aria-valuetext", re.compile("past the calibrated range"))
+    colour = "element => getComputedStyle(element).color"
+    assert happy.locator(".value").evaluate(colour) != knob(page, "calm").locator(".value").evaluate(colour)
+    cautious = knob(page, "cautious")
+    cautious.get_by_role("slider").fill("1.5")
+    expect(cautious.locator(".state")).to_have_text("not calibrated")
+
+
+@pytest.mark.parametrize(
+    ("written", "strength"),
+    [("0.75 happy + 0.2 pirate", "0.75"), ("- 2*happy@8-20 + !calm", "-2"), ('"happy" + 0.1 calm', "1"), ("  .5e0 happy", "0.5")],
+)
+def test_a_written_expression_turns_the_knobs(page: Page, api: FakeApi, written: str, strength: str) -> None:
+    page.get_by_label("Expression").fill(written)
+    expect(page.get_by_role("slider", name="happy")).to_have_value(strength)
+    expect(page.locator("#expression-note")).to_be_empty()
+    page.get_by_role("slider", name="cautious").fill("0.5")
+    canonical = {"0.75": "0.75 happy + 0.2 pirate", "-2": "-2 happy@8-20 + !calm", "1": "happy + 0.1 calm", "0.5": "0.5 happy"}
+    expect(page.get_by_label("Expression")).to_have_value(f"{canonical[strength]} + 0.5 cautious")
+
+
+def test_an_expression_that_does_not_parse_is_sent_as_it_is(page: Page, api: FakeApi) -> None:
+    page.get_by_role("slider", name="happy").fill("0.5")
+    page.get_by_label("Expression").fill("0.5 happy ** sad")
+    expect(page.locator("#expression-note")).to_contain_text("Not understood from “** sad”")
+    expect(page.get_by_role("slider", name="happy")).to_have_value("0.5")
+    page.get_by_label("Message", exact=True).fill(QUESTION)
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer").get_by_role("alert")).to_contain_text(
+        "Expected the name or path of a vector.\n  0.5 happy ** sad"
+    )
+    page.get_by_label("Expression").fill("0.5 hapy")
+    expect(page.locator("#expression-note")).to_have_text("Not among the server's vectors: hapy.")
+    page.get_by_label("Expression").fill("0.5 happy")
+    page.locator("#expression-actions").get_by_role("button", name="Copy").click()
+    expect(page.locator("#expression-actions").get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == "0.5 happy"
+
+
+def test_a_knob_is_found_added_and_removed(page: Page) -> None:
+    page.get_by_text("Add a knob").click()
+    found = page.locator("#found li")
+    expect(found).to_have_count(len(POLES) - 4)
+    page.get_by_label("Search the vectors").fill("MODERN")
+    expect(found).to_have_count(1)
+    expect(found).to_contain_text("not calibrated, built at first use")
+    found.get_by_role("button").click()
+    slider = page.get_by_role("slider", name="pirate")
+    expect(slider).to_be_focused()
+    expect(knob(page, "pirate").locator(".poles")).to_have_text("modernpirate")
+    slider.fill("1")
+    page.get_by_role("button", name="Remove pirate").click()
+    expect(page.locator(".knob")).to_have_count(4)
+    expect(page.get_by_label("Expression")).to_have_value("")
+
+
+def test_a_vector_that_is_being_built_says_so(page: Page, api: FakeApi) -> None:
+    api.built.clear()
+    page.get_by_label("Expression").fill("0.5 formal")
+    expect(knob(page, "formal").locator(".state")).to_have_text("built at first use")
+    page.get_by_label("Message", exact=True).fill(QUESTION)
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer")).to_contain_text("Building formal for this model.")
+    expect(knob(page, "formal").locator(".state")).to_have_text("being built now ...")
+    api.built.set()
+    expect(page.locator(".words")).to_have_text(STEERED)
+    expect(page.locator(".answer")).not_to_contain_text("Building")
+    expect(knob(page, "formal").locator(".state")).to_be_empty()
+
+
+def test_side_by_side_sends_two_requests_with_one_seed(page: Page, api: FakeApi) -> None:
+    page.get_by_role("slider", name="happy").fill("0.5")
+    page.get_by_label("Side by side").check()
+    ask(page)
+    expect(page.locator(".answer").nth(0).locator(".words")).to_have_text(STEERED)
+    expect(page.locator(".answer").nth(1).locator(".words")).to_have_text(UNSTEERED)
+    assert sorted(chat["steering"] for chat in api.chats) == ["", "0.5 happy"]
+    assert api.chats[0]["seed"] == api.chats[1]["seed"]
+    steered, unsteered = (page.locator(".answer").nth(place).bounding_box() for place in (0, 1))
+    assert steered is not None
+    assert unsteered is not None
+    assert steered["y"] == unsteered["y"]
+    ask(page, "And then?")
+    assert [chat["messages"][1]["content"] for chat in api.chats[2:]] == [STEERED, STEERED]
+    page.set_viewport_size({"width": 360, "height": 740})
+    steered, unsteered = (page.locator(".answer").nth(place).bounding_box() for place in (0, 1))
+    assert steered is not None
+    assert unsteered is not None
+    assert unsteered["y"] >= steered["y"] + steered["height"]
+
+
+def test_curve_and_its_table(page: Page) -> None:
+    page.get_by_role("button", name="Curve of happy").click()
+    dialog = page.get_by_role("dialog", name="happy")
+    drawing = dialog.get_by_role("img")
+    expect(drawing.locator(".point")).to_have_count(2 * 9)  # the effect and the cost of nine doses
+    expect(drawing).to_contain_text("budget 0.25")
+    expect(drawing).to_contain_text("coherence cost, nats a token")
+    expect(drawing.locator(".unit")).to_have_count(4)
+    expect(dialog.get_by_role("row")).to_have_count(10)
+    expect(dialog.get_by_role("row").nth(1)).to_have_text(re.compile(r"−1\.99\s*0\.37\s*−2\.22 \(−2\.78 to −1\.53\)\s*\+0\.62"))
+    points = drawing.locator(".point circle").evaluate_all("circles => circles.map(one => +one.getAttribute('cx'))")
+    assert points[:9] == sorted(points[:9])
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+
+
+def test_curve_of_a_side_without_a_dose(page: Page) -> None:
+    page.get_by_role("button", name="Curve of bullets").click()
+    dialog = page.get_by_role("dialog", name="bullets")
+    expect(dialog).to_contain_text("Toward prose nothing inside the budget does anything")
+    expect(dialog.get_by_role("row")).to_have_count(10)
+    expect(dialog.get_by_role("row").nth(1)).to_contain_text("−1.43")
+
+
+def test_curve_of_a_vector_that_is_not_calibrated(page: Page) -> None:
+    page.get_by_role("button", name="Curve of cautious").click()
+    dialog = page.get_by_role("dialog", name="cautious")
+    expect(dialog).to_contain_text("Not calibrated")
+    expect(dialog.get_by_role("img")).to_have_count(0)
+    dialog.get_by_role("button", name="Close").click()
+    expect(dialog).to_be_hidden()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_heat(opened: Opened, scheme: str) -> None:
+    page = opened(color_scheme=scheme)
+    page.get_by_role("slider", name="happy").fill("0.5")
+    ask(page)
+    page.get_by_role("button", name="Trait heat").click()
+    expect(page.get_by_label("Vector of the heat")).to_have_value("happy")
+    tokens = page.locator(".token")
+    expect(tokens.first).to_have_attribute("title", re.compile(r"[+−]0\.\d{3}"))
+    # Characters that the tokenizer split are whole again.
+    assert "".join(tokens.all_inner_texts()) == STEERED
+    assert min(contrasts(page, ".token").values()) >= 4.5
+    page.get_by_label("Tokens", exact=True).focus()
+    page.keyboard.press("End")
+    expect(page.locator(".heat [role=status]")).to_have_text(re.compile(r"“🎉” [+−]0\.\d{3} toward (happy|sad), token 23 of 23"))
+    page.get_by_label("Vector of the heat").select_option("calm")
+    expect(page.locator(".legend")).to_contain_text("angry")
+    page.get_by_role("button", name="Trait heat").click()
+    expect(page.locator(".words")).to_have_text(STEERED)
+
+
+def test_policy_notes(page: Page) -> None:
+    ask(page, "You idiot!")
+    notes = page.get_by_role("list", name="The policy").get_by_role("listitem")
+    expect(notes).to_have_text("“stay-calm” began to steer by calm after the prompt (hostile 0.93, true from 0.50).")
+    expect(notes).to_have_class("acted")
+    expect(page.locator(".facts")).to_contain_text("steered by the policy only")
+    ask(page, "You friend!")
+    expect(notes.last).to_have_text("“stay-calm” looked and did not act after the prompt (hostile 0.12, true from 0.50).")
+    page.reload()
+    expect(notes).to_have_count(2)
+
+
+def test_notes_on_the_steering(page: Page) -> None:
+    page.get_by_role("slider", name="happy").fill("2")
+    ask(page)
+    expect(page.get_by_role("list", name="Notes")).to_contain_text("2 happy is past the calibrated range")
+
+
+def test_keyboard_only(page: Page, api: FakeApi) -> None:
+    expect(page.get_by_label("Message", exact=True)).to_be_focused()
+    page.keyboard.type("One")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("two")
+    tab_to(page, page.get_by_role("slider", name="happy"))
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    expect(page.get_by_label("Expression")).to_have_value("0.5 happy")
+    outline = page.get_by_role("slider", name="happy").evaluate("element => getComputedStyle(element).outlineStyle")
+    assert outline == "solid"
+    tab_to(page, page.get_by_text("Add a knob"))
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Search the vectors")).to_be_focused()
+    page.keyboard.type("french")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("slider", name="french")).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    api.endless = True
+    tab_to(page, page.get_by_label("Message", exact=True), backwards=True)
+    page.keyboard.press("Enter")
+    expect(page.locator(".words")).to_have_text(STEERED)
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator(".facts")).to_have_text(re.compile("^stopped · steered by 0.5 happy . 0.05 french"))
+    expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+    assert api.chats[0]["messages"] == [{"role": "user", "content": "One\ntwo"}]
+
+
+def tab_to(page: Page, target: Any, *, backwards: bool = False) -> None:
+    for _ in range(80):
+        if target.evaluate("element => element === document.activeElement"):
+            return
+        page.keyboard.press("Shift+Tab" if backwards else "Tab")
+    pytest.fail(f"{target} cannot be reached by the keyboard")
+
+
+def test_the_key_is_asked_for(opened: Opened, api: FakeApi) -> None:
+    api.key = "secret"
+    page = opened()
+    form = page.get_by_role("dialog", name="API key")
+    form.get_by_label("API key").fill("wrong")
+    page.keyboard.press("Enter")
+    expect(form).to_contain_text("That key was refused.")
+    form.get_by_label("API key").fill("secret")
+    form.get_by_role("button", name="Go on").click()
+    expect(page.locator(".knob")).to_have_count(4)
+    expect(page.locator("#model")).to_have_text("demo")
+    ask(page)
+    api.key = "another"
+    page.get_by_label("Message", exact=True).fill("Once more")
+    page.keyboard.press("Enter")
+    expect(form).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator(".answer").last.get_by_role("alert")).to_have_text("The API key is missing or wrong.")
+    assert "secret" not in json.dumps(page.evaluate("Object.values(localStorage)"))
+
+
+def test_errors_are_told_where_they_happen(page: Page, api: FakeApi) -> None:
+    api.busy = True
+    page.get_by_label("Message", exact=True).fill(QUESTION)
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer").get_by_role("alert")).to_have_text("Too many answers wait. Try again in 3 s.")
+    api.busy = False
+    page.get_by_role("button", name="Answer again").click()
+    expect(page.locator(".words")).to_have_text(UNSTEERED)
+    expect(page.locator(".turn")).to_have_count(1)
+
+
+def test_the_default_of_the_server(opened: Opened, api: FakeApi) -> None:
+    api.default = "0.4 calm"
+    page = opened()
+    expect(page.locator("#default-now")).to_have_text("0.4 calm, relative dose 0.61.")
+    expect(page.get_by_role("slider", name="calm")).to_have_value("0.4")
+    page.get_by_role("slider", name="calm").fill("0.8")
+    page.get_by_role("button", name="Make this the server's default").click()
+    expect(page.locator("#default-now")).to_contain_text("0.8 calm")
+    assert api.default == "0.8 calm"
+    page.get_by_role("button", name="All off").click()
+    page.get_by_role("button", name="Use it here").click()
+    expect(page.get_by_label("Expression")).to_have_value("0.8 calm")
+
+
+def test_a_reload_keeps_everything(page: Page) -> None:
+    page.get_by_label("Expression").fill("0.5 happy + 0.3 french")
+    page.get_by_label("Side by side").check()
+    ask(page)
+    page.reload()
+    expect(page.get_by_role("slider", name="french")).to_have_value("0.3")
+    expect(page.locator(".words").first).to_have_text(STEERED)
+    expect(page.get_by_label("Side by side")).to_be_checked()
+    page.get_by_role("button", name="New chat").click()
+    expect(page.locator(".turn")).to_have_count(0)
+    page.reload()
+    expect(page.locator(".turn")).to_have_count(0)
+
+
+def test_a_reload_keeps_half_an_answer(page: Page, api: FakeApi) -> None:
+    api.endless = True
+    page.get_by_label("Message", exact=True).fill(QUESTION)
+    page.keyboard.press("Enter")
+    expect(page.locator(".words")).to_have_text(UNSTEERED)
+    page.reload()
+    expect(page.locator(".words")).to_have_text(UNSTEERED)
+    expect(page.locator(".facts")).to_contain_text("stopped")
+
+
+def test_without_storage_it_only_forgets(opened: Opened, page_url: str) -> None:
+    page = opened()
+    forbidden = "get() { throw new Error('forbidden') }"
+    for name in ("localStorage", "sessionStorage"):
+        page.add_init_script(f"Object.defineProperty(window, '{name}', {{ {forbidden} }})")
+    page.goto(page_url)
+    expect(page.locator(".knob")).to_have_count(4)
+    ask(page)
+    expect(page.locator(".words")).to_have_text(UNSTEERED)
+
+
+def test_no_horizontal_scroll_on_a_phone(opened: Opened) -> None:
+    page = opened(viewport=PHONE)
+    fits = "['log', 'steering'].every(id => (one => one.scrollWidth <= one.clientWidth)(document.getElementById(id)))"
+    narrow = f"document.documentElement.scrollWidth <= innerWidth && {fits}"
+    page.get_by_label("Side by side").check()
+    ask(page, f"{QUESTION} {'averylongword' * 20}")
+    page.get_by_role("button", name="Trait heat").first.click()
+    expect(page.locator(".token").first).to_be_visible()
+    assert page.evaluate(narrow)
+    page.get_by_role("button", name=re.compile("^Knobs")).click()
+    page.get_by_label("Expression").fill("1.5 happy + 0.5 respectful + 0.5 enthusiastic")
+    expect(page.get_by_role("slider", name="enthusiastic")).to_be_visible()
+    assert page.evaluate(narrow)
+    page.get_by_role("button", name="Curve of happy").click()
+    expect(page.get_by_role("dialog").get_by_role("img")).to_be_visible()
+    assert page.evaluate("(dialog => dialog.scrollWidth <= dialog.clientWidth)(document.getElementById('curve'))")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    expect(page.locator("#steering")).to_be_hidden()
+    expect(page.get_by_role("button", name=re.compile("^Knobs"))).to_be_focused()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast(opened: Opened, scheme: str) -> None:
+    page = opened(color_scheme=scheme)
+    page.get_by_role("slider", name="happy").fill("1.5")
+    page.get_by_label("Side by side").check()
+    ask(page, "You idiot!")
+    found = contrasts(page, READABLE)
+    assert len(found) > 40
+    assert {text: ratio for text, ratio in found.items() if ratio < 4.5} == {}
+
+
+def contrasts(page: Page, selector: str) -> dict[str, float]:
+    """By text the contrast of its colour with what is painted behind it, as WCAG 2 defines it."""
+    found: dict[str, float] = page.evaluate(
+        """selector => {
+          const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+          const paint = colours => {
+            canvas.clearRect(0, 0, 1, 1);
+            for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+            return canvas.getImageData(0, 0, 1, 1).data;
+          };
+          const light = ([red, green, blue]) => {
+            const part = one => one / 255 <= 0.04045 ? one / 255 / 12.92 : ((one / 255 + 0.055) / 1.055) ** 2.4;
+            return 0.2126 * part(red) + 0.7152 * part(green) + 0.0722 * part(blue);
+          };
+          const behind = element => element ? [...behind(element.parentElement), getComputedStyle(element).backgroundColor] : [];
+          const ratio = element => {
+            const back = behind(element);
+            const [one, other] = [light(paint(back)), light(paint([...back, getComputedStyle(element).color]))];
+            return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+          };
+          const own = element => [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()) || element.value;
+          const shown = [...document.querySelectorAll(selector)].filter(element => element.checkVisibility() && own(element));
+          return Object.fromEntries(shown.map((element, place) => [`${place} ${element.textContent.trim()}`, ratio(element)]));
+        }""",
+        selector,
+    )
+    return found
+
+
+def test_the_page_is_light_and_asks_nobody_else() -> None:
+    files = [file for file in PAGE.iterdir() if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 60_000
+    for file in files:
+        text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?://|innerHTML|insertAdjacentHTML|\beval\b|\balert\(|\sstyle=", text), file.name
