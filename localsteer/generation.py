@@ -87,7 +87,7 @@ class Generator:
         check_prompt(request.prompt, self.n_ctx)
         should_stop = should_stop if should_stop is not None else _never
         answering = Answering(self.model, request, gate=gate, on_text=on_text, n_ctx=self.n_ctx)
-        tapped = self._needs_tap(answering.gate)
+        tapped = self._needs_tap(request, answering.gate)
         cache = self._cache(tapped)
         prefix = answering.reusable
         steps = answering.steps(cache.keep_common(prefix, [request.prompt_edit] * len(prefix)))
@@ -110,10 +110,11 @@ class Generator:
             cache.match(before)
         return cache
 
-    def _needs_tap(self, gate: Gate) -> bool:
+    def _needs_tap(self, request: Request, gate: Gate) -> bool:
         """llama.cpp's own control vector where it can do the edits (it costs nothing), the tap where not."""
         # All asked, so that a model that allows neither way is refused before the answer begins.
-        return any([bool(gate.output_layers), *(needs_tap([edit], self.model) for edit in gate.edits)]) or (
+        edits = [request.prompt_edit, *gate.edits]
+        return any([bool(gate.output_layers), *(needs_tap([edit], self.model) for edit in edits)]) or (
             # A recurrent model's state cannot be copied from one context to another in part.
             bool(gate.prompt_layers) and not self.model.sequences_share_tokens
         )

@@ -14,7 +14,7 @@ import numpy as np
 
 from localsteer.answer import Answer, Request
 from localsteer.answering import Answering, Logits, Run, next_run
-from localsteer.errors import LocalsteerError, ModelError
+from localsteer.errors import ModelError
 from localsteer.gate import Gate
 from localsteer.generation import check_prompt, default_context
 from localsteer.llama.context import Batch, Context, undivided
@@ -154,7 +154,7 @@ class RunningBatch:
             LocalsteerError: its prompt does not fit the context, or the model cannot be steered for each answer by itself.
         """
         check_prompt(request.prompt, self.n_ctx)
-        edits = gate.edits if gate is not None else [request.response_edit]
+        edits = [request.prompt_edit, *(gate.edits if gate is not None else [request.response_edit])]
         reads = gate is not None and (gate.prompt_layers or gate.output_layers)
         if self._why_not is not None and (reads or any(edit is not None for edit in edits)):
             raise ModelError(
@@ -198,7 +198,7 @@ class RunningBatch:
         try:
             for parts in self._batches():
                 self._decode(parts)
-        except LocalsteerError as error:
+        except Exception as error:
             self._fail_all(error)
         ended = [lane for lane in self._lanes if lane.error is not None or (lane.steps is not None and not lane.runs)]
         for lane in ended:
@@ -266,15 +266,16 @@ class RunningBatch:
         waiting = [(lane, lane.runs[0]) for lane in self._lanes if lane.runs]
         single = [(lane, run) for lane, run in waiting if len(run.rest) == 1]
         longer = [(lane, run) for lane, run in waiting if len(run.rest) > 1]
-        if longer and not self.model.sequences_share_tokens:
-            # llama.cpp splits a batch of recurrent sequences of different lengths anew, and a tap would not know its rows.
-            lane, run = longer[0]
-            return [[_Part(lane, run, run.rest[: self._context.n_ubatch])]]
         single.sort(key=lambda one: one[0].sequence)
         parts = [_Part(lane, run, run.rest) for lane, run in single]
-        if not self.model.sequences_share_tokens:
-            return [parts[group] for group in undivided(self.model, [part.lane.sequence for part in parts])]
         room = min(_SMOOTH_PART, self._context.n_ubatch - len(single)) if single else self._context.n_ubatch
+        if not self.model.sequences_share_tokens:
+            # llama.cpp splits a batch of recurrent sequences of different lengths anew, and a tap would not know its rows.
+            batches = [parts[group] for group in undivided(self.model, [part.lane.sequence for part in parts])]
+            if self._why_not is not None:
+                # plamo2's graph ends the process where several sequences run together that are not the context's first ones.
+                batches = [[part] for part in parts]
+            return batches + [[_Part(lane, run, run.rest[:room])] for lane, run in longer[:1]]
         for lane, run in longer:
             if room <= 0:
                 break
@@ -334,7 +335,7 @@ class RunningBatch:
             lane.runs = list(_again(tokens, edits))
         lane.runs.append(run)
 
-    def _fail_all(self, error: LocalsteerError) -> None:
+    def _fail_all(self, error: Exception) -> None:
         """What the cache holds is unknown."""
         self._context.clear()
         for slot in self._slots:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,9 +74,8 @@ def command(
     from localsteer.errors import LocalsteerError
 
     try:
-        import uvicorn
-
         from localsteer.server.app import make_app
+        from localsteer.server.listener import run
     except ImportError as error:
         raise LocalsteerError(
             f"The server needs packages that are not installed ({error.name}).",
@@ -90,7 +90,7 @@ def command(
     access = _access(host, api_key, allow_host, allow_origin)
     presets = load_presets(presets_file) if presets_file is not None else {}
     with contextlib.ExitStack() as stack:
-        listening = stack.enter_context(_listen(host, port))
+        listening = stack.enter_context(_bind(host, port))
         model = stack.enter_context(model_options.open())
         with progress_bar() as progress:
             name = alias or model_options.name()
@@ -102,13 +102,14 @@ def command(
         stack.enter_context(engine)
         service = Service(model, engine, steerings, armed)
         app = make_app(service, access)
-        # What still runs after that long is cut off; the page's connections would keep it open for ever.
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5)
         url = f"http://{_in_url(host)}:{listening.getsockname()[1]}"
-        if as_json:
-            print_json({"url": url, "model": name, "parallel": parallel, "context": engine.n_ctx})
-        note(f"{name} at {url} (Ctrl-C ends it)")
-        uvicorn.Server(config).run(sockets=[listening])
+
+        def ready() -> None:
+            if as_json:
+                print_json({"url": url, "model": name, "parallel": parallel, "context": engine.n_ctx})
+            note(f"{name} at {url} (Ctrl-C ends it)")
+
+        run(app, listening, engine, ready)
 
 
 def _access(host: str, api_key: str | None, hosts: tuple[str, ...], origins: tuple[str, ...]) -> Access:
@@ -126,15 +127,20 @@ def _access(host: str, api_key: str | None, hosts: tuple[str, ...], origins: tup
     return Access((*LOOPBACK, *own, *hosts), origins, api_key or None)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, before minutes go into loading a model."""
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket with the address, before minutes go into loading a model."""
     from localsteer.errors import LocalsteerError
 
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
+        try:
+            if os.name == "posix":  # elsewhere it means that two may have the same address
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+        except OSError:
+            listening.close()
+            raise
     except OSError as error:
         raise LocalsteerError(
             f"Nothing can listen on {host}:{port}: {error.strerror}.", hint="Give another --port (0: any that is free)."

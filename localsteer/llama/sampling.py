@@ -181,7 +181,10 @@ class _Grammar:
     def __init__(self, grammar: str, model: Model) -> None:
         self._llama = library.load()
         library.forget_errors()
-        self._sampler = self._llama.llama_sampler_init_grammar(model.vocabulary, grammar.encode(), b"root")
+        text = grammar.encode(errors="replace")
+        # llama.cpp takes an empty one for none, and reads no further than a zero byte.
+        whole = bool(text) and b"\0" not in text
+        self._sampler = self._llama.llama_sampler_init_grammar(model.vocabulary, text, b"root") if whole else None
         if not self._sampler:
             reason = library.last_error("llama.cpp cannot read it")
             raise LocalsteerError(f"The grammar is not valid GBNF: {reason}.", hint="It needs a rule named root.")

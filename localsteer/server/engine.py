@@ -5,6 +5,7 @@ One thread owns the model's context; everybody else talks to it through `submit`
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -203,7 +204,7 @@ class Engine:
     def waiting(self) -> int:
         """Answers that wait for a place."""
         with self._changed:
-            return sum(len(ticket.waiting) for ticket in self._queue)
+            return self._count_waiting()
 
     @property
     def kept_tokens(self) -> int:
@@ -238,7 +239,7 @@ class Engine:
         with self._changed:
             if self._stopping:
                 raise StoppingError("The server is stopping.", hint="Start it again.")
-            waiting = sum(len(other.waiting) for other in self._queue)
+            waiting = self._count_waiting()
             free = max(self._batch.parallel - len(self._running) - waiting, 0)
             if waiting + len(jobs) > self._limit + free:
                 raise BusyError(f"{waiting} answers wait already, and {self._limit} may.", self._retry_after(waiting))
@@ -252,6 +253,9 @@ class Engine:
             ticket.cancelled = True
             self._changed.notify()
 
+    def _count_waiting(self) -> int:
+        return sum(len(ticket.waiting) for ticket in self._queue if not ticket.cancelled)
+
     def _retry_after(self, waiting: int) -> int:
         return max(1, math.ceil(self._seconds * (waiting + 1) / self._batch.parallel))
 
@@ -259,27 +263,33 @@ class Engine:
 
     def _run(self) -> None:
         with self._batch:
-            while True:
-                with self._changed:
-                    while not (self._stopping or self._queue or self._running):
-                        self._changed.wait()
-                    if self._stopping:
-                        break
-                    self._drop_cancelled()
-                    joining = self._next_jobs()
-                for running in joining:
-                    self._join(running)
+            while self._wait():
                 try:
-                    ended = self._batch.step() if self._running else []
+                    self._turn()
                 except Exception:
                     # A mistake of ours must not leave everybody waiting for ever.
                     logger.exception("the batch failed")
-                    self._fail_all(LocalsteerError("The server failed.", hint="Its log says how."))
-                    continue
-                self.counters.steps += bool(self._running)
-                for lane in ended:
-                    self._end(next(one for one in self._running if one.lane is lane))
+                    self._fail_all(RuntimeError("the batch failed"))
             self._fail_all(StoppingError("The server is stopping.", hint="Start it again."))
+
+    def _wait(self) -> bool:
+        """Until there is something to do; False where that is to stop."""
+        with self._changed:
+            while not (self._stopping or self._queue or self._running):
+                self._changed.wait()
+            return not self._stopping
+
+    def _turn(self) -> None:
+        with self._changed:
+            self._drop_cancelled()
+            joining = self._next_jobs()
+        for running in joining:
+            self._join(running)
+        if self._running:
+            ended = self._batch.step()
+            self.counters.steps += 1
+            for lane in ended:
+                self._end(next(one for one in self._running if one.lane is lane))
 
     def _drop_cancelled(self) -> None:
         for running in [one for one in self._running if one.ticket.cancelled]:
@@ -311,44 +321,55 @@ class Engine:
         except Exception as error:
             self._running.remove(running)
             self.counters.count("error")
-            running.ticket.tell(Failed(running.choice, error))
+            _tell(running.ticket, Failed(running.choice, error))
 
     def _tell_piece(self, running: _Running, text: str) -> None:
-        running.ticket.tell(Piece(running.choice, text, *running.news()))
+        _tell(running.ticket, Piece(running.choice, text, *running.news()))
 
     def _end(self, running: _Running) -> None:
         assert running.lane is not None
-        self._running.remove(running)
         try:
             answer = running.lane.end()
         except Exception as error:
             if not isinstance(error, LocalsteerError):
                 logger.error("an answer failed", exc_info=error)
+            self._running.remove(running)
             self.counters.count("error")
-            running.ticket.tell(Failed(running.choice, error))
+            _tell(running.ticket, Failed(running.choice, error))
             return
         self._seconds += _MEMORY * (answer.timing.seconds - self._seconds)
-        self.counters.count(answer.finish_reason, answer)
         self._count_decisions(running)
         logprobs, decisions = running.news()
-        running.ticket.tell(Ended(running.choice, answer, decisions, logprobs))
+        # As long as it is among those that run, a mistake above is told to who waits for it.
+        self._running.remove(running)
+        self.counters.count(answer.finish_reason, answer)
+        _tell(running.ticket, Ended(running.choice, answer, decisions, logprobs))
 
     def _count_decisions(self, running: _Running) -> None:
         for decision in running.gate.decisions if running.gate is not None else ():
             key = decision.rule, decision.action
             self.counters.decisions[key] = self.counters.decisions.get(key, 0) + 1
 
-    def _fail_all(self, error: LocalsteerError) -> None:
+    def _fail_all(self, error: Exception) -> None:
         with self._changed:
             running, queue = list(self._running), list(self._queue)
             self._running.clear()
             self._queue.clear()
         for one in running:
             if one.lane is not None:
-                self._batch.leave(one.lane)
+                with contextlib.suppress(ValueError):  # it has left already
+                    self._batch.leave(one.lane)
             self.counters.count("error")
-            one.ticket.tell(Failed(one.choice, error))
+            _tell(one.ticket, Failed(one.choice, error))
         for ticket in queue:
             for choice in ticket.waiting:
                 self.counters.count("error")
-                ticket.tell(Failed(choice, error))
+                _tell(ticket, Failed(choice, error))
+
+
+def _tell(ticket: Ticket, event: Event) -> None:
+    try:
+        ticket.tell(event)
+    except Exception:
+        logger.exception("nobody could be told of an answer")
+        ticket.cancelled = True

@@ -6,17 +6,23 @@ import re
 from typing import Any
 
 from localsteer.errors import LocalsteerError
+from localsteer.policy.audit import Decision
 from localsteer.server.engine import BusyError, StoppingError
 from localsteer.server.service import RequestError
 from localsteer.server.steerings import UnknownModelError
 
-# An absolute path, of Windows or not; its last part may be told.
-_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:[\\/]|~?/)(?:[^\s\"'<>|:*?\\/]+[\\/])*([^\s\"'<>|:*?\\/]+)")
+# An absolute path, of Windows or not, but none of the API's; its last part may be told.
+_PATH = re.compile(r"(?<![\w.])(?!/v1/)(?:[A-Za-z]:[\\/]|~?/)(?:[^\s\"'<>|:*?\\/]+[\\/])*([^\s\"'<>|:*?\\/]+)")
 
 
 def without_paths(text: str) -> str:
     """A message with paths of this machine shortened to their last part, and without halves of characters."""
     return _PATH.sub(r"\1", text).encode("utf-8", "replace").decode("utf-8")
+
+
+def decision_document(decision: Decision) -> dict[str, Any]:
+    """A policy's decision; where a classifier failed, it may tell of a file."""
+    return {name: without_paths(value) if isinstance(value, str) else value for name, value in decision.document().items()}
 
 
 def error_document(error: Exception) -> tuple[int, dict[str, Any]]:

@@ -6,6 +6,7 @@ that it has made to point at 127.0.0.1 (DNS rebinding).
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -21,6 +22,8 @@ MAX_BODY = 1_000_000
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # What a browser asks for before anybody can give a key, and what a supervisor asks without one.
 _OPEN = ("/", "/health", "/page/", "/favicon.ico")
+_TOO_LARGE = (f"The body is larger than {MAX_BODY:,} bytes.", "body_too_large")
+_NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 
 
 @dataclass(frozen=True)
@@ -82,16 +85,17 @@ class Guard:
 
         async def guarded(message: Message) -> None:
             nonlocal started
+            if received > MAX_BODY and not started:
+                return  # the application took the error for one of its own, and answers 400
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
+                message["headers"] = [*message["headers"], _NO_SNIFFING]
             await send(message)
 
-        try:
+        with contextlib.suppress(_TooLargeError):
             await self._app(scope, limited, guarded)
-        except _TooLargeError:
-            if not started:
-                await _refuse(scope, send, 413, f"The body is larger than {MAX_BODY:,} bytes.", "body_too_large")
+        if received > MAX_BODY and not started:
+            await _refuse(scope, send, 413, *_TOO_LARGE)
 
     def _refusal(self, path: str, headers: dict[str, str]) -> tuple[int, str, str] | None:
         """Status, message and code; None where nothing is wrong."""
@@ -101,8 +105,9 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and not self._is_own(origin, headers["host"]):
             return 403, "Web pages from elsewhere may not talk to this server.", "wrong_origin"
-        if int(length) > MAX_BODY if (length := headers.get("content-length", "0")).isdecimal() else True:
-            return 413, f"The body is larger than {MAX_BODY:,} bytes.", "body_too_large"
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or len(length) > 20 or int(length) > MAX_BODY:
+            return 413, *_TOO_LARGE
         if self._key is not None and not any(path == one or (one == "/page/" and path.startswith(one)) for one in _OPEN):
             scheme, _, key = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1"), self._key):
@@ -113,7 +118,10 @@ class Guard:
         """Whether a page comes from this server, or is allowed."""
         if origin in self._access.origins:
             return True
-        parts = urlsplit(origin)
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False
         return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
 
 
@@ -131,7 +139,12 @@ async def _refuse(scope: Scope, send: Send, status: int, message: str, code: str
     else:
         content = document(message, "authentication_error" if status == 401 else "invalid_request_error", code=code)
     body = json.dumps(content).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+        _NO_SNIFFING,
+    ]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -19,7 +19,7 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.audit import Decision
 from localsteer.server.engine import Ended, Failed
-from localsteer.server.errors import error_document
+from localsteer.server.errors import decision_document, error_document
 from localsteer.server.sampling_fields import SamplingFields, SteeringHeader
 from localsteer.server.service import Answers, JSONLines, Prompt, RequestError, Service, Wishes, applied, schema_grammar
 from localsteer.steering import Plan
@@ -217,7 +217,7 @@ async def _answer(
             "eval_duration": int(timing.answer_seconds * _NANOSECONDS),
             "seed": answer.seed,
             "steering": applied(plan),
-            "policy": [decision.document() for decision in decisions],
+            "policy": [decision_document(decision) for decision in decisions],
         }
 
     async def lines() -> AsyncIterator[str]:
@@ -228,7 +228,7 @@ async def _answer(
             if isinstance(event, Ended):
                 yield json.dumps(last(event.answer, event.decisions, "")) + "\n"
             else:
-                policy = {"policy": [decision.document() for decision in event.decisions]} if event.decisions else {}
+                policy = {"policy": [decision_document(decision) for decision in event.decisions]} if event.decisions else {}
                 document = {"model": body.model, "created_at": _now(), **part(event.text), "done": False, **policy}
                 yield json.dumps(document) + "\n"
 

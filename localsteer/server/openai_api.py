@@ -17,7 +17,7 @@ from localsteer.answer import Answer, FinishReason, TokenLogprob
 from localsteer.llama.model import Model
 from localsteer.policy.audit import Decision
 from localsteer.server.engine import Ended, Event, Failed, Job
-from localsteer.server.errors import error_document
+from localsteer.server.errors import decision_document, error_document
 from localsteer.server.openai_schema import ChatRequest, Common, CompletionRequest
 from localsteer.server.sampling_fields import SteeringHeader
 from localsteer.server.service import Answers, EventStream, Finished, Prompt, RequestError, Service, applied
@@ -185,7 +185,7 @@ class _Reply:
 
 
 def _documents(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
-    return [decision.document() for decision in decisions]
+    return [decision_document(decision) for decision in decisions]
 
 
 def _timing(answers: Sequence[Answer]) -> dict[str, float]:
@@ -233,7 +233,7 @@ def router(service: Service) -> APIRouter:
         """The model, and one more name for each preset."""
         return {"object": "list", "data": [_model_document(name, created) for name in service.steerings.names]}
 
-    @routes.get("/models/{name}")
+    @routes.get("/models/{name:path}")
     def model(name: str) -> dict[str, Any]:
         """One of them; a name with a steering behind it is one, too."""
         service.steerings.of_model_name(name)

@@ -36,6 +36,8 @@ class ChatMessage(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
+    tool_calls: list[Any] | None = None
+    function_call: dict[str, Any] | None = None
 
     def message(self) -> Message:
         """As the model's template takes it.
@@ -43,8 +45,8 @@ class ChatMessage(BaseModel):
         Raises:
             RequestError: it holds what the model cannot read.
         """
-        if self.role in ("tool", "function"):
-            raise RequestError("Tools are not offered: no message can come from one.", "messages")
+        if self.role in ("tool", "function") or self.tool_calls or self.function_call:
+            raise RequestError("Tools are not offered: no message can come from one, or call one.", "messages")
         role: Literal["system", "user", "assistant"] = "system" if self.role in ("system", "developer") else self.role  # type: ignore[assignment]
         if self.content is None or isinstance(self.content, str):
             return Message(role, self.content or "")

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import anyio
 from sse_starlette import EventSourceResponse
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import StreamingResponse
@@ -159,7 +160,8 @@ class EventStream(EventSourceResponse):
     """Server-sent events about answers, which end with it, however it ends: also where nobody ever read the first."""
 
     def __init__(self, events: AsyncIterator[str], answers: Answers) -> None:
-        super().__init__(events, ping=15)
+        # When the server ends, the engine ends the answers: their streams are not to be torn off before that.
+        super().__init__(events, ping=15, shutdown_event=anyio.Event(), shutdown_grace_period=60)
         self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

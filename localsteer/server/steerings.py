@@ -113,12 +113,16 @@ class Steerings:
         for part in suffix.split(","):
             vector, equals, strength = part.strip().partition("=")
             try:
-                terms.append(f"{float(strength) if equals else 1.0:+.12f} {vector}")
-            except ValueError:
+                term = f"{float(strength) if equals else 1.0:+.12f} {vector}"
+                single = len(parse_steering(term).terms) == 1  # "happy - formal=0.5" would slip in another one
+            except (ValueError, LocalsteerError):
+                single = False
+            if not single:
                 raise SteeringError(
                     f'"{part}" in the model\'s name "{name}" is no steering.',
                     hint=f"Write it as {self.name}:happy=0.5, with a number behind the vector, or name a preset.",
-                ) from None
+                )
+            terms.append(term)
         return " ".join(terms)
 
     def plan(self, expression: str, scope: Scope = "response") -> Plan | None:
@@ -207,7 +211,7 @@ class Steerings:
             elif name in (known := concepts()):
                 self._vectors[name] = load_vector(name, self.model, self._progress)
             else:
-                near = difflib.get_close_matches(name, [*known, *self._own_files()], n=3, cutoff=0.5)
+                near = difflib.get_close_matches(name, {*known, *self._own_files()}, n=3, cutoff=0.5)
                 hint = f"Did you mean {' or '.join(near)}?" if near else "GET /v1/vectors lists them."
                 raise VectorError(f'There is no vector "{name}".', hint=hint)
         return self._vectors[name]

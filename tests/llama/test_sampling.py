@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from localsteer.errors import LocalsteerError
+from localsteer.answer import Request
+from localsteer.errors import LocalsteerError, ModelError
+from localsteer.generation import Generator
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampler, Sampling, fresh_seed
@@ -109,3 +112,147 @@ def test_fresh_seeds_differ() -> None:
     seeds = {fresh_seed() for _ in range(10)}
     assert len(seeds) == 10
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_a_presence_penalty_is_taken_once_and_a_frequency_penalty_each_time(context: Context) -> None:
+    logits = logits_of(context)
+    first, second = np.argsort(-logits)[:2].tolist()
+    gap = float(logits[first] - logits[second])
+    # Once is too little here, and more is never taken for the first one's presence alone.
+    assert set(draws(context, Sampling(temperature=0, presence_penalty=gap * 0.9, seed=1), 6)) == {first}
+    assert draws(context, Sampling(temperature=0, frequency_penalty=gap * 0.9, seed=1), 3) == [first, first, second]
+    for penalty in (Sampling(presence_penalty=gap * 1.1), Sampling(frequency_penalty=gap * 1.1)):
+        assert draws(context, replace(penalty, temperature=0, seed=1), 2) == [first, second]
+
+
+# Grammars
+
+
+YES_OR_NO = 'root ::= "yes" | "no"'
+
+
+def written(context: Context, settings: Sampling, grammar: str) -> str:
+    """The text that a grammar lets end, where the prompt's last token is followed by the same logits again and again."""
+    tokens: list[int] = []
+    with Sampler(settings, context.model, grammar) as sampler:
+        for _ in range(100):
+            token = sampler.sample(context, len(PROMPT) - 1)
+            if context.model.is_end(token):
+                return context.model.detokenize(tokens)
+            tokens.append(token)
+    raise AssertionError("it does not end")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        OPEN,
+        Sampling(),
+        Sampling(temperature=0),
+        Sampling(temperature=0, repeat_penalty=1.5, presence_penalty=2.0),
+        Sampling(temperature=5.0, top_k=0, repeat_penalty=1.5, frequency_penalty=1.0),
+        # Nothing that the grammar allows is among these, before it has ruled out the rest.
+        Sampling(temperature=1.0, top_k=1),
+        Sampling(temperature=1.0, top_p=0.01),
+        Sampling(temperature=1.0, min_p=0.9),
+    ],
+)
+def test_a_grammar_is_followed_however_tokens_are_drawn(context: Context, settings: Sampling) -> None:
+    for seed in range(10):
+        assert written(context, replace(settings, seed=seed), YES_OR_NO) in ("yes", "no")
+
+
+def test_every_way_through_a_grammar_is_taken(context: Context) -> None:
+    texts = {written(context, replace(OPEN, temperature=50.0, seed=seed), YES_OR_NO) for seed in range(40)}
+    assert texts == {"yes", "no"}
+
+
+def test_the_same_seed_takes_the_same_way_through_a_grammar(context: Context) -> None:
+    grammar = "root ::= [a-z]{8}"
+    texts = [written(context, replace(OPEN, temperature=5.0, seed=seed), grammar) for seed in (1, 2, 1)]
+    assert texts[0] == texts[2] != texts[1]
+    assert all(re.fullmatch("[a-z]{8}", text) for text in texts)
+
+
+def test_what_a_grammar_allows_comes_as_often_as_it_is_likely(context: Context) -> None:
+    allowed = list(b"abcdef")
+    counts = np.zeros(context.model.n_vocab)
+    for seed in range(1500):
+        with Sampler(replace(OPEN, temperature=3.0, seed=seed), context.model, "root ::= [a-f]") as sampler:
+            counts[sampler.sample(context, len(PROMPT) - 1)] += 1
+    flat = np.exp(logits_of(context)[allowed] / 3)
+    # Five standard deviations of a share of 1,500 draws.
+    np.testing.assert_allclose(counts[allowed] / 1500, flat / flat.sum(), atol=0.065)
+
+
+def test_the_most_likely_token_that_a_grammar_allows_is_taken_at_temperature_0(context: Context) -> None:
+    order = [chr(token) for token in np.argsort(-logits_of(context)) if 97 <= token <= 122]
+    grammar = f"root ::= [a-z] [{''.join(order[1:4])}] [{''.join(order[3:6])}]"
+    assert written(context, Sampling(temperature=0, seed=1), grammar) == order[0] + order[1] + order[3]
+
+
+def test_penalties_choose_among_what_a_grammar_allows(context: Context) -> None:
+    order = [chr(token) for token in np.argsort(-logits_of(context)) if 97 <= token <= 122]
+    once = Sampling(temperature=0, presence_penalty=1000.0, seed=1)
+    assert written(context, once, "root ::= [a-z]{5}") == "".join(order[:5])
+    # What has no other way is written in spite of them.
+    assert written(context, once, 'root ::= "aaaa"') == "aaaa"
+
+
+def test_texts_of_several_bytes_and_letters_follow_a_grammar(context: Context) -> None:
+    for text in ("é🙂", " the then hein", "\n\t", "<|im_end|>"):
+        escaped = text.replace("\n", "\\n").replace("\t", "\\t")
+        for seed in range(3):
+            assert written(context, replace(OPEN, seed=seed), f'root ::= "{escaped}"') == text
+
+
+def test_tokens_that_were_drawn_before_count_for_a_grammar(context: Context) -> None:
+    with Sampler(replace(OPEN, seed=3), context.model, 'root ::= "yes" | "no"') as sampler:
+        sampler.accept(ord("y"))
+        drawn = [sampler.sample(context, len(PROMPT) - 1) for _ in range(3)]
+    assert drawn[:2] == list(b"es")
+    assert context.model.is_end(drawn[2])
+
+
+def test_an_answer_ends_with_its_grammar(tiny: Model) -> None:
+    with Generator(tiny) as generator:
+        for seed in range(5):
+            answer = generator.generate(Request(PROMPT, None, replace(OPEN, seed=seed), max_tokens=20, grammar=YES_OR_NO))
+            assert (answer.text in ("yes", "no"), answer.finish_reason) == (True, "stop")
+            assert answer.text == tiny.detokenize(list(answer.tokens))
+        cut = generator.generate(Request(PROMPT, None, OPEN, max_tokens=2, grammar='root ::= "yes"'))
+        assert (cut.text, cut.finish_reason) == ("ye", "length")
+        nothing = generator.generate(Request(PROMPT, None, OPEN, max_tokens=20, grammar='root ::= ""'))
+        assert (nothing.text, nothing.finish_reason) == ("", "stop")
+
+
+def test_an_answer_may_end_where_its_grammar_allows_it(context: Context) -> None:
+    lengths = {len(written(context, replace(OPEN, temperature=50.0, seed=seed), 'root ::= "a"*')) for seed in range(40)}
+    assert len(lengths) > 1
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        "",
+        "  \n",
+        "yes or no",
+        'word ::= "yes"',
+        'root ::= "yes" | word',
+        'root ::= "yes',
+        "root ::= [a-z",
+        'root ::= root "a" | "b"',
+        'root ::= "a"{1000000}',
+        'root ::= "a"\0 and more',
+        'root ::= "\ud800',
+    ],
+)
+def test_a_grammar_that_cannot_be_read_is_an_error(tiny: Model, grammar: str) -> None:
+    with pytest.raises(LocalsteerError, match=r"grammar is not valid GBNF.*root"):
+        Sampler(OPEN, tiny, grammar)
+
+
+def test_where_no_token_goes_on_as_a_grammar_wants_that_is_an_error(context: Context) -> None:
+    # llama.cpp lets no grammar have the token of a zero byte.
+    with Sampler(OPEN, context.model, r'root ::= "\x00"') as sampler, pytest.raises(ModelError, match="as the grammar wants"):
+        sampler.sample(context, len(PROMPT) - 1)

@@ -1,0 +1,60 @@
+"""uvicorn, ended by a signal without an error: what is being answered may come to its end, and is told where it may not."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from localsteer.server.engine import Engine
+
+# Seconds that answers have to come to their end, and then those that their connections have to close.
+_GRACE = 2
+_CLOSING = 5
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self._engine = engine
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        # uvicorn itself would cancel what still runs: its clients would see the connection break, and the user a traceback.
+        ending = loop.call_later(_GRACE, lambda: loop.run_in_executor(None, self._engine.stop))
+        await super().shutdown(sockets)
+        ending.cancel()
+
+
+def run(app: ASGIApp, bound: socket.socket, engine: Engine, ready: Callable[[], None]) -> None:
+    """Serve until SIGINT or SIGTERM; both are the usual way to end, and no error.
+
+    Args:
+        app: what to serve.
+        bound: a socket with the address.
+        engine: stopped where answers do not come to their end in time.
+        ready: called when clients may connect and signals may come.
+    """
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE + _CLOSING
+    )
+    server = _Server(config, engine)
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    # uvicorn has handlers of its own while it runs, and raises the signal again when it is done.
+    before = {number: signal.signal(number, end) for number in _SIGNALS}
+    try:
+        bound.listen(config.backlog)
+        ready()
+        server.run(sockets=[bound])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.server.conftest import HELLO, Serve, Served
+from tests.server.test_openai_api import policy_file
+
+
+def test_answers_and_tokens_add_up(served: Served) -> None:
+    first = served.chat(max_tokens=5)
+    again = served.chat(max_tokens=5, n=2)
+    served.complete(max_tokens=3)
+    metrics = served.metrics()
+    assert metrics["localsteer_answers_total", "length"] == 4
+    assert metrics["localsteer_generated_tokens_total",] == 5 + 10 + 3
+    read = 3 * first["usage"]["prompt_tokens"] + len(served.model.tokenize("good day"))
+    assert metrics["localsteer_prompt_tokens_total",] + metrics["localsteer_prompt_tokens_reused_total",] == read
+    assert metrics["localsteer_prompt_tokens_reused_total",] >= again["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    assert metrics["localsteer_batches_total",] >= 5
+    assert metrics["localsteer_answers_running",] == metrics["localsteer_answers_waiting",] == 0
+    assert metrics["localsteer_kv_tokens",] == served.engine.kept_tokens > 0
+
+
+def test_answers_are_counted_by_their_reason(served: Served) -> None:
+    text = served.complete(max_tokens=30, temperature=1, seed=3)["choices"][0]["text"]
+    stop = next(one for one in text[3:] if one.isascii() and one.isprintable())
+    served.complete(max_tokens=30, temperature=1, seed=3, stop=stop)
+    served.batch.failure = RuntimeError()
+    with pytest.raises(RuntimeError):
+        served.chat()
+    metrics = served.metrics()
+    assert {key[1]: value for key, value in metrics.items() if key[0] == "localsteer_answers_total"} == {
+        "length": 1,
+        "stop": 1,
+        "error": 1,
+    }
+
+
+def test_requests_are_counted_by_route_and_status(served: Served) -> None:
+    served.chat()
+    served.refused({"model": "other"})
+    served.refused({"n": 0})
+    served.client.get("/v1/vectors/mood")
+    served.client.get("/v1/vectors/hapy")
+    served.client.get("/v1/models/demo:happy=0.5")
+    for number in range(3):
+        served.client.get(f"/anything/{number}")
+    served.client.get("/page/index.html")
+    metrics = served.metrics()
+    requests = {key[1:]: value for key, value in metrics.items() if key[0] == "localsteer_requests_total"}
+    assert requests == {
+        ("/v1/chat/completions", "200"): 1,
+        ("/v1/chat/completions", "404"): 1,
+        ("/v1/chat/completions", "400"): 1,
+        ("/v1/vectors/{name}", "200"): 1,
+        ("/v1/vectors/{name}", "400"): 1,
+        ("/v1/models/{name:path}", "200"): 1,
+        ("other", "404"): 3,
+        ("other", "200"): 1,
+    }
+
+
+def test_policy_decisions_are_counted(serve: Serve, tmp_path: Path) -> None:
+    served = serve(policy=policy_file(tmp_path, '  - {name: "calm \\"down\\"", when: asked, steer: push.gguf}\n'))
+    served.chat(messages=[{"role": "user", "content": "a pig"}], n=2)
+    served.chat(messages=HELLO)
+    metrics = served.metrics()
+    assert metrics["localsteer_policy_decisions_total", "fire", 'calm "down"'] == 2
+    assert metrics["localsteer_policy_decisions_total", "pass", 'calm "down"'] == 1
+
+
+def test_health_says_how_busy_it_is(served: Served) -> None:
+    assert served.client.get("/health").json() == {"status": "ok", "model": "demo", "running": 0, "waiting": 0}

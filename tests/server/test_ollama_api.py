@@ -1,0 +1,181 @@
+"""`/api/...`, as programs for Ollama use it."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.conftest import HELLO, Serve, Served
+from tests.server.test_openai_api import policy_file, text_of
+
+DONE = {"total_duration", "load_duration", "prompt_eval_count", "prompt_eval_duration", "eval_count", "eval_duration"}
+
+
+def lines(served: Served, path: str = "/api/chat", **body: Any) -> list[dict[str, Any]]:
+    """The lines of a streamed answer."""
+    options = {"num_predict": 6, "temperature": 0, **body.pop("options", {})}
+    given = {"model": "demo", "messages": HELLO, "prompt": "good day", "options": options, **body}
+    with served.client.stream("POST", path, json=given) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("application/x-ndjson")
+        return [json.loads(line) for line in answer.iter_lines()]
+
+
+def refusal(served: Served, body: dict[str, Any], path: str = "/api/chat") -> tuple[int, str]:
+    answer = served.client.post(path, json={"model": "demo", "messages": HELLO, "prompt": "good day", **body})
+    (message,) = answer.json().values()
+    assert set(answer.json()) == {"error"}
+    assert isinstance(message, str)
+    assert message
+    return answer.status_code, message
+
+
+def generated(served: Served, **body: Any) -> dict[str, Any]:
+    options = {"num_predict": 6, "temperature": 0, **body.pop("options", {})}
+    given = {"model": "demo", "prompt": "good day", "stream": False, "options": options, **body}
+    answer = served.client.post("/api/generate", json=given)
+    assert answer.status_code == 200, answer.text
+    document: dict[str, Any] = answer.json()
+    return document
+
+
+def test_a_chat_answer(served: Served) -> None:
+    document = served.ollama(steering="0.5 happy")
+    assert document["message"] == {"role": "assistant", "content": text_of(served.chat(steering="0.5 happy"))}
+    assert (document["model"], document["done"], document["done_reason"]) == ("demo", True, "length")
+    assert set(document) >= DONE
+    assert (document["prompt_eval_count"], document["eval_count"]) == (27, 6)
+    assert document["steering"]["expression"] == "0.5 happy"
+    assert datetime.fromisoformat(document["created_at"])
+
+
+def test_a_stream_holds_the_same_as_the_answer(served: Served) -> None:
+    whole = served.ollama(model="demo:happy=0.5:latest")
+    told = lines(served, model="demo:happy=0.5:latest")
+    assert "".join(line["message"]["content"] for line in told) == whole["message"]["content"]
+    assert [line["done"] for line in told] == [False] * (len(told) - 1) + [True]
+    assert set(told[-1]) >= DONE
+    assert told[-1]["steering"] == whole["steering"]
+    told = lines(served, "/api/generate")
+    assert "".join(line["response"] for line in told) == generated(served)["response"]
+
+
+def test_a_generated_answer(served: Served) -> None:
+    assert generated(served)["response"] == served.ollama()["message"]["content"]
+    system = [{"role": "system", "content": "be brief"}, *HELLO]
+    assert generated(served, system="be brief")["response"] == served.ollama(messages=system)["message"]["content"]
+    assert generated(served, raw=True)["response"] == text_of(served.complete())
+
+
+def test_options_reach_the_sampler(served: Served) -> None:
+    options = {"temperature": 1.2, "seed": 11, "num_predict": 20, "top_p": 0.9, "top_k": 50, "min_p": 0.01, "repeat_penalty": 1.1}
+    document = served.ollama(options=options)
+    given = {name: value for name, value in options.items() if name != "num_predict"}
+    assert document["message"]["content"] == text_of(served.chat(**given, max_tokens=20))
+    assert document["seed"] == 11
+    whole = document["message"]["content"]
+    stop = next(one for one in whole[3:] if one.isascii() and one.isprintable())
+    stopped = served.ollama(options={**options, "stop": [stop]})
+    assert stopped["message"]["content"] == whole[: whole.index(stop)]
+    assert stopped["done_reason"] == "stop"
+
+
+@pytest.mark.parametrize("count", [-1, -2, None])
+def test_without_a_limit_an_answer_fills_the_context(serve: Serve, count: int | None) -> None:
+    served = serve(n_ctx=64)
+    document = served.ollama(options={"num_predict": count})
+    assert document["prompt_eval_count"] + document["eval_count"] == 65
+    assert document["done_reason"] == "length"
+
+
+def test_an_answer_may_have_to_be_json(served: Served) -> None:
+    schema = {"type": "object", "properties": {"mood": {"enum": ["up", "down"]}}, "required": ["mood"]}
+    document = served.ollama(format=schema, options={"temperature": 1, "num_predict": 60})
+    assert json.loads(document["message"]["content"])["mood"] in ("up", "down")
+    assert served.ollama(format="json")["message"]["content"].startswith("{")
+    assert served.ollama(format="")["message"]["content"] == served.ollama()["message"]["content"]
+
+
+def test_an_empty_request_loads_the_model(served: Served) -> None:
+    for path, body in (("/api/chat", {"messages": []}), ("/api/generate", {"prompt": ""}), ("/api/generate", {})):
+        document = served.client.post(path, json={"model": "demo", **body}).json()
+        assert (document["done"], document["done_reason"]) == (True, "load")
+    assert served.client.post("/api/generate", json={"model": "other"}).status_code == 404
+    assert served.engine.counters.answers == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "word"),
+    [
+        ("/api/chat", {"tools": [{"type": "function"}]}, "Tools"),
+        ("/api/chat", {"messages": [{"role": "tool", "content": "x"}]}, "Tools"),
+        ("/api/chat", {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "Tools"),
+        ("/api/chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "Images"),
+        ("/api/chat", {"messages": [{"role": "user", "content": ""}]}, "empty"),
+        ("/api/chat", {"messages": [{"role": "user", "content": "x" * 600}]}, "context holds 512"),
+        ("/api/chat", {"think": True}, "Thinking"),
+        ("/api/chat", {"think": "high"}, "Thinking"),
+        ("/api/chat", {"format": "xml"}, "format"),
+        ("/api/chat", {"format": {"type": "nonsense"}}, "grammar"),
+        ("/api/chat", {"steering": "0.5 hapy"}, "happy"),
+        ("/api/chat", {"model": "demo:hapy"}, "happy"),
+        ("/api/chat", {"steering": "./happy.gguf"}, "can only name vectors"),
+        ("/api/chat", {"options": {"temperature": -1}}, "temperature"),
+        ("/api/chat", {"options": {"num_predict": -3}}, "num_predict"),
+        ("/api/chat", {"options": 7}, "options"),
+        ("/api/chat", {"model": 7}, "model"),
+        ("/api/generate", {"suffix": "x"}, "suffix"),
+        ("/api/generate", {"template": "x"}, "template"),
+        ("/api/generate", {"context": [1]}, "context"),
+        ("/api/generate", {"images": ["aGk="]}, "images"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(served: Served, path: str, body: dict[str, Any], word: str) -> None:
+    for stream in (False, True):
+        status, message = refusal(served, {**body, "stream": stream}, path)
+        assert status == 400
+        assert word in message
+
+
+def test_another_model_is_not_found(served: Served) -> None:
+    assert refusal(served, {"model": "llama3:latest"})[0] == 404
+    for name in ("llama3", ""):
+        assert served.client.post("/api/show", json={"model": name}).status_code == 404
+    assert served.client.post("/api/show", json={}).status_code == 404
+
+
+def test_the_model_is_listed_and_shown(serve: Serve) -> None:
+    served = serve(presets={"cheerful": "0.6 happy"})
+    for path in ("/api/tags", "/api/ps"):
+        models = served.client.get(path).json()["models"]
+        assert [one["name"] for one in models] == ["demo", "demo:cheerful"]
+        assert all(one["size"] > 0 and datetime.fromisoformat(one["modified_at"]) for one in models)
+        assert str(served.model.path.parent) not in json.dumps(models)
+    for key in ("model", "name"):
+        document = served.client.post("/api/show", json={key: "demo:latest"}).json()
+        assert document["model_info"]["llama.context_length"] == served.engine.n_ctx
+        assert document["model_info"]["llama.block_count"] == 4
+        assert str(served.model.path.parent) not in json.dumps(document)
+    assert served.client.get("/api/version").json()["version"]
+
+
+def test_the_header_and_the_default_count_here_as_well(serve: Serve) -> None:
+    served = serve(default="0.25 calm")
+    assert served.ollama()["steering"]["expression"] == "0.25 calm"
+    assert served.ollama(steering="")["steering"]["expression"] == ""
+    body = {"model": "demo:mood", "messages": HELLO, "stream": False, "options": {"num_predict": 1}}
+    answer = served.client.post("/api/chat", json=body, headers={"X-Steering": "0.5 formal"})
+    assert answer.json()["steering"]["expression"] == "0.5 formal"
+    assert served.ollama(steering="happy", steer_prompt=True)["steering"]["scope"] == "prompt"
+
+
+def test_policy_decisions_are_told(serve: Serve, tmp_path: Path) -> None:
+    served = serve(policy=policy_file(tmp_path, "  - {name: calm, when: asked, steer: push.gguf}\n"))
+    pig = [{"role": "user", "content": "a pig"}]
+    assert [one["action"] for one in served.ollama(messages=pig)["policy"]] == ["fire"]
+    told = [one for line in lines(served, messages=pig) for one in line.get("policy", [])]
+    assert [one["action"] for one in told] == ["fire"]

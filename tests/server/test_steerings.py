@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from localsteer.errors import ExpressionError, LocalsteerError, VectorError
+from localsteer.llama.model import Model
+from localsteer.server.steerings import SteeringError, Steerings, UnknownModelError
+from localsteer.vector_file import write_vector
+from tests.calibration.made import calibrated
+from tests.server.conftest import tiny_vector
+
+
+@pytest.fixture
+def steerings(tiny: Model, folder: Path) -> Steerings:
+    return Steerings(tiny, "demo", folder=folder, presets={"cheerful": "0.6 happy"})
+
+
+def expression_of(steerings: Steerings, name: str) -> str | None:
+    """The steering of a model's name in its canonical form; None where it asks for nothing."""
+    expression = steerings.of_model_name(name)
+    if expression is None:
+        return None
+    plan = steerings.plan(expression)
+    return str(plan.steering) if plan is not None else ""
+
+
+@pytest.mark.parametrize(
+    ("name", "expression"),
+    [
+        ("demo", None),
+        ("demo:latest", None),
+        ("demo:happy", "happy"),
+        ("demo:happy:latest", "happy"),
+        ("demo:happy=0.5", "0.5 happy"),
+        ("demo:happy=0.5,formal@2-3=-0.3", "0.5 happy - 0.3 formal@2-3"),
+        ("demo:happy=.5, formal=1e-1:latest", "0.5 happy + 0.1 formal"),
+        ("demo:happy=-1", "-happy"),
+        ("demo:happy=+2", "2 happy"),
+        ("demo:happy=0", "0 happy"),
+        ("demo:cheerful", "0.6 happy"),
+        ("demo:cheerful:latest", "0.6 happy"),
+    ],
+)
+def test_a_models_name_says_how_to_steer(steerings: Steerings, name: str, expression: str | None) -> None:
+    assert expression_of(steerings, name) == expression
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Demo", "dem", "demo2", "demolatest", "gpt-4o", ":happy", "other:happy", " demo", "demo ", "demo/happy"]
+)
+def test_another_models_name_is_unknown(steerings: Steerings, name: str) -> None:
+    with pytest.raises(UnknownModelError, match="This server has demo, demo:cheerful"):
+        steerings.of_model_name(name)
+
+
+def test_the_own_name_may_hold_colons_and_slashes(tiny: Model, folder: Path) -> None:
+    steerings = Steerings(tiny, "someone/qwen:0.5b", folder=folder)
+    assert steerings.of_model_name("someone/qwen:0.5b") is None
+    assert steerings.of_model_name("someone/qwen:0.5b:latest") is None
+    assert expression_of(steerings, "someone/qwen:0.5b:happy=0.25") == "0.25 happy"
+    with pytest.raises(UnknownModelError):
+        steerings.of_model_name("someone/qwen")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "demo:",
+        "demo:,",
+        "demo:=0.5",
+        "demo:happy=",
+        "demo:happy=much",
+        "demo:happy=0.5,",
+        "demo:happy==0.5",
+        "demo:happy=nan",
+        "demo:happy=inf",
+        "demo:happy=-infinity",
+        "demo:happy=1e999",
+        "demo:happy=1e300",
+        "demo:happy=0x1",
+        "demo:0.5",
+        "demo:!happy",
+        'demo:"happy',
+        "demo:happy@0=1",
+        "demo:happy@3-1=1",
+        "demo:happy@2-99=1",
+        "demo:happy=9",
+        "demo:latest:latest:latest",
+        "demo:Cheerful",
+        "demo:nothing-like-it",
+        "demo:\0",
+        "demo:\ud800",
+    ],
+)
+def test_what_is_no_steering_in_a_models_name_is_refused(steerings: Steerings, name: str) -> None:
+    with pytest.raises(LocalsteerError) as refused:
+        expression_of(steerings, name)
+    assert not isinstance(refused.value, UnknownModelError)
+
+
+@pytest.mark.parametrize("name", ["demo:happy + 8 formal=0.5", "demo:happy - 0.5 mood", "demo:happy\t-\n2 mood=1"])
+def test_a_model_name_holds_one_vector_between_its_commas(steerings: Steerings, name: str) -> None:
+    with pytest.raises(SteeringError, match="is no steering"):
+        expression_of(steerings, name)
+
+
+def test_an_unknown_vector_is_told_with_the_nearest_names(steerings: Steerings) -> None:
+    with pytest.raises(VectorError, match=r'There is no vector "hapy"\. Did you mean happy( or (?!happy)|\?)'):
+        steerings.plan("0.5 hapy")
+    with pytest.raises(VectorError, match=r'There is no vector "xqzwv"\. GET /v1/vectors lists them'):
+        steerings.plan("xqzwv")
+
+
+@pytest.mark.parametrize(
+    "name", ["./happy.gguf", "/etc/passwd", "happy.gguf", "../happy", "a\\b", '"a folder/x"', "~/happy", "C:\\x", "//host/share"]
+)
+def test_a_path_is_refused_whether_there_is_a_file_or_not(
+    steerings: Steerings, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(SteeringError, match="can only name vectors"):
+        steerings.plan(f"0.5 {name}")
+    with pytest.raises(VectorError, match="There is no vector"):
+        steerings.vector(name.strip('"'))
+
+
+def test_too_much_is_refused(steerings: Steerings) -> None:
+    assert steerings.plan(" + ".join(["0.1 happy"] * 8)) is not None
+    with pytest.raises(SteeringError, match="9 terms, and 8 are allowed"):
+        steerings.plan(" + ".join(["0.1 happy"] * 9))
+    assert steerings.plan("-8 happy") is not None
+    for expression in ("8.001 happy", "-8.001 happy", "happy - 1e30 formal"):
+        with pytest.raises(SteeringError, match="stronger than 8"):
+            steerings.plan(expression)
+    with pytest.raises(SteeringError, match="too long"):
+        steerings.plan("happy " + " " * 1000)
+
+
+def test_max_dose_limits_the_dose_of_any_expression(tiny: Model, folder: Path) -> None:
+    steerings = Steerings(tiny, "demo", folder=folder, max_dose=0.5)
+    (strong,) = [plan for plan in [Steerings(tiny, "demo", folder=folder).plan("happy")] if plan is not None]
+    assert strong.relative_dose is not None
+    fitting = 0.4 / strong.relative_dose
+    for _ in range(2):  # the second time from what is kept
+        assert steerings.plan(f"{fitting} happy") is not None
+        for scope in ("response", "prompt"):
+            with pytest.raises(LocalsteerError, match=r"--max-dose allows 0\.5"):
+                steerings.plan(f"{2 * fitting} happy", scope)
+    with pytest.raises(LocalsteerError, match="--max-dose"):
+        steerings.default = f"{2 * fitting} happy"
+    assert steerings.default == ""
+    with pytest.raises(LocalsteerError, match="--max-dose"):
+        Steerings(tiny, "demo", folder=folder, max_dose=0.5, default=f"{2 * fitting} happy")
+
+
+def test_the_same_expression_is_the_same_plan(steerings: Steerings) -> None:
+    plan = steerings.plan("0.5 happy + 0.25 formal")
+    assert steerings.plan("  0.5*happy+.25 formal") is plan
+    assert steerings.plan("0.5 happy + 0.25 formal", "prompt") is not plan
+    for number in range(100):
+        steerings.plan(f"0.{number:02}1 happy")
+    again = steerings.plan("0.5 happy + 0.25 formal")
+    assert again is not None
+    assert plan is not None
+    assert (again.edit.added == plan.edit.added).all()
+
+
+def test_the_empty_expression_steers_nothing(steerings: Steerings) -> None:
+    for expression in ("", " ", "\n"):
+        assert steerings.plan(expression) is None
+
+
+def test_a_vector_of_the_folder_comes_before_one_of_the_library(steerings: Steerings) -> None:
+    assert steerings.vector("happy").provenance.description == "made for tests"
+    listed = {str(one["id"]): one for one in steerings.list_vectors()}
+    assert listed["happy"]["description"] == "made for tests"
+    assert listed["happy"]["state"] == "ready"
+    assert listed["mood"] == {
+        "id": "mood",
+        "object": "vector",
+        "positive": "up",
+        "negative": "down",
+        "description": "made for tests",
+        "state": "ready",
+        "calibrated": False,
+    }
+    assert list(listed) == sorted(listed)
+    shipped = next(name for name in listed if name not in ("happy", "formal", "calm", "mood"))
+    assert listed[shipped]["state"] == "built at first use"
+
+
+def test_whether_a_vector_is_calibrated_is_listed(tiny: Model, tmp_path: Path) -> None:
+    write_vector(calibrated(tiny.fingerprint), tmp_path / "loud.gguf")
+    steerings = Steerings(tiny, "demo", folder=tmp_path)
+    assert [one["calibrated"] for one in steerings.list_vectors() if one["id"] == "loud"] == [True]
+
+
+def test_what_cannot_be_used_is_not_listed(tiny: Model, tmp_path: Path) -> None:
+    (tmp_path / "torn.gguf").write_bytes(b"GGUF")
+    (tmp_path / "text.txt").write_text("no vector")
+    write_vector(tiny_vector(tiny, 1), tmp_path / "good.gguf")
+    own = {one["id"] for one in Steerings(tiny, "demo", folder=tmp_path).list_vectors()}
+    assert "good" in own
+    assert not own & {"torn", "text"}
+
+
+def test_the_default_is_kept_in_its_canonical_form(steerings: Steerings) -> None:
+    steerings.default = " .5*happy - formal "
+    assert steerings.default == "0.5 happy - formal"
+    for wrong in ("0.5 hapy", "0.5", "./x.gguf"):
+        with pytest.raises(LocalsteerError):
+            steerings.default = wrong
+        assert steerings.default == "0.5 happy - formal"
+    with pytest.raises(ExpressionError):
+        steerings.default = "0.5 happy 0.5"
+    steerings.default = ""
+    assert steerings.default == ""
+
+
+def test_a_folder_that_is_not_there_is_told_at_once(tiny: Model, tmp_path: Path) -> None:
+    with pytest.raises(VectorError, match="is not a folder"):
+        Steerings(tiny, "demo", folder=tmp_path / "gone")
