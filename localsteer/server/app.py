@@ -53,13 +53,13 @@ def make_app(service: Service, access: Access) -> ASGIApp:
     app.add_exception_handler(Exception, _failed)
 
     @app.get("/health", tags=["Server"])
-    def health() -> dict[str, Any]:
+    async def health() -> dict[str, Any]:
         """Whether it answers, and how busy it is."""
         engine = service.engine
         return {"status": "ok", "model": service.steerings.name, "running": engine.running, "waiting": engine.waiting}
 
     @app.get("/metrics", tags=["Server"], response_class=Response)
-    def read_metrics() -> Response:
+    async def read_metrics() -> Response:
         """For Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -207,6 +207,11 @@ class Engine:
             return self._count_waiting()
 
     @property
+    def most(self) -> int:
+        """How many answers there is room for, running and waiting."""
+        return self._batch.parallel + self._limit
+
+    @property
     def kept_tokens(self) -> int:
         """Tokens in the KV cache."""
         return self._batch.kept_tokens

@@ -68,7 +68,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = self._refusal(scope["path"], headers)
+        refusal = self._refusal(scope, headers)
         if refusal is not None:
             await _refuse(scope, send, *refusal)
             return
@@ -97,10 +97,12 @@ class Guard:
         if received > MAX_BODY and not started:
             await _refuse(scope, send, 413, *_TOO_LARGE)
 
-    def _refusal(self, path: str, headers: dict[str, str]) -> tuple[int, str, str] | None:
+    def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str] | None:
         """Status, message and code; None where nothing is wrong."""
-        host = _host(headers.get("host", ""))
-        if host not in self._hosts:
+        path, host = scope["path"], _host(headers.get("host", ""))
+        # The address that the connection came to is no name that somebody could have made point here.
+        address = (scope.get("server") or ("",))[0]
+        if host not in self._hosts and host != address:
             return 403, f'The server is not called "{host}".', "wrong_host"
         origin = headers.get("origin")
         if origin is not None and not self._is_own(origin, headers["host"]):

@@ -41,6 +41,8 @@ class _Common(BaseModel):
     options: Options | None = None
     format: Literal["", "json"] | dict[str, Any] | None = None
     think: bool | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
 
     def wishes(self) -> Wishes:
         """How it is to be answered.
@@ -53,6 +55,8 @@ class _Common(BaseModel):
         longest = options.num_predict if options.num_predict is not None and options.num_predict >= 0 else None
         if self.think:
             raise RequestError("Thinking is not offered.", "think")
+        if self.logprobs or self.top_logprobs:
+            raise RequestError("Log probabilities are offered under /v1 only.", "logprobs")
         return Wishes(options.sampling(), longest, options.stops(), self._grammar())
 
     def _grammar(self) -> str | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import Header
 from pydantic import BaseModel, Field
 
-from localsteer.llama.sampling import Sampling
+from localsteer.llama.sampling import MAX_SEED, Sampling
 
 SteeringHeader = Annotated[str | None, Header(alias="X-Steering", description="A steering expression.")]
 _DEFAULT = Sampling()
@@ -35,7 +35,9 @@ class SamplingFields(BaseModel):
             return value if value is not None else getattr(_DEFAULT, name)
 
         names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty")
-        return Sampling(**{name: given(name) for name in names}, seed=self.seed % 2**32 if self.seed is not None else None)
+        # llama.cpp and Ollama take -1 for a random one.
+        seed = self.seed % (MAX_SEED + 1) if self.seed not in (None, -1) else None
+        return Sampling(**{name: given(name) for name in names}, seed=seed)
 
     def stops(self) -> tuple[str, ...]:
         """Strings that end the answer."""

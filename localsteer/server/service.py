@@ -257,8 +257,9 @@ class Service:
         Raises:
             LocalsteerError: the prompt does not fit the context, or the grammar cannot be used.
         """
-        if len(prompts) * wishes.count > MAX_CHOICES:
-            raise RequestError(f"{len(prompts) * wishes.count} answers are asked for, and {MAX_CHOICES} are allowed.", "n")
+        count, most = len(prompts) * wishes.count, min(MAX_CHOICES, self.engine.most)
+        if count > most:
+            raise RequestError(f"{count} answers are asked for, and {most} are allowed.", "n")
         seed = wishes.sampling.seed if wishes.sampling.seed is not None else fresh_seed()
         if wishes.grammar is not None:
             Sampler(replace(wishes.sampling, seed=0), self.model, wishes.grammar).close()  # whether it can be read

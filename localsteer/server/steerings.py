@@ -69,7 +69,8 @@ class Steerings:
         self._folder = folder
         self._max_dose = max_dose
         self._vectors: dict[str, ControlVector] = {}
-        self._loading = threading.Lock()
+        self._lock = threading.Lock()  # of the dictionaries; nothing long happens under it
+        self._building: dict[str, threading.Lock] = {}  # by vector
         self._plans: OrderedDict[tuple[str, Scope], Plan] = OrderedDict()
         self._progress = progress
         self._default = ""
@@ -135,12 +136,14 @@ class Steerings:
         if not steering:
             return None
         key = str(steering), scope
-        with self._loading:
-            plan = self._plans.pop(key, None)
-            if plan is None:
-                plan = resolve(steering, self.model.fingerprint, self._load, scope)
-            if self._max_dose is not None:
-                plan.refuse_above(self._max_dose)
+        with self._lock:
+            plan = self._plans.get(key)
+        if plan is None:
+            plan = resolve(steering, self.model.fingerprint, self._load, scope)
+        if self._max_dose is not None:
+            plan.refuse_above(self._max_dose)
+        with self._lock:
+            plan = self._plans.pop(key, plan)  # another request may have been faster
             self._plans[key] = plan
             if len(self._plans) > _KEPT_PLANS:
                 self._plans.popitem(last=False)
@@ -175,8 +178,7 @@ class Steerings:
         """
         if is_path(name):
             raise VectorError(f'There is no vector "{name}".', hint="GET /v1/vectors lists them.")
-        with self._loading:
-            vector = self._load(name)
+        vector = self._load(name)
         vector.check_fits(self.model.fingerprint, name=name)
         return vector
 
@@ -201,20 +203,31 @@ class Steerings:
         return _described(name, own.positive, own.negative, own.description, ready=True, calibrated=calibrated)
 
     def _load(self, name: str) -> ControlVector:
-        if name not in self._vectors:
-            file = self._own_files().get(name)
-            if file is not None:
+        if name in self._vectors:
+            return self._vectors[name]
+        with self._lock:
+            building = self._building.setdefault(name, threading.Lock())
+        # Who wants this vector waits while it is built; everybody else does not.
+        with building:
+            if name not in self._vectors:
                 try:
-                    self._vectors[name] = read_vector(file)
-                except VectorError as error:
-                    raise VectorError(error.message.replace(str(file), name), hint=error.hint) from None
-            elif name in (known := concepts()):
-                self._vectors[name] = load_vector(name, self.model, self._progress)
-            else:
-                near = difflib.get_close_matches(name, {*known, *self._own_files()}, n=3, cutoff=0.5)
-                hint = f"Did you mean {' or '.join(near)}?" if near else "GET /v1/vectors lists them."
-                raise VectorError(f'There is no vector "{name}".', hint=hint)
-        return self._vectors[name]
+                    self._vectors[name] = self._find(name)
+                finally:
+                    self._building.pop(name, None)
+            return self._vectors[name]
+
+    def _find(self, name: str) -> ControlVector:
+        file = self._own_files().get(name)
+        if file is not None:
+            try:
+                return read_vector(file)
+            except VectorError as error:
+                raise VectorError(error.message.replace(str(file), name), hint=error.hint) from None
+        if name in (known := concepts()):
+            return load_vector(name, self.model, self._progress)
+        near = difflib.get_close_matches(name, {*known, *self._own_files()}, n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(near)}?" if near else "GET /v1/vectors lists them."
+        raise VectorError(f'There is no vector "{name}".', hint=hint)
 
 
 def _document(concept: LibraryConcept, shelf: Shelf) -> dict[str, object] | None:

@@ -136,8 +136,10 @@ def test_ollamas_client_chats_and_streams(running: Running) -> None:
     assert [one.model for one in client.list().models] == ["demo", "demo:cheerful"]
     assert client.show("demo").modelinfo is not None
     headed = OllamaClient(running.url, headers={"X-Steering": "0.7 happy"})
-    document = headed.chat(model="demo", messages=MESSAGES, options=options).model_dump()
-    assert document["message"]["content"] == pytest.approx(steered.message.content) or document["done"]
+    by_header = headed.chat(model="demo", messages=MESSAGES, options=options).message.content or ""
+    assert by_header != plain.message.content
+    # A near-tie may part them later on.
+    assert by_header.split()[:3] == (steered.message.content or "").split()[:3]
 
 
 def test_a_schema_is_followed(running: Running) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from localsteer.server.guard import MAX_BODY, Access, Guard, is_loopback
 from tests.server.conftest import HELLO, PATIENCE, Listen, Serve, Served
@@ -20,6 +21,31 @@ KEY = "a secret"
 
 def status(served: Served, headers: Mapping[str, str] | None = None, path: str = "/v1/models") -> int:
     return served.client.get(path, headers=dict(headers or {})).status_code
+
+
+def test_the_address_that_a_connection_came_to_is_let_through() -> None:
+    """As a phone in the same house writes it, where the server listens on 0.0.0.0."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def asked(host: bytes) -> int:
+        statuses: list[int] = []
+
+        async def send(message: Message) -> None:
+            statuses.append(message.get("status", 0))
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b""}
+
+        scope = {"type": "http", "path": "/health", "headers": [(b"host", host)], "server": ("192.168.1.5", 8080)}
+        await Guard(app, Access())(scope, receive, send)
+        return statuses[0]
+
+    assert asyncio.run(asked(b"192.168.1.5:8080")) == 200
+    assert asyncio.run(asked(b"192.168.1.6:8080")) == 403
+    assert asyncio.run(asked(b"evil.example")) == 403
 
 
 # Host: another name may have been made to point at this machine

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from localsteer.errors import ExpressionError, LocalsteerError, VectorError
 from localsteer.llama.model import Model
+from localsteer.server import steerings as steerings_module
 from localsteer.server.steerings import SteeringError, Steerings, UnknownModelError
+from localsteer.vector import ControlVector
 from localsteer.vector_file import write_vector
 from tests.calibration.made import calibrated
 from tests.server.conftest import tiny_vector
@@ -222,3 +227,30 @@ def test_the_default_is_kept_in_its_canonical_form(steerings: Steerings) -> None
 def test_a_folder_that_is_not_there_is_told_at_once(tiny: Model, tmp_path: Path) -> None:
     with pytest.raises(VectorError, match="is not a folder"):
         Steerings(tiny, "demo", folder=tmp_path / "gone")
+
+
+def test_who_wants_another_vector_does_not_wait_for_one_that_is_built(
+    tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    building, go_on = threading.Event(), threading.Event()
+    built: list[str] = []
+
+    def slow(name: str, model: Model, progress: object = None) -> ControlVector:
+        building.set()
+        assert go_on.wait(30)
+        built.append(name)
+        return ControlVector({1: np.ones(model.n_embd, np.float32)})
+
+    monkeypatch.setattr(steerings_module, "load_vector", slow)
+    write_vector(ControlVector({1: np.ones(tiny.n_embd, np.float32)}), tmp_path / "there.gguf")
+    desk = Steerings(tiny, "demo", folder=tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(desk.plan, "0.5 happy") for _ in range(2)]
+        assert building.wait(30)
+        assert desk.plan("there") is not None
+        go_on.set()
+        first, second = (one.result() for one in waiting)
+    assert first is not None
+    # Built once, and one plan for both: their prompts can be shared.
+    assert first is second
+    assert built == ["happy"]
