@@ -115,20 +115,20 @@ def _tokens_per_second(url: str, steerings: Sequence[str | None]) -> float:
 def _ask(url: str, number: int, steering: str | None, barrier: threading.Barrier) -> int:
     questions = question_sets()["everyday"]
     tokens = 0
-    with httpx.Client(timeout=600) as client:
-        barrier.wait()
-        for turn in range(_ANSWERS):
-            body = {
-                "model": "demo",
-                "messages": [{"role": "user", "content": questions[(number * _ANSWERS + turn) % len(questions)]}],
-                "max_tokens": _TOKENS,
-                "seed": number * _ANSWERS + turn,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-                **({"steering": steering} if steering is not None else {}),
-            }
-            with client.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
-                for line in response.iter_lines():
-                    if '"usage"' in line:
-                        tokens += (json.loads(line.removeprefix("data: ")).get("usage") or {}).get("completion_tokens", 0)
+    barrier.wait()
+    for turn in range(_ANSWERS):
+        body = {
+            "model": "demo",
+            "messages": [{"role": "user", "content": questions[(number * _ANSWERS + turn) % len(questions)]}],
+            "max_tokens": _TOKENS,
+            "seed": number * _ANSWERS + turn,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **({"steering": steering} if steering is not None else {}),
+        }
+        # A connection of its own each time: llama-server may close one behind a stream.
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=600) as response:
+            for line in response.iter_lines():
+                if '"usage"' in line:
+                    tokens += (json.loads(line.removeprefix("data: ")).get("usage") or {}).get("completion_tokens", 0)
     return tokens

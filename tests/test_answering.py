@@ -147,10 +147,8 @@ def test_a_stop_string_has_log_probabilities_and_an_end_of_turn_has_none(tmp_pat
         ended = way(model, request, Script(tokens={4: Verdict(Edit(added))}))
         assert (len(ended.tokens), ended.finish_reason) == (4, "stop")
         assert_logprobs(model, request, ended, [None] * (len(PROMPT) + 4))
-        whole = way(model, request, None)
-        letters = [number for number, token in enumerate(whole.tokens) if 32 <= token < 127]
-        stopped = way(model, replace(request, stop=(chr(whole.tokens[letters[0]]),)), None)
-        assert stopped.finish_reason == "stop"
+        stopped = way(model, replace(request, stop=tuple(map(chr, range(33, 127)))), None)
+        assert (stopped.finish_reason, chr(stopped.tokens[-1]).isprintable()) == ("stop", True)
         assert_logprobs(model, request, stopped, [None] * (len(PROMPT) + len(stopped.tokens)))
 
 

@@ -183,11 +183,8 @@ def test_a_drawn_seed_is_reported(tiny: Model) -> None:
 def test_each_answer_ends_by_its_own_rules_and_is_told_as_it_comes(tiny: Model) -> None:
     request = Request(PROMPT, None, LIVELY, max_tokens=40)
     with RunningBatch(tiny, parallel=4, n_ctx=128) as batch:
-        whole = answered(batch, request)
-        letters = [number for number, token in enumerate(whole.tokens) if 32 <= token < 127]
-        at = next(number for number in letters if number >= 5)
-        stop = chr(whole.tokens[at])
-        requests = [request, replace(request, stop=("never there", stop)), *(replace(request, max_tokens=n) for n in (1, 0))]
+        letters = tuple(map(chr, range(33, 127)))
+        requests = [request, replace(request, stop=("never there", *letters)), *(replace(request, max_tokens=n) for n in (1, 0))]
         pieces: list[list[str]] = [[] for _ in requests]
         lanes = [batch.join(one, on_text=heard.append) for one, heard in zip(requests, pieces, strict=True)]
         full, stopped, single, empty = answers = finish(batch, *lanes)
@@ -195,8 +192,8 @@ def test_each_answer_ends_by_its_own_rules_and_is_told_as_it_comes(tiny: Model) 
     assert [answer.text for answer in answers] == ["".join(heard) for heard in pieces]
     assert full.text == tiny.detokenize(list(full.tokens))
     assert len(pieces[0]) > 5
-    assert stop not in stopped.text
-    assert chr(stopped.tokens[-1]) == stop
+    assert not set(letters) & set(stopped.text)
+    assert chr(stopped.tokens[-1]) in letters
     assert (len(full.tokens), len(single.tokens), len(empty.tokens)) == (40, 1, 0)
 
 
