@@ -166,6 +166,8 @@ class ResidualTap:
         try:
             if ask:
                 # Once stopped, the first node of every further split (a GPU and a CPU part, say) ends that split as well.
+                if not self._wanted:  # the usual answer, 970 times a token: not worth asking for the name
+                    return self._stopped
                 return self._stopped or self._ggml.ggml_get_name(tensor) in self._wanted
             if self._stopped:
                 return False
