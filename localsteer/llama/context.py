@@ -143,8 +143,8 @@ class Context:
         n_ubatch: most tokens of one decode.
         n_outputs: most tokens of one decode that ask for logits; the buffer for them grows with it
             (n_vocab floats each: 1 MB for Gemma).
-        tap: reads or rewrites the residual stream. It costs about 0.4 ms a decode even when idle (a callback for every node of
-            the graph), so only contexts that need it carry one.
+        tap: reads or rewrites the residual stream. It costs a little even when idle (a callback for every node of the graph), so
+            only contexts that need it carry one.
 
     Raises:
         ModelError: llama.cpp cannot make the context, most often for lack of memory.
