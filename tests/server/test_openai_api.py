@@ -266,15 +266,16 @@ def test_each_of_several_answers_has_its_seed(served: Served) -> None:
     assert len({text_of(document, choice) for choice in range(5)}) == 5
 
 
-@pytest.mark.parametrize("seed", [0, MAX_SEED, MAX_SEED + 1, 2**32, 2**63 - 1, -1, -(2**63)])
+@pytest.mark.parametrize("seed", [0, MAX_SEED, MAX_SEED + 1, 2**32, 2**63 - 1, -2, -(2**63)])
 def test_any_64_bit_number_is_a_seed(served: Served, seed: int) -> None:
     first, second = (served.chat(seed=seed, temperature=1, n=2) for _ in range(2))
     assert [one["message"] for one in first["choices"]] == [one["message"] for one in second["choices"]]
     assert all(0 <= one["seed"] <= MAX_SEED for one in first["choices"])
 
 
-def test_without_a_seed_another_answer_comes_each_time(served: Served) -> None:
-    seeds = {one["seed"] for _ in range(3) for one in served.chat(n=2)["choices"]}
+@pytest.mark.parametrize("fields", [{}, {"seed": None}, {"seed": -1}], ids=["none", "null", "-1"])
+def test_without_a_seed_another_answer_comes_each_time(served: Served, fields: dict[str, int | None]) -> None:
+    seeds = {one["seed"] for _ in range(3) for one in served.chat(n=2, **fields)["choices"]}
     assert len(seeds) == 6
 
 
