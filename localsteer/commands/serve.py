@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +84,7 @@ def command(
             f"The server needs packages that are not installed ({error.name}).",
             hint='Run `pip install "localsteer[server]"`.',
         ) from error
+    from localsteer.llama.threads import compute_apart
     from localsteer.running_batch import RunningBatch
     from localsteer.server.engine import Engine
     from localsteer.server.presets import load_presets
@@ -106,10 +106,7 @@ def command(
             armed = stack.enter_context(armed_policy(policy_file, model, max_dose))
             return steerings, armed, RunningBatch(model, parallel=parallel, n_ctx=n_ctx)
 
-        # OpenMP keeps the helpers of every thread that ever computed; where all of them together are more than the cores, its
-        # barriers sleep instead of spinning: the engine's thread decoded 46 tokens a second, and 61 without the main thread's.
-        with ThreadPoolExecutor(1) as apart:
-            steerings, armed, batch = apart.submit(prepare).result()
+        steerings, armed, batch = compute_apart(prepare)
         engine = Engine(batch, queue=queue)
         stack.enter_context(engine)
         service = Service(model, engine, steerings, armed)

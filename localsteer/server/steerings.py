@@ -14,6 +14,7 @@ from localsteer.errors import LocalsteerError, VectorError
 from localsteer.extraction import Progress
 from localsteer.library import LibraryConcept, concepts, is_path, load_vector
 from localsteer.llama.model import Model
+from localsteer.llama.threads import compute_apart
 from localsteer.steering import Plan, Steering, parse_steering, resolve
 from localsteer.vector import ControlVector
 from localsteer.vector_file import read_vector
@@ -224,7 +225,7 @@ class Steerings:
             except VectorError as error:
                 raise VectorError(error.message.replace(str(file), name), hint=error.hint) from None
         if name in (known := concepts()):
-            return load_vector(name, self.model, self._progress)
+            return compute_apart(lambda: load_vector(name, self.model, self._progress))  # it may have to be built
         near = difflib.get_close_matches(name, {*known, *self._own_files()}, n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(near)}?" if near else "GET /v1/vectors lists them."
         raise VectorError(f'There is no vector "{name}".', hint=hint)

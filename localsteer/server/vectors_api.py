@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from localsteer.calibrated import POLES, SIGN, Point, Side, without_nan
+from localsteer.llama.threads import compute_apart
 from localsteer.projection import project
 from localsteer.server.service import Service, applied
 from localsteer.steering import parse_steering, resolve
@@ -53,7 +54,7 @@ def router(service: Service) -> APIRouter:
         """How far each token of the texts lies along the vectors."""
         wanted = {name: steerings.vector(name) for name in body.vectors}
         with reading:
-            found = project(model, body.texts, wanted, n_ctx=service.engine.n_ctx)
+            found = compute_apart(lambda: project(model, body.texts, wanted, n_ctx=service.engine.n_ctx))
         data = []
         for one in found:
             tokens = [model.token_bytes(token, special=True).decode("utf-8", errors="replace") for token in one.tokens]
