@@ -22,6 +22,7 @@ from bench.prompts import write_prompt_files
 from bench.tools import built_programs
 from localsteer.answer import Request
 from localsteer.contrast import read_prompt_files
+from localsteer.estimators import ESTIMATORS
 from localsteer.export.bake import bake
 from localsteer.export.llama_cpp import export_vector
 from localsteer.export.verify import PLACES, predictions, reference
@@ -302,12 +303,29 @@ def test_repengs_directions_are_at_home_on_average(repeng_file: Path, demo: Mode
     assert found[0].mean() > max(found[-1].mean(), found[1].mean())
 
 
-@pytest.mark.xfail(
-    reason="8 of 14 blocks, mean cosine 0.13: repeng centres the differences, so its first component leaves out what all pairs "
-    "have in common, which is our direction"
-)
-def test_repengs_directions_are_at_home_block_by_block(repeng_file: Path, demo: Model, ours: NDArray[np.float32]) -> None:
-    assert share_at_home(cosines(import_vector(repeng_file).vector.rows(demo.n_layer), ours)) > 0.75
+def centred_component(positive: NDArray[np.float32], negative: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What repeng's `pca_diff` computes, an estimator: scikit-learn's PCA centres the differences before it looks for the
+    first component, which then says how pairs differ from each other, and not what they have in common."""
+    differences = (positive - negative).transpose(1, 0, 2)
+    centred = differences - differences.mean(axis=1, keepdims=True)
+    first: NDArray[np.float32] = np.linalg.svd(centred, full_matrices=False)[2][:, 0, :]
+    agreeing = np.einsum("lpe,le->lp", differences, first) > 0
+    return first * np.where(agreeing.mean(axis=1) < 0.5, -1, 1)[:, None].astype(np.float32)
+
+
+def test_repengs_directions_are_ours_read_in_its_way_block_by_block(
+    repeng_file: Path, demo: Model, prompt_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ESTIMATORS, "centred", centred_component)
+    settings = ExtractionSettings(method="centred", layers=(1, demo.n_layer - 2))
+    estimate = extract(demo, read_prompt_files(*prompt_files, name="calm"), settings).provenance.estimate
+    assert estimate is not None
+    found = cosines(import_vector(repeng_file).vector.rows(demo.n_layer), estimate)
+    # The sign is a vote of the pairs, and of a component that they do not have in common it is a close one.
+    lines = {shift: np.abs(values) for shift, values in found.items()}
+    print(f"in either direction: mean cosine {lines[0].mean():.3f}, at home {share_at_home(lines):.2f}")
+    assert share_at_home(lines) == 1
+    assert lines[0].mean() > 0.95  # 0.985 was seen; theirs reads the weights of the same file in float32
 
 
 def test_a_prompt_is_read_as_the_programs_read_it(demo: Model, prompts: list[str]) -> None:
