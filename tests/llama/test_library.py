@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.metadata
 import logging
 import os
@@ -181,3 +182,29 @@ def test_an_intel_mac_uses_its_physical_cores(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("psutil.cpu_count", lambda logical: 8 if logical else 4)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert library.default_threads() == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["none", "spins", "policy"],
+)
+def test_openmp_is_told_to_wait_briefly_unless_the_user_has_said_how(
+    given: dict[str, str], seen: str | None, monkeypatch: pytest.MonkeyPatch, unloaded: None
+) -> None:
+    """Or a laptop on which something else runs decodes a token a second."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    met: list[str | None] = []
+
+    def importing(_name: str) -> None:
+        met.append(os.environ.get("GOMP_SPINCOUNT"))
+        raise ImportError
+
+    monkeypatch.setattr(importlib, "import_module", importing)
+    with pytest.raises(LocalsteerError):
+        library.load()
+    assert met == [seen]
+    assert os.environ.get("GOMP_SPINCOUNT") == given.get("GOMP_SPINCOUNT")
