@@ -41,14 +41,14 @@ def serving(model: Path, threads: int, repeats: int, llama_server: Path) -> Sect
             steered = ["happy"] * parallel
             different = [f"{strength:g} happy" for strength in _STRENGTHS[-parallel:]]
             for url, steerings in ((ours_url, steered), (theirs_url, [None] * parallel)):
-                _tokens_per_second(url, steerings)  # the vector is loaded, both are warm
+                _tokens_per_second(url, steerings, 0)  # the vector is loaded, both are warm
             rounds = [
                 (
-                    _tokens_per_second(ours_url, [None] * parallel),
-                    _tokens_per_second(theirs_url, [None] * parallel),
-                    _tokens_per_second(ours_url, different),
+                    _tokens_per_second(ours_url, [None] * parallel, 2 * number),
+                    _tokens_per_second(theirs_url, [None] * parallel, 2 * number),
+                    _tokens_per_second(ours_url, different, 2 * number + 1),
                 )
-                for _ in range(repeats)
+                for number in range(1, repeats + 1)
             ]
         ours, theirs, mixed = (Series(values) for values in zip(*rounds, strict=True))
         at = f"{parallel} at once"
@@ -64,8 +64,8 @@ def serving(model: Path, threads: int, repeats: int, llama_server: Path) -> Sect
         "Serving",
         "`localsteer serve` and `llama-server`, both running with the same number of threads, parallel answers and tokens of "
         f"context, asked in turn over HTTP, streaming: so many programs at once, {_ANSWERS} answers of {_TOKENS} tokens at most "
-        "each, in turn, default sampling; from the first request to the end of the last answer. llama-server cannot "
-        "steer requests differently.",
+        "each, in turn, default sampling; from the first request to the end of the last answer. No question comes twice: "
+        "llama-server keeps old prompts in memory, and what is measured here is its work. It cannot steer requests differently.",
         tuple(comparisons),
     )
 
@@ -101,25 +101,26 @@ def _running(command: Sequence[str]) -> Iterator[str]:
                 process.wait()
 
 
-def _tokens_per_second(url: str, steerings: Sequence[str | None]) -> float:
-    """All programs at once, a steering for each."""
+def _tokens_per_second(url: str, steerings: Sequence[str | None], time_of_asking: int) -> float:
+    """All programs at once, a steering for each; at another time of asking they ask something else."""
     barrier = threading.Barrier(len(steerings) + 1)
     with ThreadPoolExecutor(len(steerings)) as pool:
-        asking = [pool.submit(_ask, url, number, steering, barrier) for number, steering in enumerate(steerings)]
+        asking = [pool.submit(_ask, url, number, steering, barrier, time_of_asking) for number, steering in enumerate(steerings)]
         barrier.wait()
         start = time.perf_counter()
         tokens = sum(one.result() for one in asking)
         return tokens / (time.perf_counter() - start)
 
 
-def _ask(url: str, number: int, steering: str | None, barrier: threading.Barrier) -> int:
+def _ask(url: str, number: int, steering: str | None, barrier: threading.Barrier, time_of_asking: int) -> int:
     questions = question_sets()["everyday"]
     tokens = 0
     barrier.wait()
     for turn in range(_ANSWERS):
+        question = questions[(number * _ANSWERS + turn) % len(questions)]
         body = {
             "model": "demo",
-            "messages": [{"role": "user", "content": questions[(number * _ANSWERS + turn) % len(questions)]}],
+            "messages": [{"role": "user", "content": f"{time_of_asking + 1}. {question}"}],
             "max_tokens": _TOKENS,
             "seed": number * _ANSWERS + turn,
             "stream": True,
