@@ -129,10 +129,11 @@ def find_concept(name: str) -> LibraryConcept:
         if known[name].hides_shipped:
             _note_hidden(known[name].file)
         return known[name]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known are: {', '.join(sorted(known))}."
     if os.path.exists(name):
-        hint = f"For the file of that name write ./{name}."
+        is_concept = name.endswith((".yaml", ".yml"))
+        hint = f"`localsteer extract {name}` makes one." if is_concept else f"For the file of that name write ./{name}."
     raise VectorError(f'There is no vector "{name}".', hint=hint)
 
 

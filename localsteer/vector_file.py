@@ -8,6 +8,7 @@ ignores; a file without them loads too.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -18,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.atomic import atomic_path
+from localsteer.atomic import atomic_path, check_writable
 from localsteer.calibrated import Calibration
-from localsteer.errors import VectorError, shown
+from localsteer.errors import LocalsteerError, VectorError, shown
 from localsteer.gguf_file import GGUFHeader, read_header, type_name
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.probe import Probe
@@ -35,11 +36,29 @@ MAX_WIDTH = 65_536
 # Four times what the largest open model takes: 126 layers of 16,384 float32 are 8 MB, and as much again as an estimate.
 MAX_BYTES = 64 << 20
 
+# Where the kind of a GGUF file stands; writers put it first, 32 bytes from the beginning.
+_HEAD_BYTES = 4096
+
 Floats = NDArray[np.float32]
 
 _DIRECTION = re.compile(r"^direction\.(?P<layer>\d+)$")
 _TEXTS = ("concept", "description", "positive", "negative", "method", "position", "dataset_sha256", "source", "origin")
 _LAYER_ARRAYS = ("reliability", "hidden_norm")
+
+
+def check_vector_path(path: Path, error: type[LocalsteerError] = VectorError) -> None:
+    """Find out before minutes of work that a vector cannot be written at their end, or would replace something else.
+
+    Raises:
+        LocalsteerError: as `write_vector`, or there is a file that is no vector; of the class `error`.
+    """
+    check_writable(path, error)
+    if not path.is_file():
+        return
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        if head and not (head.startswith(b"GGUF") and ARCHITECTURE.encode() in head):
+            raise error(f"{path} is there already, and no vector.", hint="Give another name, or remove it first.")
 
 
 def write_vector(vector: ControlVector, path: str | Path) -> None:

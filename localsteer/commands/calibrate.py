@@ -50,18 +50,16 @@ def command(
     Afterwards strength 1.0 is the strongest dose whose answers cost at most NATS nats a token of coherence, and -1.0 the
     strongest one toward the other pole. Ctrl-C keeps what was measured; running it again goes on from there.
     """
-    from localsteer.atomic import check_writable
     from localsteer.calibration.calibrate import CalibrationSettings
     from localsteer.calibration.report import document, prepare, write_report
-    from localsteer.errors import VectorError
     from localsteer.library import is_path, load_vector, place_for
-    from localsteer.vector_file import write_vector
+    from localsteer.vector_file import check_vector_path, write_vector
 
     if report is not None:
         prepare(report)
     target = output if output is not None or not is_path(vector) else Path(vector).expanduser()
     if target is not None:
-        check_writable(target, VectorError)
+        check_vector_path(target)
     with model_options.open() as opened, progress_bar() as progress:
         target = target or place_for(vector, opened)
         loaded = load_vector(vector, opened, progress)

@@ -42,14 +42,14 @@ def llama_cpp(expression: str, output: Path, strength: float, verify: bool, as_j
     They steer the prompt as well as the answer: at scale 1 the file is the dose that was calibrated for that. With --no-verify
     and files alone no model is opened. An expression that begins with a minus goes after --, last of all.
     """
-    from localsteer.atomic import check_writable
     from localsteer.errors import ExportError
     from localsteer.export.llama_cpp import at_strength, command_lines, export_vector
     from localsteer.library import is_path, load_for_showing, loader
     from localsteer.vector import format_layers
+    from localsteer.vector_file import check_vector_path
 
     steering = at_strength(_parse(expression), strength)
-    check_writable(output, ExportError)
+    check_vector_path(output, ExportError)
     named = any(not is_path(term.vector) for term in steering.terms)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_bar())

@@ -52,11 +52,9 @@ def command(
     --concept-from writes the concept.yaml that it makes beside the vector. The prompt files are those of
     llama-cvector-generator. Strength 1 of the vector is a safe default dose.
     """
-    from localsteer.atomic import check_writable
-    from localsteer.errors import VectorError
     from localsteer.estimators import MIN_PAIRS
     from localsteer.extraction import ExtractionSettings, extract
-    from localsteer.vector_file import write_vector
+    from localsteer.vector_file import check_vector_path, write_vector
 
     if [concept, concept_from, positive or negative].count(None) != 2:
         raise click.UsageError("Give one of CONCEPT, --concept-from, and --positive with --negative.")
@@ -68,7 +66,7 @@ def command(
     else:
         contrast = _contrast(concept, positive, negative, output)
     output = output or Path(f"{contrast.name}.gguf")
-    check_writable(output, VectorError)
+    check_vector_path(output)
     settings = ExtractionSettings(method, "response" if position == "response" else "last", layers)
     opened = time.perf_counter()
     with model_options.open() as opened_model, progress_bar() as progress:

@@ -144,7 +144,7 @@ def fit(
     from localsteer.errors import PolicyError
     from localsteer.policy.examples import read_examples
     from localsteer.policy.fit import FitSettings, fit_probe
-    from localsteer.vector_file import write_vector
+    from localsteer.vector_file import check_vector_path, write_vector
 
     if examples is not None:
         texts = read_examples(examples)
@@ -153,9 +153,9 @@ def fit(
         assert negative is not None
         texts = [*read_examples(positive, label=True), *read_examples(negative, label=False)]
     others = read_examples(unseen) if unseen is not None else None
-    for path in (output, save_unseen):
-        if path is not None:
-            check_writable(Path(path), PolicyError)
+    check_vector_path(Path(output), PolicyError)
+    if save_unseen is not None:
+        check_writable(Path(save_unseen), PolicyError)
     settings = FitSettings("prompt" if watch == "prompt" else "output", target_fpr, layers, window, seed=seed)
     with model_options.open() as model, progress_bar() as progress:
         fitted = fit_probe(model, texts, settings, unseen=others, name=Path(output).stem, on_progress=progress)

@@ -135,6 +135,7 @@ def show(vector: str, as_json: bool) -> None:
         "position": provenance.position,
         "pairs": provenance.n_pairs or None,
         "relative_dose": _dose(loaded),
+        "origin": provenance.origin or None,
     }
     rows = _layer_rows(loaded)
     calibration = provenance.calibration
@@ -166,6 +167,9 @@ def show(vector: str, as_json: bool) -> None:
             for row in rows
         ],
     )
+    if calibration is None and provenance.origin:
+        note(f"Strength 1 is what the file holds ({provenance.origin}).")
+        return
     if calibration is None:
         note("Not calibrated: strength 1 is the default dose. `localsteer calibrate` measures how strong it may be.")
         return
@@ -201,12 +205,13 @@ def combine(expression: str, output: Path, as_json: bool, model_options: ModelOp
     from localsteer.combination import refuse_removal
     from localsteer.steering import parse_steering
     from localsteer.vector import format_layers
-    from localsteer.vector_file import write_vector
+    from localsteer.vector_file import check_vector_path, write_vector
 
     steering = parse_steering(expression)
     if not steering:
         raise click.UsageError("The expression is empty.")
     refuse_removal(steering)
+    check_vector_path(output)
     vectors = _load([term.vector for term in steering.terms], model_options)
     total = combined(steering, vectors.__getitem__)
     write_vector(total, output)

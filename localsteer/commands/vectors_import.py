@@ -26,13 +26,11 @@ def import_vector(file: Path, output: Path, shift: int | None, name: str | None,
 
     Directions that stand one block late are moved to the block where they were read, as far as the file tells.
     """
-    from localsteer.atomic import check_writable
-    from localsteer.errors import VectorError
     from localsteer.importing import import_vector as imported_from
     from localsteer.vector import format_layers
-    from localsteer.vector_file import write_vector
+    from localsteer.vector_file import check_vector_path, write_vector
 
-    check_writable(output, VectorError)
+    check_vector_path(output)
     fingerprint = None
     if model is not None:
         from localsteer.discovery import resolve_model

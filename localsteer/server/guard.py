@@ -72,6 +72,10 @@ class Guard:
         if refusal is not None:
             await _refuse(scope, send, *refusal)
             return
+        # `curl -d` calls everything a form, and so do the examples of Ollama's programs; every body here is JSON. A web page
+        # from elsewhere, which may send forms without asking first, was refused above by its Origin.
+        others = [header for header in scope["headers"] if header[0].lower() != b"content-type"]
+        scope = {**scope, "headers": [*others, (b"content-type", b"application/json")]}
         started = False
         received = 0
 

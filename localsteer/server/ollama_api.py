@@ -31,6 +31,8 @@ class Options(SamplingFields):
     """Ollama's options, as far as they are ours."""
 
     num_predict: int | None = Field(default=None, ge=-2, le=10**7)
+    # For programs whose Ollama client passes nothing else on.
+    steering: str | None = None
 
 
 class _Common(BaseModel):
@@ -198,7 +200,8 @@ async def _answer(
     http: HTTPRequest,
 ) -> Response | dict[str, Any]:
     def prepare() -> tuple[Prompt, Plan | None, Any]:
-        plan = service.plan(body.steering, header, body.model, steer_prompt=body.steer_prompt)
+        steering = body.steering if body.steering is not None or body.options is None else body.options.steering
+        plan = service.plan(steering, header, body.model, steer_prompt=body.steer_prompt)
         prompt = make_prompt()
         return prompt, plan, service.jobs([prompt], plan, body.wishes())
 

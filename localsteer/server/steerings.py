@@ -33,6 +33,10 @@ class UnknownModelError(LocalsteerError):
     """A name that is not the served model's."""
 
 
+class UnknownVectorError(VectorError):
+    """A name that no vector has."""
+
+
 class Steerings:
     """The steerings that can be asked for.
 
@@ -178,7 +182,7 @@ class Steerings:
             LocalsteerError: there is none, or it does not fit the model.
         """
         if is_path(name):
-            raise VectorError(f'There is no vector "{name}".', hint="GET /v1/vectors lists them.")
+            raise UnknownVectorError(f'There is no vector "{name}".', hint="GET /v1/vectors lists them.")
         vector = self._load(name)
         vector.check_fits(self.model.fingerprint, name=name)
         return vector
@@ -226,9 +230,9 @@ class Steerings:
                 raise VectorError(error.message.replace(str(file), name), hint=error.hint) from None
         if name in (known := concepts()):
             return compute_apart(lambda: load_vector(name, self.model, self._progress))  # it may have to be built
-        near = difflib.get_close_matches(name, {*known, *self._own_files()}, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, {*known, *self._own_files()}, n=3)
         hint = f"Did you mean {' or '.join(near)}?" if near else "GET /v1/vectors lists them."
-        raise VectorError(f'There is no vector "{name}".', hint=hint)
+        raise UnknownVectorError(f'There is no vector "{name}".', hint=hint)
 
 
 def _document(concept: LibraryConcept, shelf: Shelf) -> dict[str, object] | None:

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 
 from localsteer.calibrated import POLES, SIGN, Point, Side, without_nan
 from localsteer.llama.threads import compute_apart
 from localsteer.projection import project
 from localsteer.server.service import Service, applied
+from localsteer.server.steerings import UnknownVectorError
 from localsteer.steering import parse_steering, resolve
 from localsteer.vector import ControlVector
 
@@ -47,7 +49,10 @@ def router(service: Service) -> APIRouter:
     @routes.get("/vectors/{name}")
     def vector(name: str) -> dict[str, Any]:
         """One of them, with its dose-response curves; it is built where it is not there yet."""
-        return _describe(service, name, steerings.vector(name))
+        try:
+            return _describe(service, name, steerings.vector(name))
+        except UnknownVectorError as error:
+            raise HTTPException(404, str(error)) from None
 
     @routes.post("/vectors/activations")
     def activations(body: Activations) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,6 +160,33 @@ def test_finds_out_before_the_work_that_the_output_cannot_be_written(
     assert_one_clear_line(run(capfd, "extract", concept, "-m", "none.gguf", "-o", tmp_path), "is a folder")
 
 
+@pytest.mark.parametrize("kind", ["concept", "text", "model"])
+def test_what_is_no_vector_is_not_replaced(
+    kind: str, tiny_path: TinyPath, concept: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model.gguf"
+    shutil.copy(tiny_path("llama"), model)
+    text = tmp_path / "notes.txt"
+    text.write_text("mine")
+    output = {"concept": concept, "text": text, "model": model}[kind]
+    before = output.read_bytes()
+    result = run(capfd, "extract", concept, "-m", tiny_path("llama"), "-o", output, "--layers", "1-2")
+    assert_one_clear_line(result, output.name, "no vector", "another name")
+    assert output.read_bytes() == before
+
+
+def test_an_older_vector_is_replaced(
+    tiny_path: TinyPath, concept: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.gguf"
+    output.touch()  # an empty file, as mktemp makes one, is nobody's
+    for layers in ((1,), (1, 2)):
+        chosen = f"{layers[0]}-{layers[-1]}"
+        code = run(capfd, "extract", concept, "-m", tiny_path("llama"), "-o", output, "--layers", chosen).code
+        assert code == 0
+        assert read_vector(output).layers == layers
+
+
 def test_a_full_disk_leaves_no_file(
     tiny_path: TinyPath, concept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,12 +197,13 @@ def test_a_full_disk_leaves_no_file(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
     out = tmp_path / "out.gguf"
-    out.write_bytes(b"the old file")
+    run(capfd, "extract", concept, "-m", tiny_path("llama"), "-o", out, "--layers", "1-1")
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    old = out.read_bytes()
     result = run(capfd, "extract", concept, "-m", tiny_path("llama"), "-o", out, "--layers", "1-2")
     assert_one_clear_line(result, "No space left")
-    assert out.read_bytes() == b"the old file"
+    assert out.read_bytes() == old
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loud.yaml", "out.gguf"]
 
 

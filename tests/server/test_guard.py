@@ -305,3 +305,12 @@ def test_what_is_a_loopback_address() -> None:
         assert is_loopback(host)
     for host in ("0.0.0.0", "::", "192.168.1.2", "example.com", "", "127.0.0.1.example.com", "localhost."):
         assert not is_loopback(host)
+
+
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])
+def test_a_body_is_json_whatever_it_is_called(served: Served, path: str, kind: str | None) -> None:
+    """`curl -d` says that it is a form."""
+    body = {**CHAT, "model": "demo", "stream": False, "options": {"num_predict": 1}}
+    headers = {"Content-Type": kind} if kind is not None else {}
+    assert served.client.post(path, content=json.dumps(body), headers=headers).status_code == 200

@@ -84,6 +84,12 @@ def test_options_reach_the_sampler(served: Served) -> None:
     assert stopped["done_reason"] == "stop"
 
 
+def test_steering_may_stand_among_the_options(served: Served) -> None:
+    assert served.ollama(options={"steering": "0.5 happy"})["steering"] == served.ollama(steering="0.5 happy")["steering"]
+    both = served.ollama(steering="0.5 happy", options={"steering": "-0.5 happy"})
+    assert both["steering"]["expression"] == "0.5 happy"
+
+
 @pytest.mark.parametrize("count", [-1, -2, None])
 def test_without_a_limit_an_answer_fills_the_context(serve: Serve, count: int | None) -> None:
     served = serve(n_ctx=64)

@@ -71,6 +71,12 @@ def test_a_vector_that_there_is_not_is_refused(served: Served, name: str) -> Non
     assert answer.json()["error"]["message"]
 
 
+def test_a_vector_that_there_is_not_is_not_found(served: Served) -> None:
+    answer = served.client.get("/v1/vectors/hapy")
+    assert answer.status_code == 404
+    assert 'There is no vector "hapy". Did you mean happy?' in answer.json()["error"]["message"]
+
+
 # Activations
 
 
