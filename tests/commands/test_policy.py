@@ -293,7 +293,7 @@ def test_a_mistake_in_the_texts_is_one_clear_line_and_nothing_is_written(call: C
     (tmp_path / "damaged.jsonl").write_text('{"text": "a", "label": 1}\n{"text": \n')
     (tmp_path / "odd.csv").write_text("text,label\nHello,perhaps\n")
     (tmp_path / "empty.csv").write_text("text,label\n")
-    (tmp_path / "probe.gguf").write_text("what was there before")
+    (tmp_path / "probe.gguf").write_text("GGUF controlvector: what was there before")
     before = all_of(tmp_path)
     for name, parts in {
         "few.jsonl": ("texts to fit to", "at least 4"),
