@@ -1,28 +1,28 @@
-"""What was measured, as a page for a reader (`RESULTS.md`) and as raw numbers (`results.json`)."""
+"""What was measured, as a page for a reader (`RESULTS.md`) and as raw numbers (`results.json`), section by section."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+from pydantic import TypeAdapter
 
 from bench.measure import Comparison, Section, Series
 
 _INTRODUCTION = """\
 # localsteer against llama.cpp's own programs
 
-Written by `make bench`; edits are lost. The programs of llama.cpp were built from the source inside the installed
-llama-cpp-python, so both sides run the same llama.cpp with the same compiler flags.
+Written by `make bench`, or a section at a time by `python -m bench.run --only NAME`; edits are lost. The programs of llama.cpp
+were built from the source inside the installed llama-cpp-python, so both sides run the same llama.cpp with the same compiler flags.
 
-Each figure is the median of {repeats} rounds (smallest to largest in brackets). The two sides take turns within a
+Each figure is the median of some rounds (smallest to largest in brackets). The two sides take turns within a
 round, and the ratio is the median of the ratios of the rounds: when something else uses the machine, it slows both.
 """
 
@@ -69,24 +69,50 @@ def _system_name() -> str:
     return f"{name} ({platform.machine()})"
 
 
-def write(folder: Path, machine: dict[str, str], setting: dict[str, str], sections: Sequence[Section], repeats: int) -> None:
-    """Write both files.
+@dataclass(frozen=True)
+class Measured:
+    """A section, and when and where it was measured: each can be measured by itself.
+
+    Attributes:
+        section: the results.
+        facts: what `describe_machine` gave before it, the date, the model and the threads.
+        repeats: rounds.
+    """
+
+    section: Section
+    facts: dict[str, str]
+    repeats: int
+
+
+_MEASURED = TypeAdapter(dict[str, Measured])
+
+
+def measured(section: Section, machine: dict[str, str], setting: dict[str, str], repeats: int) -> Measured:
+    """A section that was measured today."""
+    return Measured(section, {"Date": datetime.now(UTC).strftime("%Y-%m-%d"), **machine, **setting}, repeats)
+
+
+def record(folder: Path, name: str, result: Measured, order: Iterable[str]) -> None:
+    """Put a section into both files, in the place of an older one of that name.
 
     Args:
-        folder: where to.
-        machine: what `describe_machine` gave before the first measurement.
-        setting: what all sections share, such as the model and the threads.
-        sections: the results.
-        repeats: rounds of each section.
+        folder: where they are.
+        name: of the section.
+        result: what was measured.
+        order: names of all sections, as the page has them.
     """
-    day = datetime.now(UTC).strftime("%Y-%m-%d")
-    facts = {"Date": day, **machine, **setting}
-    table = ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items())]
-    parts = [_INTRODUCTION.format(repeats=repeats), "## Where\n\n" + "\n".join(table) + "\n"]
-    parts += [section_text(section) for section in sections]
+    file = folder / "results.json"
+    results = _MEASURED.validate_json(file.read_bytes()) if file.exists() else {}
+    results[name] = result
+    results = {one: results[one] for one in order if one in results}
+    parts = [_INTRODUCTION, *(f"{section_text(one.section)}\n{_provenance(one)}\n" for one in results.values())]
     (folder / "RESULTS.md").write_text("\n".join(parts), encoding="utf-8")
-    document = {"where": facts, "repeats": repeats, "sections": [asdict(section) for section in sections]}
-    (folder / "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    file.write_bytes(_MEASURED.dump_json(results, indent=1) + b"\n")
+
+
+def _provenance(one: Measured) -> str:
+    facts = "; ".join(f"{key}: {value}" for key, value in one.facts.items())
+    return f"<sub>{facts}; Rounds: {one.repeats}</sub>"
 
 
 def section_text(section: Section) -> str:

@@ -24,7 +24,7 @@ from localsteer.llama.library import default_threads
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description="Measure localsteer beside llama.cpp.")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds of each section (default 5)")
-    parser.add_argument("--only", choices=SECTIONS, help="run one section and print it; no file is written")
+    parser.add_argument("--only", choices=SECTIONS, help="measure one section, and leave the others as they are")
     options = parser.parse_args()
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")
@@ -40,17 +40,16 @@ def main() -> int:
 
 def _bench(repeats: int, only: str | None) -> None:
     programs = llama_programs()
-    machine = report.describe_machine()
-    with tempfile.TemporaryDirectory(prefix="localsteer-bench-") as name:
-        setting = _prepare(Path(name), programs, repeats)
-        results = []
-        for section in [only] if only else SECTIONS:
-            print(f"measuring: {section} ...", file=sys.stderr, flush=True)
-            results.append(SECTIONS[section](setting))
-            print(report.section_text(results[-1]), flush=True)
-    if only is None:
+    with tempfile.TemporaryDirectory(prefix="localsteer-bench-") as folder:
+        setting = _prepare(Path(folder), programs, repeats)
         shared = {"Model": setting.model.name, "Threads": str(setting.threads)}
-        report.write(Path(__file__).parent, machine, shared, results, repeats)
+        for name in [only] if only else SECTIONS:
+            print(f"measuring: {name} ...", file=sys.stderr, flush=True)
+            machine = report.describe_machine()
+            section = SECTIONS[name](setting)
+            print(report.section_text(section), flush=True)
+            # At once: hours are not lost where a later section fails.
+            report.record(Path(__file__).parent, name, report.measured(section, machine, shared, repeats), SECTIONS)
 
 
 def _prepare(folder: Path, programs: dict[str, Path], repeats: int) -> Setting:
