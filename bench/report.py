@@ -19,8 +19,9 @@ from bench.measure import Comparison, Section, Series
 _INTRODUCTION = """\
 # localsteer against llama.cpp's own programs
 
-Written by `make bench`, or a section at a time by `python -m bench.run --only NAME`; edits are lost. The programs of llama.cpp
-were built from the source inside the installed llama-cpp-python, so both sides run the same llama.cpp with the same compiler flags.
+Written by `make bench`, or a section at a time by `python -m bench.run --only NAME`; edits are lost. The programs of
+llama.cpp were built from the source inside the installed llama-cpp-python, so both sides run the same llama.cpp with the
+same compiler flags.
 
 Each figure is the median of some rounds (smallest to largest in brackets). The two sides take turns within a
 round, and the ratio is the median of the ratios of the rounds: when something else uses the machine, it slows both.
