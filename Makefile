@@ -42,7 +42,7 @@ quality: .venv/.dev bench-tools
 
 # Every vector of the library, exported and baked, in llama.cpp's own programs; `make test` takes one.
 exports: .venv/.dev bench-tools
-	LOCALSTEER_EVERY_VECTOR=1 $(BIN)/pytest -s tests/end_to_end/test_export.py
+	LOCALSTEER_EXPORTS=all $(BIN)/pytest -s tests/end_to_end/test_export.py
 
 clean:
 	rm -rf .venv build dist

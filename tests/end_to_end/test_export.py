@@ -29,7 +29,7 @@ from localsteer.export.verify import PLACES, predictions, reference
 from localsteer.extraction import ExtractionSettings, extract
 from localsteer.generation import Generator
 from localsteer.importing import import_vector
-from localsteer.library import concepts, find_vector, loader
+from localsteer.library import concepts, loader
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
@@ -91,12 +91,10 @@ class Case:
     answers: tuple[tuple[int, ...], ...]
 
 
-def shipped(model: Model) -> list[str]:
-    """Concepts of the library with a vector for this very model."""
-    found = ((concept.name, find_vector(concept, concept.source(), model.fingerprint.content)) for concept in concepts().values())
-    names = [name for name, vector in found if vector is not None and vector.shipped]
-    # A minute for each of them: all of them are `make exports`.
-    return names if os.environ.get("LOCALSTEER_EVERY_VECTOR") else [name for name in names if name == "happy"]
+def chosen() -> list[str]:
+    """Names of the library: `make exports` takes all of them, a minute for each."""
+    names = os.environ.get("LOCALSTEER_EXPORTS", "happy")
+    return sorted(concepts()) if names == "all" else names.split(",")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +109,7 @@ def cases(demo: Model, prompts: list[str], tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("exported")
     made = []
     with Generator(demo) as generator:
-        for name in shipped(demo):
+        for name in chosen():
             steering = parse_steering(name)
             file = folder / f"{name}.gguf"
             fidelity = export_vector(steering, file, loader(demo), demo).fidelity
