@@ -55,7 +55,7 @@ def test_requests_are_counted_by_route_and_status(served: Served) -> None:
         ("/v1/chat/completions", "404"): 1,
         ("/v1/chat/completions", "400"): 1,
         ("/v1/vectors/{name}", "200"): 1,
-        ("/v1/vectors/{name}", "400"): 1,
+        ("/v1/vectors/{name}", "404"): 1,
         ("/v1/models/{name:path}", "200"): 1,
         ("other", "404"): 3,
         ("other", "200"): 1,
