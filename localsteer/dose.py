@@ -36,11 +36,12 @@ DEFAULT_DOSE = 0.2
 
 
 def readable_layers(n_layer: int) -> tuple[int, ...]:
-    """The layers that extraction reads unless told otherwise: 1 up to three quarters of the depth.
+    """The layers that extraction reads unless told otherwise: all but block 0 and the last one.
 
-    The layers above are steered by no default, and not computing them saves the time.
+    A fresh vector steers the middle ones alone; calibration may choose from all. Of its last block llama.cpp computes only the
+    rows whose logits are wanted, and those of all prompts take more memory than everything else.
     """
-    return tuple(range(1, middle_layers(n_layer).stop))
+    return tuple(range(1, max(middle_layers(n_layer).stop, n_layer - 1)))
 
 
 def middle_layers(n_layer: int, low: float = 1 / 4, high: float = 3 / 4) -> range:

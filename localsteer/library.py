@@ -11,6 +11,7 @@ import difflib
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,11 @@ def shipped_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "vectors"
 
 
+# What others write for a strength: "happy:0.5", "happy=0.5", "0.5happy".
+_STRENGTH = r"(?P<strength>-?(?:\d+\.?\d*|\.\d+))"
+_GLUED = re.compile(rf"(?P<name>.+?)[:=]{_STRENGTH}"), re.compile(rf"{_STRENGTH}[:=]?(?P<name>[a-z].*)")
+
+
 def concepts() -> dict[str, LibraryConcept]:
     """All concepts by name."""
     found: dict[str, LibraryConcept] = {}
@@ -134,6 +140,9 @@ def find_concept(name: str) -> LibraryConcept:
     if os.path.exists(name):
         is_concept = name.endswith((".yaml", ".yml"))
         hint = f"`localsteer extract {name}` makes one." if is_concept else f"For the file of that name write ./{name}."
+    for pattern in _GLUED:
+        if (glued := pattern.fullmatch(name)) is not None and glued["name"] in known:
+            hint = f'Write "{glued["strength"]} {glued["name"]}": the strength, a space, the name.'
     raise VectorError(f'There is no vector "{name}".', hint=hint)
 
 

@@ -151,6 +151,9 @@ class _Parser:
         while self.at < len(self.text):
             sign = self.sign()
             if sign is None and terms:
+                number, last = _NUMBER.match(self.text, self.at), terms[-1]
+                if number is not None and not self.text[number.end() :].strip():
+                    raise self.error(f'The strength stands before the name, as in "{number[0]} {last.vector}".')
                 raise self.error("Expected + or - between two terms.")
             terms.append(self.term(sign or 1.0))
             self.skip()
@@ -259,7 +262,7 @@ def _resolve(steering: Steering, model: Fingerprint, vectors: Mapping[str, Contr
     for term in steering.terms:
         vector = vectors[term.vector]
         fit, norms = vector.check_fits(model, name=term.vector), vector.provenance.hidden_norm
-        notes |= dict.fromkeys([*([fit] if fit is not None else []), *_calibration_notes(term, vector, model, scope)])
+        notes |= dict.fromkeys([*([fit] if fit is not None else []), *_measured_notes(term, vector, model, scope)])
         if norms is not None and len(norms) == model.n_layer:
             hidden_norm = merge_norms(hidden_norm, norms)
         if term.ablate:
@@ -283,8 +286,10 @@ def _resolve(steering: Steering, model: Fingerprint, vectors: Mapping[str, Contr
     return Plan(steering, Edit(added, bases), dose, scope, tuple(notes))
 
 
-def _calibration_notes(term: Term, vector: ControlVector, model: Fingerprint, scope: Scope) -> Iterator[str]:
-    calibration = vector.provenance.calibration
+def _measured_notes(term: Term, vector: ControlVector, model: Fingerprint, scope: Scope) -> Iterator[str]:
+    probe, calibration = vector.provenance.probe, vector.provenance.calibration
+    if probe is not None:
+        yield f"{term.vector} is a policy's probe, fitted to tell texts apart at layer {probe.layer}: how it steers is unknown."
     if calibration is None or term.ablate:
         return
     if calibration.content != model.content:

@@ -20,7 +20,7 @@ from localsteer.vector_file import read_vector
 logger = logging.getLogger("localsteer")
 
 # Of the vectors in the cache: counted up when a vector of the same concept comes to hold more.
-_VERSION = 2
+_VERSION = 3
 
 
 def cache_folder() -> Path:

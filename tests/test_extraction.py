@@ -138,12 +138,12 @@ def test_a_vector_says_where_it_comes_from(tiny: Model) -> None:
 # Layers
 
 
-def test_the_middle_half_of_the_layers_is_steered_and_the_top_quarter_not_even_read(tmp_path: Path) -> None:
+def test_the_middle_half_of_the_layers_is_steered_and_the_last_block_not_even_read(tmp_path: Path) -> None:
     with Model(write_tiny_model(tmp_path / "deep.gguf", n_layer=12, n_embd=32), threads=1) as model:
         vector = extract(model, HAPPY)
         assert vector.layers == tuple(range(3, 10))
         assert vector.provenance.hidden_norm is not None
-        assert np.isfinite(vector.provenance.hidden_norm).tolist() == [False] + [True] * 9 + [False] * 2
+        assert np.isfinite(vector.provenance.hidden_norm).tolist() == [False] + [True] * 10 + [False]
         assert layer_summary(vector) == "3-9 of 12"
         # Seven equal shares of one dose.
         for layer in vector.layers:

@@ -135,7 +135,15 @@ def test_a_users_concept_that_hides_a_shipped_one_is_noted_once(users: Path, cap
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("hapy", "Did you mean happy?"), ("Happy", "Did you mean happy?"), ("xyz", "Known are: formal, happy.")],
+    [
+        ("hapy", "Did you mean happy?"),
+        ("Happy", "Did you mean happy?"),
+        ("xyz", "Known are: formal, happy."),
+        ("happy=0.5", 'Write "0.5 happy": the strength, a space, the name.'),
+        ("happy:-2", 'Write "-2 happy": the strength, a space, the name.'),
+        (".5happy", 'Write ".5 happy": the strength, a space, the name.'),
+        ("hapy:0.5", "Did you mean happy?"),
+    ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(VectorError) as caught:

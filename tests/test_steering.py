@@ -13,6 +13,7 @@ from localsteer.llama.fingerprint import Fingerprint
 from localsteer.steering import Plan, Steering, Term, parse_steering, relative_dose, resolve
 from localsteer.vector import ControlVector, Provenance
 from tests.calibration.made import DOSES, LAYERS, calibrated
+from tests.test_probe import PROBE
 
 Floats = NDArray[np.float32]
 
@@ -139,6 +140,8 @@ ERRORS = [
     ("!!happy", 1, "name"),
     ("happy sad", 6, "between"),
     ("happy 0.5 sad", 6, "between"),
+    ("happy 0.5", 6, 'before the name, as in "0.5 happy"'),
+    ("calm + happy@8-23 .5 ", 18, 'before the name, as in ".5 happy"'),
     ("'happy' 'sad'", 8, "between"),
     ('happy"sad"', 5, "between"),
     ("happy!sad", 5, "between"),
@@ -400,6 +403,13 @@ def test_notes_are_told_once_and_in_order() -> None:
     foreign, requantised = vector(1, model=None), vector(2, model=replace(MODEL, content="x"))
     notes = plan("b + happy + a - b", a=foreign, b=requantised).notes
     assert [note.split()[0] for note in notes] == ["b", "a"]
+
+
+def test_steering_by_a_policys_probe_is_noted() -> None:
+    made = vector(1)
+    probe = replace(made, provenance=replace(made.provenance, probe=replace(PROBE, layer=made.layers[0])))
+    (told,) = plan("felt", felt=probe).notes
+    assert f"felt is a policy's probe, fitted to tell texts apart at layer {made.layers[0]}" in told
 
 
 # Removal

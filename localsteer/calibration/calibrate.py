@@ -279,7 +279,7 @@ def _hidden_norms(model: Model, contrast: Contrast, layers: list[int]) -> Floats
 
 
 def _shapes(vector: ControlVector, directions: Directions, layers: tuple[int, int] | None) -> list[Shape]:
-    """What to choose from: other layer ranges with the default profile, other profiles with the default range."""
+    """What to choose from: layer ranges with the default profile, and the first of them with other profiles."""
     n_layer = len(directions.hidden)
     readable = set(readable_layers(n_layer))
     reliability = vector.provenance.reliability
@@ -296,8 +296,5 @@ def _shapes(vector: ControlVector, directions: Directions, layers: tuple[int, in
             hint="Leave out --layers, or extract the vector with the same ones.",
         )
     choices = [tuple(available)] if layers is not None else list(ranges(available or known, n_layer))
-    if layers is None and vector.provenance.estimate is not None and vector.provenance.calibration is None:
-        # The layers that it was extracted for come first; they are the middle half of the depth unless --layers said otherwise.
-        choices = list(dict.fromkeys([vector.layers, *choices]))
     shapes = [Shape(choice, "relative") for choice in choices]
     return shapes + [Shape(choices[0], profile) for profile in PROFILES if profile != "relative"]

@@ -95,3 +95,29 @@ def mean_interval(values: Values, questions: NDArray[np.intp], seed: int, *, lev
     weights = resampled_weights(questions, seed)
     low, high = np.quantile(weights @ values / weights.sum(axis=1), ((1 - level) / 2, (1 + level) / 2))
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def slopes(doses: Values, values: Values, weights: Values) -> Values:
+    """(n_resamples,) least-squares slopes through the origin.
+
+    Args:
+        doses: (n,) positive.
+        values: (n,).
+        weights: (n_resamples, n) how often each value counts.
+    """
+    found: Values = weights @ (doses * values) / np.maximum(weights @ doses**2, np.finfo(np.float64).tiny)
+    return found
+
+
+def slope_interval(doses: Values, values: Values, questions: NDArray[np.intp], seed: int, *, level: float = 0.95) -> Interval:
+    """The least-squares slope through the origin with its bootstrap interval over questions.
+
+    Strong doses tell most about whether there is a slope at all: with a few answers a dose, a mean over all of them drowns it.
+    """
+    known = np.isfinite(values)
+    doses, values, questions = doses[known], values[known], questions[known]
+    if not len(values):
+        return Interval(float("nan"), float("nan"), float("nan"))
+    drawn = slopes(doses, values, resampled_weights(questions, seed))
+    low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
+    return Interval(float(slopes(doses, values, np.ones((1, len(doses))))[0]), float(low), float(high))

@@ -29,6 +29,7 @@ from localsteer.calibration.fits import (
     fit_power_laws,
     mean_interval,
     resampled_weights,
+    slope_interval,
 )
 from localsteer.calibration.laboratory import Laboratory, Outcome, Trial
 from localsteer.calibration.sample import Sample
@@ -347,7 +348,8 @@ class Search:
         # Judged by the answers up to twice the dose: what moves them there moves them here, and a few answers inside the budget
         # alone (ten with --quick) seldom tell anything beyond doubt.
         inside = sample.up_to(2 * dose)
-        shown = dose > 0 and mean_interval(inside.effects, inside.questions, self.seed, level=_BEYOND_DOUBT).low > 0
+        slope = slope_interval(inside.doses, inside.effects, inside.questions, self.seed, level=_BEYOND_DOUBT)
+        shown = dose > 0 and slope.low > 0
         if dose <= 0 or not (shown or self.by_cost):
             return nothing
         cost, effect = self._laws(pole, sample)

@@ -69,16 +69,14 @@ class Directions:
 
 
 def ranges(available: Sequence[int], n_layer: int) -> Iterator[tuple[int, ...]]:
-    """The layer ranges to try, those first that most often win.
+    """The layer ranges to try, the default first.
 
-    As shares of the depth: the middle half (the default of an extracted vector), the half before it, both together, and the
+    All there are, and as shares of the depth: the middle half (that of an extracted vector), the half before it, and the
     centre alone. Layers that the vector has no (reliable) direction for are left out; what then coincides is tried once.
     """
     seen = set()
-    for low, high in ((1 / 4, 3 / 4), (1 / 8, 5 / 8), (1 / 8, 3 / 4), (3 / 8, 5 / 8)):
+    for low, high in ((0, 1), (1 / 4, 3 / 4), (1 / 8, 5 / 8), (3 / 8, 5 / 8)):
         layers = tuple(layer for layer in available if layer in middle_layers(n_layer, low, high))
         if layers and layers not in seen:
             seen.add(layers)
             yield layers
-    if not seen:
-        yield tuple(available)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("prompt")
+@click.argument("words", nargs=-1, required=True, metavar="PROMPT")
 @steer_option
 @policy_option
 @click.option("--system", help="A system message.")
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @json_option
 @with_model_options
 def command(
-    prompt: str,
+    words: tuple[str, ...],
     expression: str,
     policy_file: str | None,
     system: str | None,
@@ -65,6 +65,9 @@ def command(
     from localsteer.prompt import latest_message, prompt_tokens
     from localsteer.steering import parse_steering
 
+    if len(words) > 1:
+        raise click.UsageError(f"PROMPT is one argument, and here are {len(words)}: put quotes around all that it says.")
+    prompt = words[0]
     steering = parse_steering(expression)
     if compare and not steering:
         raise click.UsageError("--compare needs something to compare with: give -s.")

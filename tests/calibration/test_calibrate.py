@@ -11,7 +11,7 @@ from localsteer.calibrated import POLES, SCOPES, Scope
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
 from localsteer.calibration.effort import Effort
 from localsteer.calibration.laboratory import Speed
-from localsteer.calibration.shapes import PROFILES
+from localsteer.calibration.shapes import PROFILES, Shape
 from localsteer.concept_file import parse_concept
 from localsteer.errors import CalibrationError, LocalsteerError, VectorError
 from localsteer.extraction import ExtractionSettings, extract
@@ -21,6 +21,7 @@ from localsteer.vector import ControlVector, Provenance
 from localsteer.vector_file import read_vector, write_vector
 from tests.calibration.made import BUDGET, CONCEPT, DOSES, LAYERS, find_sides, make_small
 from tests.conftest import random_rows, run_alone
+from tests.tiny_models import write_tiny_model
 
 CONTRAST = parse_concept(CONCEPT, "loud")
 QUICK = CalibrationSettings(quick=True)
@@ -202,6 +203,15 @@ def test_the_default_shape_comes_first_and_quick_keeps_to_it(tiny: Model, vector
     assert len(set(shapes)) == len(shapes) > 3
     assert {shape.profile for shape in shapes if shape.layers == (1, 2, 3)} == set(PROFILES)
     assert Calibrator(tiny, vector, CONTRAST, QUICK).shapes == shapes[:1]
+
+
+def test_all_layers_come_first_unless_the_extraction_was_told_which(tmp_path: Path) -> None:
+    with Model(write_tiny_model(tmp_path / "deep.gguf", n_layer=12, n_embd=32), threads=1) as model:
+        known = np.array([np.nan, *[0.9] * 10, np.nan], np.float32)
+        for told, first in ((None, tuple(range(1, 11))), ((4, 6), (4, 5, 6))):
+            made = extract(model, CONTRAST, ExtractionSettings(layers=told))
+            made = replace(made, provenance=replace(made.provenance, reliability=known))
+            assert Calibrator(model, made, CONTRAST).shapes[0] == Shape(first, "relative")
 
 
 def test_only_the_layers_asked_for_are_steered(tiny: Model, vector: ControlVector) -> None:

@@ -297,3 +297,9 @@ def test_a_dose_that_is_unknown_cannot_be_held_below_one(
 def test_a_largest_dose_must_be_a_positive_number(capfd: pytest.CaptureFixture[str], dose: str) -> None:
     assert run(capfd, "generate", "Hello", "--max-dose", dose).code == 2
     assert run(capfd, "chat", "--max-dose", dose).code == 2
+
+
+def test_a_prompt_without_quotes_is_told_to_get_some(capfd: pytest.CaptureFixture[str]) -> None:
+    result = run(capfd, "generate", "how", "are", "you")
+    assert result.code == 2
+    assert "quotes" in result.err
