@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 from platformdirs import user_cache_path
 
-from bench import peers, quality_page
+from bench import budget, peers, quality_page
 from bench.fresh import Answers, ask
 from bench.instruments import INSTRUMENTS, Instrument
 from bench.measure import MeasurementError
@@ -35,26 +35,21 @@ from localsteer.ahead import Shelf
 from localsteer.atomic import atomic_path
 from localsteer.calibrated import POLES, SIGN, Pole
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
-from localsteer.calibration.effort import THOROUGH
 from localsteer.calibration.laboratory import Laboratory
 from localsteer.calibration.report import write_report
-from localsteer.calibration.search import Search
 from localsteer.calibration.shapes import Directions
 from localsteer.concept_file import parse_concept
 from localsteer.contrast import Contrast
 from localsteer.errors import CalibrationError, LocalsteerError, VectorError
 from localsteer.library import LibraryConcept, shipped_folder
 from localsteer.llama.model import Model
-from localsteer.llama.residual import Edit
-from localsteer.steering import Plan, Steering, parse_steering, resolve
+from localsteer.steering import Plan, parse_steering, resolve
 from localsteer.vector import ControlVector
 
 _REPORT = "REPORT.md"
 ANSWERS = 40
 REFERENCE_ANSWERS = 80
 PROMPT, OURS = quality_page.PROMPT, quality_page.OURS
-# As many answers as our own calibration takes for a shape; the peers' layers and lengths are theirs, so there is none to choose.
-_EFFORT = replace(THOROUGH, shapes=0, refine=0, prompt=0)
 # Of the answers in the cache: counted up when the same concept would be asked in another way.
 _VERSION = 1
 # For the smallest base model: those whose instrument tells most about raw text.
@@ -215,21 +210,16 @@ def _peer_plans(
     assert own.estimate is not None
     assert own.hidden_norm is not None
     directions = Directions.of(own.estimate, own.hidden_norm)
-    folder = measurements_folder()
     settings = CalibrationSettings()
-    laboratory = Laboratory(model, directions, contrast, seed=settings.seed, max_tokens=_EFFORT.max_tokens, folder=folder)
+    laboratory = Laboratory(
+        model, directions, contrast, seed=settings.seed, max_tokens=budget.EFFORT.max_tokens, folder=measurements_folder()
+    )
     hidden = np.where(np.isnan(own.hidden_norm), np.nanmax(own.hidden_norm), own.hidden_norm).astype(np.float32)
     plans: dict[str, dict[Pole, Plan]] = {}
     doses: dict[str, dict[str, float]] = {}
     for name, rows in peers.peer_vectors(model, source).items():
-        shape, theirs = peers.peer_shape(rows), Directions.of(rows, hidden)
-        search = Search(laboratory.for_directions(theirs), [shape], budget=settings.budget, effort=_EFFORT, seed=settings.seed)
-        search.run()
-        doses[name] = {pole: search.sure_dose(pole, "response", shape) for pole in POLES}
-        plans[name] = {
-            pole: Plan(Steering(), Edit(theirs.added(shape, SIGN[pole] * doses[name][pole])), doses[name][pole], "response")
-            for pole in POLES
-        }
+        plans[name] = budget.plans(laboratory, Directions.of(rows, hidden), peers.peer_shape(rows), settings)
+        doses[name] = {pole: plan.relative_dose or 0.0 for pole, plan in plans[name].items()}
     return plans, doses
 
 

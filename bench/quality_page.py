@@ -154,6 +154,10 @@ def _quality(rows: Sequence[Row]) -> Iterator[str]:
         "A *swing* is the instrument's mean toward the positive pole less that toward the negative one, with its 95 % interval "
         "(bootstrap over the questions). *Cost* is in nats a token against unsteered answers.",
         "",
+        "No vector or dose has seen these questions or instruments, but one decision has seen the instruments: calibration "
+        "begins with all layers because, for some of these concepts and on their held-out questions, that did better than the "
+        "middle half, with which a first measurement here had fallen short of its aim.",
+        "",
     )
     for is_base, title in ((False, "The demo model"), (True, "A base model (raw text continuation)")):
         some = [row for row in rows if row.record["is_base"] == is_base]

@@ -1,0 +1,35 @@
+"""Any directions at the strongest dose inside the coherence budget, as our own calibration finds it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from localsteer.calibrated import POLES, SIGN, Pole
+from localsteer.calibration.calibrate import CalibrationSettings
+from localsteer.calibration.effort import THOROUGH
+from localsteer.calibration.laboratory import Laboratory
+from localsteer.calibration.search import Search
+from localsteer.calibration.shapes import Directions, Shape
+from localsteer.llama.residual import Edit
+from localsteer.steering import Plan, Steering
+
+# As many answers as a calibration takes for a shape: here there is one, and nothing to choose.
+EFFORT = replace(THOROUGH, shapes=0, refine=0, prompt=0)
+
+
+def plans(laboratory: Laboratory, directions: Directions, shape: Shape, settings: CalibrationSettings) -> dict[Pole, Plan]:
+    """Toward each pole, the response only.
+
+    Args:
+        laboratory: of any vector of the concept; the instrument and the unsteered answers are shared.
+        directions: what is steered along.
+        shape: where, and in what proportions.
+        settings: the budget and the seed.
+    """
+    search = Search(laboratory.for_directions(directions), [shape], budget=settings.budget, effort=EFFORT, seed=settings.seed)
+    search.run()
+    made = {}
+    for pole in POLES:
+        dose = search.sure_dose(pole, "response", shape)
+        made[pole] = Plan(Steering(), Edit(directions.added(shape, SIGN[pole] * dose)), dose, "response")
+    return made
