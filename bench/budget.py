@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from localsteer.calibrated import POLES, SIGN, Pole
 from localsteer.calibration.calibrate import CalibrationSettings
 from localsteer.calibration.effort import THOROUGH
 from localsteer.calibration.laboratory import Laboratory
 from localsteer.calibration.search import Search
-from localsteer.calibration.shapes import Directions, Shape
+from localsteer.calibration.shapes import Directions, Floats, Shape
 from localsteer.llama.residual import Edit
 from localsteer.steering import Plan, Steering
 
@@ -17,8 +19,13 @@ from localsteer.steering import Plan, Steering
 EFFORT = replace(THOROUGH, shapes=0, refine=0, prompt=0)
 
 
-def plans(laboratory: Laboratory, directions: Directions, shape: Shape, settings: CalibrationSettings) -> dict[Pole, Plan]:
-    """Toward each pole, the response only.
+def directions_of(rows: Floats, hidden: Floats) -> Directions:
+    """A peer's vector, (n_layer, n_embd), beside our mean hidden norms: it may steer layers at which we never read them."""
+    return Directions.of(rows, np.where(np.isnan(hidden), np.nanmax(hidden), hidden).astype(np.float32))
+
+
+def search(laboratory: Laboratory, directions: Directions, shape: Shape, settings: CalibrationSettings) -> Search:
+    """A search that has run.
 
     Args:
         laboratory: of any vector of the concept; the instrument and the unsteered answers are shared.
@@ -26,10 +33,16 @@ def plans(laboratory: Laboratory, directions: Directions, shape: Shape, settings
         shape: where, and in what proportions.
         settings: the budget and the seed.
     """
-    search = Search(laboratory.for_directions(directions), [shape], budget=settings.budget, effort=EFFORT, seed=settings.seed)
-    search.run()
+    made = Search(laboratory.for_directions(directions), [shape], budget=settings.budget, effort=EFFORT, seed=settings.seed)
+    made.run()
+    return made
+
+
+def plans(laboratory: Laboratory, directions: Directions, shape: Shape, settings: CalibrationSettings) -> dict[Pole, Plan]:
+    """Toward each pole: the answer steered at the dose that `search` is sure of, 0 where none meets the budget."""
+    found = search(laboratory, directions, shape, settings)
     made = {}
     for pole in POLES:
-        dose = search.sure_dose(pole, "response", shape)
+        dose = found.sure_dose(pole, "response", shape)
         made[pole] = Plan(Steering(), Edit(directions.added(shape, SIGN[pole] * dose)), dose, "response")
     return made

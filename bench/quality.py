@@ -156,8 +156,7 @@ def _answers(
     """What each way makes the model answer, and the relative dose of each peer's best strength."""
     questions = question_sets()[instrument.questions]
     parts = [_VERSION, model.fingerprint.content, source, questions, instrument.max_tokens, ANSWERS]
-    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    file = user_cache_path("localsteer") / "bench-quality" / f"{name}-{digest}.json"
+    file = user_cache_path("localsteer") / "bench-quality" / f"{name}-{_digest(json.dumps(parts).encode())}.json"
     kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"doses": {}, "answers": {}}
 
     found = {}
@@ -165,11 +164,16 @@ def _answers(
     for way in _ways():
         key = f"{way.name}|{way.pole}"
         if way.name == OURS:
-            key += f"|{hashlib.sha256(vector.at(SIGN[way.pole]).rows(model.n_layer).tobytes()).hexdigest()[:16]}"
+            key += f"|{_digest(vector.at(SIGN[way.pole]).rows(model.n_layer).tobytes())}"
+        elif way.name != PROMPT:  # a peer's dose is searched beside our hidden norms
+            hidden = vector.provenance.hidden_norm
+            assert hidden is not None
+            key += f"|{_digest(repr(budget.EFFORT).encode() + hidden.tobytes())}"
         if key not in kept["answers"]:
             _say(f"{name}: {way.name}, {getattr(contrast, way.pole)}")
             if way.name not in (PROMPT, OURS) and not plans:
-                plans, kept["doses"] = _peer_plans(model, source, contrast, vector)
+                plans, doses = _peer_plans(model, source, contrast, vector)
+                kept["doses"] |= doses
             made = _ask(model, way, contrast, vector, plans, instrument, questions)
             kept["answers"][key] = {"texts": list(made.texts), "nll": made.nll.tolist()}
             _keep(file, kept)
@@ -214,12 +218,14 @@ def _peer_plans(
     laboratory = Laboratory(
         model, directions, contrast, seed=settings.seed, max_tokens=budget.EFFORT.max_tokens, folder=measurements_folder()
     )
-    hidden = np.where(np.isnan(own.hidden_norm), np.nanmax(own.hidden_norm), own.hidden_norm).astype(np.float32)
     plans: dict[str, dict[Pole, Plan]] = {}
     doses: dict[str, dict[str, float]] = {}
     for name, rows in peers.peer_vectors(model, source).items():
-        plans[name] = budget.plans(laboratory, Directions.of(rows, hidden), peers.peer_shape(rows), settings)
-        doses[name] = {pole: plan.relative_dose or 0.0 for pole, plan in plans[name].items()}
+        found = budget.plans(laboratory, budget.directions_of(rows, own.hidden_norm), peers.peer_shape(rows), settings)
+        plans[name] = found
+        for pole, plan in found.items():
+            assert plan.relative_dose is not None
+            doses.setdefault(name, {})[pole] = plan.relative_dose
     return plans, doses
 
 
@@ -227,7 +233,7 @@ def _peer_plans(
 def _unsteered(model: Model, questions: str, max_tokens: int) -> Answers:
     """The same for all concepts that ask the same."""
     asked = question_sets()[questions]
-    key = hashlib.sha256(json.dumps([_VERSION, model.fingerprint.content, asked, max_tokens]).encode()).hexdigest()[:16]
+    key = _digest(json.dumps([_VERSION, model.fingerprint.content, asked, max_tokens]).encode())
     file = user_cache_path("localsteer") / "bench-quality" / f"unsteered-{key}.json"
     if not file.exists():
         _say(f"unsteered answers to the questions {questions}")
@@ -235,6 +241,10 @@ def _unsteered(model: Model, questions: str, max_tokens: int) -> Answers:
         _keep(file, {"texts": list(made.texts), "nll": made.nll.tolist()})
     kept = json.loads(file.read_text())
     return Answers(tuple(kept["texts"]), np.array(kept["nll"], np.float64), len(asked))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _keep(file: Path, document: dict[str, Any]) -> None:

@@ -20,10 +20,11 @@ import numpy as np
 from platformdirs import user_cache_path
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from bench import peers
+from bench import budget, peers
 from bench.concepts import FRESH_QUESTIONS, concept_texts
 from bench.fresh import FRESH_SEED, Answers, ask
 from bench.measure import MeasurementError
+from bench.models import demo_model
 from bench.report import describe_machine
 from bench.tools import ToolsError
 from localsteer.calibrated import POLES, SIGN, Interval, Scope
@@ -35,7 +36,6 @@ from localsteer.calibration.search import Search
 from localsteer.calibration.shapes import Directions, Shape
 from localsteer.concept_file import parse_concept
 from localsteer.contrast import Contrast
-from localsteer.discovery import resolve_model
 from localsteer.errors import CalibrationError, LocalsteerError
 from localsteer.extraction import extract
 from localsteer.llama.model import Model
@@ -47,7 +47,6 @@ _ANSWERS = 40
 _REFERENCE_ANSWERS = 120
 # The peers' comparison costs some 6 minutes a concept on two cores.
 PEER_CONCEPTS = ("happy", "formal")
-_EFFORT = replace(THOROUGH, shapes=0, refine=0, prompt=0)
 
 
 @dataclass(frozen=True)
@@ -78,20 +77,21 @@ class Rival:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.steering", description=__doc__.splitlines()[0])
     parser.add_argument("--concepts", nargs="*", choices=list(concept_texts()), help="only these; nothing is written then")
+    parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     try:
-        _bench(options.concepts)
+        _bench(options.concepts, options.threads)
     except (LocalsteerError, ToolsError, MeasurementError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _bench(only: Sequence[str] | None) -> None:
+def _bench(only: Sequence[str] | None, threads: int | None) -> None:
     machine = describe_machine()
     folder = user_cache_path("localsteer") / "bench-steering"
     results: dict[str, list[Any]] = {"fresh": [], "personas": [], "rivals": [], "failures": []}
-    with Model(resolve_model("demo")) as model:
+    with Model(demo_model(), threads=threads) as model:
         for name, text in concept_texts().items():
             if only and name not in only:
                 continue
@@ -161,8 +161,9 @@ def _rivals(model: Model, text: str, fresh: Contrast, calibrated: Calibrated, fo
     assert provenance.estimate is not None
     assert provenance.hidden_norm is not None
     own = Directions.of(provenance.estimate, provenance.hidden_norm)
-    laboratory = Laboratory(model, own, fresh, seed=FRESH_SEED, max_tokens=_EFFORT.max_tokens, folder=folder / "rivals")
-    default = calibrated.findings.shapes["positive"][0].shape
+    laboratory = Laboratory(model, own, fresh, seed=FRESH_SEED, max_tokens=budget.EFFORT.max_tokens, folder=folder / "rivals")
+    settings = CalibrationSettings()
+    first = calibrated.findings.shapes["positive"][0].shape
     chosen = {
         pole: next(
             one.shape
@@ -172,18 +173,17 @@ def _rivals(model: Model, text: str, fresh: Contrast, calibrated: Calibrated, fo
         )
         for pole in POLES
     }
-    ours = {shape: _search(laboratory, shape) for shape in {default, *chosen.values()}}
+    ours = {shape: budget.search(laboratory, own, shape, settings) for shape in {first, *chosen.values()}}
     theirs: dict[str, tuple[Search, Shape]] = {}
     for name, vector in peers.peer_vectors(model, text).items():
         shape = peers.peer_shape(vector)
-        hidden = np.where(np.isnan(own.hidden), np.nanmax(own.hidden), own.hidden).astype(np.float32)
-        theirs[name] = _search(laboratory.for_directions(Directions.of(vector, hidden)), shape), shape
+        theirs[name] = budget.search(laboratory, budget.directions_of(vector, own.hidden), shape, settings), shape
     names = {"positive": fresh.positive, "negative": fresh.negative}
     rivals = []
     for pole in POLES:
         best, best_drawn = ours[chosen[pole]].effect_at_budget(pole, chosen[pole])
         rivals.append(_rival(fresh.name, names[pole], "localsteer, calibrated", chosen[pole], best, best_drawn))
-        others = {"localsteer, default layers": (ours[default], default), **theirs}
+        others = {"localsteer, all layers": (ours[first], first), **theirs}
         for name, (search, shape) in others.items():
             effect, drawn = search.effect_at_budget(pole, shape)
             gain = Interval(best - effect, *map(float, np.quantile(best_drawn - drawn, (0.025, 0.975))))
@@ -198,14 +198,8 @@ def _rival(
     return Rival(concept, pole, name, str(shape), interval, advantage)
 
 
-def _search(laboratory: Laboratory, shape: Shape) -> Search:
-    search = Search(laboratory, [shape], budget=CalibrationSettings().budget, effort=_EFFORT, seed=0)
-    search.run()
-    return search
-
-
 def _page(machine: dict[str, str], model: str, results: dict[str, list[Any]]) -> str:
-    budget = CalibrationSettings().budget
+    most = CalibrationSettings().budget
     lines = [
         "# What calibrated doses do, and how the peers' vectors compare",
         "",
@@ -218,7 +212,7 @@ def _page(machine: dict[str, str], model: str, results: dict[str, list[Any]]) ->
         "## Calibrated doses on fresh questions",
         "",
         f"{_ANSWERS} answers of {THOROUGH.max_tokens} tokens to {len(FRESH_QUESTIONS)} questions that neither a concept nor a "
-        f"calibration has seen, other seeds. Cost in nats a token with its 95 % interval; the budget is {budget:g}.",
+        f"calibration has seen, other seeds. Cost in nats a token with its 95 % interval; the budget is {most:g}.",
         "",
         "| concept | strength | steered | cost | VADER |",
         "|---|---|---|---|---|",
@@ -231,8 +225,8 @@ def _page(machine: dict[str, str], model: str, results: dict[str, list[Any]]) ->
     steered = [one.cost.mean for one in results["fresh"] if one.strength]
     lines += [
         "",
-        f"Mean cost {np.mean(steered):.3f}, highest {max(steered):.3f} (asked: a mean of at most {budget + 0.05:g}, none above "
-        f"{2 * budget:g}). VADER is shown for all; only happy - sad is about sentiment, and it was never used in choosing.",
+        f"Mean cost {np.mean(steered):.3f}, highest {max(steered):.3f} (asked: a mean of at most {most + 0.05:g}, none above "
+        f"{2 * most:g}). VADER is shown for all; only happy - sad is about sentiment, and it was never used in choosing.",
         "",
         "## At equal coherence cost",
         "",

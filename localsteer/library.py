@@ -142,7 +142,7 @@ def find_concept(name: str) -> LibraryConcept:
         hint = f"`localsteer extract {name}` makes one." if is_concept else f"For the file of that name write ./{name}."
     for pattern in _GLUED:
         if (glued := pattern.fullmatch(name)) is not None and glued["name"] in known:
-            hint = f'Write "{glued["strength"]} {glued["name"]}": the strength, a space, the name.'
+            hint = f'In an expression "{name}" is written "{glued["strength"]} {glued["name"]}".'
     raise VectorError(f'There is no vector "{name}".', hint=hint)
 
 

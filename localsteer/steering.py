@@ -120,6 +120,8 @@ _DOSE_TOLERANCE = 1.001
 _BARE = re.compile(r"(?!-)[^\s\"'@*!+]+")
 # What a strength ends with; "2024-01-05.gguf" and "3d" are names.
 _NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?(?=[\s*\"'!+@]|$)")
+# A strength with no name behind it.
+_BEHIND = re.compile(rf"(?P<sign>[+-]?)\s*(?P<number>{_NUMBER.pattern})\s*(?=[+-]|$)")
 _LAYERS = re.compile(r"(\d{1,6})(?!\d)(?:-(\d{1,6})(?!\d))?")
 _SPACE = re.compile(r"\s*")
 
@@ -149,15 +151,25 @@ class _Parser:
         terms: list[Term] = []
         self.skip()
         while self.at < len(self.text):
+            if terms:
+                self.refuse_strength_behind(terms[-1])
             sign = self.sign()
             if sign is None and terms:
-                number, last = _NUMBER.match(self.text, self.at), terms[-1]
-                if number is not None and not self.text[number.end() :].strip():
-                    raise self.error(f'The strength stands before the name, as in "{number[0]} {last.vector}".')
                 raise self.error("Expected + or - between two terms.")
             terms.append(self.term(sign or 1.0))
             self.skip()
         return Steering(tuple(terms))
+
+    def refuse_strength_behind(self, last: Term) -> None:
+        """A likely slip: the strength behind the name, as in `happy 0.5` or `happy -0.5 + sad`."""
+        found = _BEHIND.match(self.text, self.at)
+        if found is None or abs(last.strength) != 1:
+            return
+        if last.ablate:
+            raise self.error("A removal (!) takes no strength.")
+        sign = -1.0 if found["sign"] == "-" else 1.0
+        meant = Steering((replace(last, strength=sign * last.strength * float(found["number"])),))
+        raise self.error(f"The strength stands before the name: {meant}.")
 
     def term(self, sign: float) -> Term:
         start = self.at

@@ -41,11 +41,13 @@ def cache_path(name: str, source: str, content: str) -> Path:
 
 
 def cached_vectors(name: str, source: str) -> Iterator[ControlVector]:
-    """A concept's vectors for whatever models, the latest first; damaged ones are passed over."""
+    """A concept's vectors for whatever models, the latest first; damaged and outdated ones are passed over."""
     files = cache_folder().glob(f"{name}-*.gguf")
     for path in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
         with contextlib.suppress(VectorError):  # it is built again when it is needed
-            if (vector := read_vector(path)).provenance.source == source:
+            vector = read_vector(path)
+            model = vector.provenance.model
+            if model is not None and path == cache_path(name, source, model.content):
                 yield vector
 
 

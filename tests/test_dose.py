@@ -19,7 +19,7 @@ def reliability(n_layer: int, value: float = 0.9, **others: float) -> NDArray[np
     ("n_layer", "last"),
     [(2, 1), (3, 2), (4, 3), (5, 4), (6, 5), (10, 8), (18, 16), (30, 28), (32, 30), (80, 78)],
 )
-def test_reading_goes_from_layer_1_to_the_last_but_one(n_layer: int, last: int) -> None:
+def test_reading_goes_from_layer_1_to_the_last_but_one_and_covers_the_middle_half(n_layer: int, last: int) -> None:
     assert readable_layers(n_layer) == tuple(range(1, last + 1))
 
 

@@ -139,9 +139,9 @@ def test_a_users_concept_that_hides_a_shipped_one_is_noted_once(users: Path, cap
         ("hapy", "Did you mean happy?"),
         ("Happy", "Did you mean happy?"),
         ("xyz", "Known are: formal, happy."),
-        ("happy=0.5", 'Write "0.5 happy": the strength, a space, the name.'),
-        ("happy:-2", 'Write "-2 happy": the strength, a space, the name.'),
-        (".5happy", 'Write ".5 happy": the strength, a space, the name.'),
+        ("happy=0.5", 'In an expression "happy=0.5" is written "0.5 happy".'),
+        ("happy:-2", 'In an expression "happy:-2" is written "-2 happy".'),
+        (".5happy", 'In an expression ".5happy" is written ".5 happy".'),
         ("hapy:0.5", "Did you mean happy?"),
     ],
 )

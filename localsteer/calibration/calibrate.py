@@ -37,7 +37,7 @@ class CalibrationSettings:
     Attributes:
         budget: most coherence cost, nats a token.
         layers: first and last layer that may be steered; None lets the measurements choose.
-        quick: a quarter of the tokens: only the vector's own layers, and wider intervals.
+        quick: a quarter of the tokens: all layers (or `layers`) with equal relative doses and nothing else, and wider intervals.
         seed: of all sampling.
         by_cost: choose the dose by its cost alone where the effect cannot be shown, instead of finding none. The instrument of
             the effect is the model itself, and does not see everything that a person would.
@@ -243,7 +243,7 @@ class Calibrator:
         best = max(inside, key=lambda point: point.effect.mean, default=calibration.unsteered).effect
         return CalibrationError(
             f"The vector does nothing inside the budget of {budget:g} nats a token on {calibration.model}: no dose moves the "
-            f"answers beyond doubt (at best an effect of {best.mean:.2f}, {best.low:.2f} to {best.high:.2f}).",
+            f"answers beyond doubt (at best an effect of {best.mean:.2f}, which may be chance).",
             hint="Allow more with --budget, use personas that are further apart, or choose the dose by its cost: --by-cost.",
         )
 
@@ -279,11 +279,13 @@ def _hidden_norms(model: Model, contrast: Contrast, layers: list[int]) -> Floats
 
 
 def _shapes(vector: ControlVector, directions: Directions, layers: tuple[int, int] | None) -> list[Shape]:
-    """What to choose from: layer ranges with the default profile, and the first of them with other profiles."""
+    """What to choose from: layer ranges with equal relative doses, and the first of them with other profiles."""
     n_layer = len(directions.hidden)
     readable = set(readable_layers(n_layer))
     reliability = vector.provenance.reliability
-    known = [int(layer) for layer in np.flatnonzero(directions.unit.any(axis=1))]
+    known = [int(layer) for layer in np.flatnonzero(directions.unit.any(axis=1)) if layer > 0]
+    if not known:
+        raise CalibrationError("The vector has a direction at block 0 alone, and llama.cpp cannot steer that one.")
     available = [
         layer
         for layer in known

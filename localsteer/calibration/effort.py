@@ -10,7 +10,7 @@ from localsteer.calibrated import POLES
 LADDER = (0.1, 0.2, 0.4)
 # How far the ladder goes on, by factors of two, where the budget is not between these; every budget so far was.
 LADDER_LIMITS = (0.0125, 3.2)
-# The doses of the curve, and of a shape that is to replace the default one, as shares of the one that should reach the budget.
+# The doses of the curve, and of a shape that is to replace the first one, as shares of the one that should reach the budget.
 CURVE = (0.5, 0.75, 1.0, 1.3, 1.7)
 REFINE = (0.5, 0.75, 1.3, 1.7)
 # Steering the prompt as well costs about twice as much at the same dose; the last is taken only where the budget is not reached.
@@ -27,7 +27,7 @@ class Effort:
         unsteered: unsteered answers.
         persona: answers under each persona.
         locate: answers at each dose of the ladder; `curve`, `shapes`, `refine` and `prompt` likewise at each dose of their
-            stage. No `shapes` means that only the default shape is calibrated.
+            stage. No `shapes` means that only the first shape is calibrated.
     """
 
     max_tokens: int
@@ -45,7 +45,7 @@ class Effort:
         The ladder may take one more step at this price; for every further one the curve takes fewer answers (`curve_after`).
 
         Args:
-            n_shapes: shapes to choose from, the default one included.
+            n_shapes: shapes to choose from, the first one included.
         """
         steered = self.locate * (len(LADDER) + 1) + self.curve * len(CURVE) + self.prompt * (len(PROMPT) + 1)
         if self.shapes and n_shapes > 1:

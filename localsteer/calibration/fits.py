@@ -57,7 +57,7 @@ def fit_power_laws(doses: Values, values: Values, exponents: Sequence[float], we
     tried = []
     for exponent in exponents:
         powers = doses**exponent
-        scale = np.maximum(0, weights @ (powers * values) / np.maximum(weights @ powers**2, np.finfo(np.float64).tiny))
+        scale = np.maximum(0, slopes(powers, values, weights))
         # The sum of squares, but for that of the values themselves, which is the same for all exponents.
         error = scale**2 * (weights @ powers**2) - 2 * scale * (weights @ (powers * values))
         tried.append((error, scale, np.full(len(scale), exponent)))

@@ -2,9 +2,9 @@
 
 Four stages, each building on the one before:
 
-1. *Locate*: the default shape at a few doses far apart, until the budget lies between two of them.
-2. *Curve*: the default shape at five doses around that place.
-3. *Shapes*: other layer ranges and profiles at the dose that reaches the budget; the best one, if it beats the default
+1. *Locate*: the first shape at a few doses far apart, until the budget lies between two of them.
+2. *Curve*: the first shape at five doses around that place.
+3. *Shapes*: other layer ranges and profiles at the dose that reaches the budget; the best one, if it beats the first
    by more than two standard errors, is measured at four more doses, and taken if it still does.
 4. *Prompt*: the chosen shape with the prompt steered as well.
 
@@ -38,15 +38,15 @@ from localsteer.calibration.shapes import Shape
 # How far the share of distinct 3-grams may fall below that of the unsteered answers: what repeats itself is easy to predict, so
 # the coherence cost alone would not see it.
 DISTINCT_MARGIN = 0.1
-# By how many bootstrap standard errors another shape must beat the default one. In simulations, of five that are as good some
+# By how many bootstrap standard errors another shape must beat the first one. In simulations, of five that are as good some
 # other passes on 1 of 30 sides, one that is 1.5 times as good on 9 of 24, one twice as good on 18 of 24; with one standard error
-# on 9 of 30, 14 and 21 of 24, and on a real model a shape that chance had chosen did 0.5 worse than the default.
+# on 9 of 30, 14 and 21 of 24, and on a real model a shape that chance had chosen did 0.5 worse than the first.
 _STANDARD_ERRORS = 2.0
 # Quantile of the bootstrapped doses that becomes strength 1: one standard error below the middle. The middle itself, measured on
 # fresh questions, cost 0.37 nats on the average of five concepts where the budget was 0.25.
 _SURE = 0.16
-# How sure it must be that a dose does anything at all. The bootstrap over eight to twenty questions is too confident: of vectors
-# that do nothing, 8 % passed at 95 %.
+# How sure it must be that a dose does anything at all. The bootstrap over twenty questions is too confident: of 400 vectors that
+# do nothing, 20 passed at 95 % (10 were expected), 3 at 99 % (2).
 _BEYOND_DOUBT = 0.99
 
 
@@ -82,7 +82,7 @@ class Findings:
         personas: the answers under each persona, on the pole's own scale; empty for a concept without personas.
         scale: what an effect of 1 is, for each pole (see `Calibration`).
         sides: by pole and scope.
-        shapes: by pole, the shapes that were compared, the default one first.
+        shapes: by pole, the shapes that were compared, in the order of `Search.shapes`.
         samples: by pole, some doses of the chosen shape with three answers at each.
     """
 
@@ -99,7 +99,7 @@ class Search:
 
     Args:
         laboratory: measures.
-        shapes: what to choose from, the default one first.
+        shapes: what to choose from; another than the first must beat it.
         budget: most coherence cost, nats a token.
         effort: how many answers.
         seed: of the bootstrap.
@@ -130,10 +130,10 @@ class Search:
     def run(self) -> Findings:
         """All stages."""
         findings = self._baselines()
-        default = self.shapes[0]
-        near, steps = self._locate(default)
-        self._take("response", dict.fromkeys(POLES, default), near, CURVE, self.effort.curve_after(steps))
-        chosen = self._choose(default)
+        first = self.shapes[0]
+        near, steps = self._locate(first)
+        self._take("response", dict.fromkeys(POLES, first), near, CURVE, self.effort.curve_after(steps))
+        chosen = self._choose(first)
         for pole in POLES:
             findings.sides[pole, "response"] = self._side(pole, "response", chosen[pole])
             findings.shapes[pole] = [self._result(pole, shape) for shape in self._tried(pole)]
@@ -199,18 +199,18 @@ class Search:
             steps += 1
             self._take("response", dict.fromkeys(further, shape), further, (1.0,), self.effort.locate)
 
-    def _choose(self, default: Shape) -> dict[Pole, Shape]:
-        """The shape for each pole: the default one, unless another does better."""
+    def _choose(self, first: Shape) -> dict[Pole, Shape]:
+        """The shape for each pole: the first one, unless another does better."""
         if not self.effort.shapes:
-            return dict.fromkeys(POLES, default)
-        at = {pole: self._dose(pole, "response", default) for pole in POLES}
+            return dict.fromkeys(POLES, first)
+        at = {pole: self._dose(pole, "response", first) for pole in POLES}
         trials = [self._plan("response", dict.fromkeys(POLES, one), at, (1.0,), self.effort.shapes) for one in self.shapes[1:]]
         self.laboratory.measure([trial for part in trials for trial in part])
-        candidate = {pole: self._best(pole, [default, *self._tried(pole)]) for pole in POLES}
-        better = {pole: shape for pole, shape in candidate.items() if shape != default}
+        candidate = {pole: self._best(pole, [first, *self._tried(pole)]) for pole in POLES}
+        better = {pole: shape for pole, shape in candidate.items() if shape != first}
         at = {pole: self._dose(pole, "response", shape) for pole, shape in better.items()}
         self._take("response", better, at, REFINE, self.effort.refine)
-        return {pole: self._best(pole, [default, shape]) for pole, shape in candidate.items()}
+        return {pole: self._best(pole, [first, shape]) for pole, shape in candidate.items()}
 
     def _best(self, pole: Pole, shapes: Sequence[Shape]) -> Shape:
         """The first of them, unless another one does better by more than chance is likely to."""
@@ -285,7 +285,7 @@ class Search:
         return self._sample(pole, self._trials[pole, scope, shape])
 
     def _laws(self, pole: Pole, sample: Sample, weights: Values | None = None) -> tuple[PowerLaws, PowerLaws]:
-        """Cost and effect against the dose. What was measured at fewer than three doses borrows the default shape's exponents."""
+        """Cost and effect against the dose. What was measured at fewer than three doses borrows the first shape's exponents."""
         exponents = [COST_EXPONENTS, EFFECT_EXPONENTS]
         if len(np.unique(sample.doses)) < 3:
             laws = self._laws(pole, self._steered(pole, "response", self.shapes[0]))
@@ -345,8 +345,8 @@ class Search:
             return nothing
         sample = self._steered(pole, scope, shape)
         dose = self.sure_dose(pole, scope, shape)
-        # Judged by the answers up to twice the dose: what moves them there moves them here, and a few answers inside the budget
-        # alone (ten with --quick) seldom tell anything beyond doubt.
+        # Judged by the answers up to twice the dose, the strongest of which cost more than the budget: what moves them there
+        # moves them here, and a few answers inside the budget alone (ten with --quick) seldom tell anything beyond doubt.
         inside = sample.up_to(2 * dose)
         slope = slope_interval(inside.doses, inside.effects, inside.questions, self.seed, level=_BEYOND_DOUBT)
         shown = dose > 0 and slope.low > 0

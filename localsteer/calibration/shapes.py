@@ -69,9 +69,9 @@ class Directions:
 
 
 def ranges(available: Sequence[int], n_layer: int) -> Iterator[tuple[int, ...]]:
-    """The layer ranges to try, the default first.
+    """The layer ranges to try.
 
-    All there are, and as shares of the depth: the middle half (that of an extracted vector), the half before it, and the
+    First all there are, then as shares of the depth: the middle half (that of an extracted vector), the half before it, and the
     centre alone. Layers that the vector has no (reliable) direction for are left out; what then coincides is tried once.
     """
     seen = set()

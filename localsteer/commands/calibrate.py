@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The calibrated file. Default: VECTOR itself.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write a page with plots and sample answers to this folder.")
 @click.option("--concept", type=click.Path(path_type=Path), help="The concept.yaml of a vector that does not carry its own.")
-@click.option("--quick", is_flag=True, help="A quarter of the tokens: the default layers only, and less certain.")
+@click.option("--quick", is_flag=True, help="A quarter of the tokens: no other layers are tried, and it is less certain.")
 @click.option("--by-cost", is_flag=True, help="Choose a dose by its cost also where no effect can be shown.")
 @click.option("--seed", type=click.IntRange(0, 20_000), default=0, show_default=True, help="Of the sampled answers.")
 @click.option("--fresh", is_flag=True, help="Measure again what an earlier run has measured.")

@@ -66,7 +66,10 @@ def command(
     from localsteer.steering import parse_steering
 
     if len(words) > 1:
-        raise click.UsageError(f"PROMPT is one argument, and here are {len(words)}: put quotes around all that it says.")
+        more = " ".join(words[1:])
+        raise click.UsageError(
+            f'What is "{more}"? Put quotes around the whole prompt, and around an expression with spaces, as in -s "0.5 happy".'
+        )
     prompt = words[0]
     steering = parse_steering(expression)
     if compare and not steering:

@@ -299,7 +299,8 @@ def test_a_largest_dose_must_be_a_positive_number(capfd: pytest.CaptureFixture[s
     assert run(capfd, "chat", "--max-dose", dose).code == 2
 
 
-def test_a_prompt_without_quotes_is_told_to_get_some(capfd: pytest.CaptureFixture[str]) -> None:
-    result = run(capfd, "generate", "how", "are", "you")
+@pytest.mark.parametrize(("words", "stray"), [(("how", "are", "you"), "are you"), (("Hi", "-s", "0.5", "happy"), "happy")])
+def test_what_has_no_quotes_is_told_to_get_some(capfd: pytest.CaptureFixture[str], words: tuple[str, ...], stray: str) -> None:
+    result = run(capfd, "generate", *words)
     assert result.code == 2
-    assert "quotes" in result.err
+    assert f'What is "{stray}"? Put quotes around' in result.err
