@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localsteer import library
+from localsteer import library, vector_cache
 from localsteer.concept_file import load_concept
 from localsteer.errors import ContrastError, VectorError
 from localsteer.library import concepts, find_concept, find_vector, is_path, load_for_showing, load_vector, loader, save_vector
@@ -482,6 +482,16 @@ def test_a_calibration_on_another_file_of_the_model_does_not_count(tiny: Model, 
 def test_any_built_vector_can_be_looked_at(tiny: Model, shipped: Path) -> None:
     write_vector(vector_of(tiny, 7), shipped / "happy" / "tiny.gguf")
     assert load_for_showing("happy").directions[1][0] == 7
+
+
+def test_a_vector_that_an_older_version_built_is_not_looked_at(
+    tiny: Model, shipped: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_vector("happy", tiny)
+    assert load_for_showing("happy").provenance.concept == "happy"
+    monkeypatch.setattr(vector_cache, "_VERSION", vector_cache._VERSION + 1)
+    with pytest.raises(VectorError, match=r"without a built vector"):
+        load_for_showing("happy")
 
 
 def test_a_concept_that_is_not_built_says_how_to_build_it(shipped: Path) -> None:
