@@ -48,7 +48,7 @@ MAX_TOKENS = 40
 STEP = 0.1
 # Of the vocabulary, the likeliest tokens at a place: what lies behind them hardly adds to the divergence.
 LIKELIEST = 4096
-# Of the mean diagonal of the Fisher information, added to it: of 0.03 to 3 the best on answers that had no part in the weights.
+# Of the mean diagonal of the Fisher information, added to it: for pirate, of 0.03 to 3 it did best on the other answers.
 RIDGE = 0.3
 UNSTEERED, POSITIVE, NEGATIVE = "unsteered", "positive", "negative"
 
