@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +137,8 @@ def find_concept(name: str) -> LibraryConcept:
         return known[name]
     near = difflib.get_close_matches(name, known, n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known are: {', '.join(sorted(known))}."
+    if opposite := _with_negative(name, known.values()):
+        hint = f'It is the other pole of {" and of ".join(opposite)}: in an expression "-{opposite[0]}".'
     if os.path.exists(name):
         is_concept = name.endswith((".yaml", ".yml"))
         hint = f"`localsteer extract {name}` makes one." if is_concept else f"For the file of that name write ./{name}."
@@ -144,6 +146,18 @@ def find_concept(name: str) -> LibraryConcept:
         if (glued := pattern.fullmatch(name)) is not None and glued["name"] in known:
             hint = f'In an expression "{name}" is written "{glued["strength"]} {glued["name"]}".'
     raise VectorError(f'There is no vector "{name}".', hint=hint)
+
+
+def _with_negative(pole: str, known: Iterable[LibraryConcept]) -> list[str]:
+    """The concepts whose negative pole is called so; broken ones are passed over."""
+    from localsteer.concept_file import parse_concept  # pydantic takes 0.1 s to import
+
+    found = []
+    for concept in known:
+        with contextlib.suppress(ContrastError):
+            if parse_concept(concept.source(), concept.name).negative == pole:
+                found.append(concept.name)
+    return sorted(found)
 
 
 @functools.cache  # said once

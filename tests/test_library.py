@@ -143,6 +143,7 @@ def test_a_users_concept_that_hides_a_shipped_one_is_noted_once(users: Path, cap
         ("happy:-2", 'In an expression "happy:-2" is written "-2 happy".'),
         (".5happy", 'In an expression ".5happy" is written ".5 happy".'),
         ("hapy:0.5", "Did you mean happy?"),
+        ("down", 'It is the other pole of formal and of happy: in an expression "-formal".'),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name: str, hint: str) -> None:
