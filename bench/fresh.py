@@ -52,14 +52,21 @@ class Answers:
 
 
 def requests(
-    model: Model, questions: Sequence[str], *, count: int, max_tokens: int, plan: Plan | None = None, systems: Sequence[str] = ()
+    model: Model,
+    questions: Sequence[str],
+    *,
+    count: int,
+    max_tokens: int,
+    plan: Plan | None = None,
+    systems: Sequence[str] = (),
+    seed: int = FRESH_SEED * 1000,
 ) -> list[Request]:
-    """Requests with seeds of their own; system prompts and questions take turns."""
+    """Requests with a seed of its own each, from `seed` on; system prompts and questions take turns."""
     made = []
     for number in range(count):
         system = [Message("system", systems[number % len(systems)])] if systems else []
         prompt = prompt_tokens(model, [*system, Message("user", questions[number % len(questions)])])
-        made.append(Request(prompt, plan, Sampling(seed=FRESH_SEED * 1000 + number), max_tokens))
+        made.append(Request(prompt, plan, Sampling(seed=seed + number), max_tokens))
     return made
 
 

@@ -197,7 +197,7 @@ def test_a_vector_of_zeros_is_refused(tiny: Model) -> None:
 # What is tried
 
 
-def test_the_default_shape_comes_first_and_quick_keeps_to_it(tiny: Model, vector: ControlVector) -> None:
+def test_the_first_shape_is_all_that_quick_tries(tiny: Model, vector: ControlVector) -> None:
     shapes = Calibrator(tiny, vector, CONTRAST).shapes
     assert str(shapes[0]) == "1-3 relative"
     assert len(set(shapes)) == len(shapes) > 3
