@@ -142,6 +142,8 @@ def find_concept(name: str) -> LibraryConcept:
     if os.path.exists(name):
         is_concept = name.endswith((".yaml", ".yml"))
         hint = f"`localsteer extract {name}` makes one." if is_concept else f"For the file of that name write ./{name}."
+    if os.path.exists(f"{name}.gguf"):
+        hint = f"For the file of that name write {name}.gguf."
     for pattern in _GLUED:
         if (glued := pattern.fullmatch(name)) is not None and glued["name"] in known:
             hint = f'In an expression "{name}" is written "{glued["strength"]} {glued["name"]}".'

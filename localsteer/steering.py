@@ -76,7 +76,8 @@ class Plan:
     Attributes:
         steering: where it comes from.
         edit: what is done at each layer.
-        relative_dose: sum over layers of ‖added‖ / mean ‖hidden state‖; None where a vector does not say the norms.
+        relative_dose: sum over layers of ‖added‖ / mean ‖hidden state‖; None where a vector does not say the norms, and where
+            something is removed and nothing added.
         scope: whether the response only is steered, or the prompt as well; calibrated vectors have a dose for each.
         notes: what the user should know, such as a vector read from another quantisation, or a dose past the calibrated range.
         opposite: the plan with all signs turned; None where something is removed, or the layers asked for have none.
@@ -121,7 +122,8 @@ _BARE = re.compile(r"(?!-)[^\s\"'@*!+]+")
 # What a strength ends with; "2024-01-05.gguf" and "3d" are names.
 _NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?(?=[\s*\"'!+@]|$)")
 # A strength with no name behind it.
-_BEHIND = re.compile(rf"(?P<sign>[+-]?)\s*(?P<number>{_NUMBER.pattern})\s*(?=[+-]|$)")
+_BEHIND = re.compile(rf"(?P<sign>[+-]?)\s*\*?\s*(?P<number>{_NUMBER.pattern})\s*(?=[+-]|$)")
+_DECIMAL_COMMA = re.compile(r"\d+,\d+")
 _LAYERS = re.compile(r"(\d{1,6})(?!\d)(?:-(\d{1,6})(?!\d))?")
 _SPACE = re.compile(r"\s*")
 
@@ -155,7 +157,7 @@ class _Parser:
                 self.refuse_strength_behind(terms[-1])
             sign = self.sign()
             if sign is None and terms:
-                raise self.error("Expected + or - between two terms.")
+                raise self.unjoined(terms[-1])
             terms.append(self.term(sign or 1.0))
             self.skip()
         return Steering(tuple(terms))
@@ -170,6 +172,15 @@ class _Parser:
         sign = -1.0 if found["sign"] == "-" else 1.0
         meant = Steering((replace(last, strength=sign * last.strength * float(found["number"])),))
         raise self.error(f"The strength stands before the name: {meant}.")
+
+    def unjoined(self, last: Term) -> ExpressionError:
+        """Two terms with nothing between them, or with a comma in the first that was meant otherwise."""
+        name = last.vector
+        if _DECIMAL_COMMA.fullmatch(name):
+            return self.error(f"A strength is written with a point: {name.replace(',', '.')}.")
+        if name.endswith(","):
+            return self.error("Terms are joined by + or -, not by a comma.")
+        return self.error("Expected + or - between two terms.")
 
     def term(self, sign: float) -> Term:
         start = self.at
@@ -291,7 +302,8 @@ def _resolve(steering: Steering, model: Fingerprint, vectors: Mapping[str, Contr
         raise VectorError(f'The strengths of "{steering}" are too large.')
     bases = {layer: basis for layer, directions in removed.items() if len(basis := _orthonormal(directions))}
     dose: float | None = None
-    if hidden_norm is not None and not added[np.isnan(hidden_norm)].any():
+    only_removes = bool(bases) and not added.any()
+    if hidden_norm is not None and not only_removes and not added[np.isnan(hidden_norm)].any():
         dose = relative_dose(added, hidden_norm)
     if dose is not None and (past := _past_calibration(steering, dose, vectors, scope)) is not None:
         notes[past] = None

@@ -160,6 +160,13 @@ def test_a_file_of_that_name_is_pointed_out(tmp_path: Path, monkeypatch: pytest.
         find_concept("my-vector")
 
 
+def test_a_vector_file_of_that_name_is_pointed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("weary-sea-captain.gguf").write_bytes(b"")
+    with pytest.raises(VectorError, match=r"write weary-sea-captain\.gguf"):
+        find_concept("weary-sea-captain")
+
+
 def test_a_name_too_long_for_a_file_is_just_unknown() -> None:
     with pytest.raises(VectorError, match="no vector"):
         find_concept("x" * 300)

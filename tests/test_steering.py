@@ -141,6 +141,9 @@ ERRORS = [
     ("happy 0.5 sad", 6, "between"),
     ("happy 0.5", 6, "before the name: 0.5 happy"),
     ("calm + happy@8-23 .5 ", 18, "before the name: 0.5 happy@8-23"),
+    ("happy*0.5", 5, "before the name: 0.5 happy"),
+    ("0,5 happy", 4, "written with a point: 0.5"),
+    ("happy, formal", 7, "not by a comma"),
     ("happy -0.5", 6, "before the name: -0.5 happy"),
     ("happy + 0.5", 6, "before the name: 0.5 happy"),
     ("-happy 0.5", 7, "before the name: -0.5 happy"),
@@ -151,7 +154,7 @@ ERRORS = [
     ("'happy' 'sad'", 8, "between"),
     ('happy"sad"', 5, "between"),
     ("happy!sad", 5, "between"),
-    ("happy*2", 5, "between"),
+    ("happy*2", 5, "before the name: 2 happy"),
     ("happy @3", 6, "between"),
     ("happy@3@4", 7, "between"),
     ("happy@3x", 7, "between"),
@@ -430,6 +433,7 @@ def test_a_removal_adds_nothing() -> None:
     made = plan("!happy")
     assert not made.edit.added.any()
     assert sorted(made.edit.removed) == [1, 2, 3]
+    assert made.relative_dose is None  # not a dose of 0, which would read as no steering
 
 
 def test_one_removed_direction_is_a_unit_vector_along_it() -> None:
@@ -502,7 +506,7 @@ def unit(*layers: int) -> ControlVector:
 
 @pytest.mark.parametrize(
     ("expression", "dose"),
-    [("u", 4 + 2 + 1), ("-u", 7), ("0.5 u", 3.5), ("u@2", 2), ("u + u@3", 8), ("u - u", 0), ("0 u", 0), ("!u", 0)],
+    [("u", 4 + 2 + 1), ("-u", 7), ("0.5 u", 3.5), ("u@2", 2), ("u + u@3", 8), ("u - u", 0), ("0 u", 0)],
 )
 def test_the_dose_of_a_plan_counts_what_is_added_in_all(expression: str, dose: float) -> None:
     assert plan(expression, u=unit(1, 2, 3)).relative_dose == pytest.approx(dose)

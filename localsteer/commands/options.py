@@ -117,9 +117,20 @@ def json_option(function: Command) -> Command:
 
 def steer_option(function: Command) -> Command:
     """-s."""
-    return click.option(
-        "-s", "--steer", "expression", default="", help='What to steer by, such as "0.5 happy - 0.3 formal@10-20".'
-    )(function)
+    return steer_option_with('What to steer by, such as "0.5 happy - 0.3 formal@10-20"; several add up.')(function)
+
+
+def steer_option_with(text: str) -> Callable[[Command], Command]:
+    """-s with another help text; the command gets the sum of all that are given as `expression`."""
+    return click.option("-s", "--steer", "expression", multiple=True, callback=_add_up, help=text)
+
+
+def _add_up(_context: click.Context, _parameter: click.Parameter, given: Sequence[str]) -> str:
+    if len(given) < 2:
+        return "".join(given)
+    from localsteer.steering import Steering, parse_steering
+
+    return str(Steering(tuple(term for one in given for term in parse_steering(one).terms)))
 
 
 def max_dose_option(function: Command) -> Command:

@@ -16,6 +16,7 @@ from localsteer.commands.options import (
     json_option,
     max_dose_option,
     policy_option,
+    steer_option_with,
     with_model_options,
 )
 from localsteer.commands.output import note, print_json, progress_bar
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--context", "n_ctx", type=click.IntRange(8), help="Tokens of context of each answer. Default: 4096, or the model's."
 )
-@click.option("-s", "--steer", "expression", default="", help="Steering of requests that name none.")
+@steer_option_with("Steering of requests that name none; several add up.")
 @click.option(
     "--presets",
     "presets_file",

@@ -40,6 +40,14 @@ def test_json_holds_what_the_design_promises(tiny_path: TinyPath, vector: Path, 
     assert "unsteered" not in document
 
 
+def test_steerings_given_one_by_one_add_up(tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    common = ("generate", "Hello", "-m", tiny_path("llama"), "-n", "6", "--seed", "3", "--json")
+    apart = run(capfd, *common, "-s", f"0.5 {vector}", "-s", f"-0.2 {vector}@2-2").document
+    joined = run(capfd, *common, "-s", f"0.5 {vector} - 0.2 {vector}@2-2").document
+    assert apart["steering"] == joined["steering"]
+    assert apart["tokens"] == joined["tokens"]
+
+
 def test_the_seed_that_is_reported_gives_the_same_answer_again(tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]) -> None:
     first = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-n", "12", "--json").document
     again = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-n", "12", "--seed", str(first["seed"]), "--json").document
