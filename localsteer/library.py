@@ -292,8 +292,12 @@ def loader(model: Model, progress: Progress | None = None) -> Callable[[str], Co
     return lambda name: load_vector(name, model, progress)
 
 
-def load_for_showing(name: str) -> ControlVector:
-    """A vector to look at, whatever model it is for.
+def load_for_showing(name: str, content: str | None = None) -> ControlVector:
+    """A vector to look at: that for a model, or else whichever there is.
+
+    Args:
+        name: a path, or the name of a concept.
+        content: hash of the model's file (`model_file.content_hash`); None for no model in particular.
 
     Raises:
         VectorError: no such file or concept, or a concept that is not built for any model yet.
@@ -301,7 +305,10 @@ def load_for_showing(name: str) -> ControlVector:
     if is_path(name):
         return read_vector(Path(name).expanduser())
     concept = find_concept(name)
-    found = [*cached_vectors(name, concept.source()), *(vector for _, vector in concept.beside())]
+    source = concept.source()
+    if content is not None and (own := find_vector(concept, source, content)) is not None:
+        return own.vector
+    found = [*cached_vectors(name, source), *(vector for _, vector in concept.beside())]
     for vector in found:
         if vector.provenance.calibration is not None:
             return vector

@@ -114,21 +114,21 @@ def _list_row(document: dict[str, Any]) -> tuple[str, ...]:
 @command.command("show")
 @click.argument("vector")
 @json_option
-def show(vector: str, as_json: bool) -> None:
+@model_option
+def show(vector: str, as_json: bool, model: str | None) -> None:
     """Where VECTOR (a name or a file) comes from, and its directions layer by layer."""
-    from localsteer.library import load_for_showing
     from localsteer.vector import format_layers
 
-    loaded = load_for_showing(vector)
+    loaded = _to_show(vector, model)
     provenance = loaded.provenance
-    model = provenance.model
+    built_on = provenance.model
     facts: dict[str, Any] = {
         "concept": provenance.concept,
         "description": provenance.description,
         "positive": provenance.positive,
         "negative": provenance.negative,
-        "model": model.name if model is not None else provenance.model_hint,
-        "n_layer": model.n_layer if model is not None else None,
+        "model": built_on.name if built_on is not None else provenance.model_hint,
+        "n_layer": built_on.n_layer if built_on is not None else None,
         "n_embd": loaded.n_embd,
         "layers": format_layers(loaded.layers),
         "method": provenance.method,
@@ -185,6 +185,33 @@ def show(vector: str, as_json: bool) -> None:
     for scope in SCOPES:
         click.echo(SCOPE_NAMES[scope])
         print_table(CURVE_HEADERS, list(curve_rows(calibration, scope)))
+
+
+def _to_show(vector: str, model: str | None) -> ControlVector:
+    """That for the model at hand; with a note that for another one, where there is none for the model that is the default.
+
+    Raises:
+        LocalsteerError: no such vector, or none for the model that was asked for.
+    """
+    from localsteer.errors import LocalsteerError
+    from localsteer.library import is_path, load_for_showing
+
+    if is_path(vector):
+        if model is not None:
+            raise LocalsteerError("A vector's file is shown as it is, whatever the model.", hint="Leave out -m.")
+        return load_for_showing(vector)
+    hand = _model_at_hand(model)
+    if hand is None:
+        return load_for_showing(vector)
+    path, content = hand
+    loaded = load_for_showing(vector, content)
+    built_on = loaded.provenance.model
+    if built_on is None or built_on.content != content:
+        message = f'The concept "{vector}" is not built for {path.name} yet'
+        if model is not None:
+            raise LocalsteerError(f"{message}.", hint=f"`localsteer vectors build {vector} -m {model}` builds it.")
+        note(f"{message}: this is its vector for {built_on.name if built_on is not None else 'a model that it does not name'}.")
+    return loaded
 
 
 command.add_command(import_vector)

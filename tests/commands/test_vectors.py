@@ -11,7 +11,7 @@ from localsteer.vector import ControlVector
 from localsteer.vector_file import read_vector, write_vector
 from tests.calibration.made import CONCEPT, DOSES, calibrated
 from tests.commands.runner import assert_one_clear_line, run
-from tests.conftest import TinyPath
+from tests.conftest import TinyModel, TinyPath
 from tests.test_library import add_concept, vector_of
 
 Capture = pytest.CaptureFixture[str]
@@ -183,6 +183,36 @@ def test_a_vector_calibrated_by_its_name_can_be_shown_by_it(capfd: Capture) -> N
     result = run(capfd, "vectors", "show", "loud")
     assert result.code == 0, result.err
     assert "calibrated on tiny" in result.out
+
+
+@pytest.mark.usefixtures("named")
+def test_of_vectors_for_several_models_that_of_the_model_at_hand_is_shown(
+    tiny: Model, tiny_model: TinyModel, tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    other = tiny_model("qwen2")
+    library.save_vector("loud", vector_of(other), other)
+    for model, calibrated_for in ((tiny.path, True), (other.path, False)):
+        result = run(capfd, "vectors", "show", "loud", "-m", model)
+        assert result.code == 0, result.err
+        assert ("calibrated on" in result.out) is calibrated_for
+    monkeypatch.setenv("LOCALSTEER_MODEL", str(other.path))
+    assert "calibrated on" not in run(capfd, "vectors", "show", "loud").out
+
+
+@pytest.mark.usefixtures("named")
+def test_what_is_not_built_for_the_model_at_hand_is_said_so(
+    tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    path = tiny_path("qwen2")
+    assert_one_clear_line(run(capfd, "vectors", "show", "loud", "-m", path), path.name, f"vectors build loud -m {path}")
+    monkeypatch.setenv("LOCALSTEER_MODEL", str(path))
+    result = run(capfd, "vectors", "show", "loud")
+    assert "calibrated on tiny" in result.out
+    assert f'"loud" is not built for {path.name} yet: this is its vector for tiny.' in result.err
+
+
+def test_a_file_is_for_no_model_in_particular(loud: Path, tiny: Model, capfd: Capture) -> None:
+    assert_one_clear_line(run(capfd, "vectors", "show", loud, "-m", tiny.path))
 
 
 # combine
