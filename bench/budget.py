@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from localsteer.calibrated import POLES, SIGN, Pole
 from localsteer.calibration.calibrate import CalibrationSettings
 from localsteer.calibration.effort import THOROUGH
 from localsteer.calibration.laboratory import Laboratory
 from localsteer.calibration.search import Search
 from localsteer.calibration.shapes import Directions, Floats, Shape
+from localsteer.llama.residual import Edit
+from localsteer.steering import Plan, Steering
 
 # As many answers as a calibration takes for a shape: here there is one, and nothing to choose.
 EFFORT = replace(THOROUGH, shapes=0, refine=0, prompt=0)
@@ -32,4 +35,14 @@ def search(laboratory: Laboratory, directions: Directions, shape: Shape, setting
     """
     made = Search(laboratory.for_directions(directions), [shape], budget=settings.budget, effort=EFFORT, seed=settings.seed)
     made.run()
+    return made
+
+
+def plans(laboratory: Laboratory, directions: Directions, shape: Shape, settings: CalibrationSettings) -> dict[Pole, Plan]:
+    """Toward each pole: the answer steered at the dose that `search` is sure of, 0 where none meets the budget."""
+    found = search(laboratory, directions, shape, settings)
+    made = {}
+    for pole in POLES:
+        dose = found.sure_dose(pole, "response", shape)
+        made[pole] = Plan(Steering(), Edit(directions.added(shape, SIGN[pole] * dose)), dose, "response")
     return made

@@ -21,11 +21,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
-from bench import peers, quality_page
-from bench.divergence import Divergence
+from bench import budget, peers, quality_page
 from bench.fresh import Answers, ask
 from bench.instruments import INSTRUMENTS, Instrument
 from bench.measure import MeasurementError
@@ -37,18 +35,19 @@ from localsteer.ahead import Shelf
 from localsteer.atomic import atomic_path
 from localsteer.calibrated import POLES, SIGN, Pole
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
+from localsteer.calibration.laboratory import Laboratory
 from localsteer.calibration.report import write_report
+from localsteer.calibration.shapes import Directions
 from localsteer.concept_file import parse_concept
 from localsteer.contrast import Contrast
 from localsteer.errors import CalibrationError, LocalsteerError, VectorError
 from localsteer.library import LibraryConcept, shipped_folder
 from localsteer.llama.model import Model
-from localsteer.llama.residual import Edit
-from localsteer.steering import Plan, Steering, parse_steering, resolve
+from localsteer.steering import Plan, parse_steering, resolve
 from localsteer.vector import ControlVector
 
 _REPORT = "REPORT.md"
-ANSWERS = 60
+ANSWERS = 40
 REFERENCE_ANSWERS = 80
 PROMPT, OURS = quality_page.PROMPT, quality_page.OURS
 # Of the answers in the cache: counted up when the same concept would be asked in another way.
@@ -59,7 +58,7 @@ BASE_CONCEPTS = ("happy", "calm", "polite", "french", "pirate", "enthusiastic")
 
 @dataclass(frozen=True)
 class Way:
-    """One way to move the answers: the system prompt, ours at strength 1, or a peer's where it goes as far; toward one pole."""
+    """One way to move the answers: the system prompt, ours at 1 or a peer's at its best strength, toward one pole."""
 
     name: str
     pole: Pole
@@ -154,7 +153,7 @@ def _write_report(result: Calibrated, folder: Path) -> None:
 def _answers(
     model: Model, name: str, source: str, contrast: Contrast, vector: ControlVector, instrument: Instrument
 ) -> tuple[dict[Way, Answers], dict[str, dict[str, float]]]:
-    """What each way makes the model answer, and the relative dose of each peer."""
+    """What each way makes the model answer, and the relative dose of each peer's best strength."""
     questions = question_sets()[instrument.questions]
     parts = [_VERSION, model.fingerprint.content, source, questions, instrument.max_tokens, ANSWERS]
     file = user_cache_path("localsteer") / "bench-quality" / f"{name}-{_digest(json.dumps(parts).encode())}.json"
@@ -166,8 +165,10 @@ def _answers(
         key = f"{way.name}|{way.pole}"
         if way.name == OURS:
             key += f"|{_digest(vector.at(SIGN[way.pole]).rows(model.n_layer).tobytes())}"
-        elif way.name != PROMPT:  # as far as ours at this strength
-            key += f"|as far as {_digest(vector.at(SIGN[way.pole]).rows(model.n_layer).tobytes())}"
+        elif way.name != PROMPT:  # a peer's dose is searched beside our hidden norms
+            hidden = vector.provenance.hidden_norm
+            assert hidden is not None
+            key += f"|{_digest(repr(budget.EFFORT).encode() + hidden.tobytes())}"
         if key not in kept["answers"]:
             _say(f"{name}: {way.name}, {getattr(contrast, way.pole)}")
             if way.name not in (PROMPT, OURS) and not plans:
@@ -208,32 +209,24 @@ def _ask(
 def _peer_plans(
     model: Model, source: str, contrast: Contrast, vector: ControlVector
 ) -> tuple[dict[str, dict[Pole, Plan]], dict[str, dict[str, float]]]:
-    """Each peer's vector, as strong as to move the model as far as ours does; and its relative doses, beside our hidden norms."""
-    hidden = vector.provenance.hidden_norm
-    assert hidden is not None
+    """Each peer's vector at its own best strength: our search for a dose inside the budget, on the calibration's questions."""
+    own = vector.provenance
+    assert own.estimate is not None
+    assert own.hidden_norm is not None
+    directions = Directions.of(own.estimate, own.hidden_norm)
+    settings = CalibrationSettings()
+    laboratory = Laboratory(
+        model, directions, contrast, seed=settings.seed, max_tokens=budget.EFFORT.max_tokens, folder=measurements_folder()
+    )
     plans: dict[str, dict[Pole, Plan]] = {}
     doses: dict[str, dict[str, float]] = {}
-    with Divergence(model, contrast.held_out) as divergence:
-        for name, rows in _peer_vectors(model, source).items():
-            for pole in POLES:
-                added = divergence.as_far(rows * np.float32(SIGN[pole]), vector.at(SIGN[pole]).rows(model.n_layer))
-                # They may steer layers at which we never read them.
-                dose = float(np.sum(np.linalg.norm(added, axis=1) / np.where(np.isnan(hidden), np.nanmax(hidden), hidden)))
-                plans.setdefault(name, {})[pole] = Plan(Steering(), Edit(added), dose)
-                doses.setdefault(name, {})[pole] = dose
+    for name, rows in peers.peer_vectors(model, source).items():
+        found = budget.plans(laboratory, budget.directions_of(rows, own.hidden_norm), peers.peer_shape(rows), settings)
+        plans[name] = found
+        for pole, plan in found.items():
+            assert plan.relative_dose is not None
+            doses.setdefault(name, {})[pole] = plan.relative_dose
     return plans, doses
-
-
-def _peer_vectors(model: Model, source: str) -> dict[str, NDArray[np.float32]]:
-    """`peers.peer_vectors`, from the cache where they are there."""
-    key = _digest(json.dumps([_VERSION, model.fingerprint.content, source]).encode())
-    file = user_cache_path("localsteer") / "bench-quality" / f"peers-{key}.npz"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(file) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **peers.peer_vectors(model, source))  # type: ignore[arg-type]
-    with np.load(file) as kept:
-        return {name: kept[name] for name in peers.NAMES}
 
 
 @functools.cache

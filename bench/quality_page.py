@@ -47,7 +47,7 @@ def write_record(
         questions: what was asked, in turns.
         answers: by way and pole.
         unsteered: the answers without steering.
-        doses: relative dose of each peer, by pole.
+        doses: relative dose of each peer's best strength, by pole.
         problem: why our vector is not calibrated; empty where it is.
         machine: where this was measured.
     """
@@ -148,19 +148,15 @@ def _quality(rows: Sequence[Row]) -> Iterator[str]:
         "- **system prompt**: the personas of the concept file as system prompts.",
         "- **localsteer**: the calibrated vector at strength 1 and -1, steering the response.",
         "- **llama-cvector-generator** (mean) and **repeng** (its default, PCA): their own vectors from the very same prompts, "
-        "with their own layers and lengths, at the strength at which they move the model as far as ours does toward the same "
-        "pole: equal Kullback-Leibler divergence from the unsteered model, over its answers to the calibration's questions. Ours "
-        f"is calibrated to a coherence budget of {DEFAULT_BUDGET:g} nats a token, so that is the budget of all three.",
+        f"at their own best strength inside the same coherence budget ({DEFAULT_BUDGET:g} nats a token), found by our search on "
+        "the calibration's questions, with their own layers and lengths.",
         "",
         "A *swing* is the instrument's mean toward the positive pole less that toward the negative one, with its 95 % interval "
         "(bootstrap over the questions). *Cost* is in nats a token against unsteered answers.",
         "",
-        "No vector or dose has seen these questions or instruments, but two decisions have seen the instruments. Calibration "
+        "No vector or dose has seen these questions or instruments, but one decision has seen the instruments: calibration "
         "begins with all layers because, for some of these concepts and on their held-out questions, that did better than the "
-        "middle half, with which a first measurement here had fallen short of its aim. And the peers' strengths come from the "
-        "divergence since a measurement in which they came from a search for the budget by sampled answers (what they cost "
-        "afterwards lay anywhere from 0.05 to 0.5, ours as well) had ours at least as far as the better peer for 6 of 15; on "
-        "held-out questions ours did better beside them once all moved the model equally far.",
+        "middle half, with which a first measurement here had fallen short of its aim.",
         "",
     )
     for is_base, title in ((False, "The demo model"), (True, "A base model (raw text continuation)")):
