@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from localsteer.errors import LocalsteerError
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling, fresh_seed
 from localsteer.steering import Plan
@@ -29,6 +30,11 @@ class Request:
             `latest_message`): what a gate reads of the prompt is the mean over these. None means the last token.
         grammar: a GBNF grammar (llama.cpp's grammars/README.md) that the answer follows; None for none.
         logprobs: keep for each token its log probability and those of this many of the likeliest ones; None keeps nothing.
+        anchored: the unsteered model reads the answer along, and a token that it finds less likely than `sampling.min_p` of its
+            likeliest one is not drawn (see `Sampler.sample`). Costs a second forward pass for every steered token.
+
+    Raises:
+        LocalsteerError: an anchored answer without a `min_p`, or with a steered prompt.
     """
 
     prompt: tuple[int, ...]
@@ -39,6 +45,16 @@ class Request:
     message: tuple[int, int] | None = None
     grammar: str | None = None
     logprobs: int | None = None
+    anchored: bool = False
+
+    def __post_init__(self) -> None:
+        if self.anchored and self.sampling.min_p <= 0:
+            raise LocalsteerError(
+                "An anchored answer needs a min-p above 0: it says what the unsteered model finds plausible.",
+                hint="Its default is 0.05.",
+            )
+        if self.anchored and self.prompt_edit is not None:
+            raise LocalsteerError("An anchored answer is steered in the response alone: the unsteered model reads the prompt.")
 
     def seeded(self) -> Request:
         """The same request with a seed."""

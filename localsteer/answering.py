@@ -26,10 +26,17 @@ _REWIND_SEED_STEP = 7_368_787
 
 @dataclass(frozen=True)
 class Logits:
-    """Where the logits of a token that was run are, until its context's next decode."""
+    """Where the logits of a token that was run are, until its context's next decode.
+
+    Attributes:
+        context: which context.
+        row: the row of its last decode.
+        unsteered: the row of the same token where nothing was ever steered, for an anchored run.
+    """
 
     context: Context
     row: int
+    unsteered: int | None = None
 
 
 @dataclass(eq=False)
@@ -42,6 +49,7 @@ class Run:
         edit: the steering of them all; None for none.
         layers: blocks to read.
         span: the first position whose rows are wanted, and the one behind the last; others are skipped.
+        anchored: the one token is run in a second sequence, too, that holds the same tokens and was never steered.
         computed: how many were run.
         sums: by layer the sum (n_embd,) of the rows in the span, before any edit.
     """
@@ -51,6 +59,7 @@ class Run:
     edit: Edit | None
     layers: Collection[int] = ()
     span: tuple[int, int] = (0, 0)
+    anchored: bool = False
     computed: int = 0
     sums: dict[int, Rows] = field(default_factory=dict)
 
@@ -108,6 +117,7 @@ class Answering:
         self._body: Run | None = None
         self._begun = time.perf_counter()
         self._told: float | None = None  # when the prompt was read
+        self._is_steered = False
 
     @property
     def reusable(self) -> tuple[int, ...]:
@@ -164,7 +174,7 @@ class Answering:
         verdict = gate.after_prompt({layer: total / np.float32(stop - start) for layer, total in sums.items()})
         # Where the gate has read the last token and steers nothing, the answer goes on from there.
         if logits is None or verdict.edit is not request.prompt_edit:
-            logits = yield Run(last, tail, verdict.edit)
+            logits = yield self._to_draw_from(last, tail[0], verdict.edit)
         return logits, verdict
 
     # ---- the answer
@@ -188,18 +198,18 @@ class Answering:
                         return
                     if verdict.stop:
                         break
-                    run = Run(before + len(draft.tokens), (draft.tokens[-1],), verdict.edit)
+                    run = self._to_draw_from(before + len(draft.tokens), draft.tokens[-1], verdict.edit)
                     if gate.output_layers:
                         run.layers, run.span = gate.output_layers, (run.start, run.start + 1)
                     logits = yield run
                     if gate.output_layers:
                         verdict = gate.after_run(draft, run.sums)
                         if verdict.again and not verdict.rewind:
-                            logits = yield Run(run.start, run.tokens, verdict.edit)
+                            logits = yield self._to_draw_from(run.start, run.tokens[0], verdict.edit)
                 if verdict.rewind:
                     self._take_back(verdict.rewind)
                     kept = before + len(draft.tokens)
-                    logits = yield Run(kept, ([*request.prompt, *draft.tokens][kept],), verdict.edit)
+                    logits = yield self._to_draw_from(kept, [*request.prompt, *draft.tokens][kept], verdict.edit)
                     rewinds += 1
                     sampler.close()
                     sampler = self._sampler(rewinds)
@@ -207,10 +217,15 @@ class Answering:
         finally:
             sampler.close()
 
+    def _to_draw_from(self, position: int, token: int, edit: Edit | None) -> Run:
+        """A token whose successor is drawn. Until something is steered, the unsteered model would say the same."""
+        self._is_steered = self._is_steered or edit is not None
+        return Run(position, (token,), edit, anchored=self.request.anchored and self._is_steered)
+
     def _draw(self, sampler: Sampler, logits: Logits) -> FinishReason | None:
         """Draw a token; returns why the answer ends with it."""
         draft = self.draft
-        token = sampler.sample(logits.context, logits.row)
+        token = sampler.sample(logits.context, logits.row, unsteered=logits.unsteered)
         reason: FinishReason | None = None
         if self._model.is_end(token):
             reason = "stop"

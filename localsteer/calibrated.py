@@ -13,11 +13,12 @@ import numpy as np
 from localsteer.errors import VectorError
 
 Pole = Literal["positive", "negative"]
-Scope = Literal["response", "prompt"]
-"""What is steered: the response only, or the prompt as well (`--steer-prompt`, and llama.cpp's own programs)."""
+Scope = Literal["response", "prompt", "anchored"]
+"""What is steered: the response only, the prompt as well (`--steer-prompt`, and llama.cpp's own programs), or the response while
+the unsteered model has a say in every token (`--anchored`), which takes stronger doses."""
 
 POLES: tuple[Pole, ...] = ("positive", "negative")
-SCOPES: tuple[Scope, ...] = ("response", "prompt")
+SCOPES: tuple[Scope, ...] = ("response", "prompt", "anchored")
 SIGN: dict[Pole, float] = {"positive": 1.0, "negative": -1.0}
 OTHER: dict[Pole, Pole] = {"positive": "negative", "negative": "positive"}
 # Most coherence cost unless told otherwise, nats a token.
@@ -104,7 +105,7 @@ class Calibration:
         personas: the answers under each pole's persona as a system prompt: the prompt baseline.
         scale: what an effect of 1 is, for each pole: the shift under its "persona"; where the model does not measurably follow
             that one, under the "other persona" (the other way); else a standard "deviation" of the unsteered answers.
-        sides: by pole and scope.
+        sides: by pole and scope; "anchored" only where it was asked for.
     """
 
     model: str
@@ -119,8 +120,14 @@ class Calibration:
     sides: Mapping[tuple[Pole, Scope], Side]
 
     def side(self, strength: float, scope: Scope) -> Side:
-        """The side that a strength of this sign moves toward."""
-        return self.sides[pole_of(strength), scope]
+        """The side that a strength of this sign moves toward; that of the response, where anchored doses were not measured."""
+        pole = pole_of(strength)
+        return self.sides.get((pole, scope), self.sides[pole, "response"])
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """Those that were measured."""
+        return tuple(scope for scope in SCOPES if all((pole, scope) in self.sides for pole in POLES))
 
     @property
     def main_pole(self) -> Pole:
@@ -135,7 +142,7 @@ class Calibration:
     def document(self) -> dict[str, Any]:
         """As a JSON document; what is not a number (no answer had a value) is null."""
         document = asdict(self)
-        document["sides"] = {f"{pole}/{scope}": asdict(self.sides[pole, scope]) for pole in POLES for scope in SCOPES}
+        document["sides"] = {f"{pole}/{scope}": asdict(side) for (pole, scope), side in self.sides.items()}
         plain: dict[str, Any] = without_nan(document)
         return plain
 
@@ -154,7 +161,9 @@ class Calibration:
             document = json.loads(text)
             document["unsteered"] = _point(document["unsteered"])
             document["personas"] = {pole: _point(point) for pole, point in document["personas"].items()}
-            document["sides"] = {(pole, scope): _side(document["sides"][f"{pole}/{scope}"]) for pole in POLES for scope in SCOPES}
+            sides = document["sides"]
+            scopes = [scope for scope in SCOPES if scope != "anchored" or any(f"{pole}/{scope}" in sides for pole in POLES)]
+            document["sides"] = {(pole, scope): _side(sides[f"{pole}/{scope}"]) for pole in POLES for scope in scopes}
             document["budget"] = _number(document["budget"])
             return cls(**document)
         except (ValueError, TypeError, KeyError, AttributeError) as error:

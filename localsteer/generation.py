@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Literal
 
 from localsteer.answer import Answer, Request
 from localsteer.answering import Answering, Logits, Run, next_run
@@ -39,6 +40,10 @@ def check_prompt(prompt: Sequence[int], n_ctx: int) -> None:
         )
 
 
+# The contexts of a generator: with llama.cpp's own control vector, with a tap, and with a tap and an unsteered twin.
+_Kind = Literal["native", "tapped", "anchored"]
+
+
 class Generator:
     """Answers requests one after another. A context manager.
 
@@ -50,7 +55,7 @@ class Generator:
     def __init__(self, model: Model, *, n_ctx: int | None = None) -> None:
         self.model = model
         self.n_ctx = n_ctx if n_ctx is not None else default_context(model)
-        self._caches: dict[bool, KVCache] = {}
+        self._caches: dict[_Kind, KVCache] = {}
 
     def __enter__(self) -> Generator:
         return self
@@ -87,44 +92,65 @@ class Generator:
         check_prompt(request.prompt, self.n_ctx)
         should_stop = should_stop if should_stop is not None else _never
         answering = Answering(self.model, request, gate=gate, on_text=on_text, n_ctx=self.n_ctx)
-        tapped = self._needs_tap(request, answering.gate)
-        cache = self._cache(tapped)
+        kind = self._kind(request, answering.gate)
+        cache = self._cache(kind)
         prefix = answering.reusable
         steps = answering.steps(cache.keep_common(prefix, [request.prompt_edit] * len(prefix)))
         with contextlib.closing(steps):
             run = None if should_stop() else next_run(steps)
             while run is not None:
-                cache = self._cache_for(run, tapped, cache)
+                cache = self._cache_for(run, kind, cache)
                 logits = _compute(run, cache, should_stop)
                 run = None if logits is None or should_stop() else next_run(steps, logits)
-        main = self._cache(tapped)
+        main = self._cache(kind)
         if cache is not main:
             main.match(cache)  # for the next answer
         return answering.end()
 
-    def _cache_for(self, run: Run, tapped: bool, before: KVCache) -> KVCache:
+    def _cache_for(self, run: Run, kind: _Kind, before: KVCache) -> KVCache:
         """Where a run is computed. What must be read needs a tap, which slows every decode down; the rest does without."""
-        cache = self._cache(tapped or bool(run.layers))
+        cache = self._cache("tapped" if kind == "native" and run.layers else kind)
         if cache is not before:
             before.cut(run.start)
             cache.match(before)
         return cache
 
-    def _needs_tap(self, request: Request, gate: Gate) -> bool:
+    def _kind(self, request: Request, gate: Gate) -> _Kind:
         """llama.cpp's own control vector where it can do the edits (it costs nothing), the tap where not."""
         # All asked, so that a model that allows neither way is refused before the answer begins.
         edits = [request.prompt_edit, *gate.edits]
-        return any([bool(gate.output_layers), *(needs_tap([edit], self.model) for edit in edits)]) or (
+        steered = [edit for edit in edits if edit is not None]
+        if request.anchored and steered:
+            check_anchored(self.model)
+            needs_tap([None, *steered], self.model)
+            return "anchored"
+        tapped = any([bool(gate.output_layers), *(needs_tap([edit], self.model) for edit in edits)]) or (
             # A recurrent model's state cannot be copied from one context to another in part.
             bool(gate.prompt_layers) and not self.model.sequences_share_tokens
         )
+        return "tapped" if tapped else "native"
 
-    def _cache(self, tapped: bool) -> KVCache:
-        if tapped not in self._caches:
-            tap = ResidualTap(self.model.n_layer, self.model.n_embd) if tapped else None
-            n_seq = 2 if self.model.sequences_share_tokens else 1
-            self._caches[tapped] = KVCache(Context(self.model, n_ctx=self.n_ctx, n_seq=n_seq, tap=tap))
-        return self._caches[tapped]
+    def _cache(self, kind: _Kind) -> KVCache:
+        if kind not in self._caches:
+            tap = ResidualTap(self.model.n_layer, self.model.n_embd) if kind != "native" else None
+            # The unsteered twin of an anchored answer is a third sequence, with cells of its own.
+            n_seq = 3 if kind == "anchored" else 2 if self.model.sequences_share_tokens else 1
+            n_ctx = self.n_ctx * (2 if kind == "anchored" else 1)
+            self._caches[kind] = KVCache(Context(self.model, n_ctx=n_ctx, n_seq=n_seq, tap=tap))
+        return self._caches[kind]
+
+
+def check_anchored(model: Model) -> None:
+    """Make sure that the unsteered model can read an answer along.
+
+    Raises:
+        ModelError: it keeps a state that two readings of one text cannot share.
+    """
+    if not model.sequences_share_tokens:
+        raise ModelError(
+            f"{model.name} (architecture {model.architecture}) is recurrent, and cannot anchor an answer.",
+            hint="Steer it without anchoring.",
+        )
 
 
 def default_context(model: Model) -> int:
@@ -138,6 +164,10 @@ def _compute(run: Run, cache: KVCache, should_stop: Callable[[], bool]) -> Logit
         cache.cut(run.start)
     if cache.context.tap is not None:
         cache.watch(run.layers)
+    if run.anchored:
+        row, unsteered = cache.run_anchored(run.tokens[0], run.edit)
+        run.took(1, cache.rows)
+        return Logits(cache.context, row, unsteered)
     row = 0
     while rest := run.rest:
         if run.computed and should_stop():

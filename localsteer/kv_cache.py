@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.residual import Edit, Rows
+
+# The sequence of the unsteered twin; 1 is used to copy cells from one context to another.
+_TWIN = 2
 
 
 class KVCache:
     """One sequence in a context.
 
     Args:
-        context: a context of two sequences: the second is used to copy cells from one context to another.
+        context: a context of two sequences: the second is used to copy cells from one context to another. `run_anchored` needs
+            a third one, and twice the cells.
 
     Attributes:
         tokens: what the cache holds.
@@ -23,17 +28,22 @@ class KVCache:
         self.context = context
         self.tokens: list[int] = []
         self.edits: list[Edit | None] = []
+        self._twin: list[int] = []  # what the unsteered twin holds
 
     def keep_common(self, tokens: Sequence[int], edits: Sequence[Edit | None]) -> int:
         """Drop all but the longest prefix that these tokens share, computed under the same steering; returns its length."""
-        kept = 0
-        for old, old_edit, new, edit in zip(self.tokens, self.edits, tokens, edits, strict=False):
-            if old != new or old_edit is not edit:
-                break
-            kept += 1
+        kept = _common(self.tokens, self.edits, tokens, edits)
+        unsteered = [None] * len(self._twin)
+        if _common(self._twin, unsteered, tokens, edits) > kept:
+            # The answer of before, as the next prompt has it: the twin has read it along.
+            self.context.forget(0)
+            self.context.copy_sequence(_TWIN, 0)
+            self.tokens, self.edits = list(self._twin), list(unsteered)
+            kept = _common(self.tokens, self.edits, tokens, edits)
         if kept < len(self.tokens) and not self.context.forget(0, kept):
             kept = 0
             self.context.clear()
+            self._twin = []
         del self.tokens[kept:], self.edits[kept:]
         return kept
 
@@ -51,16 +61,50 @@ class KVCache:
     def run(self, tokens: Sequence[int], edit: Edit | None) -> int:
         """Decode up to n_ubatch tokens after what is there; returns the row of the last one's logits."""
         self._steer(edit, len(tokens))
-        try:
+        with self._all_or_nothing():
             self.context.decode(Batch.of_one_sequence(tokens, start=len(self.tokens)))
-        except BaseException:
-            # What the cache holds now is unknown.
-            self.context.clear()
-            self.tokens, self.edits = [], []
-            raise
         self.tokens.extend(tokens)
         self.edits.extend([edit] * len(tokens))
         return len(tokens) - 1
+
+    def run_anchored(self, token: int, edit: Edit | None) -> tuple[int, int]:
+        """Decode a token after what is there, and after the same tokens unsteered; returns both rows of logits."""
+        with self._all_or_nothing():
+            self._bring_up_twin()
+            assert self.context.tap is not None
+            self.context.tap.edit([edit, None] if edit is not None else [])
+            self.context.decode(Batch.of_next_tokens([token] * 2, [len(self.tokens)] * 2, [0, _TWIN]))
+        self.tokens.append(token)
+        self.edits.append(edit)
+        self._twin.append(token)
+        return 0, 1
+
+    def _bring_up_twin(self) -> None:
+        """Let the twin hold the tokens that the cache holds; what was never steered is shared, the rest computed."""
+        context = self.context
+        shared = next((place for place, edit in enumerate(self.edits) if edit is not None), len(self.edits))
+        kept = _common(self._twin, [None] * len(self._twin), self.tokens, [None] * len(self.tokens))
+        if shared > kept:
+            context.forget(_TWIN)
+            context.copy_sequence(0, _TWIN)
+            kept = shared
+        context.forget(_TWIN, kept)
+        self._twin = self.tokens[:kept]
+        for start in range(kept, len(self.tokens), context.n_ubatch):
+            part = self.tokens[start : start + context.n_ubatch]
+            self._steer(None, len(part))
+            context.decode(Batch.of_one_sequence(part, start=start, sequence=_TWIN, last_output=False))
+            self._twin.extend(part)
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """What a cache holds after a failure is unknown."""
+        try:
+            yield
+        except BaseException:
+            self.context.clear()
+            self.tokens, self.edits, self._twin = [], [], []
+            raise
 
     def watch(self, layers: Collection[int]) -> None:
         """Read these layers in the runs that follow; the context must have a tap."""
@@ -82,12 +126,8 @@ class KVCache:
         stop = len(other.tokens)
         if start == stop:
             return
-        try:
+        with self._all_or_nothing():
             self.context.put_cells(other.context.cells(start, stop), start, stop)
-        except BaseException:
-            self.context.clear()
-            self.tokens, self.edits = [], []
-            raise
         self.tokens.extend(other.tokens[start:])
         self.edits.extend(other.edits[start:])
 
@@ -96,3 +136,15 @@ class KVCache:
             self.context.tap.edit([] if edit is None else [edit] * n_tokens)
         else:
             self.context.set_control_vector(None if edit is None else edit.added)
+
+
+def _common(
+    tokens: Sequence[int], edits: Sequence[Edit | None], others: Sequence[int], other_edits: Sequence[Edit | None]
+) -> int:
+    """How many tokens two sequences begin with alike, under the same steering."""
+    count = 0
+    for token, edit, other, other_edit in zip(tokens, edits, others, other_edits, strict=False):
+        if token != other or edit is not other_edit:
+            break
+        count += 1
+    return count

@@ -11,7 +11,7 @@ import numpy as np
 from localsteer.answer import Answer, FinishReason, Request, Timing, TokenLogprob
 from localsteer.answering import Logits, logprob_of
 from localsteer.errors import LocalsteerError
-from localsteer.generation import needs_tap
+from localsteer.generation import check_anchored, needs_tap
 from localsteer.llama.context import Batch, Context, undivided
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
@@ -29,6 +29,7 @@ class _Lane:
 
     request: Request
     sequence: int
+    twin: int | None  # the sequence in which the unsteered model reads the answer along
     sampler: Sampler
     stream: TextStream
     tokens: list[int]
@@ -78,20 +79,28 @@ def generate_many(
 def _generate_group(model: Model, requests: list[Request], report: Callable[[int], None]) -> list[Answer]:
     edits = [request.response_edit for request in requests]
     steered = any(edit is not None for edit in edits)
-    tapped = steered and needs_tap(edits, model)
+    anchored = [request.anchored and request.response_edit is not None for request in requests]
+    if any(anchored):
+        check_anchored(model)
+    tapped = steered and needs_tap([*edits, *([None] if any(anchored) else [])], model)
     tap = ResidualTap(model.n_layer, model.n_embd) if tapped else None
     groups = _prompt_groups(model, requests)
     n_leaves = max((tree.n_sequences for _, trees in groups for tree, _ in trees), default=0)
     n_nodes = sum(len(tree.batch) for _, trees in groups for tree, _ in trees)
-    n_ctx = n_nodes + sum(request.max_tokens + 1 for request in requests)
+    n_ctx = n_nodes + sum((request.max_tokens + 1) * (2 if two else 1) for request, two in zip(requests, anchored, strict=True))
+    first_leaf = len(requests) * (2 if any(anchored) else 1)
     start = time.perf_counter()
-    with Context(model, n_ctx=n_ctx, n_seq=len(requests) + n_leaves, tap=tap) as context:
-        lanes = [
-            _Lane(request, number, Sampler(request.sampling, model, request.grammar), TextStream(request.stop), [], [])
-            for number, request in enumerate(requests)
-        ]
+    with Context(model, n_ctx=n_ctx, n_seq=first_leaf + n_leaves, tap=tap) as context:
+        lanes = []
+        for number, (request, two) in enumerate(zip(requests, anchored, strict=True)):
+            twin = len(requests) + number if two else None
+            sampler = Sampler(request.sampling, model, request.grammar)
+            lanes.append(_Lane(request, number, twin, sampler, TextStream(request.stop), [], []))
         try:
-            _read_prompts(context, groups, len(requests))
+            _read_prompts(context, groups, first_leaf)
+            for lane in lanes:
+                if lane.twin is not None:
+                    context.copy_sequence(lane.sequence, lane.twin)
             middle = time.perf_counter()
             _run_lanes(context, lanes, report)
         finally:
@@ -155,17 +164,26 @@ def _run_lanes(context: Context, lanes: list[_Lane], report: Callable[[int], Non
         drawn: list[int] = []
         for part in undivided(model, [lane.sequence for lane in live]):
             lanes_here = live[part]
+            twins = [(place, lane.twin) for place, lane in enumerate(lanes_here) if lane.twin is not None]
+            # The twins' rows follow those of all lanes.
+            places = [*range(len(lanes_here)), *(place for place, _ in twins)]
+            unsteered = {place: len(lanes_here) + row for row, (place, _) in enumerate(twins)}
+            tokens = next_tokens[part]
             positions = [len(lane.request.prompt) - 1 + len(lane.tokens) for lane in lanes_here]
-            _steer(context, [lane.edit for lane in lanes_here])
-            context.decode(Batch.of_next_tokens(next_tokens[part], positions, [lane.sequence for lane in lanes_here]))
+            sequences = [*(lane.sequence for lane in lanes_here), *(twin for _, twin in twins)]
+            _steer(context, [*(lane.edit for lane in lanes_here), *([None] * len(twins))])
+            batch = Batch.of_next_tokens([tokens[place] for place in places], [positions[place] for place in places], sequences)
+            context.decode(batch)
             for row, lane in enumerate(lanes_here):
-                token = lane.sampler.sample(context, row)
+                token = lane.sampler.sample(context, row, unsteered=unsteered.get(row))
                 _advance(lane, token, model, Logits(context, row))
                 if lane.reason is None:
                     going.append(lane)
                     drawn.append(token)
                 else:
                     context.forget(lane.sequence)  # frees its cells
+                    if lane.twin is not None:
+                        context.forget(lane.twin)
         if len(going) < len(live):
             report(len(lanes) - len(going))
         live, next_tokens = going, drawn

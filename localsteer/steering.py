@@ -78,7 +78,8 @@ class Plan:
         edit: what is done at each layer.
         relative_dose: sum over layers of ‖added‖ / mean ‖hidden state‖; None where a vector does not say the norms, and where
             something is removed and nothing added.
-        scope: whether the response only is steered, or the prompt as well; calibrated vectors have a dose for each.
+        scope: whether the response only is steered, the prompt as well, or the response of an anchored answer; calibrated vectors
+            have a dose for each.
         notes: what the user should know, such as a vector read from another quantisation, or a dose past the calibrated range.
         opposite: the plan with all signs turned; None where something is removed, or the layers asked for have none.
     """
@@ -261,7 +262,7 @@ def resolve(steering: Steering, model: Fingerprint, load: Callable[[str], Contro
         steering: the expression.
         model: the model to steer.
         load: finds a vector by name or path.
-        scope: whether the prompt is steered as well; calibrated vectors have a dose for each.
+        scope: what is steered; calibrated vectors have a dose for each.
 
     Raises:
         VectorError: a vector does not fit the model, or has no direction at the layers asked for.
@@ -318,9 +319,11 @@ def _measured_notes(term: Term, vector: ControlVector, model: Fingerprint, scope
         return
     if calibration.content != model.content:
         yield f"{term.vector} was calibrated on {calibration.model}, another file than this model: its doses may not hold here."
+    if scope not in calibration.scopes:
+        yield f"{term.vector} is calibrated, but not for {scope} answers, which take a stronger dose: that of the others is used."
     if calibration.side(term.strength, scope).dose is None:
         names = {"positive": vector.provenance.positive, "negative": vector.provenance.negative}
-        where = "" if scope == "response" else " with the prompt steered as well"
+        where = {"response": "", "prompt": " with the prompt steered as well", "anchored": " for anchored answers"}[scope]
         yield (
             f"{term}: calibration found no dose toward {names[pole_of(term.strength)]}{where} that does anything within "
             f"{calibration.budget:g} nats a token; that of the response toward {names[calibration.main_pole]} is used."

@@ -148,7 +148,7 @@ class ControlVector:
 
         Args:
             strength: the number in front of the vector.
-            scope: whether the prompt is steered as well.
+            scope: what is steered.
         """
         scaled = self * strength
         calibration, estimate = self.provenance.calibration, self.provenance.estimate

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localsteer.calibrated import POLES, SCOPES, SIGN, Pole
+from localsteer.calibrated import POLES, SIGN, Pole
 from localsteer.calibration.calibrate import Calibrated
 from localsteer.errors import CalibrationError
 
@@ -30,7 +30,7 @@ def draw_curves(result: Calibrated, path: Path, kind: str) -> None:
     top, bottom = figure.subplots(2, 1, sharex=True)
     calibration = result.calibration
     for pole in POLES:
-        for scope in SCOPES:
+        for scope in calibration.scopes:
             side = calibration.sides[pole, scope]
             if side.dose is None or not side.curve:
                 continue

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from localsteer.atomic import atomic_path, check_writable
-from localsteer.calibrated import OTHER, POLES, SCOPES, SIGN, Calibration, Interval, Point, Pole, Scope, Side, without_nan
+from localsteer.calibrated import OTHER, POLES, SIGN, Calibration, Interval, Point, Pole, Scope, Side, without_nan
 from localsteer.calibration.calibrate import Calibrated
 from localsteer.calibration.plots import check_available, draw_curves, draw_shapes
 from localsteer.errors import CalibrationError
@@ -171,13 +171,13 @@ def _page(result: Calibrated) -> str:
         "| strength | prompt | result |",
         "|---|---|---|",
     ]
-    for scope in SCOPES:
+    for scope in calibration.scopes:
         for pole in POLES:
             found = side_line(calibration.sides[pole, scope], calibration.budget)
             lines.append(f"| {SIGN[pole]:+.0f} ({names[pole]}) | {SCOPE_NAMES[scope]} | {found} |")
     lines += ["", *(f"- {text}." for text in scale_line(calibration, names)), ""]
     lines += ["![Effect and coherence cost against strength](dose-response.svg)", ""]
-    for scope in SCOPES:
+    for scope in calibration.scopes:
         lines += [
             f"## Measurements, {SCOPE_NAMES[scope]}",
             "",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from localsteer.calibrated import DEFAULT_BUDGET, POLES, SCOPES, SIGN
+from localsteer.calibrated import DEFAULT_BUDGET, POLES, SIGN
 from localsteer.commands.calibrating import calibrator_for, price
 from localsteer.commands.options import ModelOptions, json_option, layers_option, with_model_options
 from localsteer.commands.output import console, note, print_json, print_table, progress_bar
@@ -102,7 +102,7 @@ def print_doses(vector: ControlVector) -> None:
     calibration = vector.provenance.calibration
     assert calibration is not None
     names = pole_names(vector)
-    for scope in SCOPES:
+    for scope in calibration.scopes:
         for pole in POLES:
             line = side_line(calibration.sides[pole, scope], calibration.budget)
             click.echo(f"{SIGN[pole]:+.0f} {names[pole]}, {SCOPE_NAMES[scope]}: {line}")

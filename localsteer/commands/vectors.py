@@ -173,7 +173,6 @@ def show(vector: str, as_json: bool, model: str | None) -> None:
     if calibration is None:
         note("Not calibrated: strength 1 is the default dose. `localsteer calibrate` measures how strong it may be.")
         return
-    from localsteer.calibrated import SCOPES
     from localsteer.calibration.report import CURVE_HEADERS, SCOPE_NAMES, curve_rows
     from localsteer.commands.calibrate import print_doses
 
@@ -182,7 +181,7 @@ def show(vector: str, as_json: bool, model: str | None) -> None:
         f"{calibration.generated_tokens:,} tokens, seed {calibration.seed}"
     )
     print_doses(loaded)
-    for scope in SCOPES:
+    for scope in calibration.scopes:
         click.echo(SCOPE_NAMES[scope])
         print_table(CURVE_HEADERS, list(curve_rows(calibration, scope)))
 
