@@ -19,6 +19,7 @@ the unsteered model has a say in every token (`--anchored`), which takes stronge
 
 POLES: tuple[Pole, ...] = ("positive", "negative")
 SCOPES: tuple[Scope, ...] = ("response", "prompt", "anchored")
+SCOPE_NAMES: dict[Scope, str] = {"response": "response only", "prompt": "prompt as well", "anchored": "response, anchored"}
 SIGN: dict[Pole, float] = {"positive": 1.0, "negative": -1.0}
 OTHER: dict[Pole, Pole] = {"positive": "negative", "negative": "positive"}
 # Most coherence cost unless told otherwise, nats a token.

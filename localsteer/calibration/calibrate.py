@@ -41,6 +41,8 @@ class CalibrationSettings:
         seed: of all sampling.
         by_cost: choose the dose by its cost alone where the effect cannot be shown, instead of finding none. The instrument of
             the effect is the model itself, and does not see everything that a person would.
+        anchored: measure the doses of anchored answers, too; for a vector that is calibrated on this model with this budget and
+            seed, only those.
     """
 
     budget: float = DEFAULT_BUDGET
@@ -48,6 +50,7 @@ class CalibrationSettings:
     quick: bool = False
     seed: int = 0
     by_cost: bool = False
+    anchored: bool = False
 
     @property
     def effort(self) -> Effort:
@@ -120,6 +123,7 @@ class Calibrator:
         self.shapes = _shapes(vector, self._directions, self.settings.layers)
         if self.settings.quick:
             self.shapes = self.shapes[:1]
+        self._known = None if fresh else self._earlier()
         total = self.answers
 
         def tell(done: int) -> None:
@@ -137,10 +141,20 @@ class Calibrator:
             on_progress=tell,
         )
 
+    def _earlier(self) -> Calibration | None:
+        """An earlier calibration of the vector that only wants the doses of anchored answers."""
+        earlier, settings = self.vector.provenance.calibration, self.settings
+        if earlier is None or not settings.anchored or settings.layers is not None:
+            return None
+        same = (earlier.content, earlier.budget, earlier.seed) == (self.model.fingerprint.content, settings.budget, settings.seed)
+        return earlier if same else None
+
     @property
     def answers(self) -> int:
         """How many answers it takes."""
-        return self.settings.effort.answers(len(self.shapes))
+        effort = self.settings.effort
+        anchored = effort.anchored_answers if self.settings.anchored else 0
+        return anchored + (effort.baselines if self._known is not None else effort.answers(len(self.shapes)))
 
     @property
     def tokens(self) -> int:
@@ -185,7 +199,14 @@ class Calibrator:
             effort=settings.effort,
             seed=settings.seed,
             by_cost=settings.by_cost,
+            anchored=settings.anchored,
         )
+        earlier = self._known
+        if earlier is not None:
+            findings = search.run_anchored(earlier.sides)
+            tokens = earlier.generated_tokens + self._laboratory.generated_tokens
+            calibration = replace(earlier, sides=findings.sides, generated_tokens=tokens)
+            return Calibrated(self._rescaled(calibration), findings)
         findings = search.run()
         calibration = Calibration(
             model=self.model.fingerprint.name,

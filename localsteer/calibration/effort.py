@@ -16,6 +16,9 @@ REFINE = (0.5, 0.75, 1.3, 1.7)
 # Steering the prompt as well costs about twice as much at the same dose; the last is taken only where the budget is not reached.
 PROMPT = (0.3, 0.55, 0.9)
 PROMPT_FURTHER = 1.4
+# Anchored answers cost the less the stronger the dose: over six concepts of the library the budget lies at 1.5 to 3 times it.
+ANCHORED = (1.0, 1.6, 2.4)
+ANCHORED_FURTHER = 3.6
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Effort:
         persona: answers under each persona.
         locate: answers at each dose of the ladder; `curve`, `shapes`, `refine` and `prompt` likewise at each dose of their
             stage. No `shapes` means that only the first shape is calibrated.
+        anchored: answers at each dose of the stage for anchored answers, which is only taken where it is asked for.
     """
 
     max_tokens: int
@@ -38,9 +42,20 @@ class Effort:
     shapes: int
     refine: int
     prompt: int
+    anchored: int
+
+    @property
+    def baselines(self) -> int:
+        """Answers that nothing steers."""
+        return self.unsteered + len(POLES) * self.persona
+
+    @property
+    def anchored_answers(self) -> int:
+        """The most answers that the stage for anchored answers takes."""
+        return len(POLES) * self.anchored * (len(ANCHORED) + 1)
 
     def answers(self, n_shapes: int) -> int:
-        """The most answers that a calibration takes.
+        """The most answers that a calibration takes, without those of the anchored stage.
 
         The ladder may take one more step at this price; for every further one the curve takes fewer answers (`curve_after`).
 
@@ -50,7 +65,7 @@ class Effort:
         steered = self.locate * (len(LADDER) + 1) + self.curve * len(CURVE) + self.prompt * (len(PROMPT) + 1)
         if self.shapes and n_shapes > 1:
             steered += self.shapes * (n_shapes - 1) + self.refine * len(REFINE)
-        return self.unsteered + len(POLES) * (self.persona + steered)
+        return self.baselines + len(POLES) * steered
 
     def curve_after(self, steps: int) -> int:
         """Answers at each dose of the curve, after the ladder took this many steps more than its three."""
@@ -61,6 +76,6 @@ class Effort:
 
 # 36 tokens are two sentences, enough to hear a tone and to fall apart in; with six shapes these are 332 answers, 11,952 tokens.
 # All costs are against the same unsteered answers, so their chance is shared by all doses: 40 of them were 0.04 nats off.
-THOROUGH = Effort(max_tokens=36, unsteered=60, persona=15, locate=4, curve=8, shapes=5, refine=4, prompt=6)
+THOROUGH = Effort(max_tokens=36, unsteered=60, persona=15, locate=4, curve=8, shapes=5, refine=4, prompt=6, anchored=8)
 # A quarter of that: 114 answers, 2,964 tokens.
-QUICK = Effort(max_tokens=26, unsteered=20, persona=7, locate=2, curve=4, shapes=0, refine=0, prompt=3)
+QUICK = Effort(max_tokens=26, unsteered=20, persona=7, locate=2, curve=4, shapes=0, refine=0, prompt=3, anchored=4)

@@ -56,7 +56,7 @@ class Trial:
             steerings are compared on the same chances.
         shape: where to steer; None for not at all.
         dose: relative dose; negative toward the negative pole.
-        scope: whether the prompt is steered as well.
+        scope: what is steered, and whether the unsteered model has a say in it.
         persona: answer under this pole's persona as a system prompt.
     """
 
@@ -299,7 +299,8 @@ class Laboratory:
     def _request(self, trial: Trial) -> Request:
         # Far enough apart that two calibrations with neighbouring seeds share none.
         sampling = Sampling(seed=(self.seed * 100_003 + trial.number) % 2**31)
-        return Request(self._prompt(trial, trial.persona), self._plan(trial), sampling, self.max_tokens)
+        prompt, plan = self._prompt(trial, trial.persona), self._plan(trial)
+        return Request(prompt, plan, sampling, self.max_tokens, anchored=trial.scope == "anchored")
 
     def _plan(self, trial: Trial) -> Plan | None:
         if trial.shape is None:

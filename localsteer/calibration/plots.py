@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localsteer.calibrated import POLES, SIGN, Pole
+from localsteer.calibrated import POLES, SCOPE_NAMES, SIGN, Pole, Scope
 from localsteer.calibration.calibrate import Calibrated
 from localsteer.errors import CalibrationError
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS: dict[Pole, str] = {"positive": "tab:orange", "negative": "tab:blue"}
+_LINES: dict[Scope, str] = {"response": "-", "prompt": ":", "anchored": "-."}
 # Side by side at one place of the axis.
 _OFFSETS: dict[Pole, float] = {"positive": -0.15, "negative": 0.15}
 
@@ -35,8 +36,8 @@ def draw_curves(result: Calibrated, path: Path, kind: str) -> None:
             if side.dose is None or not side.curve:
                 continue
             strengths = [0.0] + [SIGN[pole] * point.dose / side.dose for point in side.curve]
-            style = {"color": _COLOURS[pole], "linestyle": "-" if scope == "response" else ":", "marker": "o", "markersize": 3}
-            label = f"{pole}, {'response' if scope == 'response' else 'prompt and response'}"
+            style = {"color": _COLOURS[pole], "linestyle": _LINES[scope], "marker": "o", "markersize": 3}
+            label = f"{pole}, {SCOPE_NAMES[scope]}"
             top.plot(strengths, [0.0] + [SIGN[pole] * point.effect.mean for point in side.curve], label=label, **style)
             bottom.plot(strengths, [0.0] + [point.cost.mean for point in side.curve], label=label, **style)
             if scope == "response":

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from localsteer.atomic import atomic_path, check_writable
-from localsteer.calibrated import OTHER, POLES, SIGN, Calibration, Interval, Point, Pole, Scope, Side, without_nan
+from localsteer.calibrated import OTHER, POLES, SCOPE_NAMES, SIGN, Calibration, Interval, Point, Pole, Scope, Side, without_nan
 from localsteer.calibration.calibrate import Calibrated
 from localsteer.calibration.plots import check_available, draw_curves, draw_shapes
+from localsteer.calibration.search import Quoted
 from localsteer.errors import CalibrationError
 from localsteer.vector import ControlVector, format_layers
-
-SCOPE_NAMES: dict[Scope, str] = {"response": "response only", "prompt": "prompt as well"}
 
 
 def pole_names(vector: ControlVector) -> dict[Pole, str]:
@@ -114,12 +113,17 @@ def document(result: Calibrated) -> dict[str, Any]:
         ]
         for pole, results in result.findings.shapes.items()
     }
-    samples = {
-        pole: [{"dose": sample.dose, "answers": [list(pair) for pair in sample.answers]} for sample in samples]
-        for pole, samples in result.findings.samples.items()
-    }
+    samples, anchored = (
+        {
+            pole: [{"dose": sample.dose, "answers": [list(pair) for pair in sample.answers]} for sample in found]
+            for pole, found in by_pole.items()
+        }
+        for by_pole in (result.findings.samples, result.findings.anchored_samples)
+    )
     names = pole_names(result.vector)
     shown = {"concept": result.vector.provenance.concept, "poles": names, **found, "shapes": shapes, "samples": samples}
+    if anchored:
+        shown["anchored_samples"] = anchored
     plain: dict[str, Any] = without_nan(shown)
     return plain
 
@@ -146,7 +150,8 @@ def write_report(result: Calibrated, folder: Path) -> list[Path]:
     """
     prepare(folder)
     written = []
-    for draw, name in ((draw_curves, "dose-response"), (draw_shapes, "layer-ranges")):
+    plots = [(draw_curves, "dose-response"), *([(draw_shapes, "layer-ranges")] if result.findings.shapes else [])]
+    for draw, name in plots:
         for suffix in (".png", ".svg"):
             path = folder / (name + suffix)
             with atomic_path(path, CalibrationError) as temporary:
@@ -184,22 +189,29 @@ def _page(result: Calibrated) -> str:
             *_markdown_table(CURVE_HEADERS, curve_rows(calibration, scope)),
             "",
         ]
-    lines += ["## Layer ranges and profiles", "", "Effect at the strongest dose inside the budget.", ""]
-    lines += ["![Effect by layer range and profile](layer-ranges.svg)", ""]
+    if result.findings.shapes:
+        lines += ["## Layer ranges and profiles", "", "Effect at the strongest dose inside the budget.", ""]
+        lines += ["![Effect by layer range and profile](layer-ranges.svg)", ""]
     for pole, results in result.findings.shapes.items():
         rows = [(format_layers(one.shape.layers), one.shape.profile, f"{one.dose:.3f}", _signed(one.effect)) for one in results]
         headers = ("layers", "profile", "dose", "effect (95 %)")
         lines += [f"### Toward {names[pole]}", "", *_markdown_table(headers, rows), ""]
-    lines += ["## Sample answers", ""]
-    for pole, samples in result.findings.samples.items():
-        side = calibration.sides[pole, "response"]
-        for sample in samples:
-            strength = "" if side.dose is None else f", strength {SIGN[pole] * sample.dose / side.dose:+.2f}"
-            lines += [f"### Toward {names[pole]}, relative dose {sample.dose:.2f}{strength}", ""]
-            for question, answer in sample.answers:
-                quoted = " ".join(answer.split()) or "(nothing)"
-                lines += [f"**{question}**", "", f"> {quoted}", ""]
+    lines += _quoted("Sample answers", result.findings.samples, "response", result)
+    lines += _quoted("Sample answers, anchored", result.findings.anchored_samples, "anchored", result)
     return "\n".join(lines).rstrip()
+
+
+def _quoted(title: str, samples: Mapping[Pole, Sequence[Quoted]], scope: Scope, result: Calibrated) -> Iterator[str]:
+    if samples:
+        yield from (f"## {title}", "")
+    names = pole_names(result.vector)
+    for pole, found in samples.items():
+        side = result.calibration.sides[pole, scope]
+        for sample in found:
+            strength = "" if side.dose is None else f", strength {SIGN[pole] * sample.dose / side.dose:+.2f}"
+            yield from (f"### Toward {names[pole]}, relative dose {sample.dose:.2f}{strength}", "")
+            for question, answer in sample.answers:
+                yield from (f"**{question}**", "", f"> {' '.join(answer.split()) or '(nothing)'}", "")
 
 
 def _markdown_table(headers: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:

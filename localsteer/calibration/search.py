@@ -1,12 +1,13 @@
 """From trials to doses: the strongest one inside the coherence budget, toward each pole, and the layers that take it furthest.
 
-Four stages, each building on the one before:
+Four stages, each building on the one before, and a fifth for those who ask for it:
 
 1. *Locate*: the first shape at a few doses far apart, until the budget lies between two of them.
 2. *Curve*: the first shape at five doses around that place.
 3. *Shapes*: other layer ranges and profiles at the dose that reaches the budget; the best one, if it beats the first
    by more than two standard errors, is measured at four more doses, and taken if it still does.
 4. *Prompt*: the chosen shape with the prompt steered as well.
+5. *Anchored*: the chosen shape where the unsteered model has a say in every token.
 
 What decides is never one noisy point but a power law through all answers of a shape and pole, each answer compared with the
 unsteered ones to its own question.
@@ -14,13 +15,23 @@ unsteered ones to its own question.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from localsteer.calibrated import OTHER, POLES, SIGN, Interval, Point, Pole, Scope, Side
-from localsteer.calibration.effort import CURVE, LADDER, LADDER_LIMITS, PROMPT, PROMPT_FURTHER, REFINE, Effort
+from localsteer.calibration.effort import (
+    ANCHORED,
+    ANCHORED_FURTHER,
+    CURVE,
+    LADDER,
+    LADDER_LIMITS,
+    PROMPT,
+    PROMPT_FURTHER,
+    REFINE,
+    Effort,
+)
 from localsteer.calibration.fits import (
     COST_EXPONENTS,
     EFFECT_EXPONENTS,
@@ -33,7 +44,7 @@ from localsteer.calibration.fits import (
 )
 from localsteer.calibration.laboratory import Laboratory, Outcome, Trial
 from localsteer.calibration.sample import Sample
-from localsteer.calibration.shapes import Shape
+from localsteer.calibration.shapes import Shape, as_profile
 
 # How far the share of distinct 3-grams may fall below that of the unsteered answers: what repeats itself is easy to predict, so
 # the coherence cost alone would not see it.
@@ -84,6 +95,7 @@ class Findings:
         sides: by pole and scope.
         shapes: by pole, the shapes that were compared, in the order of `Search.shapes`.
         samples: by pole, some doses of the chosen shape with three answers at each.
+        anchored_samples: likewise, of anchored answers.
     """
 
     unsteered: Point
@@ -92,6 +104,7 @@ class Findings:
     sides: dict[tuple[Pole, Scope], Side] = field(default_factory=dict)
     shapes: dict[Pole, list[ShapeResult]] = field(default_factory=dict)
     samples: dict[Pole, list[Quoted]] = field(default_factory=dict)
+    anchored_samples: dict[Pole, list[Quoted]] = field(default_factory=dict)
 
 
 class Search:
@@ -104,6 +117,7 @@ class Search:
         effort: how many answers.
         seed: of the bootstrap.
         by_cost: find a dose also where nothing inside the budget does anything beyond doubt.
+        anchored: take the fifth stage.
     """
 
     def __init__(
@@ -115,6 +129,7 @@ class Search:
         effort: Effort,
         seed: int,
         by_cost: bool = False,
+        anchored: bool = False,
     ) -> None:
         self.laboratory = laboratory
         self.shapes = tuple(shapes)
@@ -122,6 +137,7 @@ class Search:
         self.effort = effort
         self.seed = seed
         self.by_cost = by_cost
+        self.anchored = anchored
         self._trials: dict[tuple[Pole, Scope, Shape], list[Trial]] = {}
         self._unit: dict[Pole, float] = dict.fromkeys(POLES, 1.0)
         self._reference: dict[int, tuple[float, float]] = {}
@@ -137,17 +153,48 @@ class Search:
         for pole in POLES:
             findings.sides[pole, "response"] = self._side(pole, "response", chosen[pole])
             findings.shapes[pole] = [self._result(pole, shape) for shape in self._tried(pole)]
-            findings.samples[pole] = self._samples(pole, chosen[pole])
+            findings.samples[pole] = self._samples(pole, "response", chosen[pole])
         reach = {pole: self._dose(pole, "response", chosen[pole]) for pole in POLES}
-        if self.effort.prompt:
-            self._take("prompt", chosen, reach, PROMPT, self.effort.prompt)
-            further = {pole: shape for pole, shape in chosen.items() if reach[pole] and self._is_capped(pole, "prompt", shape)}
-            self._take("prompt", further, reach, (PROMPT_FURTHER,), self.effort.prompt)
+        self._follow("prompt", chosen, reach, PROMPT, PROMPT_FURTHER, self.effort.prompt)
         for pole in POLES:
             findings.sides[pole, "prompt"] = self._side(pole, "prompt", chosen[pole])
+        if self.anchored:
+            self._anchor(findings, chosen, reach)
+        return findings
+
+    def run_anchored(self, sides: Mapping[tuple[Pole, Scope], Side]) -> Findings:
+        """The fifth stage alone, for what an earlier calibration has found."""
+        findings = self._baselines()
+        findings.sides.update(sides)
+        found = {pole: sides[pole, "response"] for pole in POLES}
+        chosen = {pole: Shape(side.layers, as_profile(side.profile)) for pole, side in found.items()}
+        self._anchor(findings, chosen, {pole: side.dose or 0.0 for pole, side in found.items()})
         return findings
 
     # ---- stages
+
+    def _anchor(self, findings: Findings, chosen: dict[Pole, Shape], reach: dict[Pole, float]) -> None:
+        self._follow("anchored", chosen, reach, ANCHORED, ANCHORED_FURTHER, self.effort.anchored)
+        for pole in POLES:
+            findings.sides[pole, "anchored"] = self._side(pole, "anchored", chosen[pole])
+            if reach[pole]:
+                findings.anchored_samples[pole] = self._samples(pole, "anchored", chosen[pole])
+
+    def _follow(
+        self,
+        scope: Scope,
+        chosen: dict[Pole, Shape],
+        reach: dict[Pole, float],
+        factors: Sequence[float],
+        further: float,
+        count: int,
+    ) -> None:
+        """The chosen shapes under another scope, at doses around those that the response takes."""
+        if not count:
+            return
+        self._take(scope, chosen, reach, factors, count)
+        on = {pole: shape for pole, shape in chosen.items() if reach[pole] and self._is_capped(pole, scope, shape)}
+        self._take(scope, on, reach, (further,), count)
 
     def _baselines(self) -> Findings:
         unsteered = [Trial(number) for number in range(self.effort.unsteered)]
@@ -244,9 +291,9 @@ class Search:
                 trials += made
         return trials
 
-    def _samples(self, pole: Pole, shape: Shape) -> list[Quoted]:
+    def _samples(self, pole: Pole, scope: Scope, shape: Shape) -> list[Quoted]:
         """Three answers at each of five doses, from the weakest to the strongest one measured."""
-        trials = self._trials[pole, "response", shape]
+        trials = self._trials[pole, scope, shape]
         doses = sorted({abs(trial.dose) for trial in trials})
         spread = np.linspace(0, len(doses) - 1, min(5, len(doses))).round().astype(int)
         laboratory = self.laboratory

@@ -10,11 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.dose import middle_layers
+from localsteer.errors import VectorError
 from localsteer.vector import format_layers
 
 Floats = NDArray[np.float32]
 Profile = Literal["relative", "difference", "equal"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
+
+
+def as_profile(text: str) -> Profile:
+    """A profile from its name in a file.
+
+    Raises:
+        VectorError: there is none of that name.
+    """
+    for profile in PROFILES:
+        if profile == text:
+            return profile
+    raise VectorError(
+        f"The calibration names a profile {text}, which this version does not know.", hint="Calibrate it anew: --fresh."
+    )
 
 
 @dataclass(frozen=True)

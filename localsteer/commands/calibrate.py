@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from localsteer.calibrated import DEFAULT_BUDGET, POLES, SIGN
+from localsteer.calibrated import DEFAULT_BUDGET, POLES, SCOPE_NAMES, SIGN
 from localsteer.commands.calibrating import calibrator_for, price
 from localsteer.commands.options import ModelOptions, json_option, layers_option, with_model_options
 from localsteer.commands.output import console, note, print_json, print_table, progress_bar
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--concept", type=click.Path(path_type=Path), help="The concept.yaml of a vector that does not carry its own.")
 @click.option("--quick", is_flag=True, help="A quarter of the tokens: no other layers are tried, and it is less certain.")
 @click.option("--by-cost", is_flag=True, help="Choose a dose by its cost also where no effect can be shown.")
+@click.option("--anchored", is_flag=True, help="Measure the doses of anchored answers, too; only those if the others are known.")
 @click.option("--seed", type=click.IntRange(0, 20_000), default=0, show_default=True, help="Of the sampled answers.")
 @click.option("--fresh", is_flag=True, help="Measure again what an earlier run has measured.")
 @layers_option
@@ -39,6 +40,7 @@ def command(
     concept: Path | None,
     quick: bool,
     by_cost: bool,
+    anchored: bool,
     seed: int,
     fresh: bool,
     layers: tuple[int, int] | None,
@@ -67,8 +69,11 @@ def command(
         fit = loaded.check_fits(opened.fingerprint, name=vector)
         if fit is not None:
             note(fit)
-        settings = CalibrationSettings(budget, layers, quick, seed, by_cost)
+        settings = CalibrationSettings(budget, layers, quick, seed, by_cost, anchored)
         calibrator = calibrator_for(opened, loaded, contrast, settings, progress=progress, fresh=fresh)
+        earlier = loaded.provenance.calibration
+        if earlier is not None and "anchored" in earlier.scopes and not anchored:
+            note("The doses of anchored answers that the vector has will be dropped; --anchored measures them.")
         note(price([calibrator], calibrator.probe_speed()))
         try:
             result = calibrator.run()
@@ -97,7 +102,7 @@ def print_calibration(result: Calibrated) -> None:
 
 def print_doses(vector: ControlVector) -> None:
     """What strength 1 and -1 mean, with and without the prompt."""
-    from localsteer.calibration.report import SCOPE_NAMES, pole_names, scale_line, side_line
+    from localsteer.calibration.report import pole_names, scale_line, side_line
 
     calibration = vector.provenance.calibration
     assert calibration is not None

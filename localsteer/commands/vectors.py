@@ -173,7 +173,8 @@ def show(vector: str, as_json: bool, model: str | None) -> None:
     if calibration is None:
         note("Not calibrated: strength 1 is the default dose. `localsteer calibrate` measures how strong it may be.")
         return
-    from localsteer.calibration.report import CURVE_HEADERS, SCOPE_NAMES, curve_rows
+    from localsteer.calibrated import SCOPE_NAMES
+    from localsteer.calibration.report import CURVE_HEADERS, curve_rows
     from localsteer.commands.calibrate import print_doses
 
     click.echo(

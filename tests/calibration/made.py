@@ -125,7 +125,7 @@ def result(model: Fingerprint, *, without: tuple[tuple[Pole, Scope], ...] = ()) 
 
 def make_small(monkeypatch: pytest.MonkeyPatch) -> Effort:
     """Let a calibration of a tiny model take less than a second; returns what a thorough one takes."""
-    effort = Effort(max_tokens=4, unsteered=20, persona=4, locate=1, curve=1, shapes=1, refine=1, prompt=1)
+    effort = Effort(max_tokens=4, unsteered=20, persona=4, locate=1, curve=1, shapes=1, refine=1, prompt=1, anchored=1)
     monkeypatch.setattr(calibrate, "THOROUGH", effort)
     monkeypatch.setattr(calibrate, "QUICK", replace(effort, persona=2, shapes=0, refine=0))
     monkeypatch.setattr(fits, "RESAMPLES", 100)
