@@ -66,7 +66,8 @@ def requests(
     for number in range(count):
         system = [Message("system", systems[number % len(systems)])] if systems else []
         prompt = prompt_tokens(model, [*system, Message("user", questions[number % len(questions)])])
-        made.append(Request(prompt, plan, Sampling(seed=seed + number), max_tokens))
+        anchored = plan is not None and plan.scope == "anchored"
+        made.append(Request(prompt, plan, Sampling(seed=seed + number), max_tokens, anchored=anchored))
     return made
 
 

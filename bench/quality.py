@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from bench.report import describe_machine
 from bench.tools import ToolsError
 from localsteer.ahead import Shelf
 from localsteer.atomic import atomic_path
-from localsteer.calibrated import POLES, SIGN, Pole
+from localsteer.calibrated import POLES, SIGN, Pole, Scope
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
 from localsteer.calibration.laboratory import Laboratory
 from localsteer.calibration.report import write_report
@@ -49,7 +49,9 @@ from localsteer.vector import ControlVector
 _REPORT = "REPORT.md"
 ANSWERS = 40
 REFERENCE_ANSWERS = 80
-PROMPT, OURS = quality_page.PROMPT, quality_page.OURS
+PROMPT, OURS, ANCHORED = quality_page.PROMPT, quality_page.OURS, quality_page.ANCHORED
+_ANCHORED_REPORT = "ANCHORED.md"
+_SCOPES: dict[str, Scope] = {OURS: "response", ANCHORED: "anchored"}
 # Of the answers in the cache: counted up when the same concept would be asked in another way.
 _VERSION = 1
 # For the smallest base model: those whose instrument tells most about raw text.
@@ -68,12 +70,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__.splitlines()[0])
     parser.add_argument("concepts", nargs="*", help="only these; the pages are written from all that is measured")
     parser.add_argument("--base", action="store_true", help="on the base model; its vectors are built and kept in the cache")
+    parser.add_argument("--way", action="append", choices=quality_page.WAYS, help="only this one; the others stay as they are")
     parser.add_argument("--threads", type=int, help="two processes with a thread each get more done than one with two")
     options = parser.parse_args()
     try:
         with Model(base_model() if options.base else demo_model(), threads=options.threads) as model:
             for name in options.concepts or (BASE_CONCEPTS if options.base else _shipped_names()):
-                _measure_concept(model, name)
+                _measure_concept(model, name, options.way or quality_page.WAYS)
                 quality_page.write_pages()
     except (LocalsteerError, ToolsError, MeasurementError) as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -85,14 +88,14 @@ def _shipped_names() -> Sequence[str]:
     return sorted(file.parent.name for file in shipped_folder().glob("*/concept.yaml"))
 
 
-def _measure_concept(model: Model, name: str) -> None:
+def _measure_concept(model: Model, name: str, ways: Sequence[str]) -> None:
     """Answers from the cache or anew, scored; the record beside the pages."""
     concept = LibraryConcept(name, shipped_folder() / name, shipped=True)
     source = concept.source()
     contrast = parse_concept(source, name)
     instrument = INSTRUMENTS[yaml.safe_load(source)["instrument"]]
     vector, problem = _calibrated(model, concept)
-    answers, doses = _answers(model, name, source, contrast, vector, instrument)
+    answers, doses = _answers(model, name, source, contrast, vector, instrument, ways)
     quality_page.write_record(
         model,
         contrast,
@@ -129,29 +132,55 @@ def _calibrated(model: Model, concept: LibraryConcept) -> tuple[ControlVector, s
             _write_report(result, concept.folder)
         return result.vector
 
+    def anchor(vector: ControlVector, contrast: Contrast) -> ControlVector:
+        _say(f"{concept.name}: calibrating anchored answers")
+        settings = CalibrationSettings(by_cost=True, anchored=True)
+        result = Calibrator(model, vector, contrast, settings, folder=measurements_folder()).run()
+        if ships:
+            _write_report(result, concept.folder, _ANCHORED_REPORT)
+        return result.vector
+
     if place.to_calibrate:
         place = shelf.calibrate(place, calibrate)
     if place.found is None or not isinstance(place.error, CalibrationError | None):
         raise place.error or VectorError(f"{concept.name} has no vector.")
+    vector = place.found.vector
+    if place.error is None and not _is_anchored(vector):
+        anchored = shelf.calibrate(place, anchor)
+        if anchored.found is None or anchored.error is not None:
+            raise anchored.error or VectorError(f"{concept.name} has no vector.")
+        vector = anchored.found.vector
     if place.error is not None and ships:
         text = f"# {concept.name}: not calibrated on {model.name}\n\n{place.error.message}\n"
         (concept.folder / _REPORT).write_text(text, encoding="utf-8")
-    return place.found.vector, place.error.message if place.error is not None else ""
+    return vector, place.error.message if place.error is not None else ""
 
 
-def _write_report(result: Calibrated, folder: Path) -> None:
+def _is_anchored(vector: ControlVector) -> bool:
+    """Whether it has doses for anchored answers."""
+    calibration = vector.provenance.calibration
+    return calibration is not None and "anchored" in calibration.scopes
+
+
+def _write_report(result: Calibrated, folder: Path, page: str = _REPORT) -> None:
     with tempfile.TemporaryDirectory(prefix="localsteer-bench-") as name:
         write_report(result, Path(name))
-        shutil.copy(Path(name, "report.md"), folder / _REPORT)
-        for plot in ("dose-response.svg", "layer-ranges.svg"):
-            shutil.copy(Path(name, plot), folder)
+        shutil.copy(Path(name, "report.md"), folder / page)
+        for plot in Path(name).glob("*.svg"):
+            shutil.copy(plot, folder)
 
 
 # ---- answers
 
 
 def _answers(
-    model: Model, name: str, source: str, contrast: Contrast, vector: ControlVector, instrument: Instrument
+    model: Model,
+    name: str,
+    source: str,
+    contrast: Contrast,
+    vector: ControlVector,
+    instrument: Instrument,
+    ways: Sequence[str],
 ) -> tuple[dict[Way, Answers], dict[str, dict[str, float]]]:
     """What each way makes the model answer, and the relative dose of each peer's best strength."""
     questions = question_sets()[instrument.questions]
@@ -161,17 +190,17 @@ def _answers(
 
     found = {}
     plans: dict[str, dict[Pole, Plan]] = {}
-    for way in _ways():
+    for way in (Way(way, pole) for way in ways for pole in POLES):
         key = f"{way.name}|{way.pole}"
-        if way.name == OURS:
-            key += f"|{_digest(vector.at(SIGN[way.pole]).rows(model.n_layer).tobytes())}"
+        if way.name in _SCOPES:
+            key += f"|{_digest(vector.at(SIGN[way.pole], _SCOPES[way.name]).rows(model.n_layer).tobytes())}"
         elif way.name != PROMPT:  # a peer's dose is searched beside our hidden norms
             hidden = vector.provenance.hidden_norm
             assert hidden is not None
             key += f"|{_digest(repr(budget.EFFORT).encode() + hidden.tobytes())}"
         if key not in kept["answers"]:
             _say(f"{name}: {way.name}, {getattr(contrast, way.pole)}")
-            if way.name not in (PROMPT, OURS) and not plans:
+            if way.name in peers.NAMES and not plans:
                 plans, doses = _peer_plans(model, source, contrast, vector)
                 kept["doses"] |= doses
             made = _ask(model, way, contrast, vector, plans, instrument, questions)
@@ -180,12 +209,6 @@ def _answers(
         one = kept["answers"][key]
         found[way] = Answers(tuple(one["texts"]), np.array(one["nll"], np.float64), len(questions))
     return found, kept["doses"]
-
-
-def _ways() -> Iterator[Way]:
-    for name in (PROMPT, OURS, *peers.NAMES):
-        for pole in POLES:
-            yield Way(name, pole)
 
 
 def _ask(
@@ -200,9 +223,9 @@ def _ask(
     sample = functools.partial(ask, model, questions, count=ANSWERS, max_tokens=instrument.max_tokens)
     if way.name == PROMPT:
         return sample(systems=[pair[POLES.index(way.pole)] for pair in contrast.personas])
-    if way.name == OURS:
-        expression = "vector" if way.pole == "positive" else "-vector"
-        return sample(plan=resolve(parse_steering(expression), model.fingerprint, lambda _name: vector))
+    if way.name in _SCOPES:
+        expression, scope = "vector" if way.pole == "positive" else "-vector", _SCOPES[way.name]
+        return sample(plan=resolve(parse_steering(expression), model.fingerprint, lambda _name: vector, scope))
     return sample(plan=plans[way.name][way.pole])
 
 

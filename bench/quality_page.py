@@ -24,7 +24,8 @@ _HERE = Path(__file__).parent
 _RECORDS = _HERE / "quality"
 _SAMPLES = 3
 # What is compared, in the order of the columns.
-PROMPT, OURS, _PEERS = "system prompt", "localsteer", peers.NAMES
+PROMPT, OURS, ANCHORED, PEERS = "system prompt", "localsteer", "localsteer, anchored", peers.NAMES
+WAYS = (PROMPT, OURS, ANCHORED, *PEERS)
 
 
 def write_record(
@@ -38,7 +39,7 @@ def write_record(
     problem: str,
     machine: Mapping[str, str],
 ) -> None:
-    """Score everything and keep it beside the pages.
+    """Score everything and keep it beside the pages. Ways without answers stay as an earlier measurement left them.
 
     Args:
         model: the model that answered.
@@ -63,6 +64,7 @@ def write_record(
             "scores": [round(float(score), 4) for score in scores],
         }
     for poles in ways.values():
+        poles["machine"] = dict(machine)
         both = [np.array(poles[pole]["scores"]) for pole in POLES]
         turns = np.arange(len(both[0]), dtype=np.intp) % len(questions)
         poles["swing"] = vars(mean_interval(both[0] - both[1], turns, 0))
@@ -87,6 +89,11 @@ def write_record(
     _RECORDS.mkdir(exist_ok=True)
     kind = ".base" if record["is_base"] else ""
     path = _RECORDS / f"{contrast.name}{kind}.json"
+    if path.exists():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        for name, way in earlier["ways"].items():
+            ways.setdefault(name, {"machine": earlier["machine"], **way})
+    record["ways"] = {name: ways[name] for name in WAYS if name in ways}
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -119,14 +126,18 @@ class Row:
     def score(self, way: str, pole: str) -> Interval:
         return Interval(**self.record["ways"][way][pole]["score"])
 
-    @property
-    def moves(self) -> bool:
-        """Whether ours moves the instrument beyond doubt."""
-        return self.swing(OURS).low > 0
+    def moves(self, way: str = OURS) -> bool:
+        """Whether a way of ours moves the instrument beyond doubt."""
+        return way in self.ways and self.swing(way).low > 0
 
     @property
     def best_peer(self) -> Interval:
-        return max((self.swing(peer) for peer in _PEERS), key=lambda swing: swing.mean)
+        return max((self.swing(peer) for peer in PEERS), key=lambda swing: swing.mean)
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Those that were measured."""
+        return tuple(way for way in WAYS if way in self.record["ways"])
 
 
 def write_pages() -> None:
@@ -147,6 +158,9 @@ def _quality(rows: Sequence[Row]) -> Iterator[str]:
         "",
         "- **system prompt**: the personas of the concept file as system prompts.",
         "- **localsteer**: the calibrated vector at strength 1 and -1, steering the response.",
+        "- **localsteer, anchored**: the same with `--anchored` (docs/steering.md): the unsteered model reads along, and a token "
+        "that it finds less likely than min-p (0.05) of its likeliest one is not drawn. All others, the unsteered reference "
+        "included, draw with the same min-p on their own predictions, so anchored answers at strength 0 are the unsteered ones.",
         "- **llama-cvector-generator** (mean) and **repeng** (its default, PCA): their own vectors from the very same prompts, "
         f"at their own best strength inside the same coherence budget ({DEFAULT_BUDGET:g} nats a token), found by our search on "
         "the calibration's questions, with their own layers and lengths.",
@@ -169,29 +183,48 @@ def _quality(rows: Sequence[Row]) -> Iterator[str]:
 
 def _model_section(title: str, rows: Sequence[Row]) -> Iterator[str]:
     yield from (f"## {title}: {rows[0].record['model']}", "")
-    headers = ("concept", "instrument", PROMPT, OURS, *_PEERS, "ours moves it")
+    headers = ("concept", "instrument", *WAYS, "ours moves it")
     yield from ("| " + " | ".join(headers) + " |", "|" + "---|" * len(headers))
     for row in rows:
-        best = max((PROMPT, OURS, *_PEERS), key=lambda way: row.swing(way).mean)
-        swings = [f"**{_text(row.swing(way))}**" if way == best else _text(row.swing(way)) for way in (PROMPT, OURS, *_PEERS)]
-        verdict = "yes" if row.moves else "**no**"
+        best = max(row.ways, key=lambda way: row.swing(way).mean)
+        texts = {way: f"**{_text(row.swing(way))}**" if way == best else _text(row.swing(way)) for way in row.ways}
+        swings = [texts.get(way, "") for way in WAYS]
+        verdict = "yes" if row.moves() else "anchored" if row.moves(ANCHORED) else "**no**"
         verdict += ", not calibrated" if row.record["problem"] else ""
         yield "| " + " | ".join((row.name, row.record["instrument"]["name"], *swings, verdict)) + " |"
-    prompted = sum(row.swing(OURS).mean >= row.swing(PROMPT).mean for row in rows)
-    peered = sum(row.swing(OURS).mean >= row.best_peer.mean for row in rows)
-    costs = {way: np.mean([row.cost(way, pole).mean for row in rows for pole in POLES]) for way in (OURS, *_PEERS)}
-    yield from (
-        "",
-        f"Of {len(rows)} concepts ours moves its instrument at least as far as the system prompt for **{prompted}**, and at "
-        f"least as far as the better of the two peers for **{peered}**; beyond doubt for {sum(row.moves for row in rows)}.",
-        "",
-        "Mean cost: " + ", ".join(f"{way} {cost:.2f}" for way, cost in costs.items()) + f" (budget {DEFAULT_BUDGET:g}).",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in rows[-1].record["machine"].items()),
-        "",
-    )
+    yield ""
+    for way in (OURS, ANCHORED):
+        measured = [row for row in rows if way in row.ways]
+        prompted = sum(row.swing(way).mean >= row.swing(PROMPT).mean for row in measured)
+        peered = sum(row.swing(way).mean >= row.best_peer.mean for row in measured)
+        moved = sum(row.moves(way) for row in measured)
+        if measured:
+            yield (
+                f"Of {len(measured)} concepts {way} moves its instrument at least as far as the system prompt for "
+                f"**{prompted}**, and at least as far as the better of the two peers for **{peered}**; beyond doubt for {moved}."
+            )
+            yield ""
+    costs = [(way, [row.cost(way, pole).mean for row in rows if way in row.ways for pole in POLES]) for way in WAYS[1:]]
+    means = ", ".join(f"{way} {np.mean(values):.2f}" for way, values in costs if values)
+    yield from (f"Mean cost: {means} (budget {DEFAULT_BUDGET:g}).", "", "Measured on:", "")
+    for machine, ways in _machines(rows).items():
+        yield f"- {', '.join(ways)}: {machine}"
+    yield ""
+
+
+def _machines(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """By machine and version, the ways that were measured there."""
+    found: dict[str, list[str]] = {}
+    for way in WAYS:
+        for row in rows:
+            if way in row.ways:
+                machine = row.record["ways"][way].get("machine", row.record["machine"])
+                version = f"llama-cpp-python {machine['llama-cpp-python']}, localsteer {machine['localsteer']}"
+                text = f"{machine['CPU']}, {machine['Cores']} cores, {version}"
+                ways = found.setdefault(text, [])
+                if way not in ways:
+                    ways.append(way)
+    return found
 
 
 def _concept_section(row: Row) -> Iterator[str]:
@@ -206,7 +239,7 @@ def _concept_section(row: Row) -> Iterator[str]:
     )
     if record["problem"]:
         yield from (f"Not calibrated, so this is the default dose: {record['problem']}", "")
-    if not row.moves:
+    if not (row.moves() or row.moves(ANCHORED)):
         yield from ("**It does not move its instrument beyond doubt on this model.**", "")
     yield from ("| way | toward | score | cost | n |", "|---|---|---|---|---|")
     unsteered = record["unsteered"]
@@ -234,18 +267,23 @@ def _library(rows: Sequence[Row]) -> Iterator[str]:
         "calibrated one lies here.",
         "",
         "The figures are of the demo model, on questions that nothing was fitted on: the *swing* of an independent instrument "
-        "from strength -1 to 1, beside that from one system prompt to the other. More: [bench/QUALITY.md](../bench/QUALITY.md).",
+        "from strength -1 to 1, alone and with `--anchored`, beside that from one system prompt to the other. More: "
+        "[bench/QUALITY.md](../bench/QUALITY.md).",
         "",
-        "| name | + | - | instrument | swing | system prompts | cost at +1 / -1 | |",
-        "|---|---|---|---|---|---|---|---|",
+        "| name | + | - | instrument | swing | anchored | system prompts | cost at +1 / -1 | anchored | |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     )
     for row in rows:
         record = row.record
         positive, negative = record["poles"]
-        costs = " / ".join(f"{row.cost(OURS, pole).mean:+.2f}" for pole in POLES)
-        doubt = "" if row.moves else " (does not move it)"
-        swing, prompt = _text(row.swing(OURS)), _text(row.swing(PROMPT))
-        cells = (row.name, positive, negative, record["instrument"]["unit"], f"{swing}{doubt}", prompt, costs)
+        swings, costs = {}, {}
+        for way in (OURS, ANCHORED):
+            doubt = "" if row.moves(way) else " (does not move it)"
+            swings[way] = f"{_text(row.swing(way))}{doubt}" if way in row.ways else ""
+            costs[way] = " / ".join(f"{row.cost(way, pole).mean:+.2f}" for pole in POLES) if way in row.ways else ""
+        prompt = _text(row.swing(PROMPT))
+        unit = record["instrument"]["unit"]
+        cells = (row.name, positive, negative, unit, swings[OURS], swings[ANCHORED], prompt, costs[OURS], costs[ANCHORED])
         yield "| " + " | ".join(cells) + f" | [report]({row.name}/REPORT.md) |"
 
 

@@ -1004,3 +1004,65 @@ def test_steering_that_a_model_does_not_allow_is_refused_before_the_answer(tiny_
     with pytest.raises(ModelError, match=r"tiny \(architecture plamo2\) cannot be steered.*localsteer doctor"):
         answer_of(model, Request(PROMPT, None, GREEDY, max_tokens=8), gate)
     assert gate.drafts == []
+
+
+# Anchored answers
+
+
+def plausible_to(model: Model, request: Request, tokens: Sequence[int]) -> list[bool]:
+    """For each token, whether the unsteered model finds it at least `min_p` times as likely as its likeliest one."""
+    read = run_alone(model, (*request.prompt, *tokens), [None] * (len(request.prompt) + len(tokens)), read=False).logits
+    rows = read[len(request.prompt) - 1 : -1]
+    return [bool(np.exp(row[token] - row.max()) >= request.sampling.min_p) for row, token in zip(rows, tokens, strict=True)]
+
+
+@pytest.fixture
+def anchored(tiny: Model) -> Request:
+    lively = Sampling(temperature=2.0, top_k=0, top_p=1.0, min_p=0.3, seed=7)
+    return Request(PROMPT, plan_of(random_edit(tiny, seed=3, norm=3.0)), lively, max_tokens=24, anchored=True)
+
+
+def test_an_anchored_answer_holds_only_what_the_unsteered_model_finds_plausible(
+    generator: Generator, tiny: Model, anchored: Request
+) -> None:
+    free = generator.generate(replace(anchored, anchored=False)).tokens
+    answer = generator.generate(anchored).tokens
+    assert not all(plausible_to(tiny, anchored, free))
+    assert all(plausible_to(tiny, anchored, answer))
+    assert answer != generator.generate(unsteered(anchored)).tokens
+
+
+def test_an_anchored_answer_without_steering_is_the_unsteered_one(generator: Generator, anchored: Request) -> None:
+    plain = replace(anchored, plan=None, anchored=False)
+    assert generator.generate(replace(anchored, plan=None)).tokens == generator.generate(plain).tokens
+
+
+def test_a_gate_that_steers_later_is_anchored_from_there(generator: Generator, tiny: Model, anchored: Request) -> None:
+    edit = anchored.response_edit
+    script = Script(tokens={4: Verdict(edit)})
+    answer = generator.generate(replace(anchored, plan=None), gate=script).tokens
+    assert answer[:4] == generator.generate(unsteered(anchored)).tokens[:4]
+    assert all(plausible_to(tiny, anchored, answer))
+
+
+def test_the_next_turn_finds_an_anchored_answer_in_the_cache(generator: Generator, anchored: Request) -> None:
+    answer = generator.generate(anchored).tokens
+    following = replace(anchored, prompt=(*PROMPT, *answer, 65, 66))
+    # But for the token that was drawn last, which nothing has run.
+    assert generator.generate(following).timing.reused_tokens == len(PROMPT) + len(answer) - 1
+    with Generator(generator.model) as fresh:
+        assert generator.generate(following).tokens == fresh.generate(following).tokens
+
+
+def test_anchoring_needs_a_min_p_and_an_unsteered_prompt(tiny: Model, anchored: Request) -> None:
+    with pytest.raises(LocalsteerError, match="min-p above 0"):
+        replace(anchored, sampling=replace(anchored.sampling, min_p=0.0))
+    with pytest.raises(LocalsteerError, match="response alone"):
+        replace(anchored, plan=plan_of(random_edit(tiny, seed=3), steer_prompt=True))
+
+
+def test_a_recurrent_model_cannot_anchor(tiny_model: TinyModel, anchored: Request) -> None:
+    model = tiny_model("mamba")
+    request = replace(anchored, plan=plan_of(random_edit(model, seed=3)))
+    with Generator(model) as generator, pytest.raises(ModelError, match="recurrent, and cannot anchor"):
+        generator.generate(request)

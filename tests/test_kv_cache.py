@@ -181,3 +181,66 @@ def test_a_failed_run_leaves_an_empty_cache(cache: KVCache, tiny: Model) -> None
     assert (cache.tokens, cache.edits) == ([], [])
     cache.run(OTHER, None)
     assert_as_fresh(tiny, cache, OTHER, [None] * len(OTHER))
+
+
+# The unsteered twin
+
+
+@pytest.fixture
+def anchored(tiny: Model) -> Iterator[KVCache]:
+    with Context(tiny, n_ctx=256, n_seq=3, tap=ResidualTap(tiny.n_layer, tiny.n_embd)) as context:
+        yield KVCache(context)
+
+
+def assert_both(model: Model, cache: KVCache, edits: Sequence[Edit | None], token: int, edit: Edit | None) -> None:
+    """Both rows say what the same tokens say under their own steering, and without any."""
+    before = list(cache.tokens)
+    steered, unsteered = cache.run_anchored(token, edit)
+    rows = [cache.context.logits(row).copy() for row in (steered, unsteered)]
+    alone = [
+        run_alone(model, (*before, token), under, read=False).logits[-1] for under in ([*edits, edit], [None] * len(cache.tokens))
+    ]
+    for row, expected in zip(rows, alone, strict=True):
+        np.testing.assert_allclose(row, expected, atol=LOGIT_NOISE)
+    if edit is not None:
+        assert np.abs(alone[0] - alone[1]).max() > 10 * LOGIT_NOISE
+
+
+def test_the_twin_reads_the_same_tokens_unsteered(anchored: KVCache, tiny: Model) -> None:
+    edit = random_edit(tiny, seed=3)
+    anchored.run(PROMPT, None)
+    edits: list[Edit | None] = [None] * len(PROMPT)
+    for token in OTHER:
+        assert_both(tiny, anchored, edits, token, edit)
+        edits.append(edit)
+
+
+def test_the_twin_catches_up_where_it_was_left_behind(anchored: KVCache, tiny: Model) -> None:
+    edit = random_edit(tiny, seed=3)
+    anchored.run(PROMPT, None)
+    anchored.run_anchored(OTHER[0], edit)
+    anchored.run(OTHER[1:3], edit)
+    anchored.cut(len(PROMPT) + 2)  # a rewind
+    anchored.run(OTHER[4:6], None)
+    edits = [*[None] * len(PROMPT), edit, edit, None, None]
+    assert_both(tiny, anchored, edits, OTHER[6], edit)
+
+
+def test_the_twin_holds_the_answer_as_the_next_prompt_has_it(anchored: KVCache, tiny: Model) -> None:
+    edit = random_edit(tiny, seed=3)
+    anchored.run(PROMPT, None)
+    for token in OTHER:
+        anchored.run_anchored(token, edit)
+    following = (*PROMPT, *OTHER, 70, 71)
+    assert anchored.keep_common(following, [None] * len(following)) == len(PROMPT) + len(OTHER)
+    assert_as_fresh(tiny, anchored, following[:-2], [None] * (len(PROMPT) + len(OTHER)))
+
+
+def test_another_prompt_leaves_nothing_of_the_twin_behind(anchored: KVCache, tiny: Model) -> None:
+    edit = random_edit(tiny, seed=3)
+    anchored.run(PROMPT, None)
+    anchored.run_anchored(OTHER[0], edit)
+    another = (*PROMPT[:5], *OTHER)
+    assert anchored.keep_common(another, [None] * len(another)) == 5
+    anchored.run(another[5:], None)
+    assert_both(tiny, anchored, [None] * len(another), 65, edit)

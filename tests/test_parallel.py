@@ -220,3 +220,23 @@ def test_log_probabilities_are_those_of_each_alone(tiny: Model) -> None:
             assert one.logprob == pytest.approx(other.logprob, abs=LOGIT_NOISE)
             assert len(one.likeliest) == 2
             assert one.likeliest[0] == (one.token, one.logprob)  # greedy
+
+
+def test_anchored_answers_beside_others_are_those_of_each_alone(tiny: Model) -> None:
+    lively = Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.2)
+    edits = [random_edit(tiny, seed=5, norm=3.0), None, random_edit(tiny, seed=6, norm=3.0)]
+    requests = [
+        Request(
+            PROMPTS[number % 3],
+            None if edit is None else plan_of(edit),
+            replace(lively, seed=number),
+            8 + number,
+            anchored=anchored,
+        )
+        for number, (edit, anchored) in enumerate((edit, anchored) for edit in edits for anchored in (True, False))
+    ]
+    answers = generate_many(tiny, requests)
+    with Generator(tiny) as generator:
+        for request, answer in zip(requests, answers, strict=True):
+            assert answer.tokens == generator.generate(request).tokens
+    assert answers[0].tokens != answers[1].tokens

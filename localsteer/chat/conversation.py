@@ -27,6 +27,7 @@ class Conversation:
         controller: the policy's, if any: it steers on top of the plan when it sees a need.
         sampling: how tokens are drawn.
         max_tokens: longest answer.
+        anchored: the unsteered model has a say in every token.
 
     Attributes:
         turns: user and assistant messages so far.
@@ -41,6 +42,7 @@ class Conversation:
         controller: Controller | None = None,
         sampling: Sampling | None = None,
         max_tokens: int = 512,
+        anchored: bool = False,
     ) -> None:
         self.generator = generator
         self.system = system
@@ -48,6 +50,7 @@ class Conversation:
         self.controller = controller
         self.sampling = sampling or Sampling()
         self.max_tokens = max_tokens
+        self.anchored = anchored
         self.turns: list[Message] = []
 
     def ask(
@@ -110,7 +113,8 @@ class Conversation:
         if self.controller is not None:
             before, last = turns[dropped:-1], turns[-1]
             message = changed_span(lambda text: self._tokens([*before, replace(last, content=text)]), last.content)
-        return Request(prompt, self.plan, self.sampling, self.max_tokens, chat_stop(self.generator.model), message)
+        stop = chat_stop(self.generator.model)
+        return Request(prompt, self.plan, self.sampling, self.max_tokens, stop, message, anchored=self.anchored)
 
     def _fitting(self, turns: list[Message]) -> tuple[tuple[int, ...], int]:
         """The prompt, without as many of the oldest exchanges as leave room for an answer."""

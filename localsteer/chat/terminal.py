@@ -68,7 +68,7 @@ class Terminal:
         if plan is None:
             return "unsteered"
         dose = "" if plan.relative_dose is None else f", relative dose {plan.relative_dose:.2f}"
-        return f"{plan.steering}{dose}"
+        return f"{plan.steering}{dose}{', anchored' if self.conversation.anchored else ''}"
 
     def _toolbar(self) -> str:
         """The steering, and what the policy did in the last answer."""

@@ -9,6 +9,7 @@ import click
 
 from localsteer.commands.options import (
     ModelOptions,
+    anchored_option,
     armed_controller,
     context_option,
     make_plan,
@@ -22,6 +23,7 @@ from localsteer.commands.options import (
 from localsteer.commands.output import interrupt_stops_answer, note, print_side_by_side
 
 if TYPE_CHECKING:
+    from localsteer.calibrated import Scope
     from localsteer.llama.sampling import Sampling
 
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 @policy_option
 @click.option("--system", help="A system message.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer.")
+@anchored_option
 @max_dose_option
 @with_sampling_options
 @context_option
@@ -39,6 +42,7 @@ def command(
     policy_file: str | None,
     system: str | None,
     max_tokens: int,
+    anchored: bool,
     max_dose: float | None,
     sampling: Sampling,
     n_ctx: int | None,
@@ -56,11 +60,19 @@ def command(
 
         load_policy(policy_file)
     with model_options.open() as opened:
-        plan_for = functools.partial(make_plan, model=opened, max_dose=max_dose, both_ways=True)  # /compare answers both
+        scope: Scope = "anchored" if anchored else "response"
+        # Both ways, because /compare answers both.
+        plan_for = functools.partial(make_plan, model=opened, scope=scope, max_dose=max_dose, both_ways=True)
         plan = plan_for(expression)
-        with armed_controller(policy_file, opened, max_dose) as controller, open_generator(opened, n_ctx) as generator:
+        with armed_controller(policy_file, opened, max_dose, scope) as controller, open_generator(opened, n_ctx) as generator:
             conversation = Conversation(
-                generator, system=system, plan=plan, controller=controller, sampling=sampling, max_tokens=max_tokens
+                generator,
+                system=system,
+                plan=plan,
+                controller=controller,
+                sampling=sampling,
+                max_tokens=max_tokens,
+                anchored=anchored,
             )
             note(f"{opened.name}. /help lists the commands.")
             if opened.chat_template is None:

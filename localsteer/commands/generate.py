@@ -9,6 +9,7 @@ import click
 
 from localsteer.commands.options import (
     ModelOptions,
+    anchored_option,
     armed_controller,
     context_option,
     json_option,
@@ -24,6 +25,7 @@ from localsteer.commands.output import interrupt_stops_answer, note, print_json,
 
 if TYPE_CHECKING:
     from localsteer.answer import Answer, Request
+    from localsteer.calibrated import Scope
     from localsteer.llama.sampling import Sampling
     from localsteer.steering import Plan
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Continue PROMPT as plain text, without the chat template.")
 @click.option("--compare", is_flag=True, help="Answer three times: steered the other way, unsteered, steered.")
 @click.option("--steer-prompt", is_flag=True, help="Steer the prompt as well, as llama.cpp's own programs do.")
+@anchored_option
 @max_dose_option
 @with_sampling_options
 @context_option
@@ -53,6 +56,7 @@ def command(
     raw: bool,
     compare: bool,
     steer_prompt: bool,
+    anchored: bool,
     max_dose: float | None,
     sampling: Sampling,
     n_ctx: int | None,
@@ -78,6 +82,8 @@ def command(
         raise click.UsageError("--compare shows steerings side by side, and a policy decides by itself: leave one of them out.")
     if raw and system is not None:
         raise click.UsageError("--system has no place in plain text: leave out --raw.")
+    if anchored and steer_prompt:
+        raise click.UsageError("--anchored steers the response alone: leave out --steer-prompt.")
     if prompt == "-":
         prompt = sys.stdin.read()
     if policy_file is not None:
@@ -90,12 +96,13 @@ def command(
         messages = [Message("system", system)] if system is not None else []
         messages.append(Message("user", prompt))
         tokens = prompt_tokens(opened, messages, raw=raw)
-        plan = make_plan(expression, opened, steer_prompt=steer_prompt, max_dose=max_dose, both_ways=compare)
+        scope: Scope = "anchored" if anchored else "prompt" if steer_prompt else "response"
+        plan = make_plan(expression, opened, scope=scope, max_dose=max_dose, both_ways=compare)
         name = opened.name
         message = latest_message(opened, messages, raw=raw) if policy_file is not None else None
-        request = Request(tokens, plan, sampling, max_tokens, stop, message).seeded()
+        request = Request(tokens, plan, sampling, max_tokens, stop, message, anchored=anchored).seeded()
         with (
-            armed_controller(policy_file, opened, max_dose) as controller,
+            armed_controller(policy_file, opened, max_dose, scope) as controller,
             open_generator(opened, n_ctx) as generator,
             interrupt_stops_answer() as interrupt,
         ):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 if TYPE_CHECKING:
+    from localsteer.calibrated import Scope
     from localsteer.generation import Generator
     from localsteer.llama.model import Model
     from localsteer.policy.arm import ArmedPolicy
@@ -133,6 +134,12 @@ def _add_up(_context: click.Context, _parameter: click.Parameter, given: Sequenc
     return str(Steering(tuple(term for one in given for term in parse_steering(one).terms)))
 
 
+def anchored_option(function: Command) -> Command:
+    """--anchored."""
+    text = "Let the unsteered model read along: what it finds too unlikely (--min-p) is not said. Takes stronger doses; slower."
+    return click.option("--anchored", is_flag=True, help=text)(function)
+
+
 def max_dose_option(function: Command) -> Command:
     """--max-dose."""
     return click.option(
@@ -219,7 +226,7 @@ def make_plan(
     expression: str,
     model: Model,
     *,
-    steer_prompt: bool = False,
+    scope: Scope = "response",
     max_dose: float | None = None,
     both_ways: bool = False,
 ) -> Plan | None:
@@ -228,7 +235,7 @@ def make_plan(
     Args:
         expression: the expression.
         model: the model to steer.
-        steer_prompt: steer the prompt as well.
+        scope: what is steered.
         max_dose: the largest relative dose that is allowed; None for any.
         both_ways: the opposite will be used, too.
 
@@ -243,7 +250,7 @@ def make_plan(
     if not steering:
         return None
     with progress_bar() as progress:
-        plan = resolve(steering, model.fingerprint, loader(model, progress), "prompt" if steer_prompt else "response")
+        plan = resolve(steering, model.fingerprint, loader(model, progress), scope)
     if max_dose is not None:
         plan.refuse_above(max_dose)
         if both_ways and plan.opposite is not None:
@@ -254,8 +261,10 @@ def make_plan(
 
 
 @contextlib.contextmanager
-def armed_policy(path: str | None, model: Model, max_dose: float | None) -> Iterator[ArmedPolicy | None]:
-    """A policy file armed for a model; None without one.
+def armed_policy(
+    path: str | None, model: Model, max_dose: float | None, scope: Scope = "response"
+) -> Iterator[ArmedPolicy | None]:
+    """A policy file armed for a model, its rules with the doses of this scope; None without one.
 
     Raises:
         LocalsteerError: the policy cannot be used, or steers by more than `max_dose`.
@@ -268,7 +277,7 @@ def armed_policy(path: str | None, model: Model, max_dose: float | None) -> Iter
 
     with contextlib.ExitStack() as stack:
         with progress_bar() as progress:
-            armed = stack.enter_context(arm(path, model, progress))
+            armed = stack.enter_context(arm(path, model, progress, scope))
         if max_dose is not None:
             for rule in armed.policy.rules:
                 rule.plan.refuse_above(max_dose)
@@ -278,7 +287,9 @@ def armed_policy(path: str | None, model: Model, max_dose: float | None) -> Iter
 
 
 @contextlib.contextmanager
-def armed_controller(path: str | None, model: Model, max_dose: float | None) -> Iterator[Controller | None]:
+def armed_controller(
+    path: str | None, model: Model, max_dose: float | None, scope: Scope = "response"
+) -> Iterator[Controller | None]:
     """The controller of a new conversation under a policy file; None without one.
 
     Raises:
@@ -286,7 +297,7 @@ def armed_controller(path: str | None, model: Model, max_dose: float | None) -> 
     """
     from localsteer.policy.controller import Controller
 
-    with armed_policy(path, model, max_dose) as armed:
+    with armed_policy(path, model, max_dose, scope) as armed:
         yield Controller(armed.policy, audit=armed.audit) if armed is not None else None
 
 

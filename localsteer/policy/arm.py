@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from localsteer.calibrated import Scope
 from localsteer.discovery import resolve_model
 from localsteer.errors import LocalsteerError, PolicyError
 from localsteer.extraction import Progress
@@ -45,8 +46,16 @@ class ArmedPolicy:
         LocalsteerError: a vector cannot be found or does not fit, or the audit log cannot be written.
     """
 
-    def __init__(self, document: PolicyDocument, folder: Path, model: Model, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        document: PolicyDocument,
+        folder: Path,
+        model: Model,
+        progress: Progress | None = None,
+        scope: Scope = "response",
+    ) -> None:
         self._folder = folder
+        self._scope: Scope = scope
         self._model = model
         self._judges: dict[Path, Judge] = {}
         self._opened: list[Model] = []
@@ -164,7 +173,7 @@ class ArmedPolicy:
         def load(name: str) -> ControlVector:
             return read_vector(self._path(name)) if is_path(name) else load_vector(name, self._model, progress)
 
-        return resolve(parse_steering(expression), self._model.fingerprint, load)
+        return resolve(parse_steering(expression), self._model.fingerprint, load, self._scope)
 
     def _path(self, name: str) -> Path:
         try:
@@ -182,13 +191,19 @@ def _named(what: str) -> Iterator[None]:
         raise PolicyError(f"{what}: {error.message}", hint=error.hint) from error
 
 
-def arm(path: str | Path, model: Model, progress: Progress | None = None) -> ArmedPolicy:
+def arm(path: str | Path, model: Model, progress: Progress | None = None, scope: Scope = "response") -> ArmedPolicy:
     """Load a policy file for a model.
+
+    Args:
+        path: the file.
+        model: the model.
+        progress: told while a vector is built.
+        scope: what its rules steer; calibrated vectors have a dose for each.
 
     Raises:
         PolicyError: the file is missing or breaks a rule, or something that it names is missing or does not fit.
     """
-    return ArmedPolicy(load_policy(path), Path(path).parent, model, progress)
+    return ArmedPolicy(load_policy(path), Path(path).parent, model, progress, scope)
 
 
 def classifier_name(path: Path) -> str:

@@ -256,3 +256,52 @@ def test_where_no_token_goes_on_as_a_grammar_wants_that_is_an_error(context: Con
     # llama.cpp lets no grammar have the token of a zero byte.
     with Sampler(OPEN, context.model, r'root ::= "\x00"') as sampler, pytest.raises(ModelError, match="as the grammar wants"):
         sampler.sample(context, len(PROMPT) - 1)
+
+
+# Where the unsteered model has a say
+
+
+@pytest.fixture(scope="module")
+def two(tiny: Model) -> Iterator[Context]:
+    """Two prompts, one token each: row 0 stands for what the steered model says, row 1 for the unsteered one."""
+    with Context(tiny, n_ctx=64, n_seq=2) as context:
+        context.decode(Batch.of_next_tokens([65, 90], [0, 0], [0, 1]))
+        yield context
+
+
+def shares_of(context: Context, row: int) -> Floats:
+    """Of the likeliest token."""
+    shares: Floats = np.exp(context.logits(row) - context.logits(row).max())
+    return shares
+
+
+def test_what_the_unsteered_model_finds_unlikely_is_not_drawn(two: Context) -> None:
+    settings = Sampling(temperature=3.0, top_k=0, top_p=1.0, min_p=0.02, seed=1)
+    with Sampler(settings, two.model) as sampler:
+        drawn = {sampler.sample(two, 0, unsteered=1) for _ in range(500)}
+    with Sampler(settings, two.model) as sampler:
+        alone = {sampler.sample(two, 0) for _ in range(500)}
+    plausible = set(np.flatnonzero(shares_of(two, 1) >= 0.02).tolist())
+    assert alone - plausible, "the two models must disagree for this to say anything"
+    assert drawn <= plausible
+    assert len(drawn) > 1
+
+
+def test_among_the_plausible_ones_the_steered_model_decides(two: Context) -> None:
+    with Sampler(Sampling(temperature=0, min_p=0.4, seed=1), two.model) as sampler:
+        token = sampler.sample(two, 0, unsteered=1)
+    plausible = np.flatnonzero(shares_of(two, 1) >= 0.4)
+    assert token == plausible[two.logits(0)[plausible].argmax()]
+
+
+def test_a_model_that_agrees_with_itself_changes_nothing(two: Context) -> None:
+    settings = Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.2, seed=3)
+    with Sampler(settings, two.model) as one, Sampler(settings, two.model) as other:
+        assert [one.sample(two, 0, unsteered=0) for _ in range(50)] == [other.sample(two, 0) for _ in range(50)]
+
+
+def test_what_a_grammar_wants_need_not_be_plausible(two: Context) -> None:
+    implausible = int(shares_of(two, 1)[97:123].argmin()) + 97  # a letter
+    grammar = f'root ::= "{chr(implausible)}"+'
+    with Sampler(Sampling(min_p=0.9, seed=1), two.model, grammar) as sampler:
+        assert two.model.token_bytes(sampler.sample(two, 0, unsteered=1)) == chr(implausible).encode()
