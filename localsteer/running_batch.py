@@ -14,13 +14,14 @@ import numpy as np
 
 from localsteer.answer import Answer, Request
 from localsteer.answering import Answering, Logits, Run, next_run
-from localsteer.errors import ModelError
+from localsteer.errors import LocalsteerError, ModelError
 from localsteer.gate import Gate
-from localsteer.generation import check_prompt, default_context, needs_tap
+from localsteer.generation import check_anchored, check_prompt, default_context, needs_tap
 from localsteer.llama.context import Batch, Context, undivided
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap, Rows
 from localsteer.llama.steerability import steerability
+from localsteer.slots import Slot, Slots, common_length
 
 # While others are being written, a prompt is read in parts of this many tokens, so that nobody waits long for the next word: a
 # laptop that reads 200 tokens a second holds the others up for 0.6 s a part, where whole parts of 512 would take 2.6 s.
@@ -30,43 +31,22 @@ _WORTH_WAITING = 32
 
 
 @dataclass(eq=False)
-class _Slot:
-    """A sequence of the context; when nobody uses it, what it holds is kept for a prompt that begins alike.
-
-    Attributes:
-        sequence: its number.
-        tokens: what it holds.
-        edits: for each of them the steering that it was computed under.
-        used: when it was last given to an answer; larger is later.
-        free: whether no answer uses it.
-    """
-
-    sequence: int
-    tokens: list[int] = field(default_factory=list)
-    edits: list[Edit | None] = field(default_factory=list)
-    used: int = 0
-    free: bool = True
-
-    def common(self, tokens: Sequence[int], edit: Edit | None) -> int:
-        """How many of these tokens, all under one steering, it begins with."""
-        return _common(self.tokens, self.edits, tokens, edit)
-
-    def drop(self, start: int) -> None:
-        del self.tokens[start:], self.edits[start:]
-
-
-@dataclass(eq=False)
 class Lane:
     """One answer in the batch.
 
     Attributes:
         answering: how it is written.
+        places: how many places it takes.
         error: what ended it, where something failed.
+        slot: what it is written in, once it has begun.
+        twin: what the unsteered model reads it along in, once an anchored answer is steered.
     """
 
     answering: Answering
+    places: int = 1
     error: Exception | None = None
-    slot: _Slot | None = None
+    slot: Slot | None = None
+    twin: Slot | None = None
     steps: Generator[Run, Logits, None] | None = None
     # What is run before the next step can be taken: tokens that had to be forgotten, then what the answer asks for.
     runs: list[Run] = field(default_factory=list)
@@ -90,22 +70,33 @@ class Lane:
 
 @dataclass(frozen=True)
 class _Part:
-    """What one lane has in a batch."""
+    """What one lane has in a batch, in its own sequence or in its twin's."""
 
     lane: Lane
     run: Run
     tokens: tuple[int, ...]
+    of_twin: bool = False
+
+    @property
+    def slot(self) -> Slot:
+        slot = self.lane.twin if self.of_twin else self.lane.slot
+        assert slot is not None
+        return slot
+
+    @property
+    def edit(self) -> Edit | None:
+        return None if self.of_twin else self.run.edit
 
 
 class RunningBatch:
-    """Up to `parallel` answers at once. A context manager; all calls from one thread.
+    """Up to `parallel` answers at once, half as many where they are anchored. A context manager; all calls from one thread.
 
     An answer equals the one that its request gets alone up to the noise floor of quantised inference, which depends on how a
     batch is composed: a sampled text may part from it after some tokens.
 
     Args:
         model: the model.
-        parallel: most answers at once.
+        parallel: most answers at once; an anchored one takes two places, the other for the unsteered model.
         n_ctx: tokens of context that each of them has; None means as many as `Generator` takes. The KV cache holds
             `parallel` times as many.
 
@@ -121,9 +112,8 @@ class RunningBatch:
         self._why_not = None if possible.readable else possible.reason
         tap = ResidualTap(model.n_layer, model.n_embd) if possible.readable else None
         self._context = Context(model, n_ctx=self.n_ctx * parallel, n_seq=parallel, tap=tap)
-        self._slots = [_Slot(number) for number in range(parallel)]
+        self._slots = Slots(self._context)
         self._lanes: list[Lane] = []
-        self._clock = itertools.count(1)
 
     def __enter__(self) -> RunningBatch:
         return self
@@ -139,22 +129,27 @@ class RunningBatch:
 
     @property
     def places(self) -> int:
-        """How many answers can join now."""
-        return self.parallel - len(self._lanes)
+        """How many places are free."""
+        return self.parallel - sum(lane.places for lane in self._lanes)
 
     @property
     def kept_tokens(self) -> int:
         """Tokens in the KV cache, those included that no answer uses at the moment."""
-        return sum(len(slot.tokens) for slot in self._slots)
+        return self._slots.kept_tokens
+
+    def places_for(self, request: Request, gate: Gate | None = None) -> int:
+        """How many places an answer takes: two where it is anchored and may be steered."""
+        return 2 if request.anchored and any(edit is not None for edit in _edits(request, gate)) else 1
 
     def check(self, request: Request, gate: Gate | None = None) -> None:
         """Make sure that a request can be answered.
 
         Raises:
-            LocalsteerError: its prompt does not fit the context, or the model cannot be steered for each answer by itself.
+            LocalsteerError: its prompt does not fit the context, or the model cannot be steered for each answer by itself, or
+                the answer cannot be anchored here.
         """
         check_prompt(request.prompt, self.n_ctx)
-        edits = [request.prompt_edit, *(gate.edits if gate is not None else [request.response_edit])]
+        edits = [request.prompt_edit, *_edits(request, gate)]
         reads = gate is not None and (gate.prompt_layers or gate.output_layers)
         if self._why_not is not None and (reads or any(edit is not None for edit in edits)):
             raise ModelError(
@@ -162,9 +157,11 @@ class RunningBatch:
                 f"{self._why_not}.",
                 hint="`localsteer doctor -m MODEL` says which way a model allows.",
             )
+        if self.places_for(request, gate) > 1:
+            check_anchored_batch(self.model, self.parallel)
 
     def join(self, request: Request, *, gate: Gate | None = None, on_text: Callable[[str], None] | None = None) -> Lane:
-        """Begin an answer with the next step; there must be a place.
+        """Begin an answer with the next step; there must be the places that it takes.
 
         Args:
             request: what to answer.
@@ -174,20 +171,22 @@ class RunningBatch:
         Raises:
             LocalsteerError: as `check`.
         """
-        if self.places <= 0:
-            raise ValueError("no place is free")
         self.check(request, gate)
+        places = self.places_for(request, gate)
+        if self.places < places:
+            raise ValueError("no place is free")
         answering = Answering(self.model, request.seeded(), gate=gate, on_text=on_text, n_ctx=self.n_ctx)
-        lane = Lane(answering)
+        lane = Lane(answering, places)
         self._lanes.append(lane)
         return lane
 
     def leave(self, lane: Lane) -> None:
-        """End an answer where it stands; its place is free at once."""
+        """End an answer where it stands; its places are free at once."""
         if lane.steps is not None:
             lane.steps.close()
-        if lane.slot is not None:
-            lane.slot.free = True
+        for slot in (lane.slot, lane.twin):
+            if slot is not None:
+                slot.free = True
         self._lanes.remove(lane)
 
     def step(self) -> list[Lane]:
@@ -212,52 +211,14 @@ class RunningBatch:
         if not self.model.sequences_share_tokens:
             return False
         prefix, edit = lane.answering.reusable, lane.answering.request.prompt_edit
-        there = max(slot.common(prefix, edit) for slot in self._slots)
+        there = self._slots.common(prefix, edit)
         return any(_planned(other, prefix, edit) >= there + _WORTH_WAITING for other in self._lanes if other is not lane)
 
     def _begin(self, lane: Lane) -> None:
         prefix, edit = lane.answering.reusable, lane.answering.request.prompt_edit
-        slot, reused = self._slot_for(prefix, edit)
-        slot.free, slot.used = False, next(self._clock)
-        lane.slot = slot
+        lane.slot, reused = self._slots.take(prefix, edit)
         lane.steps = lane.answering.steps(reused)
         self._go_on(lane, None)
-
-    def _slot_for(self, prefix: Sequence[int], edit: Edit | None) -> tuple[_Slot, int]:
-        """A free slot, and how much of the prefix it holds: what another one holds is shared with it."""
-        free = [slot for slot in self._slots if slot.free]
-        if not self.model.sequences_share_tokens:
-            # A recurrent state can only be gone on from.
-            for slot in free:
-                if slot.tokens and slot.common(prefix, edit) == len(slot.tokens):
-                    return slot, len(slot.tokens)
-            slot = min(free, key=lambda one: one.used)
-            self._forget(slot, 0)
-            return slot, 0
-        best = max(self._slots, key=lambda one: (one.common(prefix, edit), one.free))
-        common = best.common(prefix, edit)
-        # The conversation goes on where it was. One that merely begins alike keeps what it has.
-        if best.free and 2 * common >= len(best.tokens):
-            self._forget(best, common)
-            return best, common
-        slot = min(free, key=lambda one: (one.used, one is best))
-        if slot is not best:
-            self._forget(slot, 0)
-            if common:
-                self._context.copy_sequence(best.sequence, slot.sequence)
-                slot.tokens, slot.edits = list(best.tokens), list(best.edits)
-        self._forget(slot, common)
-        return slot, common
-
-    def _forget(self, slot: _Slot, start: int) -> bool:
-        """Drop what a slot holds from a position on; False where that cannot be done and nothing is left of it."""
-        if start >= len(slot.tokens):
-            return True
-        kept = self._context.forget(slot.sequence, start)
-        if not kept:
-            self._context.forget(slot.sequence)
-        slot.drop(start if kept else 0)
-        return kept
 
     # ---- running
 
@@ -267,8 +228,12 @@ class RunningBatch:
         single = [(lane, run) for lane, run in waiting if len(run.rest) == 1]
         longer = [(lane, run) for lane, run in waiting if len(run.rest) > 1]
         single.sort(key=lambda one: one[0].sequence)
-        parts = [_Part(lane, run, run.rest) for lane, run in single]
-        room = min(_SMOOTH_PART, self._context.n_ubatch - len(single)) if single else self._context.n_ubatch
+        parts: list[_Part] = []
+        for lane, run in single:
+            parts.append(_Part(lane, run, run.rest))
+            if run.anchored:
+                parts.append(_Part(lane, run, run.rest, of_twin=True))
+        room = min(_SMOOTH_PART, self._context.n_ubatch - len(parts)) if parts else self._context.n_ubatch
         if not self.model.sequences_share_tokens:
             # llama.cpp splits a batch of recurrent sequences of different lengths anew, and a tap would not know its rows.
             batches = [parts[group] for group in undivided(self.model, [part.lane.sequence for part in parts])]
@@ -288,20 +253,22 @@ class RunningBatch:
         ends = np.cumsum([len(part.tokens) for part in parts])
         self._prepare(parts)
         self._context.decode(_batch(parts, ends))
+        for part in parts:
+            part.slot.add(part.tokens, part.edit)
         for number, (part, end) in enumerate(zip(parts, ends.tolist(), strict=True)):
-            slot, count = part.lane.slot, len(part.tokens)
-            assert slot is not None
-            slot.tokens.extend(part.tokens)
-            slot.edits.extend([part.run.edit] * count)
+            if part.of_twin:
+                continue
+            count = len(part.tokens)
             part.run.took(count, self._rows_of(number, end - count, end, int(ends[-1])))
             if not part.run.rest:
-                self._go_on(part.lane, Logits(self._context, end - 1))
+                # The twin's row is the next one.
+                self._go_on(part.lane, Logits(self._context, end - 1, end if part.run.anchored else None))
 
     def _prepare(self, parts: Sequence[_Part]) -> None:
         tap = self._context.tap
         if tap is None:
             return
-        edits = [part.run.edit for part in parts for _ in part.tokens]
+        edits = [part.edit for part in parts for _ in part.tokens]
         layers = {layer for part in parts for layer in part.run.layers}
         # One steering for all: llama.cpp's own control vector, which costs 0.2 ms a step on the demo model; the tap 2.5 ms.
         # What is read is the output of a block before it is steered, which only the tap can tell.
@@ -337,26 +304,44 @@ class RunningBatch:
         if run is None:
             return
         tokens, edits = lane.slot.tokens[: run.start], lane.slot.edits[: run.start]
-        if not self._forget(lane.slot, run.start):
+        if not self._slots.forget(lane.slot, run.start):
             lane.runs = list(_again(tokens, edits))
+        if run.anchored:
+            self._bring_up_twin(lane)
         lane.runs.append(run)
 
+    def _bring_up_twin(self, lane: Lane) -> None:
+        """Let the twin hold the tokens that the lane's own slot holds."""
+        assert lane.slot is not None
+        held = lane.slot.tokens
+        if lane.twin is None:
+            lane.twin, shared = self._slots.take(held, None)
+            assert shared == len(held)  # the first run that is steered is anchored: nothing before it was
+        self._slots.forget(lane.twin, len(held))
+
     def _fail_all(self, error: Exception) -> None:
-        """What the cache holds is unknown."""
-        self._context.clear()
-        for slot in self._slots:
-            slot.drop(0)
+        self._slots.clear()
         for lane in self._lanes:
             lane.error = error
 
 
-def _common(tokens: Sequence[int], edits: Sequence[Edit | None], others: Sequence[int], edit: Edit | None) -> int:
-    count = 0
-    for token, own, other in zip(tokens, edits, others, strict=False):
-        if token != other or own is not edit:
-            break
-        count += 1
-    return count
+def check_anchored_batch(model: Model, parallel: int) -> None:
+    """Make sure that a batch of so many places can anchor an answer.
+
+    Raises:
+        LocalsteerError: it cannot.
+    """
+    check_anchored(model)
+    if parallel < 2:
+        raise LocalsteerError(
+            "An anchored answer takes two places, its own and one for the unsteered model, and there is only one here.",
+            hint="Serve with --parallel 2 or more.",
+        )
+
+
+def _edits(request: Request, gate: Gate | None) -> Sequence[Edit | None]:
+    """All that may be done to the tokens of an answer."""
+    return gate.edits if gate is not None else [request.response_edit]
 
 
 def _planned(lane: Lane, prefix: Sequence[int], edit: Edit | None) -> int:
@@ -365,7 +350,7 @@ def _planned(lane: Lane, prefix: Sequence[int], edit: Edit | None) -> int:
         return 0
     run = lane.runs[0]
     edits = [*lane.slot.edits, *([run.edit] * len(run.rest))]
-    return _common([*lane.slot.tokens, *run.rest], edits, prefix, edit)
+    return common_length([*lane.slot.tokens, *run.rest], edits, prefix, edit)
 
 
 def _again(tokens: Sequence[int], edits: Sequence[Edit | None]) -> Iterator[Run]:
@@ -382,7 +367,7 @@ def _batch(parts: Sequence[_Part], ends: np.ndarray[tuple[int, ...], np.dtype[np
     n = int(ends[-1])
     outputs = np.zeros(n, np.int8)
     outputs[ends - 1] = 1
-    sequences = [part.lane.sequence for part in parts]
+    sequences = [part.slot.sequence for part in parts]
     return Batch(
         tokens=np.array([token for part in parts for token in part.tokens], np.int32),
         positions=np.concatenate([np.arange(p.run.position, p.run.position + len(p.tokens), dtype=np.int32) for p in parts]),

@@ -40,6 +40,8 @@ LIVELY = Sampling(temperature=1.5, seed=7)
 PROMPT = random_tokens(30, seed=1)
 OTHER_PROMPT = random_tokens(25, seed=2)
 STEM = random_tokens(20, seed=3)
+# What anchors tiny models, whose tokens are all about as likely, enough to be seen.
+MIN_P = 0.5
 # Three that begin alike, one of a single token, and one of its own.
 PROMPTS = ((*STEM, *random_tokens(9, seed=4)), STEM, (*STEM[:7], *random_tokens(15, seed=5)), (65,), PROMPT)
 
@@ -65,17 +67,31 @@ def long_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 
 @pytest.fixture
-def drawn_from(monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
-    """The logits (n_vocab,) that each token is drawn from, in the order of drawing."""
-    logits: list[Floats] = []
+def margins(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """For each token in the order of drawing how far logits would have to change until another one is the likeliest."""
+    found: list[float] = []
     sample = Sampler.sample
 
-    def remember(self: Sampler, context: Context, row: int) -> int:
-        logits.append(context.logits(row).copy())
-        return sample(self, context, row)
+    def remember(self: Sampler, context: Context, row: int, *, unsteered: int | None = None) -> int:
+        token = sample(self, context, row, unsteered=unsteered)
+        logits = context.logits(row)
+        rivals = np.full(len(logits), True)
+        if unsteered is not None:
+            room = room_above(context.logits(unsteered), self._min_p)
+            found.append(float(room[token]))
+            rivals = room > -LOGIT_NOISE
+        rivals[token] = False
+        found.append(float(logits[token] - logits[rivals].max(initial=-np.inf)))
+        return token
 
     monkeypatch.setattr(Sampler, "sample", remember)
-    return logits
+    return found
+
+
+def room_above(unsteered: Floats, min_p: float) -> Floats:
+    """How far each token is above what the unsteered model finds implausible."""
+    room: Floats = unsteered - (unsteered.max(axis=-1, keepdims=True) + np.float32(np.log(min_p)))
+    return room
 
 
 def finish(batch: RunningBatch, *lanes: Lane) -> list[Answer]:
@@ -111,6 +127,22 @@ def assert_answers(model: Model, request: Request, answer: Answer) -> None:
     """It is as long as it was asked to be, and greedy under its steering alone."""
     assert (len(answer.tokens), answer.finish_reason) == (request.max_tokens, "length")
     assert_greedy(model, request.prompt, answer.tokens, request.response_edit, steer_prompt=request.prompt_edit is not None)
+
+
+def assert_anchored(model: Model, request: Request, answer: Sequence[int], edits: Sequence[Edit | None] | None = None) -> None:
+    """Every token is the most likely one among those that the unsteered model, run alone, finds plausible.
+
+    `edits` holds one for each token; by default the request's steering from the last token of the prompt on.
+    """
+    tokens, first = (*request.prompt, *answer), len(request.prompt) - 1
+    if edits is None:
+        edits = [request.response_edit if place >= first else None for place in range(len(tokens))]
+    steered = run_alone(model, tokens, edits, read=False).logits[first:-1]
+    room = room_above(run_alone(model, tokens, read=False).logits[first:-1], request.sampling.min_p)
+    drawn = np.arange(len(answer)), list(answer)
+    assert room[drawn].min() > -LOGIT_NOISE
+    best = np.where(room > LOGIT_NOISE, steered, -np.inf).max(axis=1)
+    assert (best - steered[drawn]).max() < LOGIT_NOISE
 
 
 def assert_greedy_under(model: Model, prompt: Sequence[int], answer: Sequence[int], edits: Sequence[Edit | None]) -> None:
@@ -524,28 +556,38 @@ SCRIPTS: dict[str, Callable[[Edit, Edit], Script]] = {
 }
 
 
-def clearly_answered(model: Model, gate: Callable[[], Script], drawn_from: list[Floats]) -> tuple[Request, Script, Answer]:
+def clearly_answered(
+    model: Model, gate: Callable[[], Script], margins: list[float], *, anchored: bool
+) -> tuple[Request, Script, Answer]:
     """A request whose every token is drawn so clearly that no rounding changes it, and what the Generator makes of it."""
     for seed in range(60):
-        request = Request(random_tokens(20, seed=seed), None, GREEDY, 8)
-        drawn_from.clear()
+        sampling = replace(GREEDY, min_p=MIN_P) if anchored else GREEDY
+        request = Request(random_tokens(20, seed=seed), None, sampling, 8, anchored=anchored)
+        margins.clear()
         script = gate()
         with Generator(model) as generator:
             answer = generator.generate(request, gate=script)
-        logits = np.sort(drawn_from, axis=1) if drawn_from else np.array([[0, 1]])
-        if (logits[:, -1] - logits[:, -2]).min() > LOGIT_NOISE:
+        if min(margins, default=1) > LOGIT_NOISE:
             return request, script, answer
     raise AssertionError("no prompt is answered clearly")
 
 
-def test_every_gate_does_in_company_what_it_does_alone(kind: Model, drawn_from: list[Floats]) -> None:
+def test_every_gate_does_in_company_what_it_does_alone(kind: Model, margins: list[float]) -> None:
+    assert_each_gate_does_what_it_does_alone(kind, margins, anchored=False)
+
+
+def test_every_gate_does_in_an_anchored_answer_what_it_does_alone(keeping: Model, margins: list[float]) -> None:
+    assert_each_gate_does_what_it_does_alone(keeping, margins, anchored=True)
+
+
+def assert_each_gate_does_what_it_does_alone(kind: Model, margins: list[float], *, anchored: bool) -> None:
     a, b = random_edit(kind, seed=5), random_edit(kind, seed=6)
     removing = Edit(np.zeros_like(a.added), {2: random_basis(kind, 8, seed=7)})
-    expected = {name: clearly_answered(kind, partial(make, a, b), drawn_from) for name, make in SCRIPTS.items()}
+    expected = {name: clearly_answered(kind, partial(make, a, b), margins, anchored=anchored) for name, make in SCRIPTS.items()}
     neighbours = [Request(PROMPT, plan, GREEDY, 24) for plan in (None, plan_of(removing))]
     gates = {name: make(a, b) for name, make in SCRIPTS.items()}
     pieces: dict[str, list[str]] = {name: [] for name in SCRIPTS}
-    with RunningBatch(kind, parallel=len(SCRIPTS) + 2, n_ctx=64) as batch:
+    with RunningBatch(kind, parallel=len(SCRIPTS) * (2 if anchored else 1) + 2, n_ctx=64) as batch:
         others = [batch.join(request) for request in neighbours]
         lanes = []
         for name, (request, _, _) in expected.items():
@@ -645,6 +687,149 @@ def test_a_recurrent_model_takes_tokens_back_by_running_what_is_kept_again(tiny_
     edits = [*[a] * (len(PROMPT) + 2), *[b] * 3, None, *[c] * 8]
     assert_greedy_under(model, PROMPT, answer.tokens, edits)
     assert_answers(model, staying, staid)
+
+
+# Anchored
+
+
+def anchored_request(model: Model, prompt: tuple[int, ...] = PROMPT, max_tokens: int = 12, *, seed: int = 5) -> Request:
+    sampling = replace(GREEDY, min_p=MIN_P)
+    return Request(prompt, plan_of(random_edit(model, seed=seed, norm=8.0)), sampling, max_tokens, anchored=True)
+
+
+def test_anchored_answers_are_those_of_each_alone_also_among_others(keeping: Model, margins: list[float]) -> None:
+    requests = [
+        anchored_request(keeping, prompt, seed=5 + number) for number, prompt in enumerate((PROMPT, PROMPT, OTHER_PROMPT))
+    ]
+    plain = [replace(request, anchored=False) for request in requests]
+    clear = set()
+    with Generator(keeping) as generator:
+        alone = []
+        for number, request in enumerate(requests):
+            margins.clear()
+            alone.append(generator.generate(request))
+            if min(margins) > LOGIT_NOISE:
+                clear.add(number)
+    assert clear, "rounding may change every answer"
+    with RunningBatch(keeping, parallel=9, n_ctx=64) as batch:
+        lanes = []
+        for pair in zip(requests, plain, strict=True):
+            lanes += [batch.join(request) for request in pair]
+            steps(batch, 2)
+        assert batch.places == 0
+        answers = finish(batch, *lanes)
+        assert batch.places == 9
+    for number, (request, answer, other) in enumerate(zip(requests, answers[::2], answers[1::2], strict=True)):
+        assert len(answer.tokens) == request.max_tokens
+        assert_anchored(keeping, request, answer.tokens)
+        assert_answers(keeping, plain[number], other)
+        # The unsteered model's word counts.
+        assert answer.tokens != other.tokens
+        if number in clear:
+            assert answer.tokens == alone[number].tokens
+
+
+def test_an_anchored_answer_takes_a_second_place_where_it_may_be_steered(tiny: Model) -> None:
+    request = anchored_request(tiny)
+    edit = random_edit(tiny, seed=6)
+    unsteered = replace(request, plan=None)
+    with RunningBatch(tiny, parallel=4, n_ctx=64) as batch:
+        assert batch.places_for(request) == batch.places_for(unsteered, Script(tokens={3: Verdict(edit)})) == 2
+        assert (
+            batch.places_for(unsteered)
+            == batch.places_for(request, Script())
+            == batch.places_for(replace(request, anchored=False))
+            == 1
+        )
+        first = batch.join(request)
+        assert batch.places == 2
+        steps(batch, 3)
+        second, third = batch.join(unsteered), batch.join(replace(request, anchored=False))
+        assert batch.places == 0
+        batch.leave(second)
+        assert batch.places == 1
+        with pytest.raises(ValueError, match="no place"):
+            batch.join(request)
+        batch.leave(first)
+        assert batch.places == 3
+        fourth = batch.join(replace(request, prompt=OTHER_PROMPT))
+        answers = finish(batch, third, fourth)
+        assert batch.places == 4
+    assert_answers(tiny, replace(request, anchored=False), answers[0])
+    assert_anchored(tiny, replace(request, prompt=OTHER_PROMPT), answers[1].tokens)
+
+
+def test_the_unsteered_model_reads_nothing_twice(keeping: Model, decoded: list[int]) -> None:
+    request = anchored_request(keeping, max_tokens=8)
+    late = replace(request, plan=None)
+    with RunningBatch(keeping, parallel=2, n_ctx=128) as batch:
+        decoded.clear()
+        answered(batch, request)
+        assert decoded == [len(PROMPT) - 1, *[2] * 8]
+        decoded.clear()
+        # Until something is steered there is nothing to read along.
+        finish(
+            batch, batch.join(replace(late, prompt=OTHER_PROMPT), gate=Script(tokens={4: Verdict(random_edit(keeping, seed=6))}))
+        )
+        assert decoded == [len(OTHER_PROMPT) - 1, *[1] * 4, *[2] * 4]
+
+
+def test_the_next_turn_goes_on_where_the_unsteered_model_read(keeping: Model) -> None:
+    request = anchored_request(keeping, max_tokens=8)
+    with RunningBatch(keeping, parallel=2, n_ctx=128) as batch:
+        said = answered(batch, request).tokens
+        assert batch.kept_tokens == 2 * (len(PROMPT) + 7)
+        follow_up = replace(request, prompt=(*PROMPT, *said, *OTHER_PROMPT))
+        answer = answered(batch, follow_up)
+    assert answer.timing.reused_tokens == len(PROMPT) + 7
+    assert_anchored(keeping, follow_up, answer.tokens)
+
+
+def test_what_is_taken_back_is_taken_from_the_unsteered_model_too(keeping: Model) -> None:
+    a, b = random_edit(keeping, seed=5), random_edit(keeping, seed=6)
+    request = replace(anchored_request(keeping), plan=None)
+    staying = anchored_request(keeping, OTHER_PROMPT, 20, seed=7)
+    # Steered from the third token on; from the ninth back to the sixth; and once more before anything was steered.
+    scripts = [
+        (Script(tokens={3: Verdict(a), 9: Verdict(b, rewind=3)}), [*[None] * 3, *[a] * 3, *[b] * 7]),
+        (Script(tokens={3: Verdict(a), 6: Verdict(b, rewind=5)}), [*[None] * 1, *[b] * 12]),
+    ]
+    for script, of_answer in scripts:
+        with RunningBatch(keeping, parallel=4, n_ctx=64) as batch:
+            answers = finish(batch, batch.join(staying), batch.join(request, gate=script))
+        assert_anchored(keeping, staying, answers[0].tokens)
+        assert len(answers[1].tokens) == 12
+        assert_anchored(keeping, request, answers[1].tokens, [*[None] * (len(PROMPT) - 1), *of_answer])
+
+
+def test_an_anchored_answer_fills_its_context(keeping: Model) -> None:
+    with RunningBatch(keeping, parallel=4, n_ctx=64) as batch:
+        for seed in range(3):
+            requests = [anchored_request(keeping, random_tokens(50, seed=10 * seed + number), 1000) for number in range(2)]
+            for request, answer in zip(requests, finish(batch, *map(batch.join, requests)), strict=True):
+                assert (len(answer.tokens), answer.finish_reason) == (64 - 50 + 1, "length")
+                assert_anchored(keeping, request, answer.tokens)
+        assert batch.kept_tokens == 4 * 64
+
+
+def test_an_anchored_answer_that_cannot_be_had_is_refused(
+    tiny: Model, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(model: Model, parallel: int, message: str) -> None:
+        request = anchored_request(model)
+        with RunningBatch(model, parallel=parallel, n_ctx=64) as batch:
+            for refuse in (batch.check, batch.join):
+                with pytest.raises(LocalsteerError, match=message):
+                    refuse(request)
+            assert batch.places == parallel
+            # Where nothing is steered there is nothing to anchor.
+            unsteered = replace(request, plan=None)
+            assert_answers(model, unsteered, answered(batch, unsteered))
+
+    refused(tiny, 1, "takes two places.*--parallel 2")
+    refused(tiny_model("mamba"), 2, "is recurrent, and cannot anchor")
+    monkeypatch.setattr(running_batch, "steerability", lambda model: Steerability(False, True, "its blocks are hidden"))
+    refused(tiny, 2, "its blocks are hidden")
 
 
 # Long prompts

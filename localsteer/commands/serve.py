@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     "--context", "n_ctx", type=click.IntRange(8), help="Tokens of context of each answer. Default: 4096, or the model's."
 )
 @steer_option_with("Steering of requests that name none; several add up.")
+@click.option("--anchored", is_flag=True, help="Anchor answers by default: the unsteered model has a say in every token.")
 @click.option(
     "--presets",
     "presets_file",
@@ -66,6 +67,7 @@ def command(
     queue: int,
     n_ctx: int | None,
     expression: str,
+    anchored: bool,
     presets_file: Path | None,
     folder: Path | None,
     policy_file: str | None,
@@ -86,7 +88,7 @@ def command(
             hint='Run `pip install "localsteer[server]"`.',
         ) from error
     from localsteer.llama.threads import compute_apart
-    from localsteer.running_batch import RunningBatch
+    from localsteer.running_batch import RunningBatch, check_anchored_batch
     from localsteer.server.engine import Engine
     from localsteer.server.presets import load_presets
     from localsteer.server.service import Service
@@ -98,11 +100,20 @@ def command(
         listening = stack.enter_context(_bind(host, port))
         model = stack.enter_context(model_options.open())
         name = alias or model_options.name()
+        if anchored:
+            check_anchored_batch(model, parallel)
 
         def prepare() -> tuple[Steerings, ArmedPolicy | None, RunningBatch]:
             with progress_bar() as progress:
                 steerings = Steerings(
-                    model, name, folder=folder, presets=presets, default=expression, max_dose=max_dose, progress=progress
+                    model,
+                    name,
+                    folder=folder,
+                    presets=presets,
+                    default=expression,
+                    anchored=anchored,
+                    max_dose=max_dose,
+                    progress=progress,
                 )
             armed = stack.enter_context(armed_policy(policy_file, model, max_dose))
             return steerings, armed, RunningBatch(model, parallel=parallel, n_ctx=n_ctx)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import threading
@@ -116,8 +117,12 @@ class _Running:
     told_decisions: int = 0
 
     @property
+    def job(self) -> Job:
+        return self.ticket.jobs[self.choice]
+
+    @property
     def gate(self) -> AnswerGate | None:
-        return self.ticket.jobs[self.choice].gate
+        return self.job.gate
 
     def news(self) -> tuple[tuple[TokenLogprob, ...], tuple[Decision, ...]]:
         """What has come since it was last asked for."""
@@ -206,10 +211,9 @@ class Engine:
         with self._changed:
             return self._count_waiting()
 
-    @property
-    def most(self) -> int:
-        """How many answers there is room for, running and waiting."""
-        return self._batch.parallel + self._limit
+    def most(self, job: Job) -> int:
+        """How many answers like this one there is room for, running and waiting."""
+        return self._batch.parallel // self._places(job) + self._limit
 
     @property
     def kept_tokens(self) -> int:
@@ -244,9 +248,8 @@ class Engine:
         with self._changed:
             if self._stopping:
                 raise StoppingError("The server is stopping.", hint="Start it again.")
-            waiting = self._count_waiting()
-            free = max(self._batch.parallel - len(self._running) - waiting, 0)
-            if waiting + len(jobs) > self._limit + free:
+            if self._count_left_over(jobs) > self._limit:
+                waiting = self._count_waiting()
                 raise BusyError(f"{waiting} answers wait already, and {self._limit} may.", self._retry_after(waiting))
             self._queue.append(ticket)
             self._changed.notify()
@@ -260,6 +263,17 @@ class Engine:
 
     def _count_waiting(self) -> int:
         return sum(len(ticket.waiting) for ticket in self._queue if not ticket.cancelled)
+
+    def _count_left_over(self, jobs: Sequence[Job]) -> int:
+        """How many of those that wait, and of these behind them, do not get one of the places that are free."""
+        waiting = [ticket.jobs[choice] for ticket in self._queue if not ticket.cancelled for choice in ticket.waiting]
+        free = self._batch.parallel - sum(self._places(running.job) for running in list(self._running))
+        wanted = itertools.accumulate(self._places(job) for job in [*waiting, *jobs])
+        return sum(places > free for places in wanted)
+
+    def _places(self, job: Job) -> int:
+        """How many places a job takes; one that takes more than there are fails when it joins."""
+        return min(self._batch.places_for(job.request, job.gate), self._batch.parallel)
 
     def _retry_after(self, waiting: int) -> int:
         return max(1, math.ceil(self._seconds * (waiting + 1) / self._batch.parallel))
@@ -309,10 +323,15 @@ class Engine:
                 self.counters.count("cancelled")
 
     def _next_jobs(self) -> list[_Running]:
-        """As many of those that wait as there are places; requests take turns."""
+        """As many of those that wait as there are places for; requests take turns, and none is overtaken by a smaller one."""
         joining: list[_Running] = []
-        while self._queue and self._batch.places > len(joining):
-            ticket = self._queue.popleft()
+        free = self._batch.places
+        while self._queue:
+            ticket = self._queue[0]
+            free -= self._places(ticket.jobs[ticket.waiting[0]])
+            if free < 0:
+                break
+            self._queue.popleft()
             joining.append(_Running(ticket, ticket.waiting.popleft()))
             if ticket.waiting:
                 self._queue.append(ticket)
@@ -320,7 +339,7 @@ class Engine:
         return joining
 
     def _join(self, running: _Running) -> None:
-        job = running.ticket.jobs[running.choice]
+        job = running.job
         try:
             running.lane = self._batch.join(job.request, gate=job.gate, on_text=functools.partial(self._tell_piece, running))
         except Exception as error:

@@ -40,6 +40,7 @@ class _Common(BaseModel):
     stream: bool = True
     steering: str | None = None
     steer_prompt: bool = False
+    anchored: bool | None = None
     options: Options | None = None
     format: Literal["", "json"] | dict[str, Any] | None = None
     think: bool | str | None = None
@@ -201,9 +202,10 @@ async def _answer(
 ) -> Response | dict[str, Any]:
     def prepare() -> tuple[Prompt, Plan | None, Any]:
         steering = body.steering if body.steering is not None or body.options is None else body.options.steering
-        plan = service.plan(steering, header, body.model, steer_prompt=body.steer_prompt)
+        scope = service.scope(steer_prompt=body.steer_prompt, anchored=body.anchored)
+        plan = service.plan(steering, header, body.model, scope)
         prompt = make_prompt()
-        return prompt, plan, service.jobs([prompt], plan, body.wishes())
+        return prompt, plan, service.jobs([prompt], plan, body.wishes(), anchored=scope == "anchored")
 
     prompt, plan, jobs = await run_in_threadpool(prepare)
     answers = Answers(service.engine, jobs)

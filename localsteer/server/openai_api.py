@@ -273,9 +273,10 @@ async def _answer(
     http: HTTPRequest,
 ) -> Response | dict[str, Any]:
     def prepare() -> _Reply:
-        plan = service.plan(body.steering, header, body.model, steer_prompt=body.steer_prompt)
-        prompts = make_prompts()
-        jobs = service.jobs(prompts, plan, body.wishes(max_tokens=max_tokens, logprobs=logprobs))
+        scope = service.scope(steer_prompt=body.steer_prompt, anchored=body.anchored)
+        plan = service.plan(body.steering, header, body.model, scope)
+        prompts, wishes = make_prompts(), body.wishes(max_tokens=max_tokens, logprobs=logprobs)
+        jobs = service.jobs(prompts, plan, wishes, anchored=scope == "anchored")
         name = body.model or service.steerings.name
         return _Reply(service, form, plan, jobs, logprobs is not None, name, sum(len(prompt.tokens) for prompt in prompts))
 

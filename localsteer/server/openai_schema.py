@@ -71,6 +71,9 @@ class Common(SamplingFields):
         default=None, description='A steering expression, such as "0.5 happy + 0.3 formal"; "" for none.'
     )
     steer_prompt: bool = Field(default=False, description="Steer the prompt as well.")
+    anchored: bool | None = Field(
+        default=None, description="Let the unsteered model have a say in every token; null: as the server does by default."
+    )
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: MaxTokens | None = None

@@ -203,7 +203,21 @@ class Service:
         self.steerings = steerings
         self._armed = armed
 
-    def plan(self, body: str | None, header: str | None, model_name: str | None, *, steer_prompt: bool) -> Plan | None:
+    def scope(self, *, steer_prompt: bool, anchored: bool | None) -> calibrated.Scope:
+        """What is steered; where a request does not say whether its answer is anchored (None), the default counts.
+
+        Raises:
+            RequestError: both are asked for.
+        """
+        if steer_prompt and anchored:
+            raise RequestError("An anchored answer is steered in the response alone: not together with steer_prompt.", "anchored")
+        if steer_prompt:
+            return "prompt"
+        if anchored is None:
+            return self.steerings.scope
+        return "anchored" if anchored else "response"
+
+    def plan(self, body: str | None, header: str | None, model_name: str | None, scope: calibrated.Scope) -> Plan | None:
         """What a request is steered by: what its body says, or its header, or the model's name, or else the default.
 
         Raises:
@@ -211,7 +225,6 @@ class Service:
         """
         named = self.steerings.of_model_name(model_name) if model_name is not None else None
         given = [one for one in (body, header, named) if one is not None]
-        scope: calibrated.Scope = "prompt" if steer_prompt else "response"
         return self.steerings.plan(given[0] if given else self.steerings.default, scope)
 
     def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
@@ -251,15 +264,14 @@ class Service:
             raise RequestError(f"{wrong} is no token of this model.", "prompt")
         return Prompt(tuple(tokens), self.model.detokenize(list(tokens)), (0, len(tokens)) if tokens else None)
 
-    def jobs(self, prompts: Sequence[Prompt], plan: Plan | None, wishes: Wishes) -> list[Job]:
+    def jobs(self, prompts: Sequence[Prompt], plan: Plan | None, wishes: Wishes, *, anchored: bool) -> list[Job]:
         """What the engine is asked for: for each prompt as many answers as are wished for.
 
         Raises:
-            LocalsteerError: the prompt does not fit the context, or the grammar cannot be used.
+            LocalsteerError: the prompt does not fit the context, or the grammar cannot be used, or answers cannot be anchored.
         """
-        count, most = len(prompts) * wishes.count, min(MAX_CHOICES, self.engine.most)
-        if count > most:
-            raise RequestError(f"{count} answers are asked for, and {most} are allowed.", "n")
+        count = len(prompts) * wishes.count
+        _check_count(count, MAX_CHOICES)
         seed = wishes.sampling.seed if wishes.sampling.seed is not None else fresh_seed()
         if wishes.grammar is not None:
             Sampler(replace(wishes.sampling, seed=0), self.model, wishes.grammar).close()  # whether it can be read
@@ -275,13 +287,20 @@ class Service:
                     prompt.span,
                     wishes.grammar,
                     wishes.logprobs,
+                    anchored,
                 )
                 gate = None
                 if self._armed is not None:
                     gate = Controller(self._armed.policy, audit=self._armed.audit).answer(prompt.message, plan)
                 self.engine.check(request, gate)
                 jobs.append(Job(request, gate))
+        _check_count(count, self.engine.most(jobs[0]))
         return jobs
+
+
+def _check_count(count: int, most: int) -> None:
+    if count > most:
+        raise RequestError(f"{count} answers are asked for, and {most} are allowed.", "n")
 
 
 def grammar_of(response_format: object) -> str | None:

@@ -48,11 +48,15 @@ class Steerings:
         folder: vectors that can be named besides those of the library: the files NAME.gguf in it.
         presets: names for expressions (`presets.load_presets`).
         default: the expression of requests that name none.
+        anchored: whether requests that say neither are anchored.
         max_dose: largest relative dose that is allowed; None for any.
         progress: told about the building of the default's vectors.
 
     Raises:
         LocalsteerError: the default cannot be used, or the folder does not exist.
+
+    Attributes:
+        scope: what is steered where a request says nothing.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Steerings:
         folder: Path | None = None,
         presets: Mapping[str, str] | None = None,
         default: str = "",
+        anchored: bool = False,
         max_dose: float | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -71,6 +76,7 @@ class Steerings:
         self.model = model
         self.name = name
         self.presets = dict(presets or {})
+        self.scope: Scope = "anchored" if anchored else "response"
         self._folder = folder
         self._max_dose = max_dose
         self._vectors: dict[str, ControlVector] = {}
@@ -89,7 +95,7 @@ class Steerings:
 
     @default.setter
     def default(self, expression: str) -> None:
-        plan = self.plan(expression)
+        plan = self.plan(expression, self.scope)
         self._default = str(plan.steering) if plan is not None else ""
 
     @property

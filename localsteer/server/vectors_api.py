@@ -81,7 +81,7 @@ def router(service: Service) -> APIRouter:
 
 
 def _default(service: Service) -> dict[str, Any]:
-    state = applied(service.steerings.plan(service.steerings.default))
+    state = applied(service.steerings.plan(service.steerings.default, service.steerings.scope))
     return {"steering": state["expression"], "relative_dose": state["relative_dose"], "notes": state["notes"]}
 
 

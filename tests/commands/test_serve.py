@@ -84,6 +84,7 @@ def test_what_cannot_be_used_is_one_clear_line(capfd: Capture, tiny_path: TinyPa
     (tmp_path / "presets.yaml").write_text("presets:\n  latest: happy\n")
     assert_one_clear_line(serve("--presets", tmp_path / "presets.yaml"), "presets.yaml, line 2")
     assert_one_clear_line(serve("--policy", tmp_path / "gone.yaml"), "gone.yaml")
+    assert_one_clear_line(serve("--anchored", "--parallel", "1"), "takes two places", "--parallel 2")
     for wrong in (("--parallel", "0"), ("--queue", "-1"), ("--context", "7"), ("--port", "65536"), ("--port", "x")):
         assert serve(*wrong).code == 2
 
@@ -132,7 +133,7 @@ def test_one_document_is_printed_and_the_server_answers_at_once(
 ) -> None:
     write_vector(tiny_vector(tiny_model("llama"), 1), tmp_path / "mood.gguf")
     (tmp_path / "presets.yaml").write_text("presets:\n  cheerful: 0.6 mood\n")
-    options = ("--alias", "small", "--parallel", "3", "--context", "128", "--vectors", tmp_path, "-s", "0.5 mood")
+    options = ("--alias", "small", "--parallel", "3", "--context", "128", "--vectors", tmp_path, "-s", "0.5 mood", "--anchored")
     key = {"LOCALSTEER_API_KEY": "secret"}
     with started(tiny_path("llama"), *options, "--presets", tmp_path / "presets.yaml", environment=key) as process:
         document = first_document(process)
@@ -150,6 +151,7 @@ def test_one_document_is_printed_and_the_server_answers_at_once(
         body = {"messages": HELLO, "max_tokens": 2}
         answer = httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=PATIENCE)
         assert answer.json()["steering"]["expression"] == "0.5 mood"
+        assert answer.json()["steering"]["scope"] == "anchored"
         assert "server" not in answer.headers
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=PATIENCE)
@@ -189,5 +191,5 @@ def test_the_help_names_every_option(capfd: Capture) -> None:
     found = run(capfd, "serve", "--help").out
     for option in ("--host", "--port", "--api-key", "--allow-host", "--allow-origin", "--parallel", "--queue", "--context"):
         assert option in found
-    for option in ("--presets", "--vectors", "--policy", "--max-dose", "--alias", "--json", "--steer"):
+    for option in ("--presets", "--vectors", "--policy", "--max-dose", "--alias", "--json", "--steer", "--anchored"):
         assert option in found

@@ -152,6 +152,7 @@ def serve(tiny: Model, folder: Path) -> Iterator[Serve]:
             name: str = "demo",
             presets: Mapping[str, str] | None = None,
             default: str = "",
+            anchored: bool = False,
             vectors: Path | None = folder,
             max_dose: float | None = None,
             parallel: int = 2,
@@ -164,7 +165,9 @@ def serve(tiny: Model, folder: Path) -> Iterator[Serve]:
             batch = HeldBatch(model, parallel=parallel, n_ctx=n_ctx)
             engine = stack.enter_context(Engine(batch, queue=queue))
             stack.callback(batch.go.set)
-            steerings = Steerings(model, name, folder=vectors, presets=presets, default=default, max_dose=max_dose)
+            steerings = Steerings(
+                model, name, folder=vectors, presets=presets, default=default, anchored=anchored, max_dose=max_dose
+            )
             armed: ArmedPolicy | None = stack.enter_context(arm(policy, model)) if policy is not None else None
             service = Service(model, engine, steerings, armed)
             app = make_app(service, access or Access())

@@ -17,7 +17,7 @@ from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.running_batch import RunningBatch
 from localsteer.server.engine import BusyError, Ended, Engine, Event, Failed, Job, Piece, StoppingError
-from tests.conftest import random_tokens
+from tests.conftest import plan_of, random_edit, random_tokens
 from tests.server.conftest import HELLO, PATIENCE, HeldBatch, Listen, Live, Serve, wait_until
 
 PROMPT = random_tokens(20, seed=1)
@@ -44,6 +44,12 @@ class Told:
 
 def job(max_tokens: int = 4, prompt: tuple[int, ...] = PROMPT) -> Job:
     return Job(Request(prompt, None, Sampling(temperature=0, seed=1), max_tokens))
+
+
+def anchored_job(model: Model, max_tokens: int = 4) -> Job:
+    """One that takes two places."""
+    plan = plan_of(random_edit(model, seed=5))
+    return Job(Request(PROMPT, plan, Sampling(temperature=0, seed=1), max_tokens, anchored=True))
 
 
 @pytest.fixture
@@ -129,6 +135,64 @@ def test_requests_take_turns(held: tuple[Engine, HeldBatch]) -> None:
     assert many.wait(PATIENCE)
     assert single.wait(PATIENCE)
     assert batch_ended == ["many", "single", "many", "many"]
+
+
+def test_who_needs_two_places_is_not_overtaken_by_who_needs_one(tiny: Model) -> None:
+    batch = HeldBatch(tiny, parallel=2, n_ctx=64)
+    with Engine(batch, queue=4) as engine:
+        occupy(engine, batch)
+        ended: list[str] = []
+
+        def teller(name: str) -> Callable[[Event], None]:
+            return lambda event: ended.append(name) if isinstance(event, Ended) else None
+
+        engine.submit([anchored_job(tiny, 12)], teller("anchored"))
+        engine.submit([job(1)], teller("plain"))
+        batch.go.set()
+        wait_until(lambda: len(ended) == 2)
+        assert ended == ["anchored", "plain"]
+
+
+def test_who_needs_two_places_runs_beside_another_like_it(tiny: Model) -> None:
+    batch = HeldBatch(tiny, parallel=5, n_ctx=64)
+    with Engine(batch, queue=4) as engine:
+        batch.go.clear()
+        engine.submit([anchored_job(tiny)] * 3, told := Told())
+        assert batch.standing.wait(PATIENCE)
+        assert (engine.running, engine.waiting, batch.places) == (2, 1, 1)
+        # The place that is left is for nobody who comes later.
+        engine.submit([job()], other := Told())
+        batch.go.set()
+        answers = [told.last() for _ in range(3)]
+        assert all(isinstance(answer, Ended) for answer in [*answers, other.last()])
+        assert batch.places == 5
+
+
+def test_places_that_are_free_count_for_as_many_as_fit(tiny: Model) -> None:
+    batch = HeldBatch(tiny, parallel=5, n_ctx=64)
+    with Engine(batch, queue=1) as engine:
+        assert (engine.most(job()), engine.most(anchored_job(tiny))) == (6, 3)
+        with pytest.raises(BusyError):
+            engine.submit([anchored_job(tiny)] * 4, Told())
+        batch.go.clear()
+        engine.submit([anchored_job(tiny)] * 2, told := Told())
+        assert batch.standing.wait(PATIENCE)
+        with pytest.raises(BusyError):
+            engine.submit([anchored_job(tiny)] * 2, Told())
+        engine.submit([anchored_job(tiny)], told)
+        with pytest.raises(BusyError):
+            engine.submit([job()], Told())
+        batch.go.set()
+        assert all(isinstance(told.last(), Ended) for _ in range(3))
+
+
+def test_who_needs_more_places_than_there_are_fails_and_blocks_nobody(held: tuple[Engine, HeldBatch], tiny: Model) -> None:
+    engine, _ = held
+    engine.submit([anchored_job(tiny), job()], told := Told())
+    ends = [told.last(), told.last()]
+    assert sorted(type(end).__name__ for end in ends) == ["Ended", "Failed"]
+    (failed,) = [end for end in ends if isinstance(end, Failed)]
+    assert "takes two places" in str(failed.error)
 
 
 # Going away

@@ -179,6 +179,19 @@ def test_the_header_and_the_default_count_here_as_well(serve: Serve) -> None:
     assert served.ollama(steering="happy", steer_prompt=True)["steering"]["scope"] == "prompt"
 
 
+def test_answers_are_anchored_here_as_well(serve: Serve) -> None:
+    served = serve()
+    options = {"num_predict": 12, "min_p": 0.5}
+    anchored = served.ollama(steering="2 happy", anchored=True, options=options)
+    assert anchored["steering"]["scope"] == "anchored"
+    chat = served.chat(steering="2 happy", anchored=True, max_tokens=12, min_p=0.5)
+    assert anchored["message"]["content"] == chat["choices"][0]["message"]["content"]
+    assert served.ollama(steering="2 happy", options=options)["message"] != anchored["message"]
+    assert refusal(served, {"steering": "happy", "anchored": True, "steer_prompt": True})[0] == 400
+    by_default = serve(anchored=True).ollama(steering="2 happy", options=options)
+    assert (by_default["message"], by_default["steering"]["scope"]) == (anchored["message"], "anchored")
+
+
 def test_policy_decisions_are_told(serve: Serve, tmp_path: Path) -> None:
     served = serve(policy=policy_file(tmp_path, "  - {name: calm, when: asked, steer: push.gguf}\n"))
     pig = [{"role": "user", "content": "a pig"}]

@@ -119,6 +119,55 @@ def test_the_answer_is_the_steered_models(served: Served, expression: str, steer
     assert_greedy(model, prompt, alone.tokens, plan.edit if plan is not None else None, steer_prompt=steer_prompt)
 
 
+def test_an_anchored_answer_is_generators(served: Served) -> None:
+    body = {"prompt": TEXT, "steering": "2 happy", "max_tokens": 12, "min_p": 0.5}
+    document = served.complete(**body, anchored=True)
+    assert document["steering"]["scope"] == "anchored"
+    plan = served.service.steerings.plan("2 happy", "anchored")
+    prompt = tuple(served.model.tokenize(TEXT))
+    with Generator(served.model) as generator:
+        alone = generator.generate(Request(prompt, plan, Sampling(temperature=0, min_p=0.5, seed=1), 12, anchored=True))
+    assert text_of(document) == alone.text
+    assert streamed_text(stream(served, "/v1/completions", **body, anchored=True)) == alone.text
+    for other in ({}, {"anchored": False}, {"anchored": None}):
+        plain = served.complete(**body, **other)
+        assert plain["steering"]["scope"] == "response"
+        assert text_of(plain) != alone.text
+    # Where nothing is steered there is nothing to anchor.
+    assert text_of(served.complete(prompt=TEXT, anchored=True)) == text_of(served.complete(prompt=TEXT))
+
+
+def test_a_server_may_anchor_who_does_not_say(serve: Serve) -> None:
+    served = serve(anchored=True, default="2 happy")
+    body = {"prompt": TEXT, "max_tokens": 12, "min_p": 0.5}
+    anchored = served.complete(**body)
+    assert anchored["steering"]["scope"] == "anchored"
+    assert text_of(anchored) == text_of(serve().complete(**body, steering="2 happy", anchored=True))
+    plain = served.complete(**body, anchored=False)
+    assert plain["steering"]["scope"] == "response"
+    assert text_of(plain) == text_of(serve().complete(**body, steering="2 happy")) != text_of(anchored)
+    assert served.complete(**body, steer_prompt=True)["steering"]["scope"] == "prompt"
+
+
+def test_an_anchored_answer_that_cannot_be_had_is_refused(serve: Serve) -> None:
+    served = serve()
+    steered = {"steering": "2 happy", "anchored": True}
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        status, error = served.refused({**steered, "steer_prompt": True}, path)
+        assert (status, error["param"]) == (400, "anchored")
+        assert "not together with steer_prompt" in error["message"]
+        status, error = served.refused({**steered, "min_p": 0}, path)
+        assert status == 400
+        assert "needs a min-p above 0" in error["message"]
+        assert served.refused({**steered, "anchored": "often"}, path)[0] == 400
+        status, error = serve(parallel=1).refused(steered, path)
+        assert status == 400
+        assert "takes two places" in error["message"]
+    # More than there will ever be room for.
+    status, error = serve(parallel=4, queue=0).refused({**steered, "n": 3})
+    assert (status, error["message"]) == (400, "3 answers are asked for, and 2 are allowed.")
+
+
 def test_the_same_seed_gives_generators_text(served: Served) -> None:
     chat = served.chat(temperature=1.2, seed=11, max_tokens=20, top_p=0.9, top_k=50, min_p=0.01, repeat_penalty=1.1)
     prompt = chat_tokens(served.model, [Message("user", TEXT)])
@@ -699,3 +748,17 @@ def test_an_answer_that_a_policy_ends_is_marked(serve: Serve, tmp_path: Path, mo
     assert str(tmp_path) not in json.dumps(document)
     assert str(tmp_path) not in json.dumps(stream(served))
     assert stream(served)[-1]["choices"][0]["finish_reason"] == "content_filter"
+
+
+def test_a_policys_answers_are_anchored_where_that_is_asked_for(serve: Serve, tmp_path: Path) -> None:
+    path = policy_file(tmp_path, "  - {name: calm, when: asked, steer: 2 push.gguf}\n")
+    served, free = serve(policy=path), serve(vectors=tmp_path)
+    body = {"messages": [{"role": "user", "content": "a pig"}], "max_tokens": 12, "min_p": 0.5}
+    anchored = served.chat(**body, anchored=True)
+    assert [one["action"] for one in anchored["policy"]] == ["fire"]
+    assert text_of(anchored) == text_of(free.chat(**body, steering="2 push", anchored=True))
+    plain = text_of(served.chat(**body))
+    assert plain == text_of(free.chat(**body, steering="2 push"))
+    assert text_of(anchored) != plain
+    # It may steer, so that there must be two places for it.
+    assert serve(policy=path, parallel=1).refused({"anchored": True})[0] == 400

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
 from localsteer.vector_file import write_vector
 from tests.calibration.made import DOSES, calibrated
@@ -161,6 +163,29 @@ def test_a_default_that_cannot_be_used_changes_nothing(serve: Serve, value: obje
     assert served.client.put("/v1/steering", json={"steering": value}).status_code == 400
     assert served.client.put("/v1/steering", json={}).status_code == 400
     assert served.client.get("/v1/steering").json()["steering"] == "0.5 happy"
+
+
+def test_the_default_has_the_dose_of_what_is_steered_by_default(serve: Serve, tiny: Model, tmp_path: Path) -> None:
+    vector = calibrated(tiny.fingerprint)
+    found = vector.provenance.calibration
+    assert found is not None
+    response = found.sides["positive", "response"]
+    anchored = replace(response, dose=0.9, norms=tuple(3 * norm for norm in response.norms))
+    sides = {**found.sides, ("positive", "anchored"): anchored, ("negative", "anchored"): found.sides["negative", "response"]}
+    provenance = replace(vector.provenance, calibration=replace(found, sides=sides))
+    write_vector(replace(vector, provenance=provenance), tmp_path / "loud.gguf")
+    doses = []
+    for by_default in (False, True):
+        served = serve(vectors=tmp_path, default="loud", anchored=by_default)
+        dose = served.client.get("/v1/steering").json()["relative_dose"]
+        assert served.complete()["steering"]["relative_dose"] == dose
+        doses.append(dose)
+    assert doses == [pytest.approx(DOSES["positive", "response"], rel=1e-3), pytest.approx(0.9, rel=1e-3)]
+    # And so has its limit.
+    between = (doses[0] + doses[1]) / 2
+    assert serve(vectors=tmp_path, default="loud", max_dose=between)
+    with pytest.raises(LocalsteerError, match="--max-dose"):
+        serve(vectors=tmp_path, default="loud", max_dose=between, anchored=True)
 
 
 def test_max_dose_holds_for_the_default(serve: Serve) -> None:

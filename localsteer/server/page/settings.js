@@ -1,7 +1,9 @@
 import { byId, load, save } from "./elements.js";
 
 /** What requests carry besides the steering; null is as the server likes. @type {Record<string, any>} */
-export const settings = { system: "", temperature: null, max_tokens: null, seed: null, steer_prompt: false, ...load("settings") };
+export const settings = {
+  system: "", temperature: null, max_tokens: null, seed: null, steer_prompt: false, anchored: null, ...load("settings"),
+};
 
 /** The settings drawer. */
 export function setUpSettings() {
@@ -11,7 +13,8 @@ export function setUpSettings() {
   function read({ type, name, value, checked, validity, validationMessage }) {
     byId("settings-problem").textContent = validationMessage && `${name.replace("_", " ")}: ${validationMessage}`;
     if (!validity.valid) return;
-    settings[name] = type === "checkbox" ? checked : type === "number" ? (value === "" ? null : Number(value)) : value;
+    if (name === "anchored") settings.anchored = checked || null;
+    else settings[name] = type === "checkbox" ? checked : type === "number" ? (value === "" ? null : Number(value)) : value;
     save("settings", settings);
   }
 
