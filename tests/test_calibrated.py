@@ -49,6 +49,15 @@ def test_the_text_is_json_for_other_programs_even_where_an_answer_was_empty() ->
     assert Calibration.from_json(text).sides["positive", "response"].curve[:-1] == measured.curve
 
 
+def test_a_calibration_without_anchored_doses_is_whole() -> None:
+    made = replace(MADE, sides={key: side for key, side in MADE.sides.items() if key[1] != "anchored"})
+    found = Calibration.from_json(made.to_json())
+    assert found == made
+    assert found.scopes == ("response", "prompt")
+    # They are those of the response, then.
+    assert found.side(-1.0, "anchored") is found.sides["negative", "response"]
+
+
 # Damage
 
 

@@ -587,6 +587,8 @@ def calibrated_plan(
         ("-0.25 loud", "response", "negative", 0.25),
         ("loud", "prompt", "positive", 1),
         ("-loud", "prompt", "negative", 1),
+        ("loud", "anchored", "positive", 1),
+        ("-0.5 loud", "anchored", "negative", 0.5),
     ],
 )
 def test_each_pole_and_scope_has_its_calibrated_dose_and_layers(expression: str, scope: Scope, pole: Pole, share: float) -> None:

@@ -27,6 +27,8 @@ DOSES: Mapping[tuple[Pole, Scope], float] = {
     ("negative", "response"): 0.4,
     ("positive", "prompt"): 0.12,
     ("negative", "prompt"): 0.16,
+    ("positive", "anchored"): 0.6,
+    ("negative", "anchored"): 0.7,
 }
 # All within a model of four layers. The layers above them are known too, but steered by no side.
 LAYERS: Mapping[Pole, tuple[int, ...]] = {"positive": (1, 2), "negative": (2, 3)}
@@ -58,6 +60,8 @@ def nothing(found: Side) -> Side:
 def calibration(model: Fingerprint, *, without: tuple[tuple[Pole, Scope], ...] = ()) -> Calibration:
     """A calibration on a model; `without` names the sides for which it found no dose."""
     hidden = hidden_norms(model)
+    # Anchored doses are looked for around those of the response.
+    without = (*without, *((pole, "anchored") for pole, scope in without if scope == "response"))
     sides = {key: side(key[0], dose, hidden) for key, dose in DOSES.items()}
     return Calibration(
         model=model.name,
@@ -113,6 +117,7 @@ def findings(found: Calibration) -> Findings:
             for pole in LAYERS
         },
         {pole: [Quoted(0.3, (("How are you?", "FINE!\n\nAND YOU?"), ("Where is it?", "")))] for pole in LAYERS},
+        {pole: [Quoted(0.6, (("How are you?", "GREAT!"),))] for pole in LAYERS},
     )
 
 

@@ -391,3 +391,32 @@ def test_a_vector_without_hidden_norms_is_resumed_too(tiny: Model, tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         Calibrator(tiny, given, CONTRAST, QUICK, folder=tmp_path, on_progress=interrupting_at(1)).run()
     assert Calibrator(tiny, given, CONTRAST, QUICK, folder=tmp_path).measured > 0
+
+
+# Anchored answers
+
+
+def test_anchored_doses_are_added_to_what_is_known(
+    tiny: Model, vector: ControlVector, monkeypatch: pytest.MonkeyPatch, answered: list[int]
+) -> None:
+    find_sides(monkeypatch)
+    known = Calibrator(tiny, vector, CONTRAST, QUICK).run()
+    before = {key: side for key, side in known.calibration.sides.items() if key[1] != "anchored"}
+    provenance = replace(known.vector.provenance, calibration=replace(known.calibration, sides=before))
+    earlier = replace(known.vector, provenance=provenance)
+    answered.clear()
+    settings = replace(QUICK, anchored=True, by_cost=True, seed=known.calibration.seed, budget=known.calibration.budget)
+    calibrator = Calibrator(tiny, earlier, CONTRAST, settings)
+    made = calibrator.run()
+    assert {key: side for key, side in made.calibration.sides.items() if key[1] != "anchored"} == before
+    assert "anchored" in made.calibration.scopes
+    assert sum(answered) <= calibrator.answers < Calibrator(tiny, earlier, CONTRAST, replace(settings, seed=3)).answers
+    assert made.calibration.generated_tokens > known.calibration.generated_tokens
+    assert np.array_equal(made.vector.rows(4), earlier.rows(4))
+
+
+def test_a_vector_that_is_not_calibrated_is_measured_whole_for_anchored_answers(tiny: Model, vector: ControlVector) -> None:
+    settings = replace(QUICK, anchored=True, by_cost=True, budget=10.0)
+    whole = Calibrator(tiny, vector, CONTRAST, settings)
+    assert whole.answers == Calibrator(tiny, vector, CONTRAST, QUICK).answers + QUICK.effort.anchored_answers
+    assert whole.run().calibration.scopes == SCOPES

@@ -215,7 +215,7 @@ def test_the_page_tells_the_doses_and_shows_answers(tmp_path: Path) -> None:
 def test_the_tables_of_the_page_are_whole(tmp_path: Path) -> None:
     write_report(result(MODEL), tmp_path)
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
-    for row in (*curve_rows(MADE), *curve_rows(MADE, "prompt")):
+    for row in (*curve_rows(MADE), *curve_rows(MADE, "prompt"), *curve_rows(MADE, "anchored")):
         assert "| " + " | ".join(row) + " |" in page
     tables: list[list[str]] = [[]]
     for line in page.splitlines():
@@ -224,7 +224,7 @@ def test_the_tables_of_the_page_are_whole(tmp_path: Path) -> None:
         elif tables[-1]:
             tables.append([])
     found = [table for table in tables if table]
-    assert len(found) == 3 + len(LAYERS)  # doses, two scopes, the shapes of each pole
+    assert len(found) == 4 + len(LAYERS)  # doses, three scopes, the shapes of each pole
     for table in found:
         assert len({line.count("|") for line in table}) == 1
         assert set(table[1]) == {"|", "-"}
@@ -252,3 +252,19 @@ def test_without_matplotlib_nothing_is_written(tmp_path: Path, monkeypatch: pyte
         write_report(result(MODEL), tmp_path / "report")
     assert "pip install 'localsteer[plots]'" in (caught.value.hint or "")
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_what_an_earlier_calibration_has_found_is_not_told_as_if_it_were_new(tmp_path: Path) -> None:
+    made = result(MODEL)
+    only_anchored = replace(made, findings=replace(made.findings, shapes={}, samples={}))
+    write_report(only_anchored, tmp_path)
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "## Layer ranges" not in page
+    assert "## Sample answers\n" not in page
+    assert (
+        "## Sample answers, anchored\n\n### Toward loud, relative dose 0.60, strength +1.00\n\n**How are you?**\n\n> GREAT!\n"
+        in page
+    )
+    assert "| +1 (loud) | response, anchored | relative dose 0.60" in page
+    assert not (tmp_path / "layer-ranges.svg").exists()

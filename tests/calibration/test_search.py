@@ -44,7 +44,7 @@ class World:
     """How a model answers to steering. A pair has a number for the positive and one for the negative pole.
 
     Attributes:
-        meets: the dose whose cost is the budget; the prompt steered as well, half of it.
+        meets: the dose whose cost is the budget; the prompt steered as well, half of it; anchored, twice it.
         exponent: of the dose in the cost.
         gain: of a reading, for each unit of dose.
         better: by shape, how many times further a dose moves a reading than in the other shapes.
@@ -105,7 +105,11 @@ class FakeLaboratory:
             reading += world.personas[POLES.index(trial.persona)]
         if trial.shape is not None:
             side = 0 if trial.dose > 0 else 1
-            dose = abs(trial.dose) * (2 if trial.scope == "prompt" else 1) * dict(world.steeper).get(trial.shape, 1)
+            dose = (
+                abs(trial.dose)
+                * {"response": 1, "prompt": 2, "anchored": 0.5}[trial.scope]
+                * dict(world.steeper).get(trial.shape, 1)
+            )
             nll += BUDGET * (dose / world.meets[side]) ** world.exponent
             reading += np.sign(trial.dose) * world.gain[side] * dose * dict(world.better).get(trial.shape, 1)
         if abs(trial.dose) > world.empty_above:
@@ -122,10 +126,19 @@ def find(
     budget: float = BUDGET,
     n_questions: int = 20,
     by_cost: bool = False,
+    anchored: bool = False,
 ) -> tuple[Findings, FakeLaboratory]:
     """What a search finds in a world, and the laboratory it was found in."""
     laboratory = FakeLaboratory(world, n_questions)
-    search = Search(cast(Laboratory, laboratory), shapes, budget=budget, effort=effort, seed=world.seed, by_cost=by_cost)
+    search = Search(
+        cast(Laboratory, laboratory),
+        shapes,
+        budget=budget,
+        effort=effort,
+        seed=world.seed,
+        by_cost=by_cost,
+        anchored=anchored,
+    )
     return search.run(), laboratory
 
 
@@ -513,3 +526,42 @@ def test_everything_measured_already_is_not_measured_again() -> None:
     one, measured = search(), laboratory.measured
     assert search() == one
     assert laboratory.measured == measured
+
+
+# Anchored answers
+
+
+def test_anchored_answers_get_the_stronger_dose_that_they_take() -> None:
+    found = [find(World(seed=seed), effort=THOROUGH, anchored=True)[0].sides for seed in range(4)]
+    doses = doses_of([one["positive", "anchored"] for one in found])
+    # Twice 0.2 meets the budget; kept is a standard error less. Over 24 seeds the mean is 0.378 and the deviation 0.046.
+    assert 0.3 < np.mean(doses) < 0.45
+
+
+def test_nothing_is_measured_for_anchored_answers_unless_they_are_asked_for() -> None:
+    found, laboratory = find(World())
+    assert {scope for _, scope in found.sides} == {"response", "prompt"}
+    assert not found.anchored_samples
+    assert not any(trial.scope == "anchored" for trial in laboratory.outcomes)
+
+
+def test_an_earlier_calibration_is_added_to_without_being_measured_again() -> None:
+    earlier, _ = find(World())
+    laboratory = FakeLaboratory(World())
+    search = Search(cast(Laboratory, laboratory), (DEFAULT,), budget=BUDGET, effort=QUICK, seed=0, anchored=True)
+    found = search.run_anchored(earlier.sides)
+    assert {key: side for key, side in found.sides.items() if key[1] != "anchored"} == earlier.sides
+    assert {trial.scope for trial in laboratory.outcomes if trial.shape is not None} == {"anchored"}
+    assert laboratory.measured <= QUICK.baselines + QUICK.anchored_answers
+    for pole in POLES:
+        assert found.sides[pole, "anchored"].layers == earlier.sides[pole, "response"].layers
+        assert (found.sides[pole, "anchored"].dose or 0) > (earlier.sides[pole, "response"].dose or 1)
+        assert found.anchored_samples[pole]
+
+
+def test_a_pole_without_a_dose_gets_none_for_anchored_answers() -> None:
+    # Toward the negative pole, no dose does anything.
+    found, _ = find(World(gain=(10.0, 0.0)), effort=THOROUGH, anchored=True)
+    assert found.sides["negative", "response"].dose is None
+    assert found.sides["negative", "anchored"].dose is None
+    assert found.sides["positive", "anchored"].dose is not None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -242,6 +243,8 @@ def loud(tiny: Model, tmp_path: Path) -> Path:
         ("0.5 {}", (), 0.15),
         ("{}", ("--steer-prompt",), DOSES["positive", "prompt"]),
         ("-{}", ("--steer-prompt",), DOSES["negative", "prompt"]),
+        ("{}", ("--anchored",), DOSES["positive", "anchored"]),
+        ("-{}", ("--anchored",), DOSES["negative", "anchored"]),
     ],
 )
 def test_strength_one_is_the_calibrated_dose(
@@ -312,3 +315,32 @@ def test_what_has_no_quotes_is_told_to_get_some(capfd: pytest.CaptureFixture[str
     result = run(capfd, "generate", *words)
     assert result.code == 2
     assert f'What is "{stray}"? Put quotes around' in result.err
+
+
+def test_doses_that_were_not_measured_for_anchored_answers_are_those_of_the_others(
+    tiny: Model, tiny_path: TinyPath, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    vector = calibrated(tiny.fingerprint)
+    known = vector.provenance.calibration
+    assert known is not None
+    sides = {key: side for key, side in known.sides.items() if key[1] != "anchored"}
+    path = tmp_path / "loud.gguf"
+    write_vector(replace(vector, provenance=replace(vector.provenance, calibration=replace(known, sides=sides))), path)
+    result = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", path, "-n", "3", "--json", "--anchored")
+    assert result.document["relative_dose"] == pytest.approx(DOSES["positive", "response"])
+    assert "is calibrated, but not for anchored answers" in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--steer-prompt",), 2, "--anchored steers the response alone: leave out --steer-prompt."),
+        (("--min-p", "0"), 1, "An anchored answer needs a min-p above 0"),
+    ],
+)
+def test_what_cannot_be_anchored_is_refused(
+    tiny_path: TinyPath, loud: Path, capfd: pytest.CaptureFixture[str], options: tuple[str, ...], code: int, message: str
+) -> None:
+    result = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", loud, "-n", "3", "--anchored", *options)
+    assert result.code == code
+    assert message in result.err

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from localsteer import library
+from localsteer.calibrated import Scope
 from localsteer.draft import Draft
 from localsteer.errors import LocalsteerError, ModelError, PolicyError
 from localsteer.llama.model import Model
@@ -21,6 +22,7 @@ from localsteer.policy.probe import ProbeClassifier
 from localsteer.probe import Watch
 from localsteer.vector import ControlVector, Provenance
 from localsteer.vector_file import read_vector, write_vector
+from tests.calibration.made import DOSES, calibrated
 from tests.conftest import TinyModel, TinyPath
 from tests.policy.made import decoded, probe_vector, push, yes_and_no_are_letters
 from tests.test_library import CONCEPT
@@ -406,3 +408,12 @@ def test_a_probe_by_itself_is_a_policy_without_rules(tiny: Model, tmp_path: Path
 def test_a_probe_that_is_missing_is_told(tiny: Model, tmp_path: Path) -> None:
     with pytest.raises(LocalsteerError, match=r"gone\.gguf"):
         arm_probe(tmp_path / "gone.gguf", tiny)
+
+
+def test_rules_have_the_doses_of_what_is_steered(tiny: Model, write: Write, tmp_path: Path) -> None:
+    write_vector(calibrated(tiny.fingerprint), tmp_path / "loud.gguf")
+    path = write(WORD, rules="  - {name: first, when: word, steer: '-loud.gguf'}")
+    scopes: tuple[Scope, ...] = ("response", "anchored")
+    for scope in scopes:
+        with arm(path, tiny, scope=scope) as armed:
+            assert armed.policy.rules[0].plan.relative_dose == pytest.approx(DOSES["negative", scope])
