@@ -15,7 +15,7 @@ from bench import report
 from bench.measure import MeasurementError, run_cli
 from bench.prompts import write_prompt_files
 from bench.sections import SECTIONS, Setting
-from bench.tools import ToolsError, llama_programs
+from bench.tools import ToolsError
 from localsteer.discovery import resolve_model
 from localsteer.errors import LocalsteerError
 from localsteer.llama.library import default_threads
@@ -39,9 +39,8 @@ def main() -> int:
 
 
 def _bench(repeats: int, only: str | None) -> None:
-    programs = llama_programs()
     with tempfile.TemporaryDirectory(prefix="localsteer-bench-") as folder:
-        setting = _prepare(Path(folder), programs, repeats)
+        setting = _prepare(Path(folder), repeats)
         shared = {"Model": setting.model.name, "Threads": str(setting.threads)}
         for name in [only] if only else SECTIONS:
             print(f"measuring: {name} ...", file=sys.stderr, flush=True)
@@ -52,13 +51,12 @@ def _bench(repeats: int, only: str | None) -> None:
             report.record(Path(__file__).parent, name, report.measured(section, machine, shared, repeats), SECTIONS)
 
 
-def _prepare(folder: Path, programs: dict[str, Path], repeats: int) -> Setting:
+def _prepare(folder: Path, repeats: int) -> Setting:
     """The prompts, and a vector made from them, which also brings the model file into the page cache."""
     setting = Setting(
         model=Path(resolve_model("demo")),
         threads=default_threads(),
         repeats=repeats,
-        programs=programs,
         folder=folder,
         prompts=write_prompt_files(folder),
         vector=folder / "vector.gguf",

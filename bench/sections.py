@@ -36,7 +36,6 @@ class Setting:
         model: the model file.
         threads: CPU threads of every program.
         repeats: rounds of each section.
-        programs: llama.cpp's programs by name.
         folder: for what the programs write.
         prompts: the positive and the negative prompt file.
         vector: the vector that our own extraction made from them.
@@ -45,10 +44,14 @@ class Setting:
     model: Path
     threads: int
     repeats: int
-    programs: dict[str, Path]
     folder: Path
     prompts: tuple[Path, Path]
     vector: Path
+
+    @property
+    def programs(self) -> dict[str, Path]:
+        """llama.cpp's programs by name, built at first use."""
+        return llama_programs()
 
     def extract_arguments(self, output: Path) -> list[str]:
         """`localsteer extract` of the prompt files."""
@@ -139,6 +142,24 @@ def decode(setting: Setting) -> Section:
                 "ours / theirs",
             ),
         ),
+    )
+
+
+def anchored(setting: Setting) -> Section:
+    """What it costs to let the unsteered model have a say in every token."""
+    worker = ["anchored", str(setting.model), str(setting.vector), "--threads", str(setting.threads)]
+    worker += ["--tokens", str(DECODED_TOKENS), "--repeats", str(DECODES_A_ROUND)]
+    rounds = []
+    for _ in range(setting.repeats):
+        answer = json.loads(run_worker(*worker).output)
+        rounds.append((statistics.median(answer["anchored"]), statistics.median(answer["free"])))
+    ours, free = (Series(values) for values in zip(*rounds, strict=True))
+    return Section(
+        "Anchored decoding",
+        f"{DECODED_TOKENS} tokens, default sampling, steered, with and without `--anchored`; {DECODES_A_ROUND} times a round, of "
+        "which each side gives its median. The unsteered model reads every token, too, in the same batch. A larger model, whose "
+        "decoding waits for its weights, pays less for the second token of a batch. No target was set.",
+        (Comparison("anchored decode", "tokens/s", ours, "not anchored", free, ours.over(free), "anchored / not"),),
     )
 
 
@@ -270,6 +291,7 @@ def serve(setting: Setting) -> Section:
 SECTIONS: dict[str, Callable[[Setting], Section]] = {
     "extraction": extraction,
     "decode": decode,
+    "anchored": anchored,
     "policy": policy,
     "memory": memory,
     "tap": tap,

@@ -1,7 +1,7 @@
 """What is measured through the Python API, in a process of its own: prints one JSON document.
 
-Run by `bench.sections`, as `python -m bench.worker decode MODEL VECTOR ...`, likewise `policy`, or `... tap MODEL ...`, or
-`... calibration MODEL --concept NAME ...`.
+Run by `bench.sections`, as `python -m bench.worker decode MODEL VECTOR ...`, likewise `anchored` and `policy`, or
+`... tap MODEL ...`, or `... calibration MODEL --concept NAME ...`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from localsteer.policy.controller import Controller, Policy, Rule
 from localsteer.policy.probe import ProbeClassifier, projection
 from localsteer.policy.rule import RuleClassifier, Search
 from localsteer.scoring import Scored, answer_nll
-from localsteer.steering import Plan, Steering, Term, resolve
+from localsteer.steering import Steering, Term, resolve
 from localsteer.vector_file import read_vector
 
 # Continued greedily, this goes on far beyond what is measured, steered or not.
@@ -50,7 +50,7 @@ ANSWERS_BETWEEN_PROBES = 64
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.worker")
-    parser.add_argument("what", choices=["decode", "policy", "tap", "calibration"])
+    parser.add_argument("what", choices=["decode", "anchored", "policy", "tap", "calibration"])
     parser.add_argument("model", type=Path)
     parser.add_argument("vector", type=Path, nargs="?")
     parser.add_argument("--threads", type=int, required=True)
@@ -61,6 +61,8 @@ def main() -> int:
     with Model(options.model, threads=options.threads) as model:
         if options.what == "decode":
             answer: object = _decode(model, options.vector, options.tokens, options.repeats)
+        elif options.what == "anchored":
+            answer = _anchored(model, options.vector, options.tokens, options.repeats)
         elif options.what == "policy":
             answer = _policy(model, options.vector, options.tokens, options.repeats)
         elif options.what == "tap":
@@ -74,21 +76,27 @@ def main() -> int:
 def _decode(model: Model, vector: Path, n_tokens: int, repeats: int) -> dict[str, list[float]]:
     """Tokens a second, steered, unsteered and steered with default sampling in turns, after one of each that is not counted."""
     plan = resolve(Steering((Term(str(vector)),)), model.fingerprint, read_vector)
-    greedy, default = Sampling(temperature=0.0, seed=0), Sampling(seed=0)
-    ways: dict[str, tuple[Plan | None, Sampling]] = {
-        "steered": (plan, greedy),
-        "unsteered": (None, greedy),
-        "sampled": (plan, default),
-    }
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
     prompt = tuple(model.tokenize(ENDLESS_PROMPT))
+    greedy = Request(prompt, plan, Sampling(temperature=0.0, seed=0), n_tokens)
+    ways = {"steered": greedy, "unsteered": replace(greedy, plan=None), "sampled": replace(greedy, sampling=Sampling(seed=0))}
+    return _speeds(model, ways, repeats)
+
+
+def _anchored(model: Model, vector: Path, n_tokens: int, repeats: int) -> dict[str, list[float]]:
+    """Tokens a second, steered with default sampling, anchored and not, in turns, after one of each that is not counted."""
+    plan = resolve(Steering((Term(str(vector)),)), model.fingerprint, read_vector)
+    free = Request(tuple(model.tokenize(ENDLESS_PROMPT)), plan, Sampling(seed=0), n_tokens)
+    return _speeds(model, {"free": free, "anchored": replace(free, anchored=True)}, repeats)
+
+
+def _speeds(model: Model, ways: Mapping[str, Request], repeats: int) -> dict[str, list[float]]:
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
     with Generator(model) as generator:
         for _ in range(repeats + 1):
-            for name, (chosen, sampling) in ways.items():
-                request = Request(prompt, plan=chosen, sampling=sampling, max_tokens=n_tokens)
+            for name, request in ways.items():
                 answer = generator.generate(request, on_text=lambda _text: None)
                 # The first token needs no decode of its own, so there is one less than tokens. A sampled answer may end early.
-                if len(answer.tokens) < n_tokens // 4:
+                if len(answer.tokens) < request.max_tokens // 4:
                     raise RuntimeError(f"the {name} answer ended after {len(answer.tokens)} tokens")
                 speeds[name].append((len(answer.tokens) - 1) / answer.timing.answer_seconds)
     return {name: values[1:] for name, values in speeds.items()}

@@ -320,7 +320,10 @@ def _measured_notes(term: Term, vector: ControlVector, model: Fingerprint, scope
     if calibration.content != model.content:
         yield f"{term.vector} was calibrated on {calibration.model}, another file than this model: its doses may not hold here."
     if scope not in calibration.scopes:
-        yield f"{term.vector} is calibrated, but not for {scope} answers, which take a stronger dose: that of the others is used."
+        yield (
+            f"{term.vector} is calibrated, but not for {scope} answers, which take a stronger dose: that of the others is used. "
+            f"`localsteer calibrate {term.vector} --{scope}` measures it."
+        )
     if calibration.side(term.strength, scope).dose is None:
         names = {"positive": vector.provenance.positive, "negative": vector.provenance.negative}
         where = {"response": "", "prompt": " with the prompt steered as well", "anchored": " for anchored answers"}[scope]
