@@ -30,11 +30,11 @@ class Request:
             `latest_message`): what a gate reads of the prompt is the mean over these. None means the last token.
         grammar: a GBNF grammar (llama.cpp's grammars/README.md) that the answer follows; None for none.
         logprobs: keep for each token its log probability and those of this many of the likeliest ones; None keeps nothing.
-        anchored: the unsteered model reads the answer along, and a token that it finds less likely than `sampling.min_p` of its
-            likeliest one is not drawn (see `Sampler.sample`). Costs a second forward pass for every steered token.
+        anchored: the unsteered model reads the answer along, and only what the sampling's filters keep of its predictions is
+            drawn (see `Sampler`). Costs a second forward pass for every steered token.
 
     Raises:
-        LocalsteerError: an anchored answer without a `min_p`, or with a steered prompt.
+        LocalsteerError: an anchored answer without a filter, or with a steered prompt.
     """
 
     prompt: tuple[int, ...]
@@ -48,10 +48,10 @@ class Request:
     anchored: bool = False
 
     def __post_init__(self) -> None:
-        if self.anchored and self.sampling.min_p <= 0:
+        if self.anchored and not self.sampling.filters:
             raise LocalsteerError(
-                "An anchored answer needs a min-p above 0: it says what the unsteered model finds plausible.",
-                hint="Its default is 0.05.",
+                "An anchored answer needs top-k, top-p or min-p: they say what the unsteered model finds plausible.",
+                hint="By default all three are on.",
             )
         if self.anchored and self.prompt_edit is not None:
             raise LocalsteerError("An anchored answer is steered in the response alone: the unsteered model reads the prompt.")

@@ -94,7 +94,7 @@ def _generate_group(model: Model, requests: list[Request], report: Callable[[int
         lanes = []
         for number, (request, two) in enumerate(zip(requests, anchored, strict=True)):
             twin = len(requests) + number if two else None
-            sampler = Sampler(request.sampling, model, request.grammar)
+            sampler = Sampler(request.sampling, model, request.grammar, anchored=request.anchored)
             lanes.append(_Lane(request, number, twin, sampler, TextStream(request.stop), [], []))
         try:
             _read_prompts(context, groups, first_leaf)

@@ -1054,8 +1054,8 @@ def test_the_next_turn_finds_an_anchored_answer_in_the_cache(generator: Generato
         assert generator.generate(following).tokens == fresh.generate(following).tokens
 
 
-def test_anchoring_needs_a_min_p_and_an_unsteered_prompt(tiny: Model, anchored: Request) -> None:
-    with pytest.raises(LocalsteerError, match="min-p above 0"):
+def test_anchoring_needs_a_filter_and_an_unsteered_prompt(tiny: Model, anchored: Request) -> None:
+    with pytest.raises(LocalsteerError, match="needs top-k, top-p or min-p"):
         replace(anchored, sampling=replace(anchored.sampling, min_p=0.0))
     with pytest.raises(LocalsteerError, match="response alone"):
         replace(anchored, plan=plan_of(random_edit(tiny, seed=3), steer_prompt=True))

@@ -77,7 +77,7 @@ def margins(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         logits = context.logits(row)
         rivals = np.full(len(logits), True)
         if unsteered is not None:
-            room = room_above(context.logits(unsteered), self._min_p)
+            room = room_above(context.logits(unsteered), MIN_P)
             found.append(float(room[token]))
             rivals = room > -LOGIT_NOISE
         rivals[token] = False

@@ -159,21 +159,22 @@ class Search:
         for pole in POLES:
             findings.sides[pole, "prompt"] = self._side(pole, "prompt", chosen[pole])
         if self.anchored:
-            self._anchor(findings, chosen, reach)
+            self._anchor(findings)
         return findings
 
     def run_anchored(self, sides: Mapping[tuple[Pole, Scope], Side]) -> Findings:
         """The fifth stage alone, for what an earlier calibration has found."""
         findings = self._baselines()
         findings.sides.update(sides)
-        found = {pole: sides[pole, "response"] for pole in POLES}
-        chosen = {pole: Shape(side.layers, as_profile(side.profile)) for pole, side in found.items()}
-        self._anchor(findings, chosen, {pole: side.dose or 0.0 for pole, side in found.items()})
+        self._anchor(findings)
         return findings
 
     # ---- stages
 
-    def _anchor(self, findings: Findings, chosen: dict[Pole, Shape], reach: dict[Pole, float]) -> None:
+    def _anchor(self, findings: Findings) -> None:
+        found = {pole: findings.sides[pole, "response"] for pole in POLES}
+        chosen = {pole: Shape(side.layers, as_profile(side.profile)) for pole, side in found.items()}
+        reach = {pole: side.dose or 0.0 for pole, side in found.items()}
         self._follow("anchored", chosen, reach, ANCHORED, ANCHORED_FURTHER, self.effort.anchored)
         for pole in POLES:
             findings.sides[pole, "anchored"] = self._side(pole, "anchored", chosen[pole])

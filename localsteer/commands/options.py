@@ -136,7 +136,7 @@ def _add_up(_context: click.Context, _parameter: click.Parameter, given: Sequenc
 
 def anchored_option(function: Command) -> Command:
     """--anchored."""
-    text = "Let the unsteered model read along: what it finds too unlikely (--min-p) is not said. Takes stronger doses; slower."
+    text = "Let the unsteered model read along: what it would never say is not said. Takes stronger doses; slower."
     return click.option("--anchored", is_flag=True, help=text)(function)
 
 

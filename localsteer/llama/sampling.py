@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -52,6 +52,11 @@ class Sampling:
         penalties = self.repeat_penalty, self.frequency_penalty, self.presence_penalty
         return penalties if penalties != (1.0, 0.0, 0.0) else None
 
+    @property
+    def filters(self) -> bool:
+        """Whether any token is ever ruled out."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
 
 def fresh_seed() -> int:
     """A random seed, to be shown to the user so that an answer can be had again."""
@@ -65,33 +70,24 @@ class Sampler:
         settings: `settings.seed` must be set; `fresh_seed` makes one.
         model: whose tokens are drawn.
         grammar: a GBNF grammar that they follow; None for none.
+        anchored: draw from the tokens that the settings' filters (top-k, top-p, min-p) keep of the unsteered model's predictions,
+            as likely as the steered model has them (DExperts, Liu et al. 2021; the plausibility constraint of Li et al. 2023,
+            Contrastive Decoding). Where nothing is steered, these are the draws that are made anyway.
 
     Raises:
         LocalsteerError: the seed is missing or out of range, or llama.cpp cannot read the grammar.
     """
 
-    def __init__(self, settings: Sampling, model: Model, grammar: str | None = None) -> None:
+    def __init__(self, settings: Sampling, model: Model, grammar: str | None = None, *, anchored: bool = False) -> None:
         # llama.cpp takes 2**32 - 1 for "a random seed", and others modulo 2**32.
         if settings.seed is None or not 0 <= settings.seed <= MAX_SEED:
             raise LocalsteerError(f"{settings.seed} is no seed.", hint=f"Give a whole number from 0 to {MAX_SEED}.")
-        self._llama = llama = library.load()
+        self._llama = library.load()
         self._greedy = settings.temperature <= 0 and settings.penalties is None
-        self._min_p = settings.min_p
         self._grammar = _Grammar(grammar, model) if grammar is not None else None
-        self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        if settings.penalties is not None:
-            self._add(llama.llama_sampler_init_penalties(model.n_vocab, _PENALTY_WINDOW, *settings.penalties))
-        if settings.temperature <= 0:
-            self._add(llama.llama_sampler_init_greedy())
-            return
-        if settings.top_k > 0:
-            self._add(llama.llama_sampler_init_top_k(settings.top_k))
-        if settings.top_p < 1:
-            self._add(llama.llama_sampler_init_top_p(settings.top_p, 1))
-        if settings.min_p > 0:
-            self._add(llama.llama_sampler_init_min_p(settings.min_p, 1))
-        self._add(llama.llama_sampler_init_temp(settings.temperature))
-        self._add(llama.llama_sampler_init_dist(settings.seed))
+        penalties, filters, draw = self._penalties(settings, model), self._filters(settings), self._draw(settings)
+        self._chain = self._chain_of([*penalties, *([] if anchored else filters), *draw])
+        self._filter = self._chain_of([*self._penalties(settings, model), *filters]) if anchored else None
 
     def __enter__(self) -> Sampler:
         return self
@@ -102,7 +98,8 @@ class Sampler:
     def close(self) -> None:
         """Free the chain."""
         if self._chain:
-            self._llama.llama_sampler_free(self._chain)
+            for chain in self._chains:
+                self._llama.llama_sampler_free(chain)
             self._chain = None
             if self._grammar is not None:
                 self._grammar.close()
@@ -112,60 +109,91 @@ class Sampler:
 
         Args:
             context: where the logits are.
-            row: those of the steered model.
-            unsteered: those of the unsteered one, where it has a say: `min_p` drops what either of them finds too unlikely
-                (the plausibility constraint of Li et al. 2023, Contrastive Decoding; DExperts, Liu et al. 2021, cut by the base
-                model likewise). Where nothing is steered, that is what `min_p` does anyway.
+            row: those to draw by.
+            unsteered: where `row` is steered and the sampler anchored, the logits of the unsteered model.
 
         Raises:
             ModelError: no token of the vocabulary goes on as the grammar wants.
         """
-        plausible = None if unsteered is None else self._plausible(context.logits(unsteered))
-        if self._grammar is not None:
-            return self._sample_by(self._grammar, context.logits(row), plausible)
-        if plausible is not None:
-            return self._sample_among(plausible, context.logits(row))
-        if self._greedy:
-            # What the chain would take; it copies all logits into a list of candidates first, 0.2 ms for 49k tokens.
-            return int(context.logits(row).argmax())
-        return int(self._llama.llama_sampler_sample(self._chain, context.handle, row))
+        if self._grammar is None and self._filter is None:
+            if self._greedy:
+                # What the chain would take; it copies all logits into a list of candidates first, 0.2 ms for 49k tokens.
+                return int(context.logits(row).argmax())
+            return int(self._llama.llama_sampler_sample(self._chain, context.handle, row))
+        logits = context.logits(row)
+        among = None if self._filter is None else self._plausible(logits if unsteered is None else context.logits(unsteered))
+        token = self._drawn(_Candidates(logits) if among is None else _Candidates(logits[among], among))
+        if self._grammar is not None and not self._grammar.allows(token):
+            token = self._drawn_by(self._grammar, logits, among)
+        self.accept(token)
+        return token
 
     def accept(self, token: int) -> None:
         """Count a token that was drawn before among the recent ones."""
-        self._llama.llama_sampler_accept(self._chain, token)
+        for chain in self._chains:
+            self._llama.llama_sampler_accept(chain, token)
         if self._grammar is not None:
             self._grammar.accept(token)
 
     def _plausible(self, logits: NDArray[np.float32]) -> NDArray[np.int32]:
-        """The tokens that `min_p` keeps of these logits."""
-        return np.flatnonzero(logits >= logits.max() + math.log(self._min_p)).astype(np.int32)
-
-    def _sample_among(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> int:
-        token = self._drawn(_Candidates(logits[tokens], tokens))
-        self._llama.llama_sampler_accept(self._chain, token)
-        return token
+        """The tokens that the filters keep, in the order that they leave them in."""
+        candidates = _Candidates(logits)
+        self._llama.llama_sampler_apply(self._filter, candidates.handle)
+        return candidates.tokens
 
     def _drawn(self, candidates: _Candidates) -> int:
         self._llama.llama_sampler_apply(self._chain, candidates.handle)
         return candidates.selected
 
-    def _sample_by(self, grammar: _Grammar, logits: NDArray[np.float32], plausible: NDArray[np.int32] | None) -> int:
-        """Draw first and ask the grammar afterwards, as llama-server does: all of the vocabulary it is asked only if it must.
+    def _drawn_by(self, grammar: _Grammar, logits: NDArray[np.float32], among: NDArray[np.int32] | None) -> int:
+        """What was drawn first was not allowed, as llama-server tries it: the whole vocabulary is asked only if it must be.
 
-        What the grammar wants, the unsteered model need not find plausible.
+        What the grammar wants, the unsteered model need not find plausible; where it finds some of it so, that is taken.
         """
-        token = self._drawn(_Candidates(logits) if plausible is None else _Candidates(logits[plausible], plausible))
-        if not grammar.allows(token):
-            candidates = _Candidates(logits)
+        if among is not None:
+            candidates = _Candidates(logits[among], among)
             grammar.restrict(candidates)
-            token = self._drawn(candidates)
-            if not grammar.allows(token):
-                raise ModelError("No token of the model's vocabulary goes on as the grammar wants.")
-        self.accept(token)
+            if candidates.any_is_possible:
+                return self._drawn(candidates)
+        candidates = _Candidates(logits)
+        grammar.restrict(candidates)
+        if self._filter is not None:
+            self._llama.llama_sampler_apply(self._filter, candidates.handle)
+        token = self._drawn(candidates)
+        if not grammar.allows(token):
+            raise ModelError("No token of the model's vocabulary goes on as the grammar wants.")
         return token
 
-    def _add(self, part: object) -> None:
-        self._llama.llama_sampler_chain_add(self._chain, part)
+    @property
+    def _chains(self) -> list[Any]:
+        return [chain for chain in (self._chain, self._filter) if chain is not None]
+
+    def _chain_of(self, parts: Sequence[Any]) -> Any:
+        chain = self._llama.llama_sampler_chain_init(self._llama.llama_sampler_chain_default_params())
+        for part in parts:
+            self._llama.llama_sampler_chain_add(chain, part)
+        return chain
+
+    def _penalties(self, settings: Sampling, model: Model) -> list[Any]:
+        if settings.penalties is None:
+            return []
+        return [self._llama.llama_sampler_init_penalties(model.n_vocab, _PENALTY_WINDOW, *settings.penalties)]
+
+    def _filters(self, settings: Sampling) -> list[Any]:
+        made = []
+        if settings.top_k > 0:
+            made.append(self._llama.llama_sampler_init_top_k(settings.top_k))
+        if settings.top_p < 1:
+            made.append(self._llama.llama_sampler_init_top_p(settings.top_p, 1))
+        if settings.min_p > 0:
+            made.append(self._llama.llama_sampler_init_min_p(settings.min_p, 1))
+        return made
+
+    def _draw(self, settings: Sampling) -> list[Any]:
+        if settings.temperature <= 0:
+            return [self._llama.llama_sampler_init_greedy()]
+        assert settings.seed is not None
+        return [self._llama.llama_sampler_init_temp(settings.temperature), self._llama.llama_sampler_init_dist(settings.seed)]
 
 
 class _Candidates:
@@ -191,9 +219,14 @@ class _Candidates:
         return int(self._array.data[self._array.selected].id)
 
     @property
-    def first_is_possible(self) -> bool:
-        """Whether the first candidate was not ruled out."""
-        return bool(np.isfinite(self._array.data[0].logit))
+    def tokens(self) -> NDArray[np.int32]:
+        """Those that are left, in their present order."""
+        return np.array([self._array.data[place].id for place in range(self._array.size)], np.int32)
+
+    @property
+    def any_is_possible(self) -> bool:
+        """Whether not all were ruled out."""
+        return bool(np.isfinite(self._data["logit"]).any())
 
 
 class _Grammar:
@@ -220,7 +253,7 @@ class _Grammar:
     def allows(self, token: int) -> bool:
         candidates = _Candidates(np.zeros(1, np.float32), np.array([token], np.int32))
         self.restrict(candidates)
-        return candidates.first_is_possible
+        return candidates.any_is_possible
 
     def restrict(self, candidates: _Candidates) -> None:
         """Rule out what the grammar does not allow."""

@@ -269,39 +269,63 @@ def two(tiny: Model) -> Iterator[Context]:
         yield context
 
 
-def shares_of(context: Context, row: int) -> Floats:
-    """Of the likeliest token."""
-    shares: Floats = np.exp(context.logits(row) - context.logits(row).max())
-    return shares
+def kept(context: Context, row: int, min_p: float) -> set[int]:
+    """What min-p alone keeps."""
+    shares = np.exp(context.logits(row) - context.logits(row).max())
+    return set(np.flatnonzero(shares >= min_p).tolist())
 
 
 def test_what_the_unsteered_model_finds_unlikely_is_not_drawn(two: Context) -> None:
     settings = Sampling(temperature=3.0, top_k=0, top_p=1.0, min_p=0.02, seed=1)
-    with Sampler(settings, two.model) as sampler:
+    with Sampler(settings, two.model, anchored=True) as sampler:
         drawn = {sampler.sample(two, 0, unsteered=1) for _ in range(500)}
     with Sampler(settings, two.model) as sampler:
         alone = {sampler.sample(two, 0) for _ in range(500)}
-    plausible = set(np.flatnonzero(shares_of(two, 1) >= 0.02).tolist())
+    plausible = kept(two, 1, 0.02)
     assert alone - plausible, "the two models must disagree for this to say anything"
     assert drawn <= plausible
     assert len(drawn) > 1
 
 
 def test_among_the_plausible_ones_the_steered_model_decides(two: Context) -> None:
-    with Sampler(Sampling(temperature=0, min_p=0.4, seed=1), two.model) as sampler:
-        token = sampler.sample(two, 0, unsteered=1)
-    plausible = np.flatnonzero(shares_of(two, 1) >= 0.4)
-    assert token == plausible[two.logits(0)[plausible].argmax()]
+    settings = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.02, seed=1)
+    plausible = np.array(sorted(kept(two, 1, 0.02)))
+    weights = np.exp(two.logits(0)[plausible] - two.logits(0)[plausible].max())
+    with Sampler(settings, two.model, anchored=True) as sampler:
+        counts = np.bincount([sampler.sample(two, 0, unsteered=1) for _ in range(4000)], minlength=two.model.n_vocab)
+    np.testing.assert_allclose(counts[plausible] / 4000, weights / weights.sum(), atol=0.05)
+    with Sampler(replace(settings, temperature=0), two.model, anchored=True) as sampler:
+        assert sampler.sample(two, 0, unsteered=1) == plausible[weights.argmax()]
 
 
-def test_a_model_that_agrees_with_itself_changes_nothing(two: Context) -> None:
-    settings = Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.2, seed=3)
-    with Sampler(settings, two.model) as one, Sampler(settings, two.model) as other:
-        assert [one.sample(two, 0, unsteered=0) for _ in range(50)] == [other.sample(two, 0) for _ in range(50)]
+@pytest.mark.parametrize(
+    "settings",
+    [Sampling(), Sampling(temperature=1.5, top_k=0, top_p=0.8), Sampling(temperature=0), Sampling(repeat_penalty=1.5, top_k=0)],
+    ids=["default", "top-p", "greedy", "penalty"],
+)
+def test_where_nothing_is_steered_the_draws_are_those_that_are_made_anyway(two: Context, settings: Sampling) -> None:
+    seeded = replace(settings, seed=3)
+    with Sampler(seeded, two.model, anchored=True) as one, Sampler(seeded, two.model) as other:
+        expected = [other.sample(two, row % 2) for row in range(60)]
+        assert [one.sample(two, row % 2, unsteered=row % 2) for row in range(60)] == expected
+    with Sampler(seeded, two.model, anchored=True) as one:
+        assert [one.sample(two, row % 2) for row in range(60)] == expected
+
+
+def letters(tokens: set[int]) -> list[int]:
+    return sorted(token for token in tokens if 97 <= token < 123)
+
+
+def test_a_grammar_is_followed_with_what_is_plausible(two: Context) -> None:
+    plausible, others = letters(kept(two, 1, 0.02)), letters(set(range(128)) - kept(two, 1, 0.02))
+    grammar = f"root ::= [{''.join(map(chr, [plausible[0], *others]))}]+"
+    with Sampler(Sampling(top_k=0, top_p=1.0, min_p=0.02, seed=1), two.model, grammar, anchored=True) as sampler:
+        drawn = {sampler.sample(two, 0, unsteered=1) for _ in range(20)}
+    assert drawn == {plausible[0]}
 
 
 def test_what_a_grammar_wants_need_not_be_plausible(two: Context) -> None:
-    implausible = int(shares_of(two, 1)[97:123].argmin()) + 97  # a letter
+    implausible = letters(set(range(128)) - kept(two, 1, 0.02))[0]
     grammar = f'root ::= "{chr(implausible)}"+'
-    with Sampler(Sampling(min_p=0.9, seed=1), two.model, grammar) as sampler:
-        assert two.model.token_bytes(sampler.sample(two, 0, unsteered=1)) == chr(implausible).encode()
+    with Sampler(Sampling(top_k=0, top_p=1.0, min_p=0.02, seed=1), two.model, grammar, anchored=True) as sampler:
+        assert sampler.sample(two, 0, unsteered=1) == implausible
