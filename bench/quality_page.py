@@ -13,6 +13,7 @@ import numpy as np
 from bench import peers
 from bench.fresh import Answers
 from bench.instruments import Instrument
+from bench.measure import MeasurementError
 from localsteer.atomic import atomic_path
 from localsteer.calibrated import DEFAULT_BUDGET, POLES, Interval, Pole
 from localsteer.calibration.fits import Values, mean_interval
@@ -39,7 +40,9 @@ def write_record(
     problem: str,
     machine: Mapping[str, str],
 ) -> None:
-    """Score everything and keep it beside the pages. Ways without answers stay as an earlier measurement left them.
+    """Score everything and keep it beside the pages.
+
+    Ways without answers stay as an earlier measurement left them, if that asked the same in the same way.
 
     Args:
         model: the model that answered.
@@ -51,6 +54,9 @@ def write_record(
         doses: relative dose of each peer's best strength, by pole.
         problem: why our vector is not calibrated; empty where it is.
         machine: where this was measured.
+
+    Raises:
+        MeasurementError: a way was never measured.
     """
     reference = _scores(instrument, questions, unsteered)
     ways: dict[str, dict[str, Any]] = {}
@@ -91,8 +97,12 @@ def write_record(
     path = _RECORDS / f"{contrast.name}{kind}.json"
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
-        for name, way in earlier["ways"].items():
-            ways.setdefault(name, {"machine": earlier["machine"], **way})
+        same = ("model", "poles", "instrument", "questions", "max_tokens")
+        if all(earlier[key] == record[key] for key in same):
+            for name, way in earlier["ways"].items():
+                ways.setdefault(name, {"machine": earlier["machine"], **way})
+    if missing := [name for name in (PROMPT, OURS, *PEERS) if name not in ways]:
+        raise MeasurementError(f"{contrast.name}: {', '.join(missing)} must be measured first, or anew.")
     record["ways"] = {name: ways[name] for name in WAYS if name in ways}
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -158,9 +168,9 @@ def _quality(rows: Sequence[Row]) -> Iterator[str]:
         "",
         "- **system prompt**: the personas of the concept file as system prompts.",
         "- **localsteer**: the calibrated vector at strength 1 and -1, steering the response.",
-        "- **localsteer, anchored**: the same with `--anchored` (docs/steering.md): drawn are only tokens that sampling (top-k 40, "
-        "top-p 0.95, min-p 0.05) leaves of the unsteered model's predictions. All others, the unsteered reference included, draw "
-        "with the same settings on their own predictions, so anchored answers at strength 0 are the unsteered ones.",
+        "- **localsteer, anchored**: the same with `--anchored` (docs/steering.md): drawn are only tokens that sampling (top-k "
+        "40, top-p 0.95, min-p 0.05) leaves of the unsteered model's predictions. All others, the unsteered reference included, "
+        "draw with the same settings on their own predictions, so anchored answers at strength 0 are the unsteered ones.",
         "- **llama-cvector-generator** (mean) and **repeng** (its default, PCA): their own vectors from the very same prompts, "
         f"at their own best strength inside the same coherence budget ({DEFAULT_BUDGET:g} nats a token), found by our search on "
         "the calibration's questions, with their own layers and lengths.",
@@ -207,24 +217,24 @@ def _model_section(title: str, rows: Sequence[Row]) -> Iterator[str]:
     costs = [(way, [row.cost(way, pole).mean for row in rows if way in row.ways for pole in POLES]) for way in WAYS[1:]]
     means = ", ".join(f"{way} {np.mean(values):.2f}" for way, values in costs if values)
     yield from (f"Mean cost: {means} (budget {DEFAULT_BUDGET:g}).", "", "Measured on:", "")
-    for machine, ways in _machines(rows).items():
-        yield f"- {', '.join(ways)}: {machine}"
+    yield from _machines(rows)
     yield ""
 
 
-def _machines(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """By machine and version, the ways that were measured there."""
-    found: dict[str, list[str]] = {}
+def _machines(rows: Sequence[Row]) -> Iterator[str]:
+    """Which ways were measured where, and by which version."""
+    found: dict[tuple[str, str], list[str]] = {}
     for way in WAYS:
         for row in rows:
             if way in row.ways:
                 machine = row.record["ways"][way].get("machine", row.record["machine"])
                 version = f"llama-cpp-python {machine['llama-cpp-python']}, localsteer {machine['localsteer']}"
-                text = f"{machine['CPU']}, {machine['Cores']} cores, {version}"
-                ways = found.setdefault(text, [])
-                if way not in ways:
-                    ways.append(way)
-    return found
+                found.setdefault((way, f"{machine['CPU']}, {version}"), []).append(row.name)
+    shared: dict[tuple[str, str], list[str]] = {}
+    for (way, machine), names in found.items():
+        shared.setdefault((machine, ", ".join(names)), []).append(way)
+    for (machine, concepts), ways in shared.items():
+        yield f"- {', '.join(ways)} of {concepts}: {machine}"
 
 
 def _concept_section(row: Row) -> Iterator[str]:

@@ -34,7 +34,7 @@ class Request:
             drawn (see `Sampler`). Costs a second forward pass for every steered token.
 
     Raises:
-        LocalsteerError: an anchored answer without a filter, or with a steered prompt.
+        LocalsteerError: an anchored answer without a filter or with a steered prompt, or its dose for another one.
     """
 
     prompt: tuple[int, ...]
@@ -53,6 +53,8 @@ class Request:
                 "An anchored answer needs top-k, top-p or min-p: they say what the unsteered model finds plausible.",
                 hint="By default all three are on.",
             )
+        if self.plan is not None and self.plan.scope == "anchored" and not self.anchored:
+            raise LocalsteerError("The plan holds the dose of an anchored answer, which is too strong for another one.")
         if self.anchored and self.prompt_edit is not None:
             raise LocalsteerError("An anchored answer is steered in the response alone: the unsteered model reads the prompt.")
 

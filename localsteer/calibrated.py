@@ -121,9 +121,14 @@ class Calibration:
     sides: Mapping[tuple[Pole, Scope], Side]
 
     def side(self, strength: float, scope: Scope) -> Side:
-        """The side that a strength of this sign moves toward; that of the response, where anchored doses were not measured."""
+        """The side that a strength of this sign moves toward; that of the response, where there is no anchored dose."""
         pole = pole_of(strength)
-        return self.sides.get((pole, scope), self.sides[pole, "response"])
+        return self.sides[pole, scope if self.has_own(strength, scope) else "response"]
+
+    def has_own(self, strength: float, scope: Scope) -> bool:
+        """Whether a scope has a side of its own: an anchored answer without a dose takes that of the response, which is safe."""
+        own = self.sides.get((pole_of(strength), scope))
+        return own is not None and (scope != "anchored" or own.dose is not None)
 
     @property
     def scopes(self) -> tuple[Scope, ...]:

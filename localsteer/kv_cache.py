@@ -80,21 +80,20 @@ class KVCache:
         return 0, 1
 
     def _bring_up_twin(self) -> None:
-        """Let the twin hold the tokens that the cache holds; what was never steered is shared, the rest computed."""
+        """Let the twin hold the tokens that the cache holds.
+
+        Once something is steered every run is anchored, so what the twin lacks was never steered, and is shared.
+        """
         context = self.context
-        shared = next((place for place, edit in enumerate(self.edits) if edit is not None), len(self.edits))
         kept = _common(self._twin, [None] * len(self._twin), self.tokens, [None] * len(self.tokens))
-        if shared > kept:
+        if kept < len(self.tokens):
+            if any(edit is not None for edit in self.edits):
+                raise ValueError("steered tokens that the unsteered model has not read")
             context.forget(_TWIN)
             context.copy_sequence(0, _TWIN)
-            kept = shared
-        context.forget(_TWIN, kept)
-        self._twin = self.tokens[:kept]
-        for start in range(kept, len(self.tokens), context.n_ubatch):
-            part = self.tokens[start : start + context.n_ubatch]
-            self._steer(None, len(part))
-            context.decode(Batch.of_one_sequence(part, start=start, sequence=_TWIN, last_output=False))
-            self._twin.extend(part)
+        else:
+            context.forget(_TWIN, kept)
+        self._twin = list(self.tokens)
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:

@@ -319,14 +319,14 @@ def _measured_notes(term: Term, vector: ControlVector, model: Fingerprint, scope
         return
     if calibration.content != model.content:
         yield f"{term.vector} was calibrated on {calibration.model}, another file than this model: its doses may not hold here."
-    if scope not in calibration.scopes:
+    if not calibration.has_own(term.strength, scope):
         yield (
-            f"{term.vector} is calibrated, but not for {scope} answers, which take a stronger dose: that of the others is used. "
-            f"`localsteer calibrate {term.vector} --{scope}` measures it."
+            f"{term}: there is no dose for anchored answers, which may take a stronger one; that of others is used. "
+            f"`localsteer calibrate {term.vector} --anchored` looks for it."
         )
     if calibration.side(term.strength, scope).dose is None:
         names = {"positive": vector.provenance.positive, "negative": vector.provenance.negative}
-        where = {"response": "", "prompt": " with the prompt steered as well", "anchored": " for anchored answers"}[scope]
+        where = " with the prompt steered as well" if scope == "prompt" else ""
         yield (
             f"{term}: calibration found no dose toward {names[pole_of(term.strength)]}{where} that does anything within "
             f"{calibration.budget:g} nats a token; that of the response toward {names[calibration.main_pole]} is used."

@@ -561,7 +561,7 @@ def clearly_answered(
 ) -> tuple[Request, Script, Answer]:
     """A request whose every token is drawn so clearly that no rounding changes it, and what the Generator makes of it."""
     for seed in range(60):
-        sampling = replace(GREEDY, min_p=MIN_P) if anchored else GREEDY
+        sampling = replace(GREEDY, top_k=0, top_p=1.0, min_p=MIN_P) if anchored else GREEDY
         request = Request(random_tokens(20, seed=seed), None, sampling, 8, anchored=anchored)
         margins.clear()
         script = gate()
@@ -693,7 +693,7 @@ def test_a_recurrent_model_takes_tokens_back_by_running_what_is_kept_again(tiny_
 
 
 def anchored_request(model: Model, prompt: tuple[int, ...] = PROMPT, max_tokens: int = 12, *, seed: int = 5) -> Request:
-    sampling = replace(GREEDY, min_p=MIN_P)
+    sampling = replace(GREEDY, top_k=0, top_p=1.0, min_p=MIN_P)
     return Request(prompt, plan_of(random_edit(model, seed=seed, norm=8.0)), sampling, max_tokens, anchored=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +11,11 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from localsteer.calibrated import DEFAULT_BUDGET, SIGN, Calibration
+from localsteer.calibrated import DEFAULT_BUDGET, SCOPES, SIGN, Calibration
 from localsteer.calibration.effort import QUICK, THOROUGH, Effort
 from localsteer.calibration.laboratory import INSTRUMENT_READINGS, Laboratory, Speed
 from localsteer.calibration.search import Findings, Search
-from localsteer.calibration.shapes import PROFILES, Directions, Shape, ranges
+from localsteer.calibration.shapes import PROFILES, Directions, Shape, as_profile, ranges
 from localsteer.contrast import Contrast
 from localsteer.dose import MIN_RELIABILITY, readable_layers
 from localsteer.errors import CalibrationError, ContrastError
@@ -25,6 +26,8 @@ from localsteer.scoring import Scored, reread
 from localsteer.vector import ControlVector, format_layers
 
 Floats = NDArray[np.float32]
+
+logger = logging.getLogger("localsteer")
 
 # Two halves to fit the instrument on, with two questions each.
 MIN_QUESTIONS = 4
@@ -41,8 +44,8 @@ class CalibrationSettings:
         seed: of all sampling.
         by_cost: choose the dose by its cost alone where the effect cannot be shown, instead of finding none. The instrument of
             the effect is the model itself, and does not see everything that a person would.
-        anchored: measure the doses of anchored answers, too; for a vector that is calibrated on this model with this budget and
-            seed, only those.
+        anchored: measure the doses of anchored answers, too; only those, where a calibration of the same concept on this model
+            with the same budget, seed and effort is known.
     """
 
     budget: float = DEFAULT_BUDGET
@@ -143,11 +146,18 @@ class Calibrator:
 
     def _earlier(self) -> Calibration | None:
         """An earlier calibration of the vector that only wants the doses of anchored answers."""
-        earlier, settings = self.vector.provenance.calibration, self.settings
-        if earlier is None or not settings.anchored or settings.layers is not None:
+        own, settings = self.vector.provenance, self.settings
+        earlier = own.calibration
+        if earlier is None or not settings.anchored or settings.layers is not None or own.source != self.contrast.source:
             return None
-        same = (earlier.content, earlier.budget, earlier.seed) == (self.model.fingerprint.content, settings.budget, settings.seed)
-        return earlier if same else None
+        before = (earlier.content, earlier.budget, earlier.seed, earlier.unsteered.answers)
+        now = (self.model.fingerprint.content, settings.budget, settings.seed, settings.effort.unsteered)
+        return earlier if before == now else None
+
+    @property
+    def only_anchored(self) -> bool:
+        """Whether the other doses are known, and kept."""
+        return self._known is not None
 
     @property
     def answers(self) -> int:
@@ -164,7 +174,11 @@ class Calibrator:
     @property
     def measured(self) -> int:
         """How many answers that it may use are measured, now or by an earlier run."""
-        return self._laboratory.measured_for(self.shapes)
+        if self._known is not None:
+            sides = self._known.sides.values()
+            return self._laboratory.measured_for([Shape(side.layers, as_profile(side.profile)) for side in sides], ["anchored"])
+        scopes = SCOPES if self.settings.anchored else tuple(scope for scope in SCOPES if scope != "anchored")
+        return self._laboratory.measured_for(self.shapes, scopes)
 
     @property
     def keeps(self) -> bool:
@@ -178,8 +192,10 @@ class Calibrator:
         prompt = 2 / 3 * float(np.mean([len(question) for question in questions]))
         length = self.settings.effort.max_tokens
         left = max(0, self.answers - self.measured)
+        # Every token of an anchored answer is computed twice.
+        twice = min(left, self.settings.effort.anchored_answers) if self.settings.anchored else 0
         fitting = INSTRUMENT_READINGS * (length + 2 * prompt)
-        return left * length / speed.answering + (left * (length + prompt) + fitting) / speed.reading
+        return (left + twice) * length / speed.answering + (left * (length + prompt) + fitting) / speed.reading
 
     def probe_speed(self) -> Speed:
         """Measured on a few tokens; takes seconds."""
@@ -204,9 +220,12 @@ class Calibrator:
         earlier = self._known
         if earlier is not None:
             findings = search.run_anchored(earlier.sides)
-            tokens = earlier.generated_tokens + self._laboratory.generated_tokens
-            calibration = replace(earlier, sides=findings.sides, generated_tokens=tokens)
-            return Calibrated(self._rescaled(calibration), findings)
+            # By chance another persona may move the model beyond doubt on another machine: effects have another unit then.
+            if findings.scale == dict(earlier.scale):
+                tokens = earlier.generated_tokens + self._laboratory.generated_tokens
+                calibration = replace(earlier, sides=findings.sides, generated_tokens=tokens)
+                return Calibrated(self._rescaled(calibration), findings)
+            logger.warning("What an effect of 1 is has changed since the vector was calibrated: all of it is measured anew.")
         findings = search.run()
         calibration = Calibration(
             model=self.model.fingerprint.name,

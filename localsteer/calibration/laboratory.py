@@ -173,10 +173,11 @@ class Laboratory:
         """How many answers are measured, those of an earlier run included."""
         return len(self._read)
 
-    def measured_for(self, shapes: Sequence[Shape]) -> int:
-        """How many of them are unsteered, or steered by one of these shapes."""
-        wanted = {"None", *map(str, shapes)}
-        return sum(key.split("|")[1] in wanted for key in self._read)
+    def measured_for(self, shapes: Sequence[Shape], scopes: Sequence[Scope]) -> int:
+        """How many of them are unsteered, or steered by one of these shapes in one of these scopes."""
+        wanted = set(map(str, shapes))
+        parts = (key.split("|") for key in self._read)
+        return sum(shape == "None" or (shape in wanted and scope in scopes) for _, shape, _, scope, _ in parts)
 
     @property
     def keeps(self) -> bool:

@@ -74,6 +74,8 @@ def command(
         earlier = loaded.provenance.calibration
         if earlier is not None and "anchored" in earlier.scopes and not anchored:
             note("The doses of anchored answers that the vector has will be dropped; --anchored measures them.")
+        if calibrator.only_anchored:
+            note("Its other doses are known and kept; only those of anchored answers are measured (--fresh measures all).")
         note(price([calibrator], calibrator.probe_speed()))
         try:
             result = calibrator.run()
@@ -97,11 +99,14 @@ def print_calibration(result: Calibrated) -> None:
 
     print_table(CURVE_HEADERS, list(curve_rows(result.calibration)))
     click.echo(terminal_plot(result.calibration, console().width))
+    if "anchored" in result.calibration.scopes:
+        click.echo(SCOPE_NAMES["anchored"])
+        print_table(CURVE_HEADERS, list(curve_rows(result.calibration, "anchored")))
     print_doses(result.vector)
 
 
 def print_doses(vector: ControlVector) -> None:
-    """What strength 1 and -1 mean, with and without the prompt."""
+    """What strength 1 and -1 mean in every scope that was measured."""
     from localsteer.calibration.report import pole_names, scale_line, side_line
 
     calibration = vector.provenance.calibration

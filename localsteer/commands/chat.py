@@ -64,7 +64,10 @@ def command(
         # Both ways, because /compare answers both.
         plan_for = functools.partial(make_plan, model=opened, scope=scope, max_dose=max_dose, both_ways=True)
         plan = plan_for(expression)
-        with armed_controller(policy_file, opened, max_dose, scope) as controller, open_generator(opened, n_ctx) as generator:
+        with (
+            armed_controller(policy_file, opened, max_dose, anchored=anchored) as controller,
+            open_generator(opened, n_ctx) as generator,
+        ):
             conversation = Conversation(
                 generator,
                 system=system,

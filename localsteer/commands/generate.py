@@ -102,7 +102,7 @@ def command(
         message = latest_message(opened, messages, raw=raw) if policy_file is not None else None
         request = Request(tokens, plan, sampling, max_tokens, stop, message, anchored=anchored).seeded()
         with (
-            armed_controller(policy_file, opened, max_dose, scope) as controller,
+            armed_controller(policy_file, opened, max_dose, anchored=anchored) as controller,
             open_generator(opened, n_ctx) as generator,
             interrupt_stops_answer() as interrupt,
         ):
@@ -118,13 +118,13 @@ def command(
             answer = generator.generate(request, gate=gate, on_text=None if as_json else _write, should_stop=interrupt)
     decisions = gate.decisions if gate is not None else []
     if as_json:
-        print_json({**_document(answer, plan, name), "policy": [decision.document() for decision in decisions]})
+        print_json({**_document(answer, request, name), "policy": [decision.document() for decision in decisions]})
     else:
         click.echo()
         for decision in decisions:
             if decision.action != "pass":
                 note(f"[{decision}]")
-        note(_footer(answer, plan))
+        note(_footer(answer, request))
 
 
 def _write(text: str) -> None:
@@ -140,13 +140,15 @@ def _three_ways(request: Request, plan: Plan) -> dict[str, Request]:
     return {**ways, "unsteered": replace(request, plan=None), "steered": request}
 
 
-def _document(answer: Answer, plan: Plan | None, model: str) -> dict[str, Any]:
+def _document(answer: Answer, request: Request, model: str) -> dict[str, Any]:
+    plan = request.plan
     return {
         "text": answer.text,
         "tokens": list(answer.tokens),
         "finish_reason": answer.finish_reason,
         "steering": str(plan.steering) if plan is not None else "",
         "relative_dose": plan.relative_dose if plan is not None else 0.0,
+        "anchored": request.anchored,
         "model": model,
         "seed": answer.seed,
         "timing": {
@@ -160,7 +162,9 @@ def _document(answer: Answer, plan: Plan | None, model: str) -> dict[str, Any]:
     }
 
 
-def _footer(answer: Answer, plan: Plan | None) -> str:
+def _footer(answer: Answer, request: Request) -> str:
+    plan = request.plan
+    anchored = ", anchored" if request.anchored else ""
     dose = f", relative dose {plan.relative_dose:.2f}" if plan is not None and plan.relative_dose is not None else ""
     ended = {
         "stop": "",
@@ -168,12 +172,12 @@ def _footer(answer: Answer, plan: Plan | None) -> str:
         "interrupted": ", interrupted",
         "policy": ", ended by the policy",
     }[answer.finish_reason]
-    return f"[{len(answer.tokens)} tokens at {answer.timing.tokens_per_second:.0f}/s{dose}, seed {answer.seed}{ended}]"
+    return f"[{len(answer.tokens)} tokens at {answer.timing.tokens_per_second:.0f}/s{dose}{anchored}, seed {answer.seed}{ended}]"
 
 
 def _print_compared(answers: dict[str, Answer], requests: dict[str, Request], model: str, as_json: bool) -> None:
     if as_json:
-        documents = {name: _document(answer, requests[name].plan, model) for name, answer in answers.items()}
+        documents = {name: _document(answer, requests[name], model) for name, answer in answers.items()}
         print_json({**documents.pop("steered", {}), **documents})
         return
     columns = []

@@ -261,10 +261,8 @@ def make_plan(
 
 
 @contextlib.contextmanager
-def armed_policy(
-    path: str | None, model: Model, max_dose: float | None, scope: Scope = "response"
-) -> Iterator[ArmedPolicy | None]:
-    """A policy file armed for a model, its rules with the doses of this scope; None without one.
+def armed_policy(path: str | None, model: Model, max_dose: float | None) -> Iterator[ArmedPolicy | None]:
+    """A policy file armed for a model; None without one.
 
     Raises:
         LocalsteerError: the policy cannot be used, or steers by more than `max_dose`.
@@ -277,19 +275,18 @@ def armed_policy(
 
     with contextlib.ExitStack() as stack:
         with progress_bar() as progress:
-            armed = stack.enter_context(arm(path, model, progress, scope))
+            armed = stack.enter_context(arm(path, model, progress))
         if max_dose is not None:
-            for rule in armed.policy.rules:
-                rule.plan.refuse_above(max_dose)
+            for anchored in (False, True):
+                for rule in armed.for_answers(anchored=anchored).rules:
+                    rule.plan.refuse_above(max_dose)
         for text in armed.notes:
             note(text)
         yield armed
 
 
 @contextlib.contextmanager
-def armed_controller(
-    path: str | None, model: Model, max_dose: float | None, scope: Scope = "response"
-) -> Iterator[Controller | None]:
+def armed_controller(path: str | None, model: Model, max_dose: float | None, *, anchored: bool) -> Iterator[Controller | None]:
     """The controller of a new conversation under a policy file; None without one.
 
     Raises:
@@ -297,8 +294,8 @@ def armed_controller(
     """
     from localsteer.policy.controller import Controller
 
-    with armed_policy(path, model, max_dose, scope) as armed:
-        yield Controller(armed.policy, audit=armed.audit) if armed is not None else None
+    with armed_policy(path, model, max_dose) as armed:
+        yield Controller(armed.for_answers(anchored=anchored), audit=armed.audit) if armed is not None else None
 
 
 def open_generator(model: Model, n_ctx: int | None) -> Generator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from localsteer.calibrated import Scope
@@ -52,29 +53,25 @@ class ArmedPolicy:
         folder: Path,
         model: Model,
         progress: Progress | None = None,
-        scope: Scope = "response",
     ) -> None:
         self._folder = folder
-        self._scope: Scope = scope
         self._model = model
         self._judges: dict[Path, Judge] = {}
         self._opened: list[Model] = []
         self.notes: tuple[str, ...] = ()
         notes: dict[str, None] = {}
         classifiers = {name: self._classifier(name, spec, notes) for name, spec in document.classifiers.items()}
-        rules = []
-        for spec in document.rules:
-            with _named(f'The rule "{spec.name}"'):
-                plan = self._plan(spec.steer, progress)
-            notes |= dict.fromkeys(plan.notes)
-            hold = None if spec.hold == "response" else spec.hold
-            rules.append(Rule(spec.name, document.condition(spec), plan, hold, spec.ramp, spec.rewind))
+        self._document = document
+        self._anchored: Policy | None = None
+        rules = self._rules("response", progress)
+        for rule in rules:
+            notes |= dict.fromkeys(rule.plan.notes)
         used = {name for rule in rules for name in rule.condition.names}
         notes |= dict.fromkeys(f'No rule asks for the classifier "{name}".' for name in classifiers if rules and name not in used)
         self.notes = tuple(notes)
         self.policy = Policy(
             classifiers,
-            tuple(rules),
+            rules,
             document.on_error,
             document.stride,
             document.audit_text,
@@ -169,11 +166,32 @@ class ArmedPolicy:
         beside = self._path(name)
         return beside if beside.is_file() else resolve_model(name)
 
-    def _plan(self, expression: str, progress: Progress | None) -> Plan:
+    def for_answers(self, *, anchored: bool) -> Policy:
+        """The policy with the doses that anchored answers take, or those of others.
+
+        Raises:
+            LocalsteerError: a vector is gone.
+        """
+        if not anchored:
+            return self.policy
+        if self._anchored is None:
+            self._anchored = replace(self.policy, rules=self._rules("anchored", None))
+        return self._anchored
+
+    def _rules(self, scope: Scope, progress: Progress | None) -> tuple[Rule, ...]:
+        rules = []
+        for spec in self._document.rules:
+            with _named(f'The rule "{spec.name}"'):
+                plan = self._plan(spec.steer, progress, scope)
+            hold = None if spec.hold == "response" else spec.hold
+            rules.append(Rule(spec.name, self._document.condition(spec), plan, hold, spec.ramp, spec.rewind))
+        return tuple(rules)
+
+    def _plan(self, expression: str, progress: Progress | None, scope: Scope) -> Plan:
         def load(name: str) -> ControlVector:
             return read_vector(self._path(name)) if is_path(name) else load_vector(name, self._model, progress)
 
-        return resolve(parse_steering(expression), self._model.fingerprint, load, self._scope)
+        return resolve(parse_steering(expression), self._model.fingerprint, load, scope)
 
     def _path(self, name: str) -> Path:
         try:
@@ -191,19 +209,13 @@ def _named(what: str) -> Iterator[None]:
         raise PolicyError(f"{what}: {error.message}", hint=error.hint) from error
 
 
-def arm(path: str | Path, model: Model, progress: Progress | None = None, scope: Scope = "response") -> ArmedPolicy:
+def arm(path: str | Path, model: Model, progress: Progress | None = None) -> ArmedPolicy:
     """Load a policy file for a model.
-
-    Args:
-        path: the file.
-        model: the model.
-        progress: told while a vector is built.
-        scope: what its rules steer; calibrated vectors have a dose for each.
 
     Raises:
         PolicyError: the file is missing or breaks a rule, or something that it names is missing or does not fit.
     """
-    return ArmedPolicy(load_policy(path), Path(path).parent, model, progress, scope)
+    return ArmedPolicy(load_policy(path), Path(path).parent, model, progress)
 
 
 def classifier_name(path: Path) -> str:

@@ -291,7 +291,8 @@ class Service:
                 )
                 gate = None
                 if self._armed is not None:
-                    gate = Controller(self._armed.policy, audit=self._armed.audit).answer(prompt.message, plan)
+                    policy = self._armed.for_answers(anchored=anchored)
+                    gate = Controller(policy, audit=self._armed.audit).answer(prompt.message, plan)
                 self.engine.check(request, gate)
                 jobs.append(Job(request, gate))
         _check_count(count, self.engine.most(jobs[0]))

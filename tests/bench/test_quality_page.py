@@ -10,6 +10,7 @@ import pytest
 from bench import quality_page
 from bench.fresh import Answers
 from bench.instruments import Instrument
+from bench.measure import MeasurementError
 from localsteer.calibrated import Pole
 from localsteer.concept_file import parse_concept
 from localsteer.llama.model import Model
@@ -35,16 +36,26 @@ def answers(loud: int, nll: float = 1.5, count: int = 8) -> Answers:
     return Answers(tuple("LOUD" if index < loud else "quiet" for index in range(count)), np.full(count, nll), len(QUESTIONS))
 
 
-def record(loud: dict[str, tuple[int, int]], *, base: bool = False, problem: str = "") -> None:
+MACHINE = {"CPU": "some", "llama-cpp-python": "0.3", "localsteer": "0.1"}
+
+
+def record(
+    loud: dict[str, tuple[int, int]],
+    *,
+    base: bool = False,
+    problem: str = "",
+    ways: tuple[str, ...] = WAYS,
+    questions: tuple[str, ...] = QUESTIONS,
+) -> None:
     """How many of eight answers shout, toward + and toward -, by way; those not named are as loud as unsteered."""
     made: dict[tuple[str, Pole], Answers] = {}
-    for way in WAYS:
+    for way in ways:
         positive, negative = loud.get(way, (4, 4))
         made[way, "positive"], made[way, "negative"] = answers(positive, 1.75), answers(negative, 1.5)
     model = cast(Model, SimpleNamespace(name="Tiny", chat_template=None if base else object()))
     contrast = parse_concept(CONCEPT, "loud")
     quality_page.write_record(
-        model, contrast, SHOUTING, QUESTIONS, made, answers(4), {"repeng": {"positive": 0.3}}, problem, {"CPU": "some"}
+        model, contrast, SHOUTING, questions, made, answers(4), {"repeng": {"positive": 0.3}}, problem, MACHINE
     )
     quality_page.write_pages()
 
@@ -52,7 +63,7 @@ def record(loud: dict[str, tuple[int, int]], *, base: bool = False, problem: str
 def test_the_page_counts_where_ours_goes_as_far_as_the_others(folders: Path) -> None:
     record({"localsteer": (8, 0), "system prompt": (6, 2), "repeng": (8, 0)})
     page = (folders / "QUALITY.md").read_text()
-    assert "Of 1 concepts ours moves its instrument at least as far as the system prompt for **1**" in page
+    assert "Of 1 concepts localsteer moves its instrument at least as far as the system prompt for **1**" in page
     assert "better of the two peers for **1**; beyond doubt for 1." in page
     assert "| loud | volume | +0.50" in page
 
@@ -95,3 +106,18 @@ def test_answers_to_one_question_are_compared_with_unsteered_ones_to_it() -> Non
     assert values[0] == 0.5
     assert np.isnan(values[1])
     assert steered.cost(reference).mean == 0.5
+
+
+def test_ways_that_are_not_measured_again_stay_as_they_are(folders: Path) -> None:
+    record({"localsteer": (6, 2), "system prompt": (8, 0), "llama-cvector-generator": (7, 1)})
+    record({"localsteer, anchored": (8, 0)}, ways=("localsteer, anchored",))
+    page = (folders / "QUALITY.md").read_text()
+    assert "Of 1 concepts localsteer moves its instrument at least as far as the system prompt for **0**" in page
+    assert "Of 1 concepts localsteer, anchored moves its instrument at least as far as the system prompt for **1**" in page
+    assert "| system prompt | loud | +1.00 (1.00..1.00)" in page
+
+
+def test_what_was_asked_otherwise_does_not_stand_beside_it() -> None:
+    record({})
+    with pytest.raises(MeasurementError, match=r"loud: system prompt, .* must be measured first"):
+        record({}, ways=("localsteer, anchored",), questions=("And how?", *QUESTIONS[1:]))

@@ -328,14 +328,14 @@ def test_doses_that_were_not_measured_for_anchored_answers_are_those_of_the_othe
     write_vector(replace(vector, provenance=replace(vector.provenance, calibration=replace(known, sides=sides))), path)
     result = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", path, "-n", "3", "--json", "--anchored")
     assert result.document["relative_dose"] == pytest.approx(DOSES["positive", "response"])
-    assert "is calibrated, but not for anchored answers" in result.err
+    assert "there is no dose for anchored answers" in result.err
 
 
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
         (("--steer-prompt",), 2, "--anchored steers the response alone: leave out --steer-prompt."),
-        (("--min-p", "0"), 1, "An anchored answer needs a min-p above 0"),
+        (("--min-p", "0", "--top-p", "1", "--top-k", "0"), 1, "An anchored answer needs top-k, top-p or min-p"),
     ],
 )
 def test_what_cannot_be_anchored_is_refused(

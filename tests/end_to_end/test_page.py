@@ -130,23 +130,27 @@ def test_settings_are_sent(page: Page, api: FakeApi) -> None:
     page.get_by_label("Temperature").fill("0.2")
     page.get_by_label("Longest answer, tokens").fill("50")
     page.get_by_label("Seed").fill("7")
-    page.get_by_label("Steer the prompt too").check()
-    page.get_by_label("Anchor the answer").check()
+    page.get_by_label("What is steered").select_option("the answer, anchored")
     page.keyboard.press("Escape")
     ask(page)
     chat = api.chats[0]
     assert chat["anchored"] is True
     assert chat["messages"][0] == {"role": "system", "content": "Be brief."}
-    assert (chat["temperature"], chat["max_tokens"], chat["seed"], chat["steer_prompt"]) == (0.2, 50, 7, True)
+    assert (chat["temperature"], chat["max_tokens"], chat["seed"], chat["steer_prompt"]) == (0.2, 50, 7, False)
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Seed").fill("")
-    page.get_by_label("Anchor the answer").uncheck()
+    page.get_by_label("What is steered").select_option("the prompt and the answer")
     page.get_by_label("Temperature").fill("9")
     expect(page.locator("#settings-problem")).to_contain_text("temperature")
     page.keyboard.press("Escape")
     ask(page)
     assert api.chats[1]["seed"] != 7
-    assert api.chats[1]["anchored"] is None  # as the server does by default
+    assert (api.chats[1]["anchored"], api.chats[1]["steer_prompt"]) == (False, True)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("What is steered").select_option("as the server likes")
+    page.keyboard.press("Escape")
+    ask(page)
+    assert (api.chats[2]["anchored"], api.chats[2]["steer_prompt"]) == (None, False)
     assert api.chats[1]["temperature"] == 0.2
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from localsteer import library
-from localsteer.calibrated import Scope
 from localsteer.draft import Draft
 from localsteer.errors import LocalsteerError, ModelError, PolicyError
 from localsteer.llama.model import Model
@@ -410,10 +409,10 @@ def test_a_probe_that_is_missing_is_told(tiny: Model, tmp_path: Path) -> None:
         arm_probe(tmp_path / "gone.gguf", tiny)
 
 
-def test_rules_have_the_doses_of_what_is_steered(tiny: Model, write: Write, tmp_path: Path) -> None:
+def test_rules_have_the_doses_that_anchored_answers_take(tiny: Model, write: Write, tmp_path: Path) -> None:
     write_vector(calibrated(tiny.fingerprint), tmp_path / "loud.gguf")
     path = write(WORD, rules="  - {name: first, when: word, steer: '-loud.gguf'}")
-    scopes: tuple[Scope, ...] = ("response", "anchored")
-    for scope in scopes:
-        with arm(path, tiny, scope=scope) as armed:
-            assert armed.policy.rules[0].plan.relative_dose == pytest.approx(DOSES["negative", scope])
+    with arm(path, tiny) as armed:
+        for anchored, scope in ((True, "anchored"), (False, "response")):
+            (rule,) = armed.for_answers(anchored=anchored).rules
+            assert rule.plan.relative_dose == pytest.approx(DOSES["negative", scope])  # type: ignore[index]

@@ -156,9 +156,9 @@ def test_an_anchored_answer_that_cannot_be_had_is_refused(serve: Serve) -> None:
         status, error = served.refused({**steered, "steer_prompt": True}, path)
         assert (status, error["param"]) == (400, "anchored")
         assert "not together with steer_prompt" in error["message"]
-        status, error = served.refused({**steered, "min_p": 0}, path)
+        status, error = served.refused({**steered, "min_p": 0, "top_p": 1, "top_k": 0}, path)
         assert status == 400
-        assert "needs a min-p above 0" in error["message"]
+        assert "needs top-k, top-p or min-p" in error["message"]
         assert served.refused({**steered, "anchored": "often"}, path)[0] == 400
         status, error = serve(parallel=1).refused(steered, path)
         assert status == 400

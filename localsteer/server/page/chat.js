@@ -71,7 +71,7 @@ export function setUpChat() {
     const { words, over } = vectors.expect(asked ? steering.names : []);
     view.wait(words);
     try {
-      for await (const chunk of streamChat({ ...settings, system: undefined, messages, steering: asked, seed }, signal)) {
+      for await (const chunk of streamChat({ ...settings, system: undefined, scope: undefined, messages, steering: asked, seed }, signal)) {
         over();
         follow(() => view.take(chunk));
       }
