@@ -169,8 +169,8 @@ def _quality(rows: Sequence[Row]) -> Iterator[str]:
         "- **system prompt**: the personas of the concept file as system prompts.",
         "- **localsteer**: the calibrated vector at strength 1 and -1, steering the response.",
         "- **localsteer, anchored**: the same with `--anchored` (docs/steering.md): drawn are only tokens that sampling (top-k "
-        "40, top-p 0.95, min-p 0.05) leaves of the unsteered model's predictions. All others, the unsteered reference included, "
-        "draw with the same settings on their own predictions, so anchored answers at strength 0 are the unsteered ones.",
+        "40, top-p 0.95, min-p 0.05) leaves of the unsteered model's predictions as well. All draw with the same settings, the "
+        "unsteered reference included, so anchored answers at strength 0 are the unsteered ones.",
         "- **llama-cvector-generator** (mean) and **repeng** (its default, PCA): their own vectors from the very same prompts, "
         f"at their own best strength inside the same coherence budget ({DEFAULT_BUDGET:g} nats a token), found by our search on "
         "the calibration's questions, with their own layers and lengths.",

@@ -30,8 +30,8 @@ class Request:
             `latest_message`): what a gate reads of the prompt is the mean over these. None means the last token.
         grammar: a GBNF grammar (llama.cpp's grammars/README.md) that the answer follows; None for none.
         logprobs: keep for each token its log probability and those of this many of the likeliest ones; None keeps nothing.
-        anchored: the unsteered model reads the answer along, and only what the sampling's filters keep of its predictions is
-            drawn (see `Sampler`). Costs a second forward pass for every steered token.
+        anchored: the unsteered model reads the answer along, and only what the sampling's filters keep of its predictions as
+            well is drawn (see `Sampler`). Costs a second forward pass for every steered token.
 
     Raises:
         LocalsteerError: an anchored answer without a filter or with a steered prompt, or its dose for another one.

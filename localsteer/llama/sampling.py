@@ -70,9 +70,9 @@ class Sampler:
         settings: `settings.seed` must be set; `fresh_seed` makes one.
         model: whose tokens are drawn.
         grammar: a GBNF grammar that they follow; None for none.
-        anchored: draw from the tokens that the settings' filters (top-k, top-p, min-p) keep of the unsteered model's predictions,
-            as likely as the steered model has them (DExperts, Liu et al. 2021; the plausibility constraint of Li et al. 2023,
-            Contrastive Decoding). Where nothing is steered, these are the draws that are made anyway.
+        anchored: draw only what the settings' filters (top-k, top-p, min-p) keep of the unsteered model's predictions as well, as
+            likely as the steered model has it (DExperts, Liu et al. 2021, cut by the base model; the plausibility constraint of
+            Li et al. 2023, Contrastive Decoding). Where nothing is steered, these are the draws that are made anyway.
 
     Raises:
         LocalsteerError: the seed is missing or out of range, or llama.cpp cannot read the grammar.
@@ -121,7 +121,9 @@ class Sampler:
                 return int(context.logits(row).argmax())
             return int(self._llama.llama_sampler_sample(self._chain, context.handle, row))
         logits = context.logits(row)
-        among = None if self._filter is None else self._plausible(logits if unsteered is None else context.logits(unsteered))
+        among = None if self._filter is None else self._plausible(logits)
+        if among is not None and unsteered is not None:
+            among = _in_both(among, self._plausible(context.logits(unsteered)))
         token = self._drawn(_Candidates(logits) if among is None else _Candidates(logits[among], among))
         if self._grammar is not None and not self._grammar.allows(token):
             token = self._drawn_by(self._grammar, logits, among)
@@ -194,6 +196,12 @@ class Sampler:
             return [self._llama.llama_sampler_init_greedy()]
         assert settings.seed is not None
         return [self._llama.llama_sampler_init_temp(settings.temperature), self._llama.llama_sampler_init_dist(settings.seed)]
+
+
+def _in_both(steered: NDArray[np.int32], unsteered: NDArray[np.int32]) -> NDArray[np.int32]:
+    """What both models find plausible; where they agree on nothing, what the unsteered one does."""
+    both = steered[np.isin(steered, unsteered)]
+    return both if len(both) else unsteered
 
 
 class _Candidates:

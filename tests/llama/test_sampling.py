@@ -283,13 +283,20 @@ def test_what_the_unsteered_model_finds_unlikely_is_not_drawn(two: Context) -> N
         alone = {sampler.sample(two, 0) for _ in range(500)}
     plausible = kept(two, 1, 0.02)
     assert alone - plausible, "the two models must disagree for this to say anything"
-    assert drawn <= plausible
+    assert drawn == alone & plausible
     assert len(drawn) > 1
+
+
+def test_where_they_agree_on_nothing_the_unsteered_model_says_what_is_plausible(two: Context) -> None:
+    settings = Sampling(temperature=5.0, top_k=0, top_p=1.0, min_p=0.6, seed=1)
+    assert not kept(two, 0, 0.6) & kept(two, 1, 0.6)
+    with Sampler(settings, two.model, anchored=True) as sampler:
+        assert {sampler.sample(two, 0, unsteered=1) for _ in range(500)} == kept(two, 1, 0.6)
 
 
 def test_among_the_plausible_ones_the_steered_model_decides(two: Context) -> None:
     settings = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.02, seed=1)
-    plausible = np.array(sorted(kept(two, 1, 0.02)))
+    plausible = np.array(sorted(kept(two, 0, 0.02) & kept(two, 1, 0.02)))
     weights = np.exp(two.logits(0)[plausible] - two.logits(0)[plausible].max())
     with Sampler(settings, two.model, anchored=True) as sampler:
         counts = np.bincount([sampler.sample(two, 0, unsteered=1) for _ in range(4000)], minlength=two.model.n_vocab)
@@ -317,7 +324,8 @@ def letters(tokens: set[int]) -> list[int]:
 
 
 def test_a_grammar_is_followed_with_what_is_plausible(two: Context) -> None:
-    plausible, others = letters(kept(two, 1, 0.02)), letters(set(range(128)) - kept(two, 1, 0.02))
+    both = kept(two, 0, 0.02) & kept(two, 1, 0.02)
+    plausible, others = letters(both), letters(set(range(128)) - both)
     grammar = f"root ::= [{''.join(map(chr, [plausible[0], *others]))}]+"
     with Sampler(Sampling(top_k=0, top_p=1.0, min_p=0.02, seed=1), two.model, grammar, anchored=True) as sampler:
         drawn = {sampler.sample(two, 0, unsteered=1) for _ in range(20)}
