@@ -178,9 +178,10 @@ def _quality(rows: Sequence[Row]) -> Iterator[str]:
         "A *swing* is the instrument's mean toward the positive pole less that toward the negative one, with its 95 % interval "
         "(bootstrap over the questions). *Cost* is in nats a token against unsteered answers.",
         "",
-        "No vector or dose has seen these questions or instruments, but one decision has seen the instruments: calibration "
+        "No vector or dose has seen these questions or instruments, but two decisions have seen the instruments. Calibration "
         "begins with all layers because, for some of these concepts and on their held-out questions, that did better than the "
-        "middle half, with which a first measurement here had fallen short of its aim.",
+        "middle half, with which a first measurement here had fallen short of its aim. And anchored answers draw what the filters of "
+        "both models keep: with those of the unsteered model alone, happy and pirate had been measured here (+0.91, +1.26).",
         "",
     )
     for is_base, title in ((False, "The demo model"), (True, "A base model (raw text continuation)")):

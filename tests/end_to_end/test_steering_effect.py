@@ -32,10 +32,13 @@ class Outcome:
     nll: float
 
 
-def measure(model: Model, plan: Plan | None) -> Outcome:
+def measure(model: Model, plan: Plan | None, *, anchored: bool = False) -> Outcome:
     prompts = [prompt_tokens(model, [Message("user", question)]) for question in QUESTIONS] * len(SEEDS)
     seeds = [seed + index for seed in SEEDS for index in range(len(QUESTIONS))]
-    requests = [Request(prompt, plan, Sampling(seed=seed), max_tokens=64) for prompt, seed in zip(prompts, seeds, strict=True)]
+    requests = [
+        Request(prompt, plan, Sampling(seed=seed), max_tokens=64, anchored=anchored)
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
     answers = generate_many(model, requests)
     analyzer = SentimentIntensityAnalyzer()
     vader = [analyzer.polarity_scores(answer.text)["compound"] for answer in answers]
@@ -66,6 +69,17 @@ def test_default_strength_moves_sentiment_both_ways(outcomes: dict[str, Outcome]
 @pytest.mark.parametrize("pole", ["happy", "sad"])
 def test_default_strength_stays_coherent(outcomes: dict[str, Outcome], pole: str) -> None:
     assert outcomes[pole].nll - outcomes["unsteered"].nll < 0.3
+
+
+def test_anchored_answers_stay_coherent_where_others_fall_apart(
+    demo: Model, happy: ControlVector, outcomes: dict[str, Outcome]
+) -> None:
+    far = plan_for(demo, happy, "-2 happy")
+    free, anchored = measure(demo, far), measure(demo, far, anchored=True)
+    assert free.nll - anchored.nll > 0.2
+    # Nearly as sad, and far sadder than at strength 1.
+    assert anchored.vader < outcomes["sad"].vader
+    print("FIGURES", free, anchored, outcomes)
 
 
 def test_unsteered_answers_are_untouched(demo: Model, happy: ControlVector) -> None:

@@ -2,7 +2,7 @@ import { byId, load, save } from "./elements.js";
 
 /** What requests carry besides the steering; null is as the server likes. @type {Record<string, any>} */
 export const settings = {
-  system: "", temperature: null, max_tokens: null, seed: null, scope: "", steer_prompt: false, anchored: null, ...load("settings"),
+  system: "", temperature: null, max_tokens: null, seed: null, scope: "", steer_prompt: false, ...load("settings"),
 };
 
 /** The settings drawer. */
@@ -15,7 +15,7 @@ export function setUpSettings() {
     if (!validity.valid) return;
     settings[name] = type === "number" ? (value === "" ? null : Number(value)) : value;
     settings.steer_prompt = settings.scope === "prompt";
-    settings.anchored = settings.scope === "" ? null : settings.scope === "anchored";
+    settings.anchored = settings.scope ? settings.scope === "anchored" : null;
     save("settings", settings);
   }
 
