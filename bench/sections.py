@@ -157,8 +157,7 @@ def anchored(setting: Setting) -> Section:
     return Section(
         "Anchored decoding",
         f"{DECODED_TOKENS} tokens, default sampling, steered, with and without `--anchored`; {DECODES_A_ROUND} times a round, of "
-        "which each side gives its median. The unsteered model reads every token, too, in the same batch. A larger model, whose "
-        "decoding waits for its weights, pays less for the second token of a batch. No target was set.",
+        "which each side gives its median. The unsteered model reads every token, too, in the same batch. No target was set.",
         (Comparison("anchored decode", "tokens/s", ours, "not anchored", free, ours.over(free), "anchored / not"),),
     )
 
