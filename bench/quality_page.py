@@ -181,7 +181,8 @@ def _quality(rows: Sequence[Row]) -> Iterator[str]:
         "No vector or dose has seen these questions or instruments, but two decisions have seen the instruments. Calibration "
         "begins with all layers because, for some of these concepts and on their held-out questions, that did better than the "
         "middle half, with which a first measurement here had fallen short of its aim. And anchored answers draw what the "
-        "filters of both models keep: with those of the unsteered model alone, happy and pirate had been measured here (+0.91, +1.26).",
+        "filters of both models keep: with those of the unsteered model alone, happy and pirate had been measured here "
+        "(+0.91, +1.26).",
         "",
     )
     for is_base, title in ((False, "The demo model"), (True, "A base model (raw text continuation)")):
