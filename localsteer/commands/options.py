@@ -261,7 +261,7 @@ def make_plan(
 
 
 @contextlib.contextmanager
-def armed_policy(path: str | None, model: Model, max_dose: float | None) -> Iterator[ArmedPolicy | None]:
+def armed_policy(path: str | None, model: Model, max_dose: float | None, *, anchored: bool) -> Iterator[ArmedPolicy | None]:
     """A policy file armed for a model; None without one.
 
     Raises:
@@ -277,9 +277,8 @@ def armed_policy(path: str | None, model: Model, max_dose: float | None) -> Iter
         with progress_bar() as progress:
             armed = stack.enter_context(arm(path, model, progress))
         if max_dose is not None:
-            for anchored in (False, True):
-                for rule in armed.for_answers(anchored=anchored).rules:
-                    rule.plan.refuse_above(max_dose)
+            for rule in armed.for_answers(anchored=anchored).rules:
+                rule.plan.refuse_above(max_dose)
         for text in armed.notes:
             note(text)
         yield armed
@@ -294,7 +293,7 @@ def armed_controller(path: str | None, model: Model, max_dose: float | None, *, 
     """
     from localsteer.policy.controller import Controller
 
-    with armed_policy(path, model, max_dose) as armed:
+    with armed_policy(path, model, max_dose, anchored=anchored) as armed:
         yield Controller(armed.for_answers(anchored=anchored), audit=armed.audit) if armed is not None else None
 
 

@@ -115,7 +115,7 @@ def command(
                     max_dose=max_dose,
                     progress=progress,
                 )
-            armed = stack.enter_context(armed_policy(policy_file, model, max_dose))
+            armed = stack.enter_context(armed_policy(policy_file, model, max_dose, anchored=anchored))
             return steerings, armed, RunningBatch(model, parallel=parallel, n_ctx=n_ctx)
 
         steerings, armed, batch = compute_apart(prepare)

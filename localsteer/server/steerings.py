@@ -151,14 +151,22 @@ class Steerings:
             plan = self._plans.get(key)
         if plan is None:
             plan = resolve(steering, self.model.fingerprint, self._load, scope)
-        if self._max_dose is not None:
-            plan.refuse_above(self._max_dose)
+        self.check_dose(plan)
         with self._lock:
             plan = self._plans.pop(key, plan)  # another request may have been faster
             self._plans[key] = plan
             if len(self._plans) > _KEPT_PLANS:
                 self._plans.popitem(last=False)
         return plan
+
+    def check_dose(self, plan: Plan) -> None:
+        """Make sure that a plan stays within the largest dose, if there is one.
+
+        Raises:
+            LocalsteerError: it does not.
+        """
+        if self._max_dose is not None:
+            plan.refuse_above(self._max_dose)
 
     @staticmethod
     def check(expression: str) -> Steering:

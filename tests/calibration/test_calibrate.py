@@ -396,23 +396,19 @@ def test_a_vector_without_hidden_norms_is_resumed_too(tiny: Model, tmp_path: Pat
 # Anchored answers
 
 
-def test_anchored_doses_are_added_to_what_is_known(
-    tiny: Model, vector: ControlVector, monkeypatch: pytest.MonkeyPatch, answered: list[int]
-) -> None:
-    find_sides(monkeypatch)
-    known = Calibrator(tiny, vector, CONTRAST, QUICK).run()
-    before = {key: side for key, side in known.calibration.sides.items() if key[1] != "anchored"}
-    provenance = replace(known.vector.provenance, calibration=replace(known.calibration, sides=before))
-    earlier = replace(known.vector, provenance=provenance)
+def test_anchored_doses_are_added_to_what_is_known(tiny: Model, vector: ControlVector, answered: list[int]) -> None:
+    settings = replace(QUICK, by_cost=True, budget=10.0)
+    known = Calibrator(tiny, vector, CONTRAST, settings).run()
     answered.clear()
-    settings = replace(QUICK, anchored=True, by_cost=True, seed=known.calibration.seed, budget=known.calibration.budget)
-    calibrator = Calibrator(tiny, earlier, CONTRAST, settings)
+    adding = replace(settings, anchored=True)
+    calibrator = Calibrator(tiny, known.vector, CONTRAST, adding)
+    assert calibrator.only_anchored
     made = calibrator.run()
-    assert {key: side for key, side in made.calibration.sides.items() if key[1] != "anchored"} == before
-    assert "anchored" in made.calibration.scopes
-    assert sum(answered) <= calibrator.answers < Calibrator(tiny, earlier, CONTRAST, replace(settings, seed=3)).answers
+    assert {key: side for key, side in made.calibration.sides.items() if key[1] != "anchored"} == known.calibration.sides
+    assert made.calibration.scopes == SCOPES
+    assert sum(answered) <= calibrator.answers < Calibrator(tiny, known.vector, CONTRAST, replace(adding, seed=3)).answers
     assert made.calibration.generated_tokens > known.calibration.generated_tokens
-    assert np.array_equal(made.vector.rows(4), earlier.rows(4))
+    assert np.array_equal(made.vector.rows(4), known.vector.rows(4))
 
 
 def test_a_vector_that_is_not_calibrated_is_measured_whole_for_anchored_answers(tiny: Model, vector: ControlVector) -> None:

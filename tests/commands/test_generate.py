@@ -210,12 +210,12 @@ def test_ctrl_c_ends_the_answer_not_the_program(
     drawn = 0
     sample = Sampler.sample
 
-    def interrupted(self: Sampler, *arguments: object) -> int:
+    def interrupted(self: Sampler, *arguments: object, **named: object) -> int:
         nonlocal drawn
         drawn += 1
         if drawn == 5:
             os.kill(os.getpid(), signal.SIGINT)
-        return sample(self, *arguments)  # type: ignore[arg-type]
+        return sample(self, *arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Sampler, "sample", interrupted)
     result = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-n", "100", "--json")
