@@ -522,9 +522,9 @@ def drawn_from(monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
     logits: list[Floats] = []
     sample = Sampler.sample
 
-    def remember(self: Sampler, context: Context, row: int) -> int:
+    def remember(self: Sampler, context: Context, row: int, *, unsteered: int | None = None) -> int:
         logits.append(context.logits(row).copy())
-        return sample(self, context, row)
+        return sample(self, context, row, unsteered=unsteered)
 
     monkeypatch.setattr(Sampler, "sample", remember)
     return logits
