@@ -296,7 +296,8 @@ def _library(rows: Sequence[Row]) -> Iterator[str]:
         prompt = _text(row.swing(PROMPT))
         unit = record["instrument"]["unit"]
         cells = (row.name, positive, negative, unit, swings[OURS], swings[ANCHORED], prompt, costs[OURS], costs[ANCHORED])
-        yield "| " + " | ".join(cells) + f" | [report]({row.name}/REPORT.md) |"
+        anchored = f", [anchored]({row.name}/ANCHORED.md)" if ANCHORED in row.ways else ""
+        yield "| " + " | ".join(cells) + f" | [report]({row.name}/REPORT.md){anchored} |"
 
 
 def _text(interval: Interval) -> str:

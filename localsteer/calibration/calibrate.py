@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from localsteer.calibrated import DEFAULT_BUDGET, SCOPES, SIGN, Calibration
 from localsteer.calibration.effort import QUICK, THOROUGH, Effort
+from localsteer.calibration.findings import Findings
 from localsteer.calibration.laboratory import INSTRUMENT_READINGS, Laboratory, Speed
-from localsteer.calibration.search import Findings, Search
+from localsteer.calibration.search import Search
 from localsteer.calibration.shapes import PROFILES, Directions, Shape, as_profile, ranges
 from localsteer.contrast import Contrast
 from localsteer.dose import MIN_RELIABILITY, readable_layers

@@ -10,8 +10,8 @@ from typing import Any
 from localsteer.atomic import atomic_path, check_writable
 from localsteer.calibrated import OTHER, POLES, SCOPE_NAMES, SIGN, Calibration, Interval, Point, Pole, Scope, Side, without_nan
 from localsteer.calibration.calibrate import Calibrated
+from localsteer.calibration.findings import Quoted
 from localsteer.calibration.plots import check_available, draw_curves, draw_shapes
-from localsteer.calibration.search import Quoted
 from localsteer.errors import CalibrationError
 from localsteer.vector import ControlVector, format_layers
 

@@ -16,11 +16,10 @@ unsteered ones to its own question.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from localsteer.calibrated import OTHER, POLES, SIGN, Interval, Point, Pole, Scope, Side
+from localsteer.calibrated import OTHER, POLES, SIGN, Interval, Pole, Scope, Side
 from localsteer.calibration.effort import (
     ANCHORED,
     ANCHORED_FURTHER,
@@ -32,6 +31,7 @@ from localsteer.calibration.effort import (
     REFINE,
     Effort,
 )
+from localsteer.calibration.findings import Findings, Quoted, ShapeResult
 from localsteer.calibration.fits import (
     COST_EXPONENTS,
     EFFECT_EXPONENTS,
@@ -59,52 +59,6 @@ _SURE = 0.16
 # How sure it must be that a dose does anything at all. The bootstrap over twenty questions is too confident: of 400 vectors that
 # do nothing, 20 passed at 95 % (10 were expected), 3 at 99 % (2).
 _BEYOND_DOUBT = 0.99
-
-
-@dataclass(frozen=True)
-class ShapeResult:
-    """How a shape does toward a pole.
-
-    Attributes:
-        shape: the shape.
-        dose: relative dose at which its cost reaches the budget, or the strongest one tried where it does not.
-        effect: effect there.
-    """
-
-    shape: Shape
-    dose: float
-    effect: Interval
-
-
-@dataclass(frozen=True)
-class Quoted:
-    """Answers for a person to judge: a relative dose, and (question, answer) pairs."""
-
-    dose: float
-    answers: tuple[tuple[str, str], ...]
-
-
-@dataclass
-class Findings:
-    """What the search found.
-
-    Attributes:
-        unsteered: the unsteered answers.
-        personas: the answers under each persona, on the pole's own scale; empty for a concept without personas.
-        scale: what an effect of 1 is, for each pole (see `Calibration`).
-        sides: by pole and scope.
-        shapes: by pole, the shapes that were compared, in the order of `Search.shapes`.
-        samples: by pole, some doses of the chosen shape with three answers at each.
-        anchored_samples: likewise, of anchored answers.
-    """
-
-    unsteered: Point
-    personas: dict[Pole, Point]
-    scale: dict[Pole, str]
-    sides: dict[tuple[Pole, Scope], Side] = field(default_factory=dict)
-    shapes: dict[Pole, list[ShapeResult]] = field(default_factory=dict)
-    samples: dict[Pole, list[Quoted]] = field(default_factory=dict)
-    anchored_samples: dict[Pole, list[Quoted]] = field(default_factory=dict)
 
 
 class Search:

@@ -279,7 +279,8 @@ def armed_policy(path: str | None, model: Model, max_dose: float | None, *, anch
         if max_dose is not None:
             for rule in armed.for_answers(anchored=anchored).rules:
                 rule.plan.refuse_above(max_dose)
-        for text in armed.notes:
+        plans = [rule.plan for rule in armed.for_answers(anchored=anchored).rules]
+        for text in dict.fromkeys([*armed.notes, *(text for plan in plans for text in plan.notes)]):
             note(text)
         yield armed
 

@@ -12,7 +12,8 @@ from localsteer.calibrated import Calibration, Interval, Point, Pole, Scope, Sid
 from localsteer.calibration import calibrate, fits
 from localsteer.calibration.calibrate import Calibrated
 from localsteer.calibration.effort import Effort
-from localsteer.calibration.search import Findings, Quoted, Search, ShapeResult
+from localsteer.calibration.findings import Findings, Quoted, ShapeResult
+from localsteer.calibration.search import Search
 from localsteer.calibration.shapes import Shape
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector import ControlVector, Provenance

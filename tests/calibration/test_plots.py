@@ -9,8 +9,8 @@ import pytest
 
 from localsteer.calibrated import Calibration, Interval, Pole, Scope
 from localsteer.calibration.calibrate import Calibrated
+from localsteer.calibration.findings import ShapeResult
 from localsteer.calibration.plots import check_available, draw_curves, draw_shapes
-from localsteer.calibration.search import ShapeResult
 from localsteer.calibration.shapes import Shape
 from localsteer.errors import CalibrationError
 from localsteer.llama.fingerprint import Fingerprint

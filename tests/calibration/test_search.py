@@ -14,8 +14,9 @@ import pytest
 from localsteer.calibrated import POLES, Pole, Side
 from localsteer.calibration import fits
 from localsteer.calibration.effort import QUICK, THOROUGH, Effort
+from localsteer.calibration.findings import Findings
 from localsteer.calibration.laboratory import Laboratory, Outcome, Trial
-from localsteer.calibration.search import Findings, Search
+from localsteer.calibration.search import Search
 from localsteer.calibration.shapes import Directions, Shape
 
 BUDGET = 0.25
@@ -534,8 +535,9 @@ def test_everything_measured_already_is_not_measured_again() -> None:
 def test_anchored_answers_get_the_stronger_dose_that_they_take() -> None:
     found = [find(World(seed=seed), effort=THOROUGH, anchored=True)[0].sides for seed in range(4)]
     doses = doses_of([one["positive", "anchored"] for one in found])
-    # Twice 0.2 meets the budget; kept is a standard error less. Over 24 seeds the mean is 0.378 and the deviation 0.046.
-    assert 0.3 < np.mean(doses) < 0.45
+    # Twice 0.2 meets the budget; kept is a standard error less. Over 24 seeds the mean is 0.363 and the deviation 0.048: three
+    # standard errors of a mean of four.
+    assert 0.29 < np.mean(doses) < 0.44
 
 
 def test_nothing_is_measured_for_anchored_answers_unless_they_are_asked_for() -> None:

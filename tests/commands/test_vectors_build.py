@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from localsteer import library
-from localsteer.calibration.search import Findings, Search
+from localsteer.calibration.findings import Findings
+from localsteer.calibration.search import Search
 from localsteer.llama.model import Model
 from localsteer.vector_cache import cache_folder
 from localsteer.vector_file import read_vector, write_vector

@@ -3,7 +3,7 @@
 import { streamChat } from "./api.js";
 import { newAnswer, showAnswer } from "./answer.js";
 import { button, byId, element, load, save } from "./elements.js";
-import { settings } from "./settings.js";
+import { scope, settings } from "./settings.js";
 import { steering } from "./steering.js";
 import { vectors } from "./vectors.js";
 
@@ -71,7 +71,7 @@ export function setUpChat() {
     const { words, over } = vectors.expect(asked ? steering.names : []);
     view.wait(words);
     try {
-      for await (const chunk of streamChat({ ...settings, system: undefined, scope: undefined, messages, steering: asked, seed }, signal)) {
+      for await (const chunk of streamChat({ ...settings, ...scope(), system: undefined, messages, steering: asked, seed }, signal)) {
         over();
         follow(() => view.take(chunk));
       }

@@ -2,8 +2,13 @@ import { byId, load, save } from "./elements.js";
 
 /** What requests carry besides the steering; null is as the server likes. @type {Record<string, any>} */
 export const settings = {
-  system: "", temperature: null, max_tokens: null, seed: null, scope: "", steer_prompt: false, ...load("settings"),
+  system: "", temperature: null, max_tokens: null, seed: null, scope: "", ...load("settings"),
 };
+
+/** What is steered, as requests say it. */
+export const scope = () => ({
+  steer_prompt: settings.scope === "prompt", anchored: settings.scope ? settings.scope === "anchored" : null, scope: undefined,
+});
 
 /** The settings drawer. */
 export function setUpSettings() {
@@ -14,8 +19,6 @@ export function setUpSettings() {
     byId("settings-problem").textContent = validationMessage && `${name.replace("_", " ")}: ${validationMessage}`;
     if (!validity.valid) return;
     settings[name] = type === "number" ? (value === "" ? null : Number(value)) : value;
-    settings.steer_prompt = settings.scope === "prompt";
-    settings.anchored = settings.scope ? settings.scope === "anchored" : null;
     save("settings", settings);
   }
 
