@@ -322,7 +322,7 @@ def test_repengs_directions_are_ours_read_in_its_way_block_by_block(
     # The sign is a vote of the pairs, and of a component that they do not have in common it is a close one.
     lines = {shift: np.abs(values) for shift, values in found.items()}
     print(f"in either direction: mean cosine {lines[0].mean():.3f}, at home {share_at_home(lines):.2f}")
-    assert share_at_home(lines) == 1
+    assert share_at_home(lines) > 0.85  # 1 and, on another processor, 0.93 were seen; a file read one block off has next to none
     assert lines[0].mean() > 0.95  # 0.985 was seen; theirs reads the weights of the same file in float32
 
 

@@ -89,7 +89,11 @@ def test_a_probe_tells_unseen_hostile_messages_from_friendly_ones(fitted: Fitted
 def test_the_shipped_probe_can_be_made_again(fitted: Fitted) -> None:
     shipped = read_vector(POLICIES / "hostile.gguf")
     assert shipped.provenance.probe is not None
-    assert shipped.provenance.probe.unseen == fitted.probe.unseen
+    # Another processor rounds otherwise: on one of them a single one of the 1,600 pairs changed its order, and no verdict.
+    unseen, again = shipped.provenance.probe.unseen, fitted.probe.unseen
+    assert again.auroc.mean == pytest.approx(unseen.auroc.mean, abs=0.003)
+    assert abs(again.true_positives - unseen.true_positives) <= 1
+    assert abs(again.true_negatives - unseen.true_negatives) <= 1
     (layer,) = shipped.layers
     assert fitted.probe.layer == layer
     np.testing.assert_allclose(shipped.directions[layer], fitted.vector.directions[layer], rtol=1e-3, atol=1e-4)
