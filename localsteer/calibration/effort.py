@@ -77,6 +77,8 @@ class Effort:
 
 # 36 tokens are two sentences, enough to hear a tone and to fall apart in; with six shapes these are 332 answers, 11,952 tokens.
 # All costs are against the same unsteered answers, so their chance is shared by all doses: 40 of them were 0.04 nats off.
-THOROUGH = Effort(max_tokens=36, unsteered=60, persona=15, locate=4, curve=8, shapes=5, refine=4, prompt=6, anchored=8)
+# The anchored stage has three or four doses to the curve's five and nothing else to lean on: with 8 answers at each, strength 1
+# (a standard error below) spent 0.12 to 0.19 of a budget of 0.25 on fresh questions for six of the 15 shipped concepts.
+THOROUGH = Effort(max_tokens=36, unsteered=60, persona=15, locate=4, curve=8, shapes=5, refine=4, prompt=6, anchored=16)
 # A quarter of that: 114 answers, 2,964 tokens.
 QUICK = Effort(max_tokens=26, unsteered=20, persona=7, locate=2, curve=4, shapes=0, refine=0, prompt=3, anchored=4)
