@@ -148,7 +148,9 @@ class Calibration:
     def document(self) -> dict[str, Any]:
         """As a JSON document; what is not a number (no answer had a value) is null."""
         document = asdict(self)
-        document["sides"] = {f"{pole}/{scope}": asdict(side) for (pole, scope), side in self.sides.items()}
+        # Always in this order: a file that is read and written again stays the same to the last byte.
+        found = [(pole, scope) for pole in POLES for scope in SCOPES if (pole, scope) in self.sides]
+        document["sides"] = {f"{pole}/{scope}": asdict(self.sides[pole, scope]) for pole, scope in found}
         plain: dict[str, Any] = without_nan(document)
         return plain
 
