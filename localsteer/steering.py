@@ -315,28 +315,44 @@ def _measured_notes(term: Term, vector: ControlVector, model: Fingerprint, scope
     probe, calibration = vector.provenance.probe, vector.provenance.calibration
     if probe is not None:
         yield f"{term.vector} is a policy's probe, fitted to tell texts apart at layer {probe.layer}: how it steers is unknown."
-    if calibration is None or term.ablate:
+    if term.ablate:
+        return
+    if calibration is None:
+        if scope == "anchored":
+            yield (
+                f"{term.vector} is not calibrated: an anchored answer gets the dose of others, though it takes a stronger one. "
+                f"`localsteer calibrate {term.vector} --anchored` looks for it."
+            )
         return
     if calibration.content != model.content:
         yield f"{term.vector} was calibrated on {calibration.model}, another file than this model: its doses may not hold here."
-    if not calibration.has_own(term.strength, scope):
-        yield (
-            f"{term}: there is no dose for anchored answers, which may take a stronger one; that of others is used. "
-            f"`localsteer calibrate {term.vector} --anchored` looks for it."
-        )
-    if calibration.side(term.strength, scope).dose is None:
-        names = {"positive": vector.provenance.positive, "negative": vector.provenance.negative}
+    pole = pole_of(term.strength)
+    names = {"positive": vector.provenance.positive, "negative": vector.provenance.negative}
+    side = calibration.side(term.strength, scope)
+    if side.dose is not None and not calibration.has_own(term.strength, scope):
+        if (pole, scope) in calibration.sides:
+            yield (
+                f"{term}: calibration found no dose for anchored answers toward {names[pole]} that does anything within "
+                f"{calibration.budget:g} nats a token; that of others is used."
+            )
+        else:
+            yield (
+                f"{term}: there is no dose for anchored answers, which may take a stronger one; that of others is used. "
+                f"`localsteer calibrate {term.vector} --anchored` looks for it."
+            )
+    if side.dose is None:
         where = " with the prompt steered as well" if scope == "prompt" else ""
         yield (
-            f"{term}: calibration found no dose toward {names[pole_of(term.strength)]}{where} that does anything within "
+            f"{term}: calibration found no dose toward {names[pole]}{where} that does anything within "
             f"{calibration.budget:g} nats a token; that of the response toward {names[calibration.main_pole]} is used."
         )
 
 
 def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, ControlVector], scope: Scope) -> str | None:
     """What to say of a dose that is stronger than any of the vectors' calibrated ones; None where it is not, or none is."""
+    # What a dose costs is read off the answers in this scope, even where they gave no dose and that of others is used.
     calibrated = [
-        (side, side.dose, calibration.budget)
+        (calibration.sides.get((pole_of(term.strength), scope), side), side.dose, calibration.budget)
         for term in steering.terms
         if (calibration := vectors[term.vector].provenance.calibration) is not None and not term.ablate
         if (side := calibration.side_used(term.strength, scope)).dose is not None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from localsteer.calibrated import Pole, Scope
+from localsteer.calibrated import Interval, Pole, Scope
 from localsteer.errors import ExpressionError, LocalsteerError, VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.steering import Plan, Steering, Term, parse_steering, relative_dose, resolve
@@ -703,6 +703,35 @@ def test_a_scope_without_a_dose_says_whose_is_used_instead() -> None:
     assert "found no dose toward loud with the prompt steered as well" in told
     assert made.relative_dose == pytest.approx(DOSES["positive", "response"])
     assert "toward the other pole" not in told
+
+
+def test_an_anchored_answer_without_a_dose_of_its_own_says_why() -> None:
+    fresh = calibrated_plan("happy", "anchored")
+    (told,) = fresh.notes
+    assert told.startswith("happy is not calibrated")
+    assert told.endswith("`localsteer calibrate happy --anchored` looks for it.")
+    assert calibrated_plan("happy").notes == calibrated_plan("!happy", "anchored").notes == ()
+    # Looked for, and not found: to look again would be in vain.
+    made = calibrated_plan("loud", "anchored", vectors={"loud": calibrated(MODEL, without=(("positive", "anchored"),))})
+    (told,) = made.notes
+    assert "found no dose for anchored answers toward loud that does anything within 0.25 nats a token" in told
+    assert "--anchored" not in told
+    assert made.relative_dose == pytest.approx(DOSES["positive", "response"])
+
+
+def test_what_a_dose_past_the_range_costs_is_what_anchored_answers_cost() -> None:
+    without = calibrated(MODEL, without=(("positive", "anchored"),))
+    calibration = without.provenance.calibration
+    assert calibration is not None
+    dear = replace(calibration.sides["positive", "response"].curve[-1], cost=Interval(7.0, 7.0, 7.0))
+    response = replace(calibration.sides["positive", "response"], curve=(dear,))
+    sides = {**calibration.sides, ("positive", "response"): response}
+    told = replace(without, provenance=replace(without.provenance, calibration=replace(calibration, sides=sides)))
+    (free,) = calibrated_plan("5 loud", vectors={"loud": told}).notes
+    assert "cost 7.00 nats" in free
+    past = [note for note in calibrated_plan("5 loud", "anchored", vectors={"loud": told}).notes if "past" in note]
+    assert past
+    assert "cost 7.00 nats" not in past[0]
 
 
 def test_a_strength_far_past_a_pole_without_a_dose_is_past_the_calibrated_range_too() -> None:

@@ -16,7 +16,7 @@ REFINE = (0.5, 0.75, 1.3, 1.7)
 # Steering the prompt as well costs about twice as much at the same dose; the last is taken only where the budget is not reached.
 PROMPT = (0.3, 0.55, 0.9)
 PROMPT_FURTHER = 1.4
-# An anchored answer costs less than a free one at the same dose: over the 30 sides of the shipped vectors its strength 1 is 0.9
+# An anchored answer costs less than a free one at the same dose: over the 30 sides of the shipped vectors its strength 1 is 1.2
 # to 2.4 times the dose of the response, 1.6 in the middle (`localsteer vectors show`).
 ANCHORED = (1.0, 1.6, 2.4)
 ANCHORED_FURTHER = 3.6

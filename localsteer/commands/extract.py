@@ -77,11 +77,25 @@ def command(
         from localsteer.described import write_concept
 
         write_concept(contrast.source, made)
+    was_calibrated = _is_calibrated(output)
     write_vector(vector, output)
+    if was_calibrated:
+        note(f"{output} was calibrated, and the new vector is not: `localsteer calibrate {output}` measures its doses.")
     if len(contrast.pairs) < MIN_PAIRS:
         note(f"{len(contrast.pairs)} pairs are too few to tell how reliable each layer is: all of the middle ones are used.")
     seconds = (start - opened, time.perf_counter() - start)
     _print(vector, output, made, model_name, seconds, as_json)
+
+
+def _is_calibrated(path: Path) -> bool:
+    """Whether there is a calibrated vector of that name, which a new one is about to replace."""
+    from localsteer.errors import VectorError
+    from localsteer.vector_file import read_vector
+
+    try:
+        return path.is_file() and read_vector(path).provenance.calibration is not None
+    except VectorError:  # an empty file, or one that was cut short
+        return False
 
 
 def _contrast(concept: Path | None, positive: Path | None, negative: Path | None, output: Path | None) -> Contrast:

@@ -31,15 +31,17 @@ class Options(SamplingFields):
     """Ollama's options, as far as they are ours."""
 
     num_predict: int | None = Field(default=None, ge=-2, le=10**7)
-    # For programs whose Ollama client passes nothing else on.
+    # For programs whose Ollama client passes nothing else on; what the body says of the same goes first.
     steering: str | None = None
+    steer_prompt: bool | None = None
+    anchored: bool | None = None
 
 
 class _Common(BaseModel):
     model: str = Field(max_length=2000)
     stream: bool = True
     steering: str | None = None
-    steer_prompt: bool = False
+    steer_prompt: bool | None = None
     anchored: bool | None = None
     options: Options | None = None
     format: Literal["", "json"] | dict[str, Any] | None = None
@@ -201,8 +203,11 @@ async def _answer(
     http: HTTPRequest,
 ) -> Response | dict[str, Any]:
     def prepare() -> tuple[Prompt, Plan | None, Any]:
-        steering = body.steering if body.steering is not None or body.options is None else body.options.steering
-        scope = service.scope(steer_prompt=body.steer_prompt, anchored=body.anchored)
+        options = body.options or Options()
+        steering = body.steering if body.steering is not None else options.steering
+        steer_prompt = body.steer_prompt if body.steer_prompt is not None else options.steer_prompt
+        anchored = body.anchored if body.anchored is not None else options.anchored
+        scope = service.scope(steer_prompt=steer_prompt is True, anchored=anchored)
         plan = service.plan(steering, header, body.model, scope)
         prompt = make_prompt()
         return prompt, plan, service.jobs([prompt], plan, body.wishes(), anchored=scope == "anchored")

@@ -90,13 +90,19 @@ def _describe(service: Service, name: str, vector: ControlVector) -> dict[str, A
     fingerprint = service.model.fingerprint
     plan = resolve(parse_steering("vector"), fingerprint, lambda _name: vector)
     calibration = own.calibration
-    sides = None
+    measured = None
     if calibration is not None:
         sides = {}
         for pole in POLES:
             unit = calibration.side_used(SIGN[pole], "response").dose
             assert unit is not None  # a calibrated vector has a dose toward one pole at least
             sides[pole] = _side(calibration.sides[pole, "response"], SIGN[pole] / unit)
+        measured = {
+            "budget": calibration.budget,
+            "scale": dict(calibration.scale),
+            "sides": sides,
+            "doses": {scope: {pole: calibration.sides[pole, scope].dose for pole in POLES} for scope in calibration.scopes},
+        }
     document: dict[str, Any] = without_nan(
         {
             "id": name,
@@ -106,9 +112,7 @@ def _describe(service: Service, name: str, vector: ControlVector) -> dict[str, A
             "layers": list(vector.layers),
             "calibrated": calibration is not None and calibration.content == fingerprint.content,
             "relative_dose": plan.relative_dose,
-            "calibration": {"budget": calibration.budget, "scale": dict(calibration.scale), "sides": sides}
-            if calibration is not None
-            else None,
+            "calibration": measured,
         }
     )
     return document

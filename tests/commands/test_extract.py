@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from localsteer.concept_file import load_concept
-from localsteer.vector_file import read_vector
+from localsteer.llama.model import Model
+from localsteer.vector_file import read_vector, write_vector
+from tests.calibration.made import calibrated
 from tests.commands.runner import CONCEPT, Result, assert_one_clear_line, run
 
 TinyPath = Callable[[str], Path]
@@ -185,6 +187,17 @@ def test_an_older_vector_is_replaced(
         code = run(capfd, "extract", concept, "-m", tiny_path("llama"), "-o", output, "--layers", chosen).code
         assert code == 0
         assert read_vector(output).layers == layers
+
+
+def test_says_that_a_calibration_is_lost(
+    tiny_path: TinyPath, concept: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.gguf"
+    with Model(tiny_path("llama")) as model:
+        write_vector(calibrated(model.fingerprint), output)
+    arguments = ("extract", concept, "-m", tiny_path("llama"), "-o", output, "--layers", "1-2")
+    assert "out.gguf was calibrated, and the new vector is not" in run(capfd, *arguments).err
+    assert "was calibrated" not in run(capfd, *arguments).err
 
 
 def test_a_full_disk_leaves_no_file(

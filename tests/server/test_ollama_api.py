@@ -188,8 +188,15 @@ def test_answers_are_anchored_here_as_well(serve: Serve) -> None:
     assert anchored["message"]["content"] == chat["choices"][0]["message"]["content"]
     assert served.ollama(steering="2 happy", options=options)["message"] != anchored["message"]
     assert refusal(served, {"steering": "happy", "anchored": True, "steer_prompt": True})[0] == 400
+    among_options = served.ollama(options={**options, "steering": "2 happy", "anchored": True})
+    assert (among_options["message"], among_options["steering"]["scope"]) == (anchored["message"], "anchored")
+    assert served.ollama(steering="happy", options={"steer_prompt": True, "num_predict": 1})["steering"]["scope"] == "prompt"
     by_default = serve(anchored=True).ollama(steering="2 happy", options=options)
     assert (by_default["message"], by_default["steering"]["scope"]) == (anchored["message"], "anchored")
+    refused = serve(anchored=True).ollama(steering="2 happy", options={**options, "anchored": False})
+    assert refused["steering"]["scope"] == "response"
+    refused = serve(anchored=True).ollama(steering="2 happy", anchored=False, options={**options, "anchored": True})
+    assert refused["steering"]["scope"] == "response"  # the body goes first
 
 
 def test_policy_decisions_are_told(serve: Serve, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from localsteer.calibrated import POLES
 from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
 from localsteer.vector_file import write_vector
@@ -57,8 +58,13 @@ def test_a_calibrated_one_has_its_curves(serve: Serve, tiny: Model, tmp_path: Pa
         assert all(one["cost_low"] <= one["cost"] <= one["cost_high"] for one in side["curve"])
         assert all(one["effect_low"] <= one["effect"] <= one["effect_high"] for one in side["curve"])
     assert document["calibration"]["scale"].keys() == {"positive", "negative"}
+    doses = document["calibration"]["doses"]
+    assert doses.keys() == {"response", "prompt", "anchored"}
+    assert doses["anchored"] == pytest.approx({pole: DOSES[pole, "anchored"] for pole in POLES})
     side = served.client.get("/v1/vectors/half").json()["calibration"]["sides"]["negative"]
     assert side["dose"] is None
+    half = served.client.get("/v1/vectors/half").json()["calibration"]["doses"]
+    assert half["response"] == {"positive": pytest.approx(DOSES["positive", "response"]), "negative": None}
     # Strengths of this side go by the other one's dose.
     doses = [one["dose"] for one in side["curve"]]
     assert [one["strength"] for one in side["curve"]] == pytest.approx([-dose / DOSES["positive", "response"] for dose in doses])
