@@ -34,6 +34,9 @@ MIN_RELIABILITY = 0.5
 # Sum over layers of ‖added‖ / mean ‖hidden state‖ at strength 1.
 DEFAULT_DOSE = 0.2
 
+# Two doses are the same up to this factor: rounding of float32, and of two ways to sum up one dose.
+DOSE_TOLERANCE = 1.001
+
 
 def readable_layers(n_layer: int) -> tuple[int, ...]:
     """The layers that extraction reads unless told otherwise: all but block 0 and, where it is not of the middle half, the last.

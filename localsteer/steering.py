@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.calibrated import Scope, pole_of
+from localsteer.calibrated import Scope
+from localsteer.dose import DOSE_TOLERANCE
+from localsteer.dose_notes import measured_notes, past_calibration
 from localsteer.errors import ExpressionError, LocalsteerError, VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.llama.residual import Edit
@@ -108,15 +110,12 @@ class Plan:
                 "its vectors do not say how large the hidden states are.",
                 hint="Calibrate them with `localsteer calibrate`, or leave out --max-dose.",
             )
-        if self.relative_dose is not None and self.relative_dose > max_dose * _DOSE_TOLERANCE:
+        if self.relative_dose is not None and self.relative_dose > max_dose * DOSE_TOLERANCE:
             raise LocalsteerError(
                 f"{self.steering} has a relative dose of {self.relative_dose:.2f}, and --max-dose allows {max_dose:g}.",
                 hint=f"A strength of {_round_down(max_dose / self.relative_dose)} times that stays within it.",
             )
 
-
-# Rounding of float32, and of two ways to sum up the same dose.
-_DOSE_TOLERANCE = 1.001
 
 # A bare name may hold what paths hold; a space, a quote, @, *, ! or + needs quotes around the whole.
 _BARE = re.compile(r"(?!-)[^\s\"'@*!+]+")
@@ -286,7 +285,7 @@ def _resolve(steering: Steering, model: Fingerprint, vectors: Mapping[str, Contr
     for term in steering.terms:
         vector = vectors[term.vector]
         fit, norms = vector.check_fits(model, name=term.vector), vector.provenance.hidden_norm
-        notes |= dict.fromkeys([*([fit] if fit is not None else []), *_measured_notes(term, vector, model, scope)])
+        notes |= dict.fromkeys([*([fit] if fit is not None else []), *measured_notes(term, vector, model, scope)])
         if norms is not None and len(norms) == model.n_layer:
             hidden_norm = merge_norms(hidden_norm, norms)
         if term.ablate:
@@ -306,68 +305,9 @@ def _resolve(steering: Steering, model: Fingerprint, vectors: Mapping[str, Contr
     only_removes = bool(bases) and not added.any()
     if hidden_norm is not None and not only_removes and not added[np.isnan(hidden_norm)].any():
         dose = relative_dose(added, hidden_norm)
-    if dose is not None and (past := _past_calibration(steering, dose, vectors, scope)) is not None:
+    if dose is not None and (past := past_calibration(steering, dose, vectors, scope)) is not None:
         notes[past] = None
     return Plan(steering, Edit(added, bases), dose, scope, tuple(notes))
-
-
-def _measured_notes(term: Term, vector: ControlVector, model: Fingerprint, scope: Scope) -> Iterator[str]:
-    probe, calibration = vector.provenance.probe, vector.provenance.calibration
-    if probe is not None:
-        yield f"{term.vector} is a policy's probe, fitted to tell texts apart at layer {probe.layer}: how it steers is unknown."
-    if term.ablate:
-        return
-    if calibration is None:
-        if scope == "anchored":
-            yield (
-                f"{term.vector} is not calibrated: an anchored answer gets the dose of others, though it takes a stronger one. "
-                f"`localsteer calibrate {term.vector} --anchored` looks for it."
-            )
-        return
-    if calibration.content != model.content:
-        yield f"{term.vector} was calibrated on {calibration.model}, another file than this model: its doses may not hold here."
-    pole = pole_of(term.strength)
-    names = {"positive": vector.provenance.positive, "negative": vector.provenance.negative}
-    side = calibration.side(term.strength, scope)
-    if side.dose is not None and not calibration.has_own(term.strength, scope):
-        if (pole, scope) in calibration.sides:
-            yield (
-                f"{term}: calibration found no dose for anchored answers toward {names[pole]} that does anything within "
-                f"{calibration.budget:g} nats a token; that of others is used."
-            )
-        else:
-            yield (
-                f"{term}: there is no dose for anchored answers, which may take a stronger one; that of others is used. "
-                f"`localsteer calibrate {term.vector} --anchored` looks for it."
-            )
-    if side.dose is None:
-        where = " with the prompt steered as well" if scope == "prompt" else ""
-        yield (
-            f"{term}: calibration found no dose toward {names[pole]}{where} that does anything within "
-            f"{calibration.budget:g} nats a token; that of the response toward {names[calibration.main_pole]} is used."
-        )
-
-
-def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, ControlVector], scope: Scope) -> str | None:
-    """What to say of a dose that is stronger than any of the vectors' calibrated ones; None where it is not, or none is."""
-    # What a dose costs is read off the answers in this scope, even where they gave no dose and that of others is used.
-    calibrated = [
-        (calibration.sides.get((pole_of(term.strength), scope), side), side.dose, calibration.budget)
-        for term in steering.terms
-        if (calibration := vectors[term.vector].provenance.calibration) is not None and not term.ablate
-        if (side := calibration.side_used(term.strength, scope)).dose is not None
-    ]
-    limit = max((own for _, own, _ in calibrated), default=None)
-    if limit is None or dose <= limit * _DOSE_TOLERANCE:
-        return None
-    text = f"{steering} is past the calibrated range: relative dose {dose:.2f}, calibrated up to {limit:.2f}."
-    if len(steering.terms) > 1:
-        return f"{text} What the mixture costs was not measured."
-    side, _, budget = calibrated[0]
-    measured = side.curve[-1].dose
-    within = dose <= measured * _DOSE_TOLERANCE
-    at = f"at {dose:.2f}" if within else f"already at {measured:.2f}, the strongest one measured,"
-    return f"{text} Answers {at} cost {side.cost_at(dose):.2f} nats a token, and the budget was {budget:g}."
 
 
 def relative_dose(added: Floats, hidden_norm: Floats) -> float:
@@ -416,7 +356,7 @@ def _orthonormal(directions: Sequence[Floats]) -> Floats:
 def _round_down(number: float) -> str:
     """Two significant digits of a positive number, never more than it."""
     unit = 10.0 ** (math.floor(math.log10(number)) - 1)
-    return f"{math.floor(number / unit * _DOSE_TOLERANCE) * unit:.2g}"
+    return f"{math.floor(number / unit * DOSE_TOLERANCE) * unit:.2g}"
 
 
 def _quote(name: str) -> str:

@@ -732,6 +732,10 @@ def test_what_a_dose_past_the_range_costs_is_what_anchored_answers_cost() -> Non
     past = [note for note in calibrated_plan("5 loud", "anchored", vectors={"loud": told}).notes if "past" in note]
     assert past
     assert "cost 7.00 nats" not in past[0]
+    # Where a pole has no dose, anchored answers were not even asked.
+    sides["positive", "anchored"] = replace(sides["positive", "anchored"], curve=())
+    told = replace(without, provenance=replace(without.provenance, calibration=replace(calibration, sides=sides)))
+    assert any("cost 7.00 nats" in note for note in calibrated_plan("5 loud", "anchored", vectors={"loud": told}).notes)
 
 
 def test_a_strength_far_past_a_pole_without_a_dose_is_past_the_calibrated_range_too() -> None:
