@@ -14,6 +14,9 @@ from localsteer.errors import LocalsteerError
 Document = TypeVar("Document", bound=BaseModel)
 Location = Sequence[str | int]
 
+# What pydantic says in a programmer's words ("Extra inputs are not permitted").
+_WORDS = {"extra_forbidden": "there is no such key"}
+
 
 @dataclass(frozen=True)
 class YamlFile:
@@ -68,7 +71,9 @@ class YamlFile:
         try:
             return model.model_validate(self.data)
         except ValidationError as error:
-            problems = [(self._place(one["loc"], one["type"] == "missing"), one["msg"]) for one in error.errors()]
+            problems = [
+                (self._place(one["loc"], one["type"] == "missing"), _WORDS.get(one["type"], one["msg"])) for one in error.errors()
+            ]
             # Where several kinds of values are allowed, pydantic says for each what is wrong; the one that it got furthest into
             # is the one that was meant.
             first = problems[0][0]

@@ -179,7 +179,7 @@ BROKEN = [
     ("name: pirate", "name: -x", 2, "name"),
     ("name: pirate", "name: 7", 2, "name: input should be a valid string"),
     ("description: Talks like a pirate.", "description: [a]", 3, "description"),
-    ("description: Talks", "descriptoin: Talks", 3, "descriptoin: extra inputs are not permitted"),
+    ("description: Talks", "descriptoin: Talks", 3, "descriptoin: there is no such key"),
     ("negative: news reader}", "negativ: news reader}", 4, "negative"),
     ("negative: news reader}", "negative: ''}", 4, "poles.negative"),
     ("negative: news reader}", "negative: no}", 4, "poles.negative: input should be a valid string"),

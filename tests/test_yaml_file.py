@@ -96,9 +96,9 @@ def test_a_mistake_says_where_and_what_and_what_shows_the_format() -> None:
     [
         ("name: soup", "name: 7", "line 2: name: input should be a valid string"),
         ("name: soup\n", "", "line 2: name: field required"),
-        ("name: soup", "name: soup\ncolour: green", "line 3: colour: extra inputs are not permitted"),
+        ("name: soup", "name: soup\ncolour: green", "line 3: colour: there is no such key"),
         ("    grams: 900", "    gramms: 900", "line 6: parts.1.grams: field required"),
-        ("grams: 300", "grams: 300, litres: 1", "line 5: parts.0.litres: extra inputs are not permitted"),
+        ("grams: 300", "grams: 300, litres: 1", "line 5: parts.0.litres: there is no such key"),
         ("serves: 4", "serves: none", "line 3: serves: input should be 'all', or input should be a valid integer"),
         ("salt: much", "salt: 7", "line 9: notes.salt: input should be a valid string"),
         ("7: seven", "1.5: seven", "line 8: notes: "),

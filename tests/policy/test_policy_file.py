@@ -150,14 +150,14 @@ def test_hundreds_of_words_are_taken() -> None:
 BROKEN = [
     # What is replaced by what, the line of the mistake, and what is said.
     # Keys that nothing knows, at each level.
-    ("version: 1", "version: 1\nversoin: 1", 3, "versoin: extra inputs are not permitted"),
+    ("version: 1", "version: 1\nversoin: 1", 3, "versoin: there is no such key"),
     ("version: 1", "version: 1\n7: 1", 3, "7: keys should be strings"),
-    ("vector: hostile.gguf", "vector: hostile.gguf, bias: 1", 4, "classifiers.hostile.bias: extra inputs are not permitted"),
-    ("    words: [password]", "    wrods: [password]", 10, "classifiers.leaking.wrods: extra inputs are not permitted"),
-    ("    threshold: 0.6", "    threshhold: 0.6", 16, "classifiers.judge.threshhold: extra inputs are not permitted"),
-    ("    words: [password]", "    threshold: 0.5", 10, "classifiers.leaking.threshold: extra inputs are not permitted"),
-    ("    hold: response", "    hodl: response", 22, "rules.0.hodl: extra inputs are not permitted"),
-    ("    ramp: 4", "    rmap: 4", 28, "rules.1.rmap: extra inputs are not permitted"),
+    ("vector: hostile.gguf", "vector: hostile.gguf, bias: 1", 4, "classifiers.hostile.bias: there is no such key"),
+    ("    words: [password]", "    wrods: [password]", 10, "classifiers.leaking.wrods: there is no such key"),
+    ("    threshold: 0.6", "    threshhold: 0.6", 16, "classifiers.judge.threshhold: there is no such key"),
+    ("    words: [password]", "    threshold: 0.5", 10, "classifiers.leaking.threshold: there is no such key"),
+    ("    hold: response", "    hodl: response", 22, "rules.0.hodl: there is no such key"),
+    ("    ramp: 4", "    rmap: 4", 28, "rules.1.rmap: there is no such key"),
     # Missing ones.
     ("version: 1\n", "", 2, "version: field required"),
     ("    watch: output\n", "", 5, "classifiers.leaking.watch: field required"),
