@@ -16,7 +16,7 @@ from localsteer.llama.residual import Edit
 from localsteer.steering import Plan, Steering
 
 # As many answers as a calibration takes for a shape: here there is one, and nothing to choose.
-EFFORT = replace(THOROUGH, shapes=0, refine=0, prompt=0)
+EFFORT = replace(THOROUGH, shapes=0, refine=0, prompt=0, anchored=0)
 
 
 def directions_of(rows: Floats, hidden: Floats) -> Directions:
@@ -38,11 +38,12 @@ def search(laboratory: Laboratory, directions: Directions, shape: Shape, setting
     return made
 
 
-def plans(laboratory: Laboratory, directions: Directions, shape: Shape, settings: CalibrationSettings) -> dict[Pole, Plan]:
-    """Toward each pole: the answer steered at the dose that `search` is sure of, 0 where none meets the budget."""
+def doses(laboratory: Laboratory, directions: Directions, shape: Shape, settings: CalibrationSettings) -> dict[Pole, float]:
+    """Toward each pole the relative dose that `search` is sure of, 0 where none meets the budget."""
     found = search(laboratory, directions, shape, settings)
-    made = {}
-    for pole in POLES:
-        dose = found.sure_dose(pole, "response", shape)
-        made[pole] = Plan(Steering(), Edit(directions.added(shape, SIGN[pole] * dose)), dose, "response")
-    return made
+    return {pole: found.sure_dose(pole, "response", shape) for pole in POLES}
+
+
+def plan(directions: Directions, shape: Shape, pole: Pole, dose: float) -> Plan:
+    """The answer steered at a relative dose."""
+    return Plan(Steering(), Edit(directions.added(shape, SIGN[pole] * dose)), dose, "response")

@@ -60,10 +60,14 @@ def requests(
     plan: Plan | None = None,
     systems: Sequence[str] = (),
     seed: int = FRESH_SEED * 1000,
+    first: int = 0,
 ) -> list[Request]:
-    """Requests with a seed of its own each, from `seed` on; system prompts and questions take turns."""
+    """Requests with a seed of its own each, from `seed` on; system prompts and questions take turns.
+
+    With `first` those that come after so many others.
+    """
     made = []
-    for number in range(count):
+    for number in range(first, first + count):
         system = [Message("system", systems[number % len(systems)])] if systems else []
         prompt = prompt_tokens(model, [*system, Message("user", questions[number % len(questions)])])
         anchored = plan is not None and plan.scope == "anchored"
@@ -72,11 +76,29 @@ def requests(
 
 
 def ask(
-    model: Model, questions: Sequence[str], *, count: int, max_tokens: int, plan: Plan | None = None, systems: Sequence[str] = ()
+    model: Model,
+    questions: Sequence[str],
+    *,
+    count: int,
+    max_tokens: int,
+    plan: Plan | None = None,
+    systems: Sequence[str] = (),
+    first: int = 0,
 ) -> Answers:
-    """Sample answers, and let the unsteered model re-read them."""
-    asked = requests(model, questions, count=count, max_tokens=max_tokens, plan=plan, systems=systems)
+    """Sample answers, and let the unsteered model re-read them.
+
+    Args:
+        model: answers.
+        questions: take turns.
+        count: how many answers.
+        max_tokens: the longest answer.
+        plan: the steering, if any.
+        systems: system prompts, which take turns, too.
+        first: how many answers there are already; whole rounds of the questions.
+    """
+    assert first % len(questions) == 0
+    asked = requests(model, questions, count=count, max_tokens=max_tokens, plan=plan, systems=systems, first=first)
     answers = generate_many(model, asked)
-    bare = requests(model, questions, count=count, max_tokens=1)
+    bare = requests(model, questions, count=count, max_tokens=1, first=first)
     scored = [Scored(request.prompt, answer.tokens) for request, answer in zip(bare, answers, strict=True)]
     return Answers(tuple(answer.text for answer in answers), answer_nll(model, scored), len(questions))

@@ -48,6 +48,8 @@ from localsteer.vector import ControlVector
 
 _REPORT = "REPORT.md"
 ANSWERS = 40
+# Every set holds as many questions (bench/questions.yaml).
+_ROUND = 20
 REFERENCE_ANSWERS = 80
 PROMPT, OURS, ANCHORED = quality_page.PROMPT, quality_page.OURS, quality_page.ANCHORED
 _ANCHORED_REPORT = "ANCHORED.md"
@@ -71,12 +73,17 @@ def main() -> int:
     parser.add_argument("concepts", nargs="*", help="only these; the pages are written from all that is measured")
     parser.add_argument("--base", action="store_true", help="on the base model; its vectors are built and kept in the cache")
     parser.add_argument("--way", action="append", choices=quality_page.WAYS, help="only this one; the others stay as they are")
+    parser.add_argument(
+        "--answers", type=int, default=ANSWERS, help="toward each pole, in whole rounds of 20; those that there are already count"
+    )
     parser.add_argument("--threads", type=int, help="two processes with a thread each get more done than one with two")
     options = parser.parse_args()
+    if options.answers < 1 or options.answers % _ROUND:
+        parser.error(f"--answers: give a multiple of {_ROUND}, the number of questions.")
     try:
         with Model(base_model() if options.base else demo_model(), threads=options.threads) as model:
             for name in options.concepts or (BASE_CONCEPTS if options.base else _shipped_names()):
-                _measure_concept(model, name, options.way or quality_page.WAYS)
+                _measure_concept(model, name, options.way or quality_page.WAYS, options.answers)
                 quality_page.write_pages()
     except (LocalsteerError, ToolsError, MeasurementError) as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -88,14 +95,14 @@ def _shipped_names() -> Sequence[str]:
     return sorted(file.parent.name for file in shipped_folder().glob("*/concept.yaml"))
 
 
-def _measure_concept(model: Model, name: str, ways: Sequence[str]) -> None:
+def _measure_concept(model: Model, name: str, ways: Sequence[str], count: int) -> None:
     """Answers from the cache or anew, scored; the record beside the pages."""
     concept = LibraryConcept(name, shipped_folder() / name, shipped=True)
     source = concept.source()
     contrast = parse_concept(source, name)
     instrument = INSTRUMENTS[yaml.safe_load(source)["instrument"]]
     vector, problem = _calibrated(model, concept)
-    answers, doses = _answers(model, name, source, contrast, vector, instrument, ways)
+    answers, doses = _answers(model, name, source, contrast, vector, instrument, ways, count)
     quality_page.write_record(
         model,
         contrast,
@@ -181,12 +188,19 @@ def _answers(
     vector: ControlVector,
     instrument: Instrument,
     ways: Sequence[str],
-) -> tuple[dict[Way, Answers], dict[str, dict[str, float]]]:
+    count: int,
+) -> tuple[dict[Way, Answers], dict[str, dict[Pole, float]]]:
     """What each way makes the model answer, and the relative dose of each peer's best strength."""
     questions = question_sets()[instrument.questions]
-    parts = [_VERSION, model.fingerprint.content, source, questions, instrument.max_tokens, ANSWERS]
+    parts = [_VERSION, model.fingerprint.content, source, questions, instrument.max_tokens]
     file = user_cache_path("localsteer") / "bench-quality" / f"{name}-{_digest(json.dumps(parts).encode())}.json"
     kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"doses": {}, "answers": {}}
+
+    hidden = vector.provenance.hidden_norm
+    assert hidden is not None
+    # A peer's dose is searched beside our hidden norms.
+    search = _digest(repr(budget.EFFORT).encode() + hidden.tobytes())
+    doses: dict[str, dict[Pole, float]] = kept["doses"].setdefault(search, {})
 
     found = {}
     plans: dict[str, dict[Pole, Plan]] = {}
@@ -194,21 +208,19 @@ def _answers(
         key = f"{way.name}|{way.pole}"
         if way.name in _SCOPES:
             key += f"|{_digest(vector.at(SIGN[way.pole], _SCOPES[way.name]).rows(model.n_layer).tobytes())}"
-        elif way.name != PROMPT:  # a peer's dose is searched beside our hidden norms
-            hidden = vector.provenance.hidden_norm
-            assert hidden is not None
-            key += f"|{_digest(repr(budget.EFFORT).encode() + hidden.tobytes())}"
-        if key not in kept["answers"]:
+        elif way.name != PROMPT:
+            key += f"|{search}"
+        one = kept["answers"].setdefault(key, {"texts": [], "nll": []})
+        if (there := len(one["texts"])) < count:
             _say(f"{name}: {way.name}, {getattr(contrast, way.pole)}")
             if way.name in peers.NAMES and not plans:
-                plans, doses = _peer_plans(model, source, contrast, vector)
-                kept["doses"] |= doses
-            made = _ask(model, way, contrast, vector, plans, instrument, questions)
-            kept["answers"][key] = {"texts": list(made.texts), "nll": made.nll.tolist()}
+                plans = _peer_plans(model, source, contrast, vector, doses)
+            made = _ask(model, way, contrast, vector, plans, instrument, questions, range(there, count))
+            one["texts"] += made.texts
+            one["nll"] += made.nll.tolist()
             _keep(file, kept)
-        one = kept["answers"][key]
-        found[way] = Answers(tuple(one["texts"]), np.array(one["nll"], np.float64), len(questions))
-    return found, kept["doses"]
+        found[way] = Answers(tuple(one["texts"][:count]), np.array(one["nll"][:count], np.float64), len(questions))
+    return found, doses
 
 
 def _ask(
@@ -219,8 +231,9 @@ def _ask(
     plans: dict[str, dict[Pole, Plan]],
     instrument: Instrument,
     questions: Sequence[str],
+    numbers: range,
 ) -> Answers:
-    sample = functools.partial(ask, model, questions, count=ANSWERS, max_tokens=instrument.max_tokens)
+    sample = functools.partial(ask, model, questions, count=len(numbers), max_tokens=instrument.max_tokens, first=numbers.start)
     if way.name == PROMPT:
         return sample(systems=[pair[POLES.index(way.pole)] for pair in contrast.personas])
     if way.name in _SCOPES:
@@ -230,9 +243,17 @@ def _ask(
 
 
 def _peer_plans(
-    model: Model, source: str, contrast: Contrast, vector: ControlVector
-) -> tuple[dict[str, dict[Pole, Plan]], dict[str, dict[str, float]]]:
-    """Each peer's vector at its own best strength: our search for a dose inside the budget, on the calibration's questions."""
+    model: Model, source: str, contrast: Contrast, vector: ControlVector, doses: dict[str, dict[Pole, float]]
+) -> dict[str, dict[Pole, Plan]]:
+    """Each peer's vector at its own best strength: our search for a dose inside the budget, on the calibration's questions.
+
+    Args:
+        model: answers.
+        source: the concept as YAML text.
+        contrast: the same, parsed.
+        vector: ours, which brings the hidden norms.
+        doses: those found by an earlier run, by peer; the others are added.
+    """
     own = vector.provenance
     assert own.estimate is not None
     assert own.hidden_norm is not None
@@ -242,14 +263,12 @@ def _peer_plans(
         model, directions, contrast, seed=settings.seed, max_tokens=budget.EFFORT.max_tokens, folder=measurements_folder()
     )
     plans: dict[str, dict[Pole, Plan]] = {}
-    doses: dict[str, dict[str, float]] = {}
     for name, rows in peers.peer_vectors(model, source).items():
-        found = budget.plans(laboratory, budget.directions_of(rows, own.hidden_norm), peers.peer_shape(rows), settings)
-        plans[name] = found
-        for pole, plan in found.items():
-            assert plan.relative_dose is not None
-            doses.setdefault(name, {})[pole] = plan.relative_dose
-    return plans, doses
+        theirs, shape = budget.directions_of(rows, own.hidden_norm), peers.peer_shape(rows)
+        if name not in doses:
+            doses[name] = budget.doses(laboratory, theirs, shape, settings)
+        plans[name] = {pole: budget.plan(theirs, shape, pole, dose) for pole, dose in doses[name].items()}
+    return plans
 
 
 @functools.cache

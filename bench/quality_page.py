@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ def write_record(
     questions: Sequence[str],
     answers: Mapping[tuple[str, Pole], Answers],
     unsteered: Answers,
-    doses: Mapping[str, Mapping[str, float]],
+    doses: Mapping[str, Mapping[Pole, float]],
     problem: str,
     machine: Mapping[str, str],
 ) -> None:
@@ -78,6 +79,7 @@ def write_record(
         "concept": contrast.name,
         "poles": [contrast.positive, contrast.negative],
         "description": contrast.description,
+        "source": hashlib.sha256(contrast.source.encode()).hexdigest(),
         "model": model.name,
         "is_base": model.chat_template is None,
         "problem": problem,
@@ -97,7 +99,7 @@ def write_record(
     path = _RECORDS / f"{contrast.name}{kind}.json"
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
-        same = ("model", "poles", "instrument", "questions", "max_tokens")
+        same = ("model", "poles", "source", "instrument", "questions", "max_tokens")
         if all(earlier[key] == record[key] for key in same):
             for name, way in earlier["ways"].items():
                 ways.setdefault(name, {"machine": earlier["machine"], **way})
