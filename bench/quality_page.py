@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,10 @@ class Row:
         return max((self.swing(peer) for peer in PEERS), key=lambda swing: swing.mean)
 
     @property
+    def best_of_ours(self) -> Interval:
+        return max((self.swing(way) for way in (OURS, ANCHORED)), key=lambda swing: swing.mean)
+
+    @property
     def ways(self) -> tuple[str, ...]:
         """Those that were measured."""
         return tuple(way for way in WAYS if way in self.record["ways"])
@@ -223,11 +228,28 @@ def _model_section(title: str, rows: Sequence[Row]) -> Iterator[str]:
                 f"**{prompted}**, and at least as far as the better of the two peers for **{peered}**; beyond doubt for {moved}."
             )
             yield ""
+    if both := [row for row in rows if OURS in row.ways and ANCHORED in row.ways]:
+        prompted = sum(row.best_of_ours.mean >= row.swing(PROMPT).mean for row in both)
+        peered = sum(row.best_of_ours.mean >= row.best_peer.mean for row in both)
+        close = [row.name for row in both if _is_close(row.best_of_ours, row.best_peer)]
+        yield (
+            f"The better of our two ways, picked after measuring as that of the two peers is: of {len(both)} concepts at least as "
+            f"far as the system prompt for **{prompted}**, and as the better peer for **{peered}**. "
+            f"Less than a standard error apart from that peer: {', '.join(close) or 'none'}."
+        )
+        yield ""
     costs = [(way, [row.cost(way, pole).mean for row in rows if way in row.ways for pole in POLES]) for way in WAYS[1:]]
     means = ", ".join(f"{way} {np.mean(values):.2f}" for way, values in costs if values)
     yield from (f"Mean cost: {means} (budget {DEFAULT_BUDGET:g}).", "", "Measured on:", "")
     yield from _machines(rows)
     yield ""
+
+
+def _is_close(one: Interval, other: Interval) -> bool:
+    """Whether two means differ by less than the standard error of their difference."""
+    # A 95 % interval is 2 * 1.96 standard errors wide.
+    errors = [(interval.high - interval.low) / 3.92 for interval in (one, other)]
+    return abs(one.mean - other.mean) < math.hypot(*errors)
 
 
 def _machines(rows: Sequence[Row]) -> Iterator[str]:

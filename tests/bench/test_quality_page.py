@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -115,6 +116,30 @@ def test_ways_that_are_not_measured_again_stay_as_they_are(folders: Path) -> Non
     assert "Of 1 concepts localsteer moves its instrument at least as far as the system prompt for **0**" in page
     assert "Of 1 concepts localsteer, anchored moves its instrument at least as far as the system prompt for **1**" in page
     assert "| system prompt | loud | +1.00 (1.00..1.00)" in page
+
+
+def test_the_better_of_ours_is_set_against_the_better_peer(folders: Path) -> None:
+    swings = {"localsteer": (6, 2), "localsteer, anchored": (8, 0), "repeng": (7, 1), "system prompt": (8, 0)}
+    record(swings, ways=(*WAYS, "localsteer, anchored"))
+    page = (folders / "QUALITY.md").read_text()
+    assert "at least as far as the system prompt for **1**, and as the better peer for **1**. Less than" in page
+    assert "localsteer moves its instrument at least as far as the system prompt for **0**, and" in page
+    record(swings | {"localsteer, anchored": (6, 2)}, ways=(*WAYS, "localsteer, anchored"))
+    assert "and as the better peer for **0**. Less than" in (folders / "QUALITY.md").read_text()
+
+
+@pytest.mark.parametrize(("mean", "close"), [(1.1, "loud"), (3.0, "none")])
+def test_the_page_names_what_is_too_close_to_call(folders: Path, mean: float, close: str) -> None:
+    record({}, ways=(*WAYS, "localsteer, anchored"))
+    (path,) = (folders / "quality").glob("*.json")
+    document = json.loads(path.read_text())
+    for way in document["ways"].values():
+        way["swing"] = {"mean": 0.0, "low": -1.0, "high": 1.0}
+    document["ways"]["localsteer"]["swing"] = {"mean": 1.0, "low": 0.5, "high": 1.5}
+    document["ways"]["repeng"]["swing"] = {"mean": mean, "low": mean - 0.5, "high": mean + 0.5}
+    path.write_text(json.dumps(document))
+    quality_page.write_pages()
+    assert f"a standard error apart from that peer: {close}." in (folders / "QUALITY.md").read_text()
 
 
 def test_what_was_asked_otherwise_does_not_stand_beside_it() -> None:
