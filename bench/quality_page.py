@@ -233,8 +233,8 @@ def _model_section(title: str, rows: Sequence[Row]) -> Iterator[str]:
         peered = sum(row.best_of_ours.mean >= row.best_peer.mean for row in both)
         close = [row.name for row in both if _is_close(row.best_of_ours, row.best_peer)]
         yield (
-            f"The better of our two ways, picked after measuring as that of the two peers is: of {len(both)} concepts at least as "
-            f"far as the system prompt for **{prompted}**, and as the better peer for **{peered}**. "
+            f"The better of our two ways, picked after measuring as that of the two peers is: of {len(both)} concepts at least "
+            f"as far as the system prompt for **{prompted}**, and as the better peer for **{peered}**. "
             f"Less than a standard error apart from that peer: {', '.join(close) or 'none'}."
         )
         yield ""
