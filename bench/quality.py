@@ -48,8 +48,6 @@ from localsteer.vector import ControlVector
 
 _REPORT = "REPORT.md"
 ANSWERS = 40
-# Every set holds as many questions (bench/questions.yaml).
-_ROUND = 20
 REFERENCE_ANSWERS = 80
 PROMPT, OURS, ANCHORED = quality_page.PROMPT, quality_page.OURS, quality_page.ANCHORED
 _ANCHORED_REPORT = "ANCHORED.md"
@@ -74,12 +72,12 @@ def main() -> int:
     parser.add_argument("--base", action="store_true", help="on the base model; its vectors are built and kept in the cache")
     parser.add_argument("--way", action="append", choices=quality_page.WAYS, help="only this one; the others stay as they are")
     parser.add_argument(
-        "--answers", type=int, default=ANSWERS, help="toward each pole, in whole rounds of 20; those that there are already count"
+        "--answers", type=int, default=ANSWERS, help="toward each pole, in whole rounds of the questions; those kept count"
     )
     parser.add_argument("--threads", type=int, help="two processes with a thread each get more done than one with two")
     options = parser.parse_args()
-    if options.answers < 1 or options.answers % _ROUND:
-        parser.error(f"--answers: give a multiple of {_ROUND}, the number of questions.")
+    if options.answers < 1 or any(options.answers % len(questions) for questions in question_sets().values()):
+        parser.error(f"--answers: give whole rounds of the questions, such as {ANSWERS}.")
     try:
         with Model(base_model() if options.base else demo_model(), threads=options.threads) as model:
             for name in options.concepts or (BASE_CONCEPTS if options.base else _shipped_names()):

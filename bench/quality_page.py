@@ -194,7 +194,7 @@ def _quality(rows: Sequence[Row]) -> Iterator[str]:
         "- Their doses come from 16 answers each. Those from 8 had spent 0.21 of the budget of 0.25, as measured here, and won "
         "over the better peer for 10 concepts.",
         "- concise has openings of its own for each pole since it had been measured not to move (-1.43; anchored -3.17). Which "
-        "ones was decided by how often the model ends an answer to the calibration's questions.",
+        "ones was decided by the probability of an end after each sentence of answers to the calibration's questions.",
         "",
     )
     for is_base, title in ((False, "The demo model"), (True, "A base model (raw text continuation)")):

@@ -101,7 +101,7 @@ def test_the_shipped_probe_can_be_made_again(fitted: Fitted) -> None:
     cosine = float(ours @ theirs) / (lengths[0] * lengths[1])
     print(f"cosine {cosine:.5f}, lengths {lengths[0]:.3f} and {lengths[1]:.3f}")
     assert cosine > 0.99  # 0.9996 on another processor than that of the shipped one
-    assert lengths[0] == pytest.approx(lengths[1], rel=0.05)
+    assert lengths[0] == pytest.approx(lengths[1], rel=0.01)  # 0.0006 apart there
 
 
 def test_the_report_is_found_again_on_the_untouched_texts(demo: Model, fitted: Fitted, tmp_path: Path) -> None:

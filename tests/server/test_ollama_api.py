@@ -193,10 +193,10 @@ def test_answers_are_anchored_here_as_well(serve: Serve) -> None:
     assert served.ollama(steering="happy", options={"steer_prompt": True, "num_predict": 1})["steering"]["scope"] == "prompt"
     by_default = serve(anchored=True).ollama(steering="2 happy", options=options)
     assert (by_default["message"], by_default["steering"]["scope"]) == (anchored["message"], "anchored")
-    refused = serve(anchored=True).ollama(steering="2 happy", options={**options, "anchored": False})
-    assert refused["steering"]["scope"] == "response"
-    refused = serve(anchored=True).ollama(steering="2 happy", anchored=False, options={**options, "anchored": True})
-    assert refused["steering"]["scope"] == "response"  # the body goes first
+    free = serve(anchored=True).ollama(steering="2 happy", options={**options, "anchored": False})
+    assert free["steering"]["scope"] == "response"
+    free = serve(anchored=True).ollama(steering="2 happy", anchored=False, options={**options, "anchored": True})
+    assert free["steering"]["scope"] == "response"  # the body goes first
 
 
 def test_policy_decisions_are_told(serve: Serve, tmp_path: Path) -> None:
