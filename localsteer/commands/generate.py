@@ -137,7 +137,7 @@ def _three_ways(request: Request, plan: Plan) -> dict[str, Request]:
 
     opposite = plan.opposite
     ways = {"opposite": replace(request, plan=opposite)} if opposite is not None else {}
-    return {**ways, "unsteered": replace(request, plan=None), "steered": request}
+    return {**ways, "unsteered": replace(request, plan=None, anchored=False), "steered": request}
 
 
 def _document(answer: Answer, request: Request, model: str) -> dict[str, Any]:

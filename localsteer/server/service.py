@@ -275,6 +275,8 @@ class Service:
         seed = wishes.sampling.seed if wishes.sampling.seed is not None else fresh_seed()
         if wishes.grammar is not None:
             Sampler(replace(wishes.sampling, seed=0), self.model, wishes.grammar).close()  # whether it can be read
+        # Where nothing steers there is nothing to hold on to, and a request without filters is fine.
+        anchored = anchored and (plan is not None or self._armed is not None)
         jobs: list[Job] = []
         for prompt in prompts:
             for _ in range(wishes.count):

@@ -70,6 +70,12 @@ def test_compare_answers_three_ways_as_each_alone(tiny_path: TinyPath, vector: P
     assert len({tuple(one["tokens"]) for one in (steered, opposite, unsteered)}) == 3
 
 
+def test_compared_unsteered_is_not_anchored(tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    common = ("generate", "Hello", "-m", tiny_path("llama"), "-n", "8", "--seed", "3", "--json", "--anchored")
+    compared = run(capfd, *common, "-s", vector, "--compare").document
+    assert [compared["anchored"], *(compared[way]["anchored"] for way in ("opposite", "unsteered"))] == [True, True, False]
+
+
 def test_compare_shows_all_three_texts(tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]) -> None:
     result = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", vector, "-n", "4", "--compare")
     assert result.code == 0

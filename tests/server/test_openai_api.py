@@ -149,6 +149,12 @@ def test_a_server_may_anchor_who_does_not_say(serve: Serve) -> None:
     assert served.complete(**body, steer_prompt=True)["steering"]["scope"] == "prompt"
 
 
+def test_only_what_is_steered_needs_filters_to_be_anchored(serve: Serve) -> None:
+    served = serve(anchored=True)
+    body = {"prompt": TEXT, "max_tokens": 12, "top_k": 0, "top_p": 1, "min_p": 0}
+    assert text_of(served.complete(**body)) == text_of(serve().complete(**body))
+
+
 def test_an_anchored_answer_that_cannot_be_had_is_refused(serve: Serve) -> None:
     served = serve()
     steered = {"steering": "2 happy", "anchored": True}
