@@ -14,7 +14,7 @@ from localsteer.prompt import changed_span, chat_stop, chat_tokens
 from localsteer.steering import Plan
 
 if TYPE_CHECKING:
-    from localsteer.policy.controller import Controller
+    from localsteer.policy.controller import Controller, Policy
 
 
 class Conversation:
@@ -101,6 +101,19 @@ class Conversation:
         self.turns = []
         if self.controller is not None:
             self.controller.reset()
+
+    def anchor(self, on: bool, plan: Plan | None, policy: Policy | None) -> None:
+        """Anchor the answers from now on, or no longer.
+
+        Args:
+            on: whether.
+            plan: the steering with the doses for it, if any.
+            policy: the controller's policy, likewise.
+        """
+        self.anchored = on
+        self.plan = plan
+        if self.controller is not None and policy is not None:
+            self.controller.policy = policy
 
     @property
     def dropped_turns(self) -> int:

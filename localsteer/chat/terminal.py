@@ -14,14 +14,16 @@ from localsteer.answer import Answer
 from localsteer.chat.conversation import Conversation
 from localsteer.errors import LocalsteerError
 from localsteer.policy.audit import FIRED
+from localsteer.policy.controller import Policy
 from localsteer.steering import Plan
 
 ShouldStop = Callable[[], bool]
 
-COMMANDS = ("/steer", "/compare", "/policy", "/system", "/reset", "/help", "/quit")
+COMMANDS = ("/steer", "/anchored", "/compare", "/policy", "/system", "/reset", "/help", "/quit")
 HELP = """\
 /steer EXPR    steer by an expression, such as  0.5 happy - 0.3 formal@10-20
 /steer off     no steering;  /steer alone shows what is on
+/anchored on   the unsteered model has a say in every token from now on;  /anchored off
 /compare       the last message again: the other way, unsteered, steered;  /compare TEXT for another one
 /policy        what the policy has armed, what fired in the last answer, and why
 /system TEXT   set the system message;  /system off removes it
@@ -36,15 +38,17 @@ class Terminal:
 
     Attributes:
         conversation: the conversation.
-        make_plan: turns an expression into a plan for the model.
+        make_plan: turns an expression into a plan for the model, with the dose of anchored answers or of others.
         stoppable: a context manager under which Ctrl-C only stops the answer; yields what asks for it.
         show_compared: prints titled answers side by side.
+        policy_for: the policy of the conversation with the doses of anchored answers or of others; None where it has none.
     """
 
     conversation: Conversation
-    make_plan: Callable[[str], Plan | None]
+    make_plan: Callable[[str, bool], Plan | None]
     stoppable: Callable[[], AbstractContextManager[ShouldStop]]
     show_compared: Callable[[list[tuple[str, Answer]]], None]
+    policy_for: Callable[[bool], Policy] | None = None
 
     def run(self) -> None:
         """Read lines until the end of input or /quit."""
@@ -114,6 +118,8 @@ class Terminal:
             self._system(argument)
         elif name == "/steer":
             self._steer(argument)
+        elif name == "/anchored":
+            self._anchored(argument)
         elif name == "/compare":
             self._compare(argument)
         else:
@@ -142,8 +148,20 @@ class Terminal:
 
     def _steer(self, argument: str) -> None:
         if argument:
-            self.conversation.plan = None if argument == "off" else self.make_plan(argument)
+            self.conversation.plan = None if argument == "off" else self.make_plan(argument, self.conversation.anchored)
         click.echo(f"Steering: {self._status()}")
+
+    def _anchored(self, argument: str) -> None:
+        conversation = self.conversation
+        if argument and argument not in ("on", "off"):
+            raise LocalsteerError(f'Anchored answers are "on" or "off", not "{argument}".')
+        if argument:
+            on = argument == "on"
+            # Both have doses of their own for anchored answers; where one is refused, nothing changes.
+            plan = self.make_plan(str(conversation.plan.steering), on) if conversation.plan is not None else None
+            policy = self.policy_for(on) if self.policy_for is not None else None
+            conversation.anchor(on, plan, policy)
+        click.echo(f"Anchored answers: {'on' if conversation.anchored else 'off'}. Steering: {self._status()}")
 
     def _compare(self, argument: str) -> None:
         with self.stoppable() as should_stop:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
 
 import click
@@ -10,12 +9,13 @@ import click
 from localsteer.commands.options import (
     ModelOptions,
     anchored_option,
-    armed_controller,
+    armed_policy,
     context_option,
     make_plan,
     max_dose_option,
     open_generator,
     policy_option,
+    policy_within,
     steer_option,
     with_model_options,
     with_sampling_options,
@@ -25,6 +25,7 @@ from localsteer.commands.output import interrupt_stops_answer, note, print_side_
 if TYPE_CHECKING:
     from localsteer.calibrated import Scope
     from localsteer.llama.sampling import Sampling
+    from localsteer.steering import Plan
 
 
 @click.command()
@@ -51,6 +52,7 @@ def command(
     """Chat in the terminal, steered. /help lists the commands."""
     from localsteer.chat.conversation import Conversation
     from localsteer.chat.terminal import Terminal
+    from localsteer.policy.controller import Controller
     from localsteer.steering import parse_steering
 
     # Mistakes are told before the model is loaded.
@@ -60,14 +62,20 @@ def command(
 
         load_policy(policy_file)
     with model_options.open() as opened:
-        scope: Scope = "anchored" if anchored else "response"
-        # Both ways, because /compare answers both.
-        plan_for = functools.partial(make_plan, model=opened, scope=scope, max_dose=max_dose, both_ways=True)
-        plan = plan_for(expression)
+
+        def plan_for(expression: str, anchored: bool) -> Plan | None:
+            scope: Scope = "anchored" if anchored else "response"
+            # Both ways, because /compare answers both.
+            return make_plan(expression, opened, scope=scope, max_dose=max_dose, both_ways=True)
+
+        plan = plan_for(expression, anchored)
         with (
-            armed_controller(policy_file, opened, max_dose, anchored=anchored) as controller,
+            armed_policy(policy_file, opened, max_dose, anchored=anchored) as armed,
             open_generator(opened, n_ctx) as generator,
         ):
+            controller = None
+            if armed is not None:
+                controller = Controller(armed.for_answers(anchored=anchored), audit=armed.audit)
             conversation = Conversation(
                 generator,
                 system=system,
@@ -87,4 +95,5 @@ def command(
                 show_compared=lambda answers: print_side_by_side(
                     [(title, answer.text, answer.timing.seconds) for title, answer in answers]
                 ),
+                policy_for=None if armed is None else lambda anchored: policy_within(armed, max_dose, anchored=anchored),
             ).run()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from localsteer.generation import Generator
     from localsteer.llama.model import Model
     from localsteer.policy.arm import ArmedPolicy
-    from localsteer.policy.controller import Controller
+    from localsteer.policy.controller import Controller, Policy
     from localsteer.steering import Plan
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -276,13 +276,23 @@ def armed_policy(path: str | None, model: Model, max_dose: float | None, *, anch
     with contextlib.ExitStack() as stack:
         with progress_bar() as progress:
             armed = stack.enter_context(arm(path, model, progress))
-        if max_dose is not None:
-            for rule in armed.for_answers(anchored=anchored).rules:
-                rule.plan.refuse_above(max_dose)
-        plans = [rule.plan for rule in armed.for_answers(anchored=anchored).rules]
-        for text in dict.fromkeys([*armed.notes, *(text for plan in plans for text in plan.notes)]):
+        policy = policy_within(armed, max_dose, anchored=anchored)
+        for text in dict.fromkeys([*armed.notes, *(text for rule in policy.rules for text in rule.plan.notes)]):
             note(text)
         yield armed
+
+
+def policy_within(armed: ArmedPolicy, max_dose: float | None, *, anchored: bool) -> Policy:
+    """The policy with the doses that anchored answers take, or those of others.
+
+    Raises:
+        LocalsteerError: it steers by more than `max_dose`.
+    """
+    policy = armed.for_answers(anchored=anchored)
+    if max_dose is not None:
+        for rule in policy.rules:
+            rule.plan.refuse_above(max_dose)
+    return policy
 
 
 @contextlib.contextmanager

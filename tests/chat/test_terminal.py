@@ -13,11 +13,12 @@ import pytest
 
 from localsteer.chat.conversation import Conversation
 from localsteer.chat.terminal import Terminal
+from localsteer.errors import LocalsteerError
 from localsteer.generation import Generator
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.policy.arm import arm
-from localsteer.policy.controller import Controller
+from localsteer.policy.controller import Controller, Policy
 from localsteer.vector import ControlVector
 from localsteer.vector_file import write_vector
 from tests.commands.runner import Result, run
@@ -62,6 +63,18 @@ def test_steer_changes_and_shows_the_steering(chat: Chat, vector: Path) -> None:
     assert f"Steering: {vector}" in result.out
     assert steered in result.out
     assert result.out.endswith(f"Steering: unsteered\n{plain}")
+
+
+def test_anchored_may_be_switched_on_and_off(chat: Chat, vector: Path) -> None:
+    steering = ("-s", str(vector))
+    plain, anchored = chat("Hello", options=steering).out, chat("Hello", options=(*steering, "--anchored")).out
+    assert plain != anchored
+    result = chat("/anchored on", "Hello", "/reset", "/anchored off", "Hello", "/anchored", options=steering)
+    lines = result.out.splitlines(keepends=True)
+    assert lines[0] == f"Anchored answers: on. Steering: {vector}, anchored\n"
+    assert result.out.removeprefix(lines[0]).startswith(anchored)
+    assert result.out.endswith(f"{plain}Anchored answers: off. Steering: {vector}\n")
+    assert '"on" or "off", not "maybe"' in chat("/anchored maybe").err
 
 
 def test_a_mistake_is_said_and_the_chat_goes_on(chat: Chat) -> None:
@@ -155,7 +168,7 @@ def test_the_toolbar_shows_the_steering_and_what_the_policy_did(
 ) -> None:
     with arm(policy, tiny) as armed, Generator(tiny) as generator:
         conversation = Conversation(generator, sampling=Sampling(seed=2), max_tokens=6)
-        terminal = Terminal(conversation, lambda _: None, lambda: nullcontext(lambda: False), lambda _: None)
+        terminal = Terminal(conversation, lambda *_: None, lambda: nullcontext(lambda: False), lambda _: None)
         assert terminal._toolbar() == "unsteered"
         conversation.controller = Controller(armed.policy)
         assert terminal._toolbar() == "unsteered | policy: armed"
@@ -163,6 +176,28 @@ def test_the_toolbar_shows_the_steering_and_what_the_policy_did(
         assert terminal._toolbar() == "unsteered | policy: calm, back"
         terminal._answer("A hen")
         assert terminal._toolbar() == "unsteered | policy: armed"
+
+
+def test_a_policy_changes_its_doses_with_anchored_answers(tiny: Model, policy: Path) -> None:
+    with arm(policy, tiny) as armed, Generator(tiny) as generator:
+        conversation = Conversation(generator, controller=Controller(armed.policy))
+        allowed = True
+
+        def policy_for(anchored: bool) -> Policy:
+            if not allowed:
+                raise LocalsteerError("too strong")
+            return armed.for_answers(anchored=anchored)
+
+        terminal = Terminal(conversation, lambda *_: None, lambda: nullcontext(lambda: False), lambda _: None, policy_for)
+        assert conversation.controller is not None
+        terminal._command("/anchored on")
+        assert (conversation.anchored, conversation.controller.policy) == (True, armed.for_answers(anchored=True))
+        terminal._command("/anchored off")
+        assert (conversation.anchored, conversation.controller.policy) == (False, armed.policy)
+        allowed = False
+        with pytest.raises(LocalsteerError, match="too strong"):
+            terminal._command("/anchored on")
+        assert (conversation.anchored, conversation.controller.policy) == (False, armed.policy)
 
 
 def test_a_chat_writes_one_conversation_into_the_audit_log(chat: Chat, policy: Path, tmp_path: Path) -> None:
