@@ -32,9 +32,10 @@ from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
 from localsteer.llama.sampling import Sampling
 from localsteer.parallel import generate_many
+from localsteer.policy.armed import Policy, Rule
 from localsteer.policy.classifier import Classifier
 from localsteer.policy.condition import parse_condition
-from localsteer.policy.controller import Controller, Policy, Rule
+from localsteer.policy.controller import Controller
 from localsteer.policy.probe import ProbeClassifier, projection
 from localsteer.policy.rule import RuleClassifier, Search
 from localsteer.scoring import Scored, answer_nll

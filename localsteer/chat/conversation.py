@@ -14,7 +14,8 @@ from localsteer.prompt import changed_span, chat_stop, chat_tokens
 from localsteer.steering import Plan
 
 if TYPE_CHECKING:
-    from localsteer.policy.controller import Controller, Policy
+    from localsteer.policy.armed import Policy
+    from localsteer.policy.controller import Controller
 
 
 class Conversation:

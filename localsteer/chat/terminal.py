@@ -13,8 +13,8 @@ import click
 from localsteer.answer import Answer
 from localsteer.chat.conversation import Conversation
 from localsteer.errors import LocalsteerError
+from localsteer.policy.armed import Policy
 from localsteer.policy.audit import FIRED
-from localsteer.policy.controller import Policy
 from localsteer.steering import Plan
 
 ShouldStop = Callable[[], bool]

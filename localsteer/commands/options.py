@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from localsteer.generation import Generator
     from localsteer.llama.model import Model
     from localsteer.policy.arm import ArmedPolicy
-    from localsteer.policy.controller import Controller, Policy
+    from localsteer.policy.armed import Policy
+    from localsteer.policy.controller import Controller
     from localsteer.steering import Plan
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -16,9 +16,9 @@ from localsteer.generation import needs_tap
 from localsteer.library import is_path, load_vector
 from localsteer.llama.model import Model
 from localsteer.llama.steerability import steerability
+from localsteer.policy.armed import Policy, Rule
 from localsteer.policy.audit import AuditLog
 from localsteer.policy.classifier import Classifier
-from localsteer.policy.controller import Policy, Rule
 from localsteer.policy.judge import Judge, ModelClassifier
 from localsteer.policy.policy_file import ClassifierSpec, PolicyDocument, ProbeSpec, RuleSpec, load_policy
 from localsteer.policy.probe import ProbeClassifier

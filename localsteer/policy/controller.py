@@ -1,6 +1,6 @@
 """The controller: a small state machine for each conversation that gates steering by what classifiers say.
 
-Nothing is shared between conversations but the armed policy, which never changes.
+Nothing is shared between conversations but the armed policy (`localsteer.policy.armed`), which never changes.
 """
 
 from __future__ import annotations
@@ -16,63 +16,15 @@ import numpy as np
 from localsteer.draft import Draft
 from localsteer.gate import Verdict
 from localsteer.llama.residual import Edit, Rows
+from localsteer.policy.armed import Policy, Rule
 from localsteer.policy.audit import Action, AuditLog, Decision
-from localsteer.policy.classifier import Classifier, OnError, Seen
-from localsteer.policy.condition import Condition
+from localsteer.policy.classifier import Classifier, Seen
 from localsteer.steering import Plan, join_removals
 
 # Rewinds in one answer; after them it is steered, but what is said is said.
 MAX_REWINDS = 3
 # Of a text in the audit log.
 _TEXT_LIMIT = 2000
-
-
-@dataclass(frozen=True, eq=False)
-class Rule:
-    """A rule of an armed policy.
-
-    Attributes:
-        name: its name.
-        condition: when it fires.
-        plan: what it steers by, resolved for the model.
-        hold: tokens that it holds at least; None to the end of the response.
-        ramp: tokens over which its strength rises, and falls again.
-        rewind: tokens that are taken back when it fires on the output.
-    """
-
-    name: str
-    condition: Condition
-    plan: Plan
-    hold: int | None = None
-    ramp: int = 0
-    rewind: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Policy:
-    """A policy with everything that it needs for one model.
-
-    Attributes:
-        classifiers: by name.
-        rules: in their order.
-        on_error: what happens where a classifier fails.
-        stride: rules are looked at after every so many tokens.
-        audit_text: whether decisions carry texts.
-    """
-
-    classifiers: Mapping[str, Classifier]
-    rules: tuple[Rule, ...]
-    on_error: OnError = "steer"
-    stride: int = 1
-    audit_text: bool = False
-
-    def layers(self, watch: str) -> frozenset[int]:
-        """The layers that classifiers of the prompt or the output read."""
-        return frozenset(one.layer for one in self.classifiers.values() if one.watch == watch and one.layer is not None)
-
-    def watched(self, rule: Rule) -> set[str]:
-        """What the classifiers of a rule watch."""
-        return {self.classifiers[name].watch for name in rule.condition.names}
 
 
 class Controller:

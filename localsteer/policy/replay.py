@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from localsteer.draft import Draft
 from localsteer.errors import PolicyError
 from localsteer.llama.model import Model
+from localsteer.policy.armed import Policy
 from localsteer.policy.audit import Decision
 from localsteer.policy.classifier import Classifier
-from localsteer.policy.controller import AnswerGate, Controller, Policy
+from localsteer.policy.controller import AnswerGate, Controller
 from localsteer.policy.examples import Example
 from localsteer.policy.metrics import measure
 from localsteer.policy.reading import Reader

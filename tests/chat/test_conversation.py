@@ -14,9 +14,10 @@ from localsteer.generation import Generator
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
+from localsteer.policy.armed import Policy, Rule
 from localsteer.policy.classifier import Classifier, Observer, Seen
 from localsteer.policy.condition import parse_condition
-from localsteer.policy.controller import Controller, Policy, Rule
+from localsteer.policy.controller import Controller
 from localsteer.policy.probe import ProbeClassifier
 from localsteer.prompt import latest_message, prompt_tokens
 from localsteer.steering import Plan, parse_steering, resolve

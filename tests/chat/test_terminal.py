@@ -18,7 +18,8 @@ from localsteer.generation import Generator
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.policy.arm import arm
-from localsteer.policy.controller import Controller, Policy
+from localsteer.policy.armed import Policy
+from localsteer.policy.controller import Controller
 from localsteer.vector import ControlVector
 from localsteer.vector_file import write_vector
 from tests.commands.runner import Result, run

@@ -15,10 +15,11 @@ from localsteer.generation import Generator
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, Rows
 from localsteer.llama.sampling import Sampling
+from localsteer.policy.armed import Policy, Rule
 from localsteer.policy.audit import Action, AuditLog, Decision
 from localsteer.policy.classifier import Classifier, Observer, OnError, Seen
 from localsteer.policy.condition import parse_condition
-from localsteer.policy.controller import MAX_REWINDS, AnswerGate, Controller, Policy, Rule
+from localsteer.policy.controller import MAX_REWINDS, AnswerGate, Controller
 from localsteer.policy.probe import ProbeClassifier, moving_mean
 from localsteer.policy.rule import RuleClassifier, Search
 from localsteer.probe import Watch
