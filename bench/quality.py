@@ -72,16 +72,21 @@ def main() -> int:
     parser.add_argument("--base", action="store_true", help="on the base model; its vectors are built and kept in the cache")
     parser.add_argument("--way", action="append", choices=quality_page.WAYS, help="only this one; the others stay as they are")
     parser.add_argument(
-        "--answers", type=int, default=ANSWERS, help="toward each pole, in whole rounds of the questions; those kept count"
+        "--answers",
+        type=int,
+        help=f"toward each pole, in whole rounds of the questions; by default as many as the page has, or else {ANSWERS}; "
+        "those kept count",
     )
     parser.add_argument("--threads", type=int, help="two processes with a thread each get more done than one with two")
     options = parser.parse_args()
-    if options.answers < 1 or any(options.answers % len(questions) for questions in question_sets().values()):
+    count = options.answers
+    if count is not None and (count < 1 or any(count % len(questions) for questions in question_sets().values())):
         parser.error(f"--answers: give whole rounds of the questions, such as {ANSWERS}.")
     try:
         with Model(base_model() if options.base else demo_model(), threads=options.threads) as model:
             for name in options.concepts or (BASE_CONCEPTS if options.base else _shipped_names()):
-                _measure_concept(model, name, options.way or quality_page.WAYS, options.answers)
+                answers = count or quality_page.recorded_answers(name, base=options.base) or ANSWERS
+                _measure_concept(model, name, options.way or quality_page.WAYS, answers)
                 quality_page.write_pages()
     except (LocalsteerError, ToolsError, MeasurementError) as error:
         print(f"bench: {error}", file=sys.stderr)

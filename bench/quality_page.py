@@ -96,8 +96,7 @@ def write_record(
         "machine": dict(machine),
     }
     _RECORDS.mkdir(exist_ok=True)
-    kind = ".base" if record["is_base"] else ""
-    path = _RECORDS / f"{contrast.name}{kind}.json"
+    path = _record(contrast.name, base=model.chat_template is None)
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
         same = ("model", "poles", "source", "instrument", "questions", "max_tokens")
@@ -108,6 +107,19 @@ def write_record(
         raise MeasurementError(f"{contrast.name}: {', '.join(missing)} must be measured first, or anew.")
     record["ways"] = {name: ways[name] for name in WAYS if name in ways}
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _record(name: str, *, base: bool) -> Path:
+    return _RECORDS / f"{name}{'.base' if base else ''}.json"
+
+
+def recorded_answers(name: str, *, base: bool) -> int:
+    """How many answers toward each pole the record of a concept has, in the way with the most; 0 where there is none."""
+    path = _record(name, base=base)
+    if not path.exists():
+        return 0
+    ways = json.loads(path.read_text(encoding="utf-8"))["ways"].values()
+    return max(len(way[pole]["scores"]) for way in ways for pole in POLES)
 
 
 def _scores(instrument: Instrument, questions: Sequence[str], answers: Answers) -> Values:
@@ -195,6 +207,10 @@ def _quality(rows: Sequence[Row]) -> Iterator[str]:
         "over the better peer for 10 concepts.",
         "- concise has openings of its own for each pole since it had been measured not to move (-1.43; anchored -3.17). Which "
         "ones was decided by the probability of an end after each sentence of answers to the calibration's questions.",
+        "- calm, cautious, confident, creative, enthusiastic, honest, pirate and respectful have 80 answers toward each pole, in "
+        "all ways, because after 40 the better of our ways and the better peer were less than a standard error apart. After "
+        "those 40, anchored answers had won over the better peer for 9 concepts, the others of ours for 7, the better of both "
+        "for 12.",
         "",
     )
     for is_base, title in ((False, "The demo model"), (True, "A base model (raw text continuation)")):

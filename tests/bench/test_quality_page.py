@@ -146,3 +146,10 @@ def test_what_was_asked_otherwise_does_not_stand_beside_it() -> None:
     record({})
     with pytest.raises(MeasurementError, match=r"loud: system prompt, .* must be measured first"):
         record({}, ways=("localsteer, anchored",), questions=("And how?", *QUESTIONS[1:]))
+
+
+def test_a_concept_that_is_measured_again_gets_as_many_answers_as_before(folders: Path) -> None:
+    assert quality_page.recorded_answers("loud", base=False) == 0
+    record({"localsteer": (6, 2)})
+    assert quality_page.recorded_answers("loud", base=False) == 8
+    assert quality_page.recorded_answers("loud", base=True) == 0
