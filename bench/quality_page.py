@@ -207,10 +207,11 @@ def _quality(rows: Sequence[Row]) -> Iterator[str]:
         "over the better peer for 10 concepts.",
         "- concise has openings of its own for each pole since it had been measured not to move (-1.43; anchored -3.17). Which "
         "ones was decided by the probability of an end after each sentence of answers to the calibration's questions.",
-        "- calm, cautious, confident, creative, enthusiastic, honest, pirate and respectful have 80 answers toward each pole, in "
-        "all ways, because after 40 the better of our ways and the better peer were less than a standard error apart. After "
-        "those 40, anchored answers had won over the better peer for 9 concepts, the others of ours for 7, the better of both "
-        "for 12.",
+        "- On the demo model calm, cautious, confident, creative, enthusiastic, honest, pirate and respectful have 80 answers "
+        "toward each pole, in all ways, because after 40 the better of our ways and the better peer were less than a standard "
+        "error apart. Anchored answers had won over the better peer for 9 concepts then, those without an anchor for 7, the "
+        "better of both for 12. The first 40 anchored answers were kept; all others of these eight were drawn anew, on another "
+        "processor, where the same seeds give other answers.",
         "",
     )
     for is_base, title in ((False, "The demo model"), (True, "A base model (raw text continuation)")):

@@ -34,7 +34,7 @@ class Request:
             well is drawn (see `Sampler`). Costs a second forward pass for every steered token.
 
     Raises:
-        LocalsteerError: an anchored answer without a filter or with a steered prompt, or its dose for another one.
+        LocalsteerError: an anchored answer with a steered prompt, or its dose for another one.
     """
 
     prompt: tuple[int, ...]
@@ -48,11 +48,6 @@ class Request:
     anchored: bool = False
 
     def __post_init__(self) -> None:
-        if self.anchored and not self.sampling.filters:
-            raise LocalsteerError(
-                "An anchored answer needs top-k, top-p or min-p: they say what the unsteered model finds plausible.",
-                hint="By default all three are on.",
-            )
         if self.plan is not None and self.plan.scope == "anchored" and not self.anchored:
             raise LocalsteerError("The plan holds the dose of an anchored answer, which is too strong for another one.")
         if self.anchored and self.prompt_edit is not None:

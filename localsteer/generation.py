@@ -19,6 +19,7 @@ from localsteer.kv_cache import KVCache
 from localsteer.llama.context import Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
+from localsteer.llama.sampling import Sampling
 from localsteer.llama.steerability import steerability
 
 # Room for a long conversation, and 90 MB of KV cache on the demo model where its full 8,192 tokens take 190.
@@ -121,7 +122,7 @@ class Generator:
         edits = [request.prompt_edit, *gate.edits]
         steered = [edit for edit in edits if edit is not None]
         if request.anchored and steered:
-            check_anchored(self.model)
+            check_anchored(self.model, request.sampling)
             needs_tap([None, *steered], self.model)
             return "anchored"
         tapped = any([bool(gate.output_layers), *(needs_tap([edit], self.model) for edit in edits)]) or (
@@ -140,12 +141,18 @@ class Generator:
         return self._caches[kind]
 
 
-def check_anchored(model: Model) -> None:
-    """Make sure that the unsteered model can read an answer along.
+def check_anchored(model: Model, sampling: Sampling) -> None:
+    """Make sure that the unsteered model can read a steered answer along, and has a say in it.
 
     Raises:
-        ModelError: it keeps a state that two readings of one text cannot share.
+        LocalsteerError: sampling keeps everything, whatever a model finds plausible.
+        ModelError: the model keeps a state that two readings of one text cannot share.
     """
+    if not sampling.filters:
+        raise LocalsteerError(
+            "An anchored answer needs top-k, top-p or min-p: they say what the unsteered model finds plausible.",
+            hint="By default all three are on.",
+        )
     if not model.sequences_share_tokens:
         raise ModelError(
             f"{model.name} (architecture {model.architecture}) is recurrent, and cannot anchor an answer.",

@@ -80,8 +80,9 @@ def _generate_group(model: Model, requests: list[Request], report: Callable[[int
     edits = [request.response_edit for request in requests]
     steered = any(edit is not None for edit in edits)
     anchored = [request.anchored and request.response_edit is not None for request in requests]
-    if any(anchored):
-        check_anchored(model)
+    for request, two in zip(requests, anchored, strict=True):
+        if two:
+            check_anchored(model, request.sampling)
     tapped = steered and needs_tap([*edits, *([None] if any(anchored) else [])], model)
     tap = ResidualTap(model.n_layer, model.n_embd) if tapped else None
     groups = _prompt_groups(model, requests)

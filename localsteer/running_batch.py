@@ -20,6 +20,7 @@ from localsteer.generation import check_anchored, check_prompt, default_context,
 from localsteer.llama.context import Batch, Context, undivided
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap, Rows
+from localsteer.llama.sampling import Sampling
 from localsteer.llama.steerability import steerability
 from localsteer.slots import Slot, Slots, common_length
 
@@ -158,7 +159,7 @@ class RunningBatch:
                 hint="`localsteer doctor -m MODEL` says which way a model allows.",
             )
         if self.places_for(request, gate) > 1:
-            check_anchored_batch(self.model, self.parallel)
+            check_anchored_batch(self.model, request.sampling, self.parallel)
 
     def join(self, request: Request, *, gate: Gate | None = None, on_text: Callable[[str], None] | None = None) -> Lane:
         """Begin an answer with the next step; there must be the places that it takes.
@@ -325,13 +326,13 @@ class RunningBatch:
             lane.error = error
 
 
-def check_anchored_batch(model: Model, parallel: int) -> None:
-    """Make sure that a batch of so many places can anchor an answer.
+def check_anchored_batch(model: Model, sampling: Sampling, parallel: int) -> None:
+    """Make sure that a batch of so many places can anchor an answer that is drawn in this way.
 
     Raises:
         LocalsteerError: it cannot.
     """
-    check_anchored(model)
+    check_anchored(model, sampling)
     if parallel < 2:
         raise LocalsteerError(
             "An anchored answer takes two places, its own and one for the unsteered model, and there is only one here.",

@@ -21,6 +21,7 @@ from localsteer.llama.context import Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampler, Sampling
+from localsteer.parallel import generate_many
 from localsteer.prompt import latest_message, prompt_tokens
 from tests.conftest import (
     LOGIT_NOISE,
@@ -1054,9 +1055,17 @@ def test_the_next_turn_finds_an_anchored_answer_in_the_cache(generator: Generato
         assert generator.generate(following).tokens == fresh.generate(following).tokens
 
 
-def test_anchoring_needs_a_filter_and_an_unsteered_prompt(tiny: Model, anchored: Request) -> None:
+def test_anchoring_needs_a_filter_where_something_is_steered(generator: Generator, anchored: Request) -> None:
+    without = replace(anchored, sampling=replace(anchored.sampling, min_p=0.0))
+    for gate in (None, Script(tokens={4: Verdict(anchored.response_edit)})):
+        with pytest.raises(LocalsteerError, match="needs top-k, top-p or min-p"):
+            generator.generate(without if gate is None else replace(without, plan=None), gate=gate)
     with pytest.raises(LocalsteerError, match="needs top-k, top-p or min-p"):
-        replace(anchored, sampling=replace(anchored.sampling, min_p=0.0))
+        generate_many(generator.model, [without])
+    assert generator.generate(replace(without, plan=None)).tokens == generator.generate(unsteered(without)).tokens
+
+
+def test_anchoring_needs_an_unsteered_prompt(tiny: Model, anchored: Request) -> None:
     with pytest.raises(LocalsteerError, match="response alone"):
         replace(anchored, plan=plan_of(random_edit(tiny, seed=3), steer_prompt=True))
 

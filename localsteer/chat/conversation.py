@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from localsteer.answer import Answer, Request
-from localsteer.generation import Generator
+from localsteer.generation import Generator, check_anchored
 from localsteer.llama.chat_template import Message
 from localsteer.llama.sampling import Sampling
 from localsteer.prompt import changed_span, chat_stop, chat_tokens
@@ -29,6 +29,9 @@ class Conversation:
         sampling: how tokens are drawn.
         max_tokens: longest answer.
         anchored: the unsteered model has a say in every token.
+
+    Raises:
+        LocalsteerError: this model, or what is drawn in this way, cannot be anchored.
 
     Attributes:
         turns: user and assistant messages so far.
@@ -53,6 +56,8 @@ class Conversation:
         self.max_tokens = max_tokens
         self.anchored = anchored
         self.turns: list[Message] = []
+        if anchored:
+            check_anchored(generator.model, self.sampling)
 
     def ask(
         self,
@@ -110,7 +115,12 @@ class Conversation:
             on: whether.
             plan: the steering with the doses for it, if any.
             policy: the controller's policy, likewise.
+
+        Raises:
+            LocalsteerError: this model, or what is drawn in this way, cannot be anchored.
         """
+        if on:
+            check_anchored(self.generator.model, self.sampling)
         self.anchored = on
         self.plan = plan
         if self.controller is not None and policy is not None:

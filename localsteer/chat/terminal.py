@@ -68,11 +68,11 @@ class Terminal:
                 click.secho("[stopped]", err=True, dim=True)
 
     def _status(self) -> str:
-        plan = self.conversation.plan
+        plan, conversation = self.conversation.plan, self.conversation
         if plan is None:
-            return "unsteered"
+            return "unsteered, anchored" if conversation.anchored and conversation.controller is not None else "unsteered"
         dose = "" if plan.relative_dose is None else f", relative dose {plan.relative_dose:.2f}"
-        return f"{plan.steering}{dose}{', anchored' if self.conversation.anchored else ''}"
+        return f"{plan.steering}{dose}{', anchored' if conversation.anchored else ''}"
 
     def _toolbar(self) -> str:
         """The steering, and what the policy did in the last answer."""
@@ -161,7 +161,8 @@ class Terminal:
             plan = self.make_plan(str(conversation.plan.steering), on) if conversation.plan is not None else None
             policy = self.policy_for(on) if self.policy_for is not None else None
             conversation.anchor(on, plan, policy)
-        click.echo(f"Anchored answers: {'on' if conversation.anchored else 'off'}. Steering: {self._status()}")
+        click.echo(f"Anchored answers: {'on' if conversation.anchored else 'off'}")
+        self._steer("")
 
     def _compare(self, argument: str) -> None:
         with self.stoppable() as should_stop:

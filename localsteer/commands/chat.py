@@ -13,9 +13,10 @@ from localsteer.commands.options import (
     context_option,
     make_plan,
     max_dose_option,
+    new_controller,
     open_generator,
+    policy_for,
     policy_option,
-    policy_within,
     steer_option,
     with_model_options,
     with_sampling_options,
@@ -52,7 +53,6 @@ def command(
     """Chat in the terminal, steered. /help lists the commands."""
     from localsteer.chat.conversation import Conversation
     from localsteer.chat.terminal import Terminal
-    from localsteer.policy.controller import Controller
     from localsteer.steering import parse_steering
 
     # Mistakes are told before the model is loaded.
@@ -73,14 +73,11 @@ def command(
             armed_policy(policy_file, opened, max_dose, anchored=anchored) as armed,
             open_generator(opened, n_ctx) as generator,
         ):
-            controller = None
-            if armed is not None:
-                controller = Controller(armed.for_answers(anchored=anchored), audit=armed.audit)
             conversation = Conversation(
                 generator,
                 system=system,
                 plan=plan,
-                controller=controller,
+                controller=new_controller(armed, anchored=anchored),
                 sampling=sampling,
                 max_tokens=max_tokens,
                 anchored=anchored,
@@ -95,5 +92,5 @@ def command(
                 show_compared=lambda answers: print_side_by_side(
                     [(title, answer.text, answer.timing.seconds) for title, answer in answers]
                 ),
-                policy_for=None if armed is None else lambda anchored: policy_within(armed, max_dose, anchored=anchored),
+                policy_for=None if armed is None else lambda anchored: policy_for(armed, max_dose, anchored=anchored),
             ).run()

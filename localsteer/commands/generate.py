@@ -10,11 +10,12 @@ import click
 from localsteer.commands.options import (
     ModelOptions,
     anchored_option,
-    armed_controller,
+    armed_policy,
     context_option,
     json_option,
     make_plan,
     max_dose_option,
+    new_controller,
     open_generator,
     policy_option,
     steer_option,
@@ -100,12 +101,15 @@ def command(
         plan = make_plan(expression, opened, scope=scope, max_dose=max_dose, both_ways=compare)
         name = opened.name
         message = latest_message(opened, messages, raw=raw) if policy_file is not None else None
+        # Where nothing steers there is nothing to anchor.
+        anchored = anchored and (plan is not None or policy_file is not None)
         request = Request(tokens, plan, sampling, max_tokens, stop, message, anchored=anchored).seeded()
         with (
-            armed_controller(policy_file, opened, max_dose, anchored=anchored) as controller,
+            armed_policy(policy_file, opened, max_dose, anchored=anchored) as armed,
             open_generator(opened, n_ctx) as generator,
             interrupt_stops_answer() as interrupt,
         ):
+            controller = new_controller(armed, anchored=anchored)
             if compare and plan is not None:
                 requests = _three_ways(request, plan)
                 answers = {}

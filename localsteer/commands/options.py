@@ -277,36 +277,35 @@ def armed_policy(path: str | None, model: Model, max_dose: float | None, *, anch
     with contextlib.ExitStack() as stack:
         with progress_bar() as progress:
             armed = stack.enter_context(arm(path, model, progress))
-        policy = policy_within(armed, max_dose, anchored=anchored)
-        for text in dict.fromkeys([*armed.notes, *(text for rule in policy.rules for text in rule.plan.notes)]):
+        policy_for(armed, max_dose, anchored=anchored)
+        for text in armed.notes:
             note(text)
         yield armed
 
 
-def policy_within(armed: ArmedPolicy, max_dose: float | None, *, anchored: bool) -> Policy:
-    """The policy with the doses that anchored answers take, or those of others.
+def policy_for(armed: ArmedPolicy, max_dose: float | None, *, anchored: bool) -> Policy:
+    """The policy with the doses that anchored answers take, or those of others; what the user should know of them is shown.
 
     Raises:
         LocalsteerError: it steers by more than `max_dose`.
     """
+    from localsteer.commands.output import note
+
     policy = armed.for_answers(anchored=anchored)
     if max_dose is not None:
         for rule in policy.rules:
             rule.plan.refuse_above(max_dose)
+    for text in dict.fromkeys(text for rule in policy.rules for text in rule.plan.notes):
+        if text not in armed.notes:
+            note(text)
     return policy
 
 
-@contextlib.contextmanager
-def armed_controller(path: str | None, model: Model, max_dose: float | None, *, anchored: bool) -> Iterator[Controller | None]:
-    """The controller of a new conversation under a policy file; None without one.
-
-    Raises:
-        LocalsteerError: the policy cannot be used, or steers by more than `max_dose`.
-    """
+def new_controller(armed: ArmedPolicy | None, *, anchored: bool) -> Controller | None:
+    """The controller of a new conversation under a policy; None without one."""
     from localsteer.policy.controller import Controller
 
-    with armed_policy(path, model, max_dose, anchored=anchored) as armed:
-        yield Controller(armed.for_answers(anchored=anchored), audit=armed.audit) if armed is not None else None
+    return Controller(armed.for_answers(anchored=anchored), audit=armed.audit) if armed is not None else None
 
 
 def open_generator(model: Model, n_ctx: int | None) -> Generator:

@@ -87,6 +87,7 @@ def command(
             f"The server needs packages that are not installed ({error.name}).",
             hint='Run `pip install "localsteer[server]"`.',
         ) from error
+    from localsteer.llama.sampling import Sampling
     from localsteer.llama.threads import compute_apart
     from localsteer.running_batch import RunningBatch, check_anchored_batch
     from localsteer.server.engine import Engine
@@ -101,7 +102,7 @@ def command(
         model = stack.enter_context(model_options.open())
         name = alias or model_options.name()
         if anchored:
-            check_anchored_batch(model, parallel)
+            check_anchored_batch(model, Sampling(), parallel)  # as requests that say nothing are drawn
 
         def prepare() -> tuple[Steerings, ArmedPolicy | None, RunningBatch]:
             with progress_bar() as progress:

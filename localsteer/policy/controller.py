@@ -36,6 +36,7 @@ class Controller:
         thorough: ask every classifier, also those whose answer changes nothing (to try a policy on old texts).
 
     Attributes:
+        policy: gates the answers that follow; another one with the same classifiers may take its place between two.
         conversation: identity in the audit log.
         latest: the gate of the latest answer.
     """

@@ -230,7 +230,7 @@ async def _answer(
             "eval_count": len(answer.tokens),
             "eval_duration": int(timing.answer_seconds * _NANOSECONDS),
             "seed": answer.seed,
-            "steering": applied(plan),
+            "steering": applied(plan, anchored=jobs[0].request.anchored),
             "policy": [decision_document(decision) for decision in decisions],
         }
 

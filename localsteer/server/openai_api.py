@@ -136,10 +136,14 @@ class _Reply:
             **self.head(self.form.whole),
             "choices": choices,
             "usage": self.usage([one.answer for one in finished]),
-            "steering": applied(self.plan),
+            "steering": self.steering,
             "policy": _documents(decisions),
             "timing": _timing([one.answer for one in finished]),
         }
+
+    @property
+    def steering(self) -> dict[str, Any]:
+        return applied(self.plan, anchored=self.jobs[0].request.anchored)
 
     def logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         return self.form.logprobs(self.service.model, entries)
@@ -175,7 +179,11 @@ class _Reply:
             documents.append(self._with_logprobs(self.chunk(event.choice, self.form.piece("")), event.logprobs))
         content: dict[str, Any] = {"delta": {}} if self.form is _CHAT else {"text": ""}
         finish = _FINISH[event.answer.finish_reason]
-        more = {"steering": applied(self.plan), "timing": _timing([event.answer]), "seed": event.answer.seed}
+        more = {
+            "steering": self.steering,
+            "timing": _timing([event.answer]),
+            "seed": event.answer.seed,
+        }
         return [*documents, self.chunk(event.choice, content, finish, **policy, **more)]
 
     def _with_logprobs(self, chunk: dict[str, Any], entries: Sequence[TokenLogprob]) -> dict[str, Any]:

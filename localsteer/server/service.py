@@ -275,7 +275,7 @@ class Service:
         seed = wishes.sampling.seed if wishes.sampling.seed is not None else fresh_seed()
         if wishes.grammar is not None:
             Sampler(replace(wishes.sampling, seed=0), self.model, wishes.grammar).close()  # whether it can be read
-        # Where nothing steers there is nothing to hold on to, and a request without filters is fine.
+        # Where nothing steers there is nothing to anchor.
         anchored = anchored and (plan is not None or self._armed is not None)
         jobs: list[Job] = []
         for prompt in prompts:
@@ -342,10 +342,10 @@ def schema_grammar(schema: dict[str, Any]) -> str:
         raise RequestError(error.message, "response_format") from error
 
 
-def applied(plan: Plan | None) -> dict[str, Any]:
-    """What an answer says of its steering."""
+def applied(plan: Plan | None, *, anchored: bool = False) -> dict[str, Any]:
+    """What an answer says of its steering; without a plan, a policy may have steered it, `anchored` or not."""
     if plan is None:
-        return {"expression": "", "scope": "response", "relative_dose": 0.0, "notes": []}
+        return {"expression": "", "scope": "anchored" if anchored else "response", "relative_dose": 0.0, "notes": []}
     return {
         "expression": str(plan.steering),
         "scope": plan.scope,

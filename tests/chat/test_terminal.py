@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from localsteer.chat.conversation import Conversation
-from localsteer.chat.terminal import Terminal
+from localsteer.chat.terminal import COMMANDS, Terminal
 from localsteer.errors import LocalsteerError
 from localsteer.generation import Generator
 from localsteer.llama.model import Model
@@ -22,6 +22,7 @@ from localsteer.policy.armed import Policy
 from localsteer.policy.controller import Controller
 from localsteer.vector import ControlVector
 from localsteer.vector_file import write_vector
+from tests.calibration.made import calibrated
 from tests.commands.runner import Result, run
 
 TinyPath = Callable[[str], Path]
@@ -41,6 +42,13 @@ def chat(tiny_path: TinyPath, capfd: pytest.CaptureFixture[str], monkeypatch: py
 def vector(tmp_path: Path) -> Path:
     path = tmp_path / "push.gguf"
     write_vector(ControlVector({1: np.full(64, 3, np.float32)}), path)
+    return path
+
+
+@pytest.fixture
+def loud(tiny: Model, tmp_path: Path) -> Path:
+    path = tmp_path / "loud.gguf"
+    write_vector(calibrated(tiny.fingerprint), path)
     return path
 
 
@@ -71,11 +79,40 @@ def test_anchored_may_be_switched_on_and_off(chat: Chat, vector: Path) -> None:
     plain, anchored = chat("Hello", options=steering).out, chat("Hello", options=(*steering, "--anchored")).out
     assert plain != anchored
     result = chat("/anchored on", "Hello", "/reset", "/anchored off", "Hello", "/anchored", options=steering)
-    lines = result.out.splitlines(keepends=True)
-    assert lines[0] == f"Anchored answers: on. Steering: {vector}, anchored\n"
-    assert result.out.removeprefix(lines[0]).startswith(anchored)
-    assert result.out.endswith(f"{plain}Anchored answers: off. Steering: {vector}\n")
+    assert result.out.startswith(f"Anchored answers: on\nSteering: {vector}, anchored\n{anchored}")
+    assert result.out.endswith(f"{plain}Anchored answers: off\nSteering: {vector}\n")
     assert '"on" or "off", not "maybe"' in chat("/anchored maybe").err
+
+
+def test_anchored_answers_have_doses_of_their_own(chat: Chat, loud: Path) -> None:
+    result = chat("/anchored on", "/steer off", f"/steer -{loud}", "/anchored off", options=("-s", str(loud)))
+    on, off = "Anchored answers: on\n", "Anchored answers: off\n"
+    assert result.out == (
+        f"{on}Steering: {loud}, relative dose 0.60, anchored\nSteering: unsteered\n"
+        f"Steering: -{loud}, relative dose 0.70, anchored\n{off}Steering: -{loud}, relative dose 0.40\n"
+    )
+
+
+def test_a_dose_that_is_not_allowed_leaves_the_chat_as_it_is(chat: Chat, loud: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        "version: 1\nclassifiers:\n  pigs: {type: rule, words: [pig], watch: prompt}\n"
+        f"rules:\n  - {{name: calm, when: pigs, steer: {loud.name}}}\n"
+    )
+    for steering in (("-s", str(loud)), ("--policy", str(policy))):
+        result = chat("/anchored on", "/anchored", options=(*steering, "--max-dose", "0.5"))
+        assert "0.6" in result.err
+        assert result.out.startswith("Anchored answers: off\n")
+
+
+def test_who_draws_from_everything_cannot_anchor(chat: Chat, vector: Path) -> None:
+    everything = ("-s", str(vector), "--min-p", "0", "--top-p", "1", "--top-k", "0")
+    result = chat("/anchored on", "/anchored", options=everything)
+    assert "needs top-k, top-p or min-p" in result.err
+    assert result.out == f"Anchored answers: off\nSteering: {vector}\n"
+    refused = chat("Hello", options=(*everything, "--anchored"))
+    assert (refused.code, refused.out) == (1, "")
+    assert "needs top-k, top-p or min-p" in refused.err
 
 
 def test_a_mistake_is_said_and_the_chat_goes_on(chat: Chat) -> None:
@@ -102,8 +139,8 @@ def test_system_message_is_set_and_removed(chat: Chat) -> None:
 
 def test_help_lists_every_command(chat: Chat) -> None:
     out = chat("/help").out
-    for name in ("/steer", "/compare", "/system", "/reset", "/quit"):
-        assert name in out
+    for name in COMMANDS:
+        assert f"\n{name} " in f"\n{out}"
 
 
 # A policy
@@ -192,6 +229,7 @@ def test_a_policy_changes_its_doses_with_anchored_answers(tiny: Model, policy: P
         terminal = Terminal(conversation, lambda *_: None, lambda: nullcontext(lambda: False), lambda _: None, policy_for)
         assert conversation.controller is not None
         terminal._command("/anchored on")
+        assert terminal._toolbar() == "unsteered, anchored | policy: armed"
         assert (conversation.anchored, conversation.controller.policy) == (True, armed.for_answers(anchored=True))
         terminal._command("/anchored off")
         assert (conversation.anchored, conversation.controller.policy) == (False, armed.policy)

@@ -337,6 +337,13 @@ def test_doses_that_were_not_measured_for_anchored_answers_are_those_of_the_othe
     assert "there is no dose for anchored answers" in result.err
 
 
+def test_without_steering_there_is_nothing_to_anchor(tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]) -> None:
+    everything = ("--min-p", "0", "--top-p", "1", "--top-k", "0")
+    common = ("generate", "Hello", "-m", tiny_path("llama"), "-n", "3", "--seed", "2", "--json", *everything)
+    anchored = run(capfd, *common, "--anchored").document
+    assert (anchored["tokens"], anchored["anchored"]) == (run(capfd, *common).document["tokens"], False)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [

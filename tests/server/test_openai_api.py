@@ -708,6 +708,12 @@ def test_policy_decisions_are_told(serve: Serve, tmp_path: Path) -> None:
     assert len({one["conversation"] for one in both["policy"]}) == 2
 
 
+def test_what_a_policy_steers_is_anchored_where_that_is_asked_for(serve: Serve, tmp_path: Path) -> None:
+    served = serve(policy=policy_file(tmp_path, "  - {name: calm, when: asked, steer: push.gguf}\n"))
+    scopes = [served.chat(anchored=anchored, min_p=0.5)["steering"]["scope"] for anchored in (True, False)]
+    assert scopes == ["anchored", "response"]
+
+
 def test_policy_decisions_are_streamed_in_the_chunk_after_them(serve: Serve, tmp_path: Path) -> None:
     rules = "  - {name: calm, when: asked, steer: push.gguf}\n  - {name: hush, when: said, steer: push.gguf, hold: 2}\n"
     served = serve(policy=policy_file(tmp_path, rules))
