@@ -1,15 +1,15 @@
 """Concept files: what a control vector shall be about, in YAML.
 
 A concept file lists personas for two poles, questions, and openings of answers. Every persona is put into the template as the
-system message and crossed with every opening; the questions take turns. The two prompts of a pair differ in the persona only
-(for a language, a format or a length in the opening too), and what is read are the activations at the end of the opening, where
-the model is about to go on in its own mood.
+system message and crossed with every opening (or with half of them); the questions take turns. The two prompts of a pair differ
+in the persona only (for a language, a format or a length in the opening too), and what is read are the activations at the end of
+the opening, where the model is about to go on in its own mood.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -51,14 +51,15 @@ class Concept(_Strict):
     personas: _Personas | None = None
     questions: list[Text] = Field(default_factory=list)
     openings: list[Text | _PerPole] = Field(default_factory=list)
+    crossing: Literal["full", "half"] = "full"
     pairs: list[_PerPole] = Field(default_factory=list)
     held_out: _HeldOut = Field(default_factory=_HeldOut)
 
     def inconsistency(self) -> tuple[tuple[str | int, ...], str] | None:
         """The first rule between keys that is broken: the key, and what is wrong."""
         if self.pairs:
-            for key in ("personas", "questions", "openings"):
-                if getattr(self, key):
+            for key in ("personas", "questions", "openings", "crossing"):
+                if key in self.model_fields_set and getattr(self, key):
                     return (key,), "a concept with pairs takes none"
         elif self.personas is None:
             return (), "give either personas (with openings) or pairs"
@@ -68,6 +69,8 @@ class Concept(_Strict):
                 return ("personas",), f"{positive} positive and {negative} negative; give as many of each, for they are paired"
             if not self.openings:
                 return ("openings",), "personas need openings: the first words of answers"
+            if self.crossing == "half" and min(positive, len(self.openings)) < 2:
+                return ("crossing",), "half of a crossing needs two pairs of personas and two openings"
             if "{persona}" not in self.template:
                 return ("template",), "it must contain {persona}"
         for number, question in enumerate(self.held_out.questions):
@@ -76,7 +79,11 @@ class Concept(_Strict):
         return None
 
     def contrast(self, source: str) -> Contrast:
-        """The pairs: personas x openings, with the questions taking turns; or the explicit ones."""
+        """The pairs: personas x openings, with the questions taking turns; or the explicit ones.
+
+        Crossed in half, every other persona answers a question, with all of its openings: what comes before the openings, which
+        is most of what is read, is halved as well, and every persona still meets half of the questions.
+        """
         pairs: tuple[Pair, ...]
         if self.personas is None:
             pairs = tuple(
@@ -85,8 +92,9 @@ class Concept(_Strict):
         else:
             pairs = tuple(
                 Pair(self._prompt(positive, index, opening.positive), self._prompt(negative, index, opening.negative))
-                for positive, negative in zip(self.personas.positive, self.personas.negative, strict=True)
+                for number, (positive, negative) in enumerate(zip(self.personas.positive, self.personas.negative, strict=True))
                 for index, opening in enumerate(map(_for_both, self.openings))
+                if self.crossing == "full" or (number + self._turn(index)) % 2 == 0
             )
         return Contrast(
             self.name,
@@ -98,6 +106,10 @@ class Concept(_Strict):
             source,
             self._system_messages(),
         )
+
+    def _turn(self, index: int) -> int:
+        """The question that an opening belongs to; where there is one at most, each opening counts for itself."""
+        return index % len(self.questions) if len(self.questions) > 1 else index
 
     def _system_messages(self) -> tuple[tuple[str, str], ...]:
         if self.personas is None:

@@ -77,6 +77,20 @@ def test_a_concept_says_what_it_is() -> None:
     assert made.source == PIRATE
 
 
+def test_half_a_crossing_asks_each_question_of_every_other_persona() -> None:
+    full, half = parse().pairs, parse(PIRATE + "crossing: half\n").pairs
+    # Openings 1 and 3 belong to question 1, and opening 2 to question 2.
+    assert half == (full[0], full[2], full[4])
+    no_question = PIRATE.replace("questions:\n  - Where do you live?\n  - What did you eat?\n", "")
+    for text in (without(PIRATE, "- What did"), no_question):
+        pairs = parse(text + "crossing: half\n").pairs
+        assert [(system(pair.positive), pair.positive.opening) for pair in pairs] == [
+            ("You are a pirate. a pirate!", "Well,"),
+            ("You are a pirate. a pirate!", "The"),
+            ("You are an old buccaneer. an old buccaneer!", "I"),
+        ]
+
+
 def test_personas_are_crossed_with_openings() -> None:
     pairs = parse().pairs
     assert [(system(pair.positive), pair.positive.opening) for pair in pairs] == [
@@ -231,6 +245,9 @@ INCONSISTENT = [
     (PIRATE + "pairs: [{positive: a, negative: b}]\n", "personas: a concept with pairs takes none"),
     (PAIRS + "openings: [I]\n", "openings: a concept with pairs takes none"),
     (PAIRS + 'questions: ["Why?"]\n', "questions: a concept with pairs takes none"),
+    (PAIRS + "crossing: half\n", "crossing: a concept with pairs takes none"),
+    (without(PIRATE, "- an old", "- an ann") + "crossing: half\n", "crossing: half of a crossing needs two pairs of personas"),
+    (without(PIRATE, "- I", "- The") + "crossing: half\n", "crossing: half of a crossing needs .* two openings"),
     (PIRATE + "    - What did you eat?\n", '"What did you eat\\?" is also used'),
 ]
 
