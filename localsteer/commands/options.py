@@ -293,8 +293,7 @@ def policy_for(armed: ArmedPolicy, max_dose: float | None, *, anchored: bool) ->
 
     policy = armed.for_answers(anchored=anchored)
     if max_dose is not None:
-        for rule in policy.rules:
-            rule.plan.refuse_above(max_dose)
+        policy.refuse_above(max_dose)
     for text in dict.fromkeys(text for rule in policy.rules for text in rule.plan.notes):
         if text not in armed.notes:
             note(text)

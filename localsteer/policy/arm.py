@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from localsteer.calibrated import Scope
 from localsteer.discovery import resolve_model
-from localsteer.errors import LocalsteerError, PolicyError
+from localsteer.errors import PolicyError
 from localsteer.extraction import Progress
 from localsteer.generation import needs_tap
 from localsteer.library import is_path, load_vector
 from localsteer.llama.model import Model
 from localsteer.llama.steerability import steerability
-from localsteer.policy.armed import Policy, Rule
+from localsteer.policy.armed import Policy, Rule, naming
 from localsteer.policy.audit import AuditLog
 from localsteer.policy.classifier import Classifier
 from localsteer.policy.judge import Judge, ModelClassifier
@@ -101,7 +100,7 @@ class ArmedPolicy:
             PolicyError: a classifier's model cannot be opened or cannot judge, or the model's hidden states cannot be read.
         """
         for name, one in self.policy.classifiers.items():
-            with _named(f'The classifier "{name}"'):
+            with naming(f'The classifier "{name}"'):
                 if isinstance(one, ModelClassifier):
                     one.judge.ask(one.question, "")
                 if one.layer is not None and not steerability(self._model).readable:
@@ -110,11 +109,11 @@ class ArmedPolicy:
                         hint="`localsteer doctor -m MODEL` says what can be done with a model.",
                     )
         for rule in self.policy.rules:
-            with _named(f'The rule "{rule.name}"'):
+            with naming(f'The rule "{rule.name}"'):
                 needs_tap([rule.plan.edit], self._model)
 
     def _classifier(self, name: str, spec: ClassifierSpec, notes: dict[str, None]) -> Classifier:
-        with _named(f'The classifier "{name}"'):
+        with naming(f'The classifier "{name}"'):
             if isinstance(spec, RuleSpec):
                 searches = (*Search.for_words(spec.words), *(Search.for_pattern(pattern) for pattern in spec.patterns))
                 return RuleClassifier(name=name, watch=spec.watch, searches=searches)
@@ -181,7 +180,7 @@ class ArmedPolicy:
     def _rules(self, scope: Scope, progress: Progress | None) -> tuple[Rule, ...]:
         rules = []
         for spec in self._document.rules:
-            with _named(f'The rule "{spec.name}"'):
+            with naming(f'The rule "{spec.name}"'):
                 plan = self._plan(spec.steer, progress, scope)
             hold = None if spec.hold == "response" else spec.hold
             rules.append(Rule(spec.name, self._document.condition(spec), plan, hold, spec.ramp, spec.rewind))
@@ -198,15 +197,6 @@ class ArmedPolicy:
             return self._folder / Path(name).expanduser()
         except RuntimeError as error:  # "~name" of nobody
             raise PolicyError(f"{name} names the home of someone who is not known here.") from error
-
-
-@contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Say of an error which part of the policy it is about."""
-    try:
-        yield
-    except LocalsteerError as error:
-        raise PolicyError(f"{what}: {error.message}", hint=error.hint) from error
 
 
 def arm(path: str | Path, model: Model, progress: Progress | None = None) -> ArmedPolicy:

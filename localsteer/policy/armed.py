@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from localsteer.errors import LocalsteerError, PolicyError
 from localsteer.policy.classifier import Classifier, OnError
 from localsteer.policy.condition import Condition
 from localsteer.steering import Plan
@@ -56,3 +58,22 @@ class Policy:
     def watched(self, rule: Rule) -> set[str]:
         """What the classifiers of a rule watch."""
         return {self.classifiers[name].watch for name in rule.condition.names}
+
+    def refuse_above(self, max_dose: float) -> None:
+        """Make sure that no rule steers by more than a relative dose.
+
+        Raises:
+            PolicyError: one does, or its dose is unknown.
+        """
+        for rule in self.rules:
+            with naming(f'The rule "{rule.name}"'):
+                rule.plan.refuse_above(max_dose)
+
+
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Say of an error which part of the policy it is about."""
+    try:
+        yield
+    except LocalsteerError as error:
+        raise PolicyError(f"{what}: {error.message}", hint=error.hint) from error

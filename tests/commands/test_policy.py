@@ -523,7 +523,7 @@ def test_a_rule_above_the_largest_allowed_dose_is_refused(call: Call, write: Wri
     path = write(rules="  - {name: calm, when: asked, steer: loud.gguf}\n")
     for command in (("generate", "A hen"), ("chat",)):
         result = call(*command, "--policy", path, "--max-dose", "0.25")
-        assert_one_clear_line(result, "relative dose of 0.30", "--max-dose allows 0.25")
+        assert_one_clear_line(result, 'The rule "calm": loud.gguf has a relative dose of 0.30', "--max-dose allows 0.25")
     assert generated(call, "A pig", path, "--max-dose", "0.31")["policy"][0]["action"] == "fire"
 
 
