@@ -207,8 +207,8 @@ def _quality(rows: Sequence[Row]) -> Iterator[str]:
         "over the better peer for 10 concepts.",
         "- concise has openings of its own for each pole since it had been measured not to move (-1.43; anchored -3.17). Which "
         "ones was decided by the probability of an end after each sentence of answers to the calibration's questions.",
-        "- concise is crossed in half since building it had taken over 15 seconds on a slow machine; in full it had measured "
-        "+17.45, anchored +17.62.",
+        "- bullets and concise are crossed in half since building them had taken over 15 seconds on a slow machine; in full they "
+        "had measured +16.83 and +17.45, anchored +38.00 and +17.62.",
         "- On the demo model calm, cautious, confident, creative, enthusiastic, honest, pirate and respectful have 80 answers "
         "toward each pole, in all ways, because after 40 the better of our ways and the better peer were less than a standard "
         "error apart. Anchored answers had won over the better peer for 9 concepts then, those without an anchor for 7, the "

@@ -60,15 +60,12 @@ HALVED = [name for name in NAMES if "crossing: half" in find_concept(name).sourc
 def test_half_a_crossing_keeps_the_direction(name: str, demo: Model) -> None:
     source = find_concept(name).source()
     half, full = (
-        extract(demo, parse_concept(text, name)).provenance.estimate
-        for text in (source, source.replace("crossing: half", "crossing: full"))
+        extract(demo, parse_concept(text, name)) for text in (source, source.replace("crossing: half", "crossing: full"))
     )
-    assert half is not None
-    assert full is not None
-    read = full.any(axis=1)
-    cosines = (half * full).sum(axis=1)[read] / (np.linalg.norm(half, axis=1) * np.linalg.norm(full, axis=1))[read]
-    print(f"{name}: cosine {np.median(cosines):.4f} (median), {cosines.min():.4f} (least)")
-    # concise: 0.9995 and 0.9988; where the personas matter more than the openings do, the least falls below 0.95.
+    rows = [vector.provenance.estimate[list(half.layers)] for vector in (half, full) if vector.provenance.estimate is not None]
+    cosines = (rows[0] * rows[1]).sum(axis=1) / np.prod([np.linalg.norm(one, axis=1) for one in rows], axis=0)
+    print(f"{name}: cosine {np.median(cosines):.4f} (median), {cosines.min():.4f} (least of the layers that are steered)")
+    # bullets: 0.9995, concise: 0.9993.
     assert cosines.min() > 0.99
 
 
