@@ -207,8 +207,9 @@ def _quality(rows: Sequence[Row]) -> Iterator[str]:
         "over the better peer for 10 concepts.",
         "- concise has openings of its own for each pole since it had been measured not to move (-1.43; anchored -3.17). Which "
         "ones was decided by the probability of an end after each sentence of answers to the calibration's questions.",
-        "- bullets and concise are crossed in half since building them had taken over 15 seconds on a slow machine; in full they "
-        "had measured +16.83 and +17.45, anchored +38.00 and +17.62.",
+        "- bullets, concise and honest are crossed in half and cautious has fewer questions since building them had taken over "
+        "15 seconds on a slow machine. Before, they had measured +16.83, +17.45, +17.50 and +2.22, anchored +38.00, +17.62, "
+        "+7.50 and +3.19.",
         "- On the demo model calm, cautious, confident, creative, enthusiastic, honest, pirate and respectful have 80 answers "
         "toward each pole, in all ways, because after 40 the better of our ways and the better peer were less than a standard "
         "error apart. Anchored answers had won over the better peer for 9 concepts then, those without an anchor for 7, the "
