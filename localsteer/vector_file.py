@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from localsteer.atomic import atomic_path, check_writable
 from localsteer.calibrated import Calibration
 from localsteer.errors import LocalsteerError, VectorError, shown
-from localsteer.gguf_file import GGUFHeader, read_header, type_name
+from localsteer.gguf_file import FLOAT32, GGUFHeader, read_header, type_name
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.probe import Probe
 from localsteer.vector import ControlVector, Provenance
@@ -159,9 +159,9 @@ def read_directions(header: GGUFHeader) -> dict[int, Floats]:
         match = _DIRECTION.match(name)
         if match is None:
             raise VectorError(f"{header.path} holds a tensor {name}, which does not belong in a control vector.")
-        if (kind := type_name(tensor.kind)) != "F32" or len(tensor.shape) != 1:
+        if tensor.kind != FLOAT32 or len(tensor.shape) != 1:
             raise VectorError(
-                f"{name} in {header.path} is a {len(tensor.shape)}-dimensional {kind} tensor; "
+                f"{name} in {header.path} is a {len(tensor.shape)}-dimensional {type_name(tensor.kind)} tensor; "
                 "llama.cpp takes one-dimensional F32 only."
             )
         if (layer := int(match["layer"])) >= MAX_LAYERS:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.errors import ExportError
-from localsteer.gguf_file import MAGIC, STRING_TYPE, GGUFHeader, TensorInfo, align, read_header, type_name
+from localsteer.gguf_file import FLOAT32, MAGIC, STRING_TYPE, GGUFHeader, TensorInfo, align, read_header, type_name
 from localsteer.llama.model_file import model_parts
 
 Floats = NDArray[np.float32]
@@ -24,7 +24,6 @@ Progress = Callable[[str, int, int], None]
 
 # Larger ones are no faster: 4 MiB already keep a disk busy.
 _CHUNK = 4 << 20
-_F32 = 0
 # Only true of the parts of a split model; the whole needs none of them (llama_model_loader reads them where they are).
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
@@ -53,7 +52,7 @@ class ModelFile:
         """
         part = next(part for part in self.parts if name in part.tensors)
         tensor = part.tensors[name]
-        if tensor.kind != _F32:
+        if tensor.kind != FLOAT32:
             raise ExportError(f"{name} in {part.path} is {type_name(tensor.kind)}, and only F32 can be added to.")
         return np.frombuffer(part.tensor_bytes(tensor), "<f4").astype(np.float32)
 
@@ -130,7 +129,7 @@ def rewrite(
             file.write(struct.pack("<Q", offset))
             offset = align(offset + tensor.size, first.alignment)
         for name, array in added.items():
-            file.write(_text(name) + struct.pack("<IQIQ", 1, len(array), _F32, offset))
+            file.write(_text(name) + struct.pack("<IQIQ", 1, len(array), FLOAT32, offset))
             offset = align(offset + array.nbytes, first.alignment)
         _pad(file, first.alignment)
         for part, tensor in entries:
