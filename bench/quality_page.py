@@ -208,13 +208,15 @@ def _quality(rows: Sequence[Row]) -> Iterator[str]:
         "- concise has openings of its own for each pole since it had been measured not to move (-1.43; anchored -3.17). Which "
         "ones was decided by the probability of an end after each sentence of answers to the calibration's questions.",
         "- bullets, concise and honest are crossed in half and cautious has fewer questions since building them had taken over "
-        "15 seconds on a slow machine. Before, they had measured +16.83, +17.45, +17.50 and +2.22, anchored +38.00, +17.62, "
-        "+7.50 and +3.19.",
+        "15 seconds on a slow machine, the slowest 25. Before, they had measured +16.83, +17.45, +17.50 and +2.22, anchored "
+        "+38.00, +17.62, +7.50 and +3.19: anchored answers of cautious had been ahead of the better peer, and are not now. "
+        "Everything of these four was measured anew, the peers too, whose vectors come from the same fewer prompts.",
         "- On the demo model calm, cautious, confident, creative, enthusiastic, honest, pirate and respectful have 80 answers "
         "toward each pole, in all ways, because after 40 the better of our ways and the better peer were less than a standard "
         "error apart. Anchored answers had won over the better peer for 9 concepts then, those without an anchor for 7, the "
-        "better of both for 12. The first 40 anchored answers were kept; all others of these eight were drawn anew, on another "
-        "processor, where the same seeds give other answers.",
+        "better of both for 12. The first 40 anchored answers were kept (not those of cautious and honest, which were measured "
+        "anew after that); all others of these eight were drawn anew, on another processor, where the same seeds give other "
+        "answers.",
         "",
     )
     for is_base, title in ((False, "The demo model"), (True, "A base model (raw text continuation)")):

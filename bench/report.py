@@ -113,7 +113,7 @@ def record(folder: Path, name: str, result: Measured, order: Iterable[str]) -> N
 
 def _provenance(one: Measured) -> str:
     facts = "; ".join(f"{key}: {value}" for key, value in one.facts.items())
-    return f"<sub>{facts}; Rounds: {one.repeats}</sub>"
+    return f"<sub>{facts}; --repeats: {one.repeats}</sub>"
 
 
 def section_text(section: Section) -> str:

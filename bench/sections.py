@@ -265,16 +265,17 @@ def library(setting: Setting) -> Section:
     """The first and the second use of a concept's name."""
     shared = ["-m", str(setting.model), "--threads", str(setting.threads)]
     answer = ["generate", "Hello.", "-n", "1", "--json", *shared]
-    rounds = []
+    rounds: dict[str, tuple[float, float, float]] = {}
     for name in [concept.name for concept in concepts().values() if concept.shipped]:
         built = run_cli("vectors", "build", name, "-o", str(setting.folder / "built"), *shared)
         expression = f"1 {setting.folder / 'built' / name / model_slug(setting.model)}.gguf"
-        rounds.append((built.seconds, run_cli(*answer, "-s", expression).seconds, run_cli(*answer).seconds))
-    first, second, plain = (Series(values) for values in zip(*rounds, strict=True))
+        rounds[name] = (built.seconds, run_cli(*answer, "-s", expression).seconds, run_cli(*answer).seconds)
+    first, second, plain = (Series(values) for values in zip(*rounds.values(), strict=True))
     return Section(
         "A concept of the library, by name",
-        f"All {len(rounds)} concepts, one round each, whole processes: `localsteer vectors build NAME` (what the first use of a "
-        "name does, without calibration), then a one-token answer with the vector that is there, and one without steering.",
+        f"All {len(rounds)} concepts, once each, whole processes: `localsteer vectors build NAME` (what the first use of a "
+        "name does, without calibration), then a one-token answer with the vector that is there, and one without steering. "
+        f"Slowest to build: {max(rounds, key=lambda name: rounds[name])}.",
         (
             Comparison("second use", "s", second, "no steering", plain, second.over(plain), "steered / unsteered"),
             Comparison("building", "s", first, "its second use", second, first.over(second), "first / second"),

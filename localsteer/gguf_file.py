@@ -29,10 +29,11 @@ _MAX_TENSOR_NAME = 64
 # enum gguf_type of gguf.h.
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
-# ggml's number of the type that every tensor of a vector has: known here, so that using one does not import the gguf package
-# for its table of types, which takes 0.07 s, ten times what reading the vector does.
-FLOAT32 = 0
 STRING_TYPE, UINT32_TYPE, INT32_TYPE = _STRING, 4, 5
+
+# The type that every tensor of a vector has, of enum ggml_type of ggml.h. Known here, so that using one does not import the gguf
+# package for its table of types, which takes 0.07 s, ten times what reading the vector does.
+FLOAT32 = 0
 
 Value = str | int | float | bool
 

@@ -38,7 +38,7 @@ def test_a_shipped_concept_is_good(file: Path) -> None:
     assert contrast.name == file.parent.name
     assert contrast.description
     assert len(contrast.personas) >= 4
-    # Crossed in half only where the direction stays what it is (tests/end_to_end/test_concept_library.py).
+    # What half of the pairs make of the direction: tests/end_to_end/test_concept_library.py.
     half = yaml.safe_load(contrast.source).get("crossing") == "half"
     assert len(contrast.pairs) >= 4 * 20 / (2 if half else 1)
     assert len(contrast.held_out) >= 20

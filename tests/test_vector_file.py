@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -67,6 +69,13 @@ def ones(*shape: int, dtype: type[np.generic] = np.float32) -> np.ndarray[Any, A
 
 
 # There and back
+
+
+def test_a_vector_is_read_without_the_gguf_package(tmp_path: Path) -> None:
+    write_vector(vector(FULL), tmp_path / "happy.gguf")
+    code = "import sys; from localsteer.vector_file import read_vector; read_vector(sys.argv[1]); print('gguf' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "happy.gguf")], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_every_byte_of_the_directions_comes_back(tmp_path: Path) -> None:

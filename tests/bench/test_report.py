@@ -29,7 +29,7 @@ def test_a_section_takes_its_place_beside_the_others(tmp_path: Path) -> None:
     record(tmp_path, "decode", result("Decoding", 3.0), ORDER)
     assert page(tmp_path).index("## Decoding") < page(tmp_path).index("## Serving")
     for title in ("Decoding", "Serving"):
-        assert f"Date: the day of {title}; Rounds: 3" in page(tmp_path)
+        assert f"Date: the day of {title}; --repeats: 3" in page(tmp_path)
 
 
 def test_a_section_that_is_measured_again_replaces_the_old_one(tmp_path: Path) -> None:

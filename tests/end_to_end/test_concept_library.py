@@ -57,15 +57,17 @@ HALVED = [name for name in NAMES if "crossing: half" in find_concept(name).sourc
 
 
 @pytest.mark.parametrize("name", HALVED)
-def test_half_a_crossing_keeps_the_direction(name: str, demo: Model) -> None:
+def test_half_a_crossing_reads_almost_the_same_direction(name: str, demo: Model) -> None:
     source = find_concept(name).source()
     half, full = (
         extract(demo, parse_concept(text, name)) for text in (source, source.replace("crossing: half", "crossing: full"))
     )
     rows = [vector.provenance.estimate[list(half.layers)] for vector in (half, full) if vector.provenance.estimate is not None]
     cosines = (rows[0] * rows[1]).sum(axis=1) / np.prod([np.linalg.norm(one, axis=1) for one in rows], axis=0)
-    print(f"{name}: cosine {np.median(cosines):.4f} (median), {cosines.min():.4f} (least of the layers that are steered)")
-    # bullets: 0.9995, concise: 0.9993. Whether an answer is a lie depends on the question more than a list does: honest 0.938.
+    print(
+        f"{name}: cosine {np.median(cosines):.4f} (median), {cosines.min():.4f} (least), of the layers that a fresh vector steers"
+    )
+    # bullets: 0.9995, concise: 0.9993. The personas of honest differ little, and fewer pairs tell less: 0.938.
     assert cosines.min() > (0.9 if name == "honest" else 0.99)
 
 
