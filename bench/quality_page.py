@@ -207,10 +207,11 @@ def _quality(rows: Sequence[Row]) -> Iterator[str]:
         "over the better peer for 10 concepts.",
         "- concise has openings of its own for each pole since it had been measured not to move (-1.43; anchored -3.17). Which "
         "ones was decided by the probability of an end after each sentence of answers to the calibration's questions.",
-        "- bullets, concise and honest are crossed in half and cautious has fewer questions since building them had taken over "
-        "15 seconds on a slow machine, the slowest 25. Before, they had measured +16.83, +17.45, +17.50 and +2.22, anchored "
-        "+38.00, +17.62, +7.50 and +3.19: anchored answers of cautious had been ahead of the better peer, and are not now. "
-        "Everything of these four was measured anew, the peers too, whose vectors come from the same fewer prompts.",
+        "- Building some had taken over 15 seconds on a slow machine, the slowest 25: bullets, concise and honest are crossed in "
+        "half since, and cautious, honest and simple have fewer questions. Before, and anchored, bullets had measured +16.83 and "
+        "+38.00, concise +17.45 and +17.62, cautious +2.22 and +3.19 (ahead of the better peer), simple +7.82 and +7.06, honest "
+        "+17.50 and +7.50, and in half but with all of its questions +6.25 and +11.25. Everything of these five was measured "
+        "anew, the peers too, whose vectors come from the same fewer prompts.",
         "- On the demo model calm, cautious, confident, creative, enthusiastic, honest, pirate and respectful have 80 answers "
         "toward each pole, in all ways, because after 40 the better of our ways and the better peer were less than a standard "
         "error apart. Anchored answers had won over the better peer for 9 concepts then, those without an anchor for 7, the "
