@@ -59,11 +59,13 @@ HALVED = [name for name in NAMES if "crossing: half" in find_concept(name).sourc
 @pytest.mark.parametrize("name", HALVED)
 def test_half_a_crossing_reads_almost_the_same_direction(name: str, demo: Model) -> None:
     source = find_concept(name).source()
-    half, full = (
-        extract(demo, parse_concept(text, name)) for text in (source, source.replace("crossing: half", "crossing: full"))
-    )
-    rows = [vector.provenance.estimate[list(half.layers)] for vector in (half, full) if vector.provenance.estimate is not None]
-    cosines = (rows[0] * rows[1]).sum(axis=1) / np.prod([np.linalg.norm(one, axis=1) for one in rows], axis=0)
+    vector = extract(demo, parse_concept(source, name))
+    half = vector.provenance.estimate
+    full = extract(demo, parse_concept(source.replace("crossing: half", "crossing: full"), name)).provenance.estimate
+    assert half is not None
+    assert full is not None
+    steered = list(vector.layers)
+    cosines = (half * full).sum(axis=1)[steered] / (np.linalg.norm(half, axis=1) * np.linalg.norm(full, axis=1))[steered]
     print(
         f"{name}: cosine {np.median(cosines):.4f} (median), {cosines.min():.4f} (least), of the layers that a fresh vector steers"
     )
