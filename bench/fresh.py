@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from localsteer.answer import Request
-from localsteer.calibrated import Interval
 from localsteer.calibration.fits import Values, mean_interval
+from localsteer.engine.parallel import generate_many
+from localsteer.engine.request import Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
-from localsteer.parallel import generate_many
-from localsteer.prompt import prompt_tokens
-from localsteer.scoring import Scored, answer_nll
-from localsteer.steering import Plan
+from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.scoring import Scored, answer_nll
+from localsteer.steering.plan import Plan
+from localsteer.vector.calibration import Interval
 
 # Far from every seed that a calibration draws with.
 FRESH_SEED = 20_007
@@ -70,7 +70,7 @@ def requests(
     for number in range(first, first + count):
         system = [Message("system", systems[number % len(systems)])] if systems else []
         prompt = prompt_tokens(model, [*system, Message("user", questions[number % len(questions)])])
-        anchored = plan is not None and plan.scope == "anchored"
+        anchored = plan is not None and plan.mode == "anchored"
         made.append(Request(prompt, plan, Sampling(seed=seed + number), max_tokens, anchored=anchored))
     return made
 

@@ -25,18 +25,19 @@ from bench.fresh import requests
 from bench.measure import MeasurementError
 from bench.models import demo_model
 from bench.report import describe_machine
-from localsteer.calibrated import DEFAULT_BUDGET, POLES, Pole
+from localsteer.building.default_dose import middle_layers
+from localsteer.building.library import load_vector
 from localsteer.calibration.fits import Values
 from localsteer.calibration.shapes import Floats
-from localsteer.concept_file import parse_concept
-from localsteer.contrast import Contrast
-from localsteer.dose import middle_layers
+from localsteer.concepts.concept_file import parse_concept
+from localsteer.concepts.contrast import Contrast
+from localsteer.concepts.names import LibraryConcept, shipped_folder
+from localsteer.engine.parallel import generate_many
 from localsteer.errors import LocalsteerError
-from localsteer.library import LibraryConcept, load_vector, shipped_folder
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
-from localsteer.parallel import generate_many
-from localsteer.scoring import Scored
+from localsteer.reading.scoring import Scored
+from localsteer.vector.calibration import DEFAULT_BUDGET, POLES, Pole
 
 HERE = Path(__file__).parent
 CONCEPTS = ("formal", "pirate")

@@ -14,9 +14,9 @@ from platformdirs import user_cache_path
 from bench.measure import run_process
 from bench.tools import ToolsError, llama_programs
 from localsteer.calibration.shapes import Shape
-from localsteer.concept_file import parse_concept
+from localsteer.concepts.concept_file import parse_concept
 from localsteer.llama.model import Model
-from localsteer.vector_file import read_vector
+from localsteer.vector.file import read_vector
 
 # torch from PyPI brings its CPU build or a larger one, as the machine has it.
 _REQUIREMENTS = ("torch==2.13.0", "transformers==5.23.0", "accelerate", "gguf<0.20", "repeng==0.4.0")

@@ -31,27 +31,28 @@ from bench.models import base_model, demo_model
 from bench.questions import question_sets
 from bench.report import describe_machine
 from bench.tools import ToolsError
-from localsteer.ahead import Shelf
-from localsteer.atomic import atomic_path
-from localsteer.calibrated import POLES, SIGN, Pole, Scope
+from localsteer.building.ahead import Shelf
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
 from localsteer.calibration.laboratory import Laboratory
 from localsteer.calibration.report import write_report
 from localsteer.calibration.shapes import Directions
-from localsteer.concept_file import parse_concept
-from localsteer.contrast import Contrast
+from localsteer.concepts.concept_file import parse_concept
+from localsteer.concepts.contrast import Contrast
+from localsteer.concepts.names import LibraryConcept, shipped_folder
 from localsteer.errors import CalibrationError, LocalsteerError, VectorError
-from localsteer.library import LibraryConcept, shipped_folder
+from localsteer.files.atomic import atomic_path
 from localsteer.llama.model import Model
-from localsteer.steering import Plan, parse_steering, resolve
-from localsteer.vector import ControlVector
+from localsteer.steering.expression import parse_steering
+from localsteer.steering.plan import Plan, resolve
+from localsteer.vector.calibration import POLES, SIGN, Pole, Mode
+from localsteer.vector.control_vector import ControlVector
 
 _REPORT = "REPORT.md"
 ANSWERS = 40
 REFERENCE_ANSWERS = 80
 PROMPT, OURS, ANCHORED = quality_page.PROMPT, quality_page.OURS, quality_page.ANCHORED
 _ANCHORED_REPORT = "ANCHORED.md"
-_SCOPES: dict[str, Scope] = {OURS: "response", ANCHORED: "anchored"}
+_SCOPES: dict[str, Mode] = {OURS: "response", ANCHORED: "anchored"}
 # Of the answers in the cache: counted up when the same concept would be asked in another way.
 _VERSION = 1
 # For the smallest base model: those whose instrument tells most about raw text.
@@ -169,7 +170,7 @@ def _calibrated(model: Model, concept: LibraryConcept) -> tuple[ControlVector, s
 def _is_anchored(vector: ControlVector) -> bool:
     """Whether it has doses for anchored answers."""
     calibration = vector.provenance.calibration
-    return calibration is not None and "anchored" in calibration.scopes
+    return calibration is not None and "anchored" in calibration.modes
 
 
 def _write_report(result: Calibrated, folder: Path, page: str = _REPORT) -> None:
@@ -240,8 +241,8 @@ def _ask(
     if way.name == PROMPT:
         return sample(systems=[pair[POLES.index(way.pole)] for pair in contrast.personas])
     if way.name in _SCOPES:
-        expression, scope = "vector" if way.pole == "positive" else "-vector", _SCOPES[way.name]
-        return sample(plan=resolve(parse_steering(expression), model.fingerprint, lambda _name: vector, scope))
+        expression, mode = "vector" if way.pole == "positive" else "-vector", _SCOPES[way.name]
+        return sample(plan=resolve(parse_steering(expression), model.fingerprint, lambda _name: vector, mode))
     return sample(plan=plans[way.name][way.pole])
 
 

@@ -16,12 +16,12 @@ from bench import peers
 from bench.fresh import Answers
 from bench.instruments import Instrument
 from bench.measure import MeasurementError
-from localsteer.atomic import atomic_path
-from localsteer.calibrated import DEFAULT_BUDGET, POLES, Interval, Pole
 from localsteer.calibration.fits import Values, mean_interval
-from localsteer.contrast import Contrast
-from localsteer.library import shipped_folder
+from localsteer.concepts.contrast import Contrast
+from localsteer.concepts.names import shipped_folder
+from localsteer.files.atomic import atomic_path
 from localsteer.llama.model import Model
+from localsteer.vector.calibration import DEFAULT_BUDGET, POLES, Interval, Pole
 
 _HERE = Path(__file__).parent
 _RECORDS = _HERE / "quality"

@@ -12,8 +12,8 @@ from bench.concepts import concept_texts
 from bench.measure import Comparison, Section, Series, Target, run_cli, run_process, run_worker
 from bench.serving import serving
 from bench.tools import llama_programs
-from localsteer.ahead import model_slug
-from localsteer.library import concepts
+from localsteer.building.ahead import model_slug
+from localsteer.concepts.names import concepts
 
 # About the length of a short answer. Both programs start from an almost empty context.
 DECODED_TOKENS = 128

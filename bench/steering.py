@@ -27,19 +27,20 @@ from bench.measure import MeasurementError
 from bench.models import demo_model
 from bench.report import describe_machine
 from bench.tools import ToolsError
-from localsteer.calibrated import POLES, SIGN, Interval, Scope
+from localsteer.building.extraction import extract
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator
 from localsteer.calibration.effort import THOROUGH
 from localsteer.calibration.fits import Values
 from localsteer.calibration.laboratory import Laboratory
 from localsteer.calibration.search import Search
 from localsteer.calibration.shapes import Directions, Shape
-from localsteer.concept_file import parse_concept
-from localsteer.contrast import Contrast
+from localsteer.concepts.concept_file import parse_concept
+from localsteer.concepts.contrast import Contrast
 from localsteer.errors import CalibrationError, LocalsteerError
-from localsteer.extraction import extract
 from localsteer.llama.model import Model
-from localsteer.steering import parse_steering, resolve
+from localsteer.steering.expression import parse_steering
+from localsteer.steering.plan import resolve
+from localsteer.vector.calibration import POLES, SIGN, Interval, Mode
 
 _ANSWERS = 40
 # The unsteered answers that every cost is measured against: their chance error is in all figures alike, so there are more of them
@@ -56,7 +57,7 @@ class FreshDose:
     concept: str
     pole: str
     strength: float
-    scope: Scope
+    mode: Mode
     cost: Interval
     vader: float
 
@@ -134,14 +135,14 @@ def _fresh_doses(model: Model, contrast: Contrast, calibrated: Calibrated) -> li
     reference = _unsteered(model)
     found = [FreshDose(contrast.name, "", 0.0, "response", reference.cost(reference), _vader(reference))]
     names = {"positive": contrast.positive, "negative": contrast.negative}
-    for (pole, scope), side in calibrated.calibration.sides.items():
+    for (pole, mode), side in calibrated.calibration.sides.items():
         # Steering the prompt as well is measured for one concept: it costs another two minutes each.
-        if side.dose is None or (scope == "prompt" and contrast.name != "happy"):
+        if side.dose is None or (mode == "prompt" and contrast.name != "happy"):
             continue
         expression = "vector" if pole == "positive" else "-vector"
-        plan = resolve(parse_steering(expression), model.fingerprint, lambda _name: calibrated.vector, scope)
+        plan = resolve(parse_steering(expression), model.fingerprint, lambda _name: calibrated.vector, mode)
         answers = ask(model, FRESH_QUESTIONS, count=_ANSWERS, max_tokens=THOROUGH.max_tokens, plan=plan)
-        found.append(FreshDose(contrast.name, names[pole], SIGN[pole], scope, answers.cost(reference), _vader(answers)))
+        found.append(FreshDose(contrast.name, names[pole], SIGN[pole], mode, answers.cost(reference), _vader(answers)))
     return found
 
 
@@ -219,7 +220,7 @@ def _page(machine: dict[str, str], model: str, results: dict[str, list[Any]]) ->
     ]
     for one in results["fresh"]:
         toward = f"{one.strength:+.0f} ({one.pole})" if one.strength else "0"
-        lines.append(f"| {one.concept} | {toward} | {one.scope} | {_text(one.cost)} | {one.vader:+.2f} |")
+        lines.append(f"| {one.concept} | {toward} | {one.mode} | {_text(one.cost)} | {one.vader:+.2f} |")
     for one in results["personas"]:
         lines.append(f"| {one.concept} | system prompt ({one.pole}) | | {_text(one.cost)} | {one.vader:+.2f} |")
     steered = [one.cost.mean for one in results["fresh"] if one.strength]

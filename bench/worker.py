@@ -21,26 +21,27 @@ import numpy as np
 
 from bench.concepts import FRESH_QUESTIONS, concept_texts
 from bench.fresh import requests
-from localsteer.answer import Request
+from localsteer.building.extraction import extract
 from localsteer.calibration.calibrate import Calibrator
 from localsteer.calibration.effort import THOROUGH
-from localsteer.concept_file import parse_concept
-from localsteer.extraction import extract
-from localsteer.generation import Generator
+from localsteer.concepts.concept_file import parse_concept
+from localsteer.engine.generate import Generator
+from localsteer.engine.parallel import generate_many
+from localsteer.engine.request import Request
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
 from localsteer.llama.sampling import Sampling
-from localsteer.parallel import generate_many
-from localsteer.policy.armed import Policy, Rule
 from localsteer.policy.classifier import Classifier
 from localsteer.policy.condition import parse_condition
 from localsteer.policy.controller import Controller
-from localsteer.policy.probe import ProbeClassifier, projection
-from localsteer.policy.rule import RuleClassifier, Search
-from localsteer.scoring import Scored, answer_nll
-from localsteer.steering import Steering, Term, resolve
-from localsteer.vector_file import read_vector
+from localsteer.policy.pattern_classifier import RuleClassifier, Search
+from localsteer.policy.policy import Policy, Rule
+from localsteer.policy.probe_classifier import ProbeClassifier, projection
+from localsteer.reading.scoring import Scored, answer_nll
+from localsteer.steering.expression import Steering, Term
+from localsteer.steering.plan import resolve
+from localsteer.vector.file import read_vector
 
 # Continued greedily, this goes on far beyond what is measured, steered or not.
 ENDLESS_PROMPT = "A list of all the whole numbers, in order: 1, 2, 3, 4, 5, 6, 7, 8, 9,"

@@ -9,78 +9,79 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from localsteer.answer import Answer, Request
-    from localsteer.calibrated import Calibration
+    from localsteer.building.extraction import ExtractionSettings, extract
+    from localsteer.building.library import load_vector, loader
     from localsteer.calibration.calibrate import CalibrationSettings, Calibrator
-    from localsteer.combination import combine
-    from localsteer.concept_file import load_concept
-    from localsteer.contrast import Contrast, read_prompt_files
+    from localsteer.concepts.concept_file import load_concept
+    from localsteer.concepts.contrast import Contrast, read_prompt_files
     from localsteer.discovery import find_models, resolve_model
+    from localsteer.engine.generate import Generator
+    from localsteer.engine.parallel import generate_many
+    from localsteer.engine.request import Answer, Request
     from localsteer.errors import LocalsteerError
     from localsteer.export.bake import bake
     from localsteer.export.llama_cpp import export_vector
-    from localsteer.extraction import ExtractionSettings, extract
-    from localsteer.generation import Generator
-    from localsteer.importing import import_vector
-    from localsteer.library import load_vector, loader
     from localsteer.llama.chat_template import Message
     from localsteer.llama.model import Model
     from localsteer.llama.sampling import Sampling
-    from localsteer.parallel import generate_many
     from localsteer.policy.arm import arm
     from localsteer.policy.controller import Controller
     from localsteer.policy.examples import read_examples
     from localsteer.policy.fit import FitSettings, fit_probe
     from localsteer.policy.replay import replay
-    from localsteer.prompt import prompt_tokens
-    from localsteer.scoring import Scored, answer_nll, reread
-    from localsteer.steering import Plan, Steering, parse_steering, resolve
-    from localsteer.vector import ControlVector, Provenance
-    from localsteer.vector_file import read_vector, write_vector
+    from localsteer.reading.prompt import prompt_tokens
+    from localsteer.reading.scoring import Scored, answer_nll, reread
+    from localsteer.steering.combination import combine
+    from localsteer.steering.expression import Steering, parse_steering
+    from localsteer.steering.plan import Plan, resolve
+    from localsteer.vector.calibration import Calibration
+    from localsteer.vector.control_vector import ControlVector, Provenance
+    from localsteer.vector.file import read_vector, write_vector
+    from localsteer.vector.importing import import_vector
 
 _HOMES = {
-    "Answer": "answer",
-    "Calibration": "calibrated",
+    "Answer": "engine.request",
+    "Calibration": "vector.calibration",
     "CalibrationSettings": "calibration.calibrate",
     "Calibrator": "calibration.calibrate",
-    "Contrast": "contrast",
-    "ControlVector": "vector",
+    "Contrast": "concepts.contrast",
+    "ControlVector": "vector.control_vector",
     "Controller": "policy.controller",
-    "ExtractionSettings": "extraction",
+    "ExtractionSettings": "building.extraction",
     "FitSettings": "policy.fit",
-    "Generator": "generation",
+    "Generator": "engine.generate",
     "LocalsteerError": "errors",
     "Message": "llama.chat_template",
     "Model": "llama.model",
-    "Plan": "steering",
-    "Provenance": "vector",
-    "Request": "answer",
+    "Plan": "steering.plan",
+    "Provenance": "vector.control_vector",
+    "Request": "engine.request",
     "Sampling": "llama.sampling",
-    "Scored": "scoring",
-    "Steering": "steering",
-    "answer_nll": "scoring",
+    "Scored": "reading.scoring",
+    "Steering": "steering.expression",
+    "answer_nll": "reading.scoring",
     "arm": "policy.arm",
     "bake": "export.bake",
-    "combine": "combination",
+    "combine": "steering.combination",
     "export_vector": "export.llama_cpp",
-    "extract": "extraction",
+    "extract": "building.extraction",
     "find_models": "discovery",
     "fit_probe": "policy.fit",
-    "generate_many": "parallel",
-    "import_vector": "importing",
-    "load_concept": "concept_file",
-    "load_vector": "library",
-    "loader": "library",
-    "parse_steering": "steering",
-    "prompt_tokens": "prompt",
+    "generate_many": "engine.parallel",
+    "import_vector": "vector.importing",
+    "load_concept": "concepts.concept_file",
+    "load_vector": "building.library",
+    "loader": "building.library",
+    "parse_steering": "steering.expression",
+    "prompt_tokens": "reading.prompt",
     "read_examples": "policy.examples",
-    "read_prompt_files": "contrast",
-    "read_vector": "vector_file",
+    "read_prompt_files": "concepts.contrast",
+    "read_vector": "vector.file",
     "replay": "policy.replay",
-    "reread": "scoring",
-    "resolve": "steering",
+    "reread": "reading.scoring",
+    "resolve": "steering.plan",
     "resolve_model": "discovery",
-    "write_vector": "vector_file",
+    "write_vector": "vector.file",
 }
 
 __all__ = [

@@ -16,7 +16,8 @@ from localsteer import discovery
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
-from localsteer.steering import Plan, Steering
+from localsteer.steering.expression import Steering
+from localsteer.steering.plan import Plan
 from tests.tiny_models import ARCHITECTURES, RECURRENT_ARCHITECTURE, write_tiny_model
 
 # The same examples in every run, and no limit to the time of one: machines differ.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from localsteer.draft import Draft
-from localsteer.gate import Verdict
+from localsteer.engine.draft import Draft
+from localsteer.engine.gate import Verdict
 from localsteer.llama.residual import Edit, Rows
 
 

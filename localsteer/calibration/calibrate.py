@@ -11,20 +11,20 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from localsteer.calibrated import DEFAULT_BUDGET, SCOPES, SIGN, Calibration
+from localsteer.building.default_dose import MIN_RELIABILITY, readable_layers
 from localsteer.calibration.effort import QUICK, THOROUGH, Effort
 from localsteer.calibration.findings import Findings
 from localsteer.calibration.laboratory import INSTRUMENT_READINGS, Laboratory, Speed
 from localsteer.calibration.search import Search
 from localsteer.calibration.shapes import PROFILES, Directions, Shape, as_profile, ranges
-from localsteer.contrast import Contrast
-from localsteer.dose import MIN_RELIABILITY, readable_layers
+from localsteer.concepts.contrast import Contrast
 from localsteer.errors import CalibrationError, ContrastError
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
-from localsteer.prompt import prompt_tokens
-from localsteer.scoring import Scored, reread
-from localsteer.vector import ControlVector, format_layers
+from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.scoring import Scored, reread
+from localsteer.vector.calibration import DEFAULT_BUDGET, MODES, SIGN, Calibration
+from localsteer.vector.control_vector import ControlVector, format_layers
 
 Floats = NDArray[np.float32]
 
@@ -178,8 +178,8 @@ class Calibrator:
         if self._known is not None:
             sides = self._known.sides.values()
             return self._laboratory.measured_for([Shape(side.layers, as_profile(side.profile)) for side in sides], ["anchored"])
-        scopes = SCOPES if self.settings.anchored else tuple(scope for scope in SCOPES if scope != "anchored")
-        return self._laboratory.measured_for(self.shapes, scopes)
+        modes = MODES if self.settings.anchored else tuple(mode for mode in MODES if mode != "anchored")
+        return self._laboratory.measured_for(self.shapes, modes)
 
     @property
     def keeps(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from localsteer.calibrated import POLES
+from localsteer.vector.calibration import POLES
 
 # Doses at which the budget is first looked for.
 LADDER = (0.1, 0.2, 0.4)

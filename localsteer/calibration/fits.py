@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.calibrated import Interval
+from localsteer.vector.calibration import Interval
 
 Values = NDArray[np.float64]
 

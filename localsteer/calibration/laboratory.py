@@ -14,22 +14,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.activations import Span, read_activations
-from localsteer.answer import Request
-from localsteer.calibrated import POLES, Pole, Scope
+from localsteer.building.default_dose import middle_layers
 from localsteer.calibration.instrument import Instrument, half_of
 from localsteer.calibration.shapes import Directions, Shape
-from localsteer.contrast import Contrast
-from localsteer.dose import middle_layers
+from localsteer.concepts.contrast import Contrast
+from localsteer.engine.parallel import MAX_PARALLEL, generate_many
+from localsteer.engine.request import Request
 from localsteer.errors import CalibrationError
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
-from localsteer.parallel import MAX_PARALLEL, generate_many
-from localsteer.prompt import prompt_tokens
-from localsteer.scoring import Reread, Scored, reread
-from localsteer.steering import Plan, Steering
+from localsteer.reading.activations import Span, read_activations
+from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.scoring import Reread, Scored, reread
+from localsteer.steering.expression import Steering
+from localsteer.steering.plan import Plan
+from localsteer.vector.calibration import POLES, Pole, Mode
 
 Floats = NDArray[np.float32]
 
@@ -56,20 +57,20 @@ class Trial:
             steerings are compared on the same chances.
         shape: where to steer; None for not at all.
         dose: relative dose; negative toward the negative pole.
-        scope: what is steered, and whether the unsteered model has a say in it.
+        mode: what is steered, and whether the unsteered model has a say in it.
         persona: answer under this pole's persona as a system prompt.
     """
 
     number: int
     shape: Shape | None = None
     dose: float = 0.0
-    scope: Scope = "response"
+    mode: Mode = "response"
     persona: Pole | None = None
 
     @property
     def key(self) -> str:
         """What the measurement is filed under."""
-        return f"{self.number}|{self.shape}|{self.dose:+.5f}|{self.scope}|{self.persona}"
+        return f"{self.number}|{self.shape}|{self.dose:+.5f}|{self.mode}|{self.persona}"
 
     @staticmethod
     def is_unsteered(key: str) -> bool:
@@ -146,7 +147,7 @@ class Laboratory:
         self._read: set[str] = set()
         self._asked: set[str] = set()
         self._is_cut_off = False
-        self._plans: dict[tuple[Shape, float, Scope], Plan] = {}
+        self._plans: dict[tuple[Shape, float, Mode], Plan] = {}
         self._folder = folder
         self._file = folder / f"{self._key}.jsonl" if folder is not None else None
         if fresh and self._file is not None:
@@ -173,11 +174,11 @@ class Laboratory:
         """How many answers are measured, those of an earlier run included."""
         return len(self._read)
 
-    def measured_for(self, shapes: Sequence[Shape], scopes: Sequence[Scope]) -> int:
-        """How many of them are unsteered, or steered by one of these shapes in one of these scopes."""
+    def measured_for(self, shapes: Sequence[Shape], modes: Sequence[Mode]) -> int:
+        """How many of them are unsteered, or steered by one of these shapes in one of these modes."""
         wanted = set(map(str, shapes))
         parts = (key.split("|") for key in self._read)
-        return sum(shape == "None" or (shape in wanted and scope in scopes) for _, shape, _, scope, _ in parts)
+        return sum(shape == "None" or (shape in wanted and mode in modes) for _, shape, _, mode, _ in parts)
 
     @property
     def keeps(self) -> bool:
@@ -301,15 +302,15 @@ class Laboratory:
         # Far enough apart that two calibrations with neighbouring seeds share none.
         sampling = Sampling(seed=(self.seed * 100_003 + trial.number) % 2**31)
         prompt, plan = self._prompt(trial, trial.persona), self._plan(trial)
-        return Request(prompt, plan, sampling, self.max_tokens, anchored=trial.scope == "anchored")
+        return Request(prompt, plan, sampling, self.max_tokens, anchored=trial.mode == "anchored")
 
     def _plan(self, trial: Trial) -> Plan | None:
         if trial.shape is None:
             return None
-        key = (trial.shape, trial.dose, trial.scope)
+        key = (trial.shape, trial.dose, trial.mode)
         if key not in self._plans:
             edit = Edit(self.directions.added(trial.shape, trial.dose))
-            self._plans[key] = Plan(Steering(), edit, abs(trial.dose), trial.scope)
+            self._plans[key] = Plan(Steering(), edit, abs(trial.dose), trial.mode)
         return self._plans[key]
 
     @property

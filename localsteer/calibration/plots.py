@@ -6,15 +6,15 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localsteer.calibrated import POLES, SCOPE_NAMES, SIGN, Pole, Scope
 from localsteer.calibration.calibrate import Calibrated
 from localsteer.errors import CalibrationError
+from localsteer.vector.calibration import POLES, MODE_NAMES, SIGN, Pole, Mode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS: dict[Pole, str] = {"positive": "tab:orange", "negative": "tab:blue"}
-_LINES: dict[Scope, str] = {"response": "-", "prompt": ":", "anchored": "-."}
+_LINES: dict[Mode, str] = {"response": "-", "prompt": ":", "anchored": "-."}
 # Side by side at one place of the axis.
 _OFFSETS: dict[Pole, float] = {"positive": -0.15, "negative": 0.15}
 
@@ -31,16 +31,16 @@ def draw_curves(result: Calibrated, path: Path, kind: str) -> None:
     top, bottom = figure.subplots(2, 1, sharex=True)
     calibration = result.calibration
     for pole in POLES:
-        for scope in calibration.scopes:
-            side = calibration.sides[pole, scope]
+        for mode in calibration.modes:
+            side = calibration.sides[pole, mode]
             if side.dose is None or not side.curve:
                 continue
             strengths = [0.0] + [SIGN[pole] * point.dose / side.dose for point in side.curve]
-            style = {"color": _COLOURS[pole], "linestyle": _LINES[scope], "marker": "o", "markersize": 3}
-            label = f"{pole}, {SCOPE_NAMES[scope]}"
+            style = {"color": _COLOURS[pole], "linestyle": _LINES[mode], "marker": "o", "markersize": 3}
+            label = f"{pole}, {MODE_NAMES[mode]}"
             top.plot(strengths, [0.0] + [SIGN[pole] * point.effect.mean for point in side.curve], label=label, **style)
             bottom.plot(strengths, [0.0] + [point.cost.mean for point in side.curve], label=label, **style)
-            if scope == "response":
+            if mode == "response":
                 ends = [sorted((SIGN[pole] * p.effect.low, SIGN[pole] * p.effect.high)) for p in side.curve]
                 top.fill_between(strengths[1:], *zip(*ends, strict=True), color=_COLOURS[pole], alpha=0.15, linewidth=0)
                 lows, highs = [p.cost.low for p in side.curve], [p.cost.high for p in side.curve]

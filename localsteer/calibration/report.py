@@ -7,13 +7,25 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from localsteer.atomic import atomic_path, check_writable
-from localsteer.calibrated import OTHER, POLES, SCOPE_NAMES, SIGN, Calibration, Interval, Point, Pole, Scope, Side, without_nan
 from localsteer.calibration.calibrate import Calibrated
 from localsteer.calibration.findings import Quoted
 from localsteer.calibration.plots import check_available, draw_curves, draw_shapes
 from localsteer.errors import CalibrationError
-from localsteer.vector import ControlVector, format_layers
+from localsteer.files.atomic import atomic_path, check_writable
+from localsteer.vector.calibration import (
+    OTHER,
+    POLES,
+    MODE_NAMES,
+    SIGN,
+    Calibration,
+    Interval,
+    Point,
+    Pole,
+    Mode,
+    Side,
+    without_nan,
+)
+from localsteer.vector.control_vector import ControlVector, format_layers
 
 
 def pole_names(vector: ControlVector) -> dict[Pole, str]:
@@ -49,11 +61,11 @@ def scale_line(calibration: Calibration, names: dict[Pole, str]) -> Iterator[str
             yield f"toward {names[pole]}, effect 1 is a standard deviation of the unsteered answers: {why}"
 
 
-def curve_rows(calibration: Calibration, scope: Scope = "response") -> Iterator[tuple[str, ...]]:
+def curve_rows(calibration: Calibration, mode: Mode = "response") -> Iterator[tuple[str, ...]]:
     """Rows of a table: strength, relative dose, effect, cost, distinct 3-grams, answers that ended, answers measured."""
     yield ("0", "", "0", "0", *_rest(calibration.unsteered))
     for pole in POLES:
-        side = calibration.sides[pole, scope]
+        side = calibration.sides[pole, mode]
         for point in side.curve:
             strength = "" if side.dose is None else f"{SIGN[pole] * point.dose / side.dose:+.2f}"
             yield (strength, f"{point.dose:.3f}", _signed(point.effect, SIGN[pole]), _signed(point.cost), *_rest(point))
@@ -176,17 +188,17 @@ def _page(result: Calibrated) -> str:
         "| strength | prompt | result |",
         "|---|---|---|",
     ]
-    for scope in calibration.scopes:
+    for mode in calibration.modes:
         for pole in POLES:
-            found = side_line(calibration.sides[pole, scope], calibration.budget)
-            lines.append(f"| {SIGN[pole]:+.0f} ({names[pole]}) | {SCOPE_NAMES[scope]} | {found} |")
+            found = side_line(calibration.sides[pole, mode], calibration.budget)
+            lines.append(f"| {SIGN[pole]:+.0f} ({names[pole]}) | {MODE_NAMES[mode]} | {found} |")
     lines += ["", *(f"- {text}." for text in scale_line(calibration, names)), ""]
     lines += ["![Effect and coherence cost against strength](dose-response.svg)", ""]
-    for scope in calibration.scopes:
+    for mode in calibration.modes:
         lines += [
-            f"## Measurements, {SCOPE_NAMES[scope]}",
+            f"## Measurements, {MODE_NAMES[mode]}",
             "",
-            *_markdown_table(CURVE_HEADERS, curve_rows(calibration, scope)),
+            *_markdown_table(CURVE_HEADERS, curve_rows(calibration, mode)),
             "",
         ]
     if result.findings.shapes:
@@ -201,12 +213,12 @@ def _page(result: Calibrated) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _quoted(title: str, samples: Mapping[Pole, Sequence[Quoted]], scope: Scope, result: Calibrated) -> Iterator[str]:
+def _quoted(title: str, samples: Mapping[Pole, Sequence[Quoted]], mode: Mode, result: Calibrated) -> Iterator[str]:
     if samples:
         yield from (f"## {title}", "")
     names = pole_names(result.vector)
     for pole, found in samples.items():
-        side = result.calibration.sides[pole, scope]
+        side = result.calibration.sides[pole, mode]
         for sample in found:
             strength = "" if side.dose is None else f", strength {SIGN[pole] * sample.dose / side.dose:+.2f}"
             yield from (f"### Toward {names[pole]}, relative dose {sample.dose:.2f}{strength}", "")

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from localsteer.calibrated import OTHER, POLES, SIGN, Interval, Pole, Scope, Side
 from localsteer.calibration.effort import (
     ANCHORED,
     ANCHORED_FURTHER,
@@ -31,7 +30,7 @@ from localsteer.calibration.effort import (
     REFINE,
     Effort,
 )
-from localsteer.calibration.findings import Findings, Quoted, ShapeResult
+from localsteer.calibration.findings import Findings, Quoted, Sample, ShapeResult
 from localsteer.calibration.fits import (
     COST_EXPONENTS,
     EFFECT_EXPONENTS,
@@ -43,8 +42,8 @@ from localsteer.calibration.fits import (
     slope_interval,
 )
 from localsteer.calibration.laboratory import Laboratory, Outcome, Trial
-from localsteer.calibration.sample import Sample
 from localsteer.calibration.shapes import Shape, as_profile
+from localsteer.vector.calibration import OTHER, POLES, SIGN, Interval, Pole, Mode, Side
 
 # How far the share of distinct 3-grams may fall below that of the unsteered answers: what repeats itself is easy to predict, so
 # the coherence cost alone would not see it.
@@ -92,7 +91,7 @@ class Search:
         self.seed = seed
         self.by_cost = by_cost
         self.anchored = anchored
-        self._trials: dict[tuple[Pole, Scope, Shape], list[Trial]] = {}
+        self._trials: dict[tuple[Pole, Mode, Shape], list[Trial]] = {}
         self._unit: dict[Pole, float] = dict.fromkeys(POLES, 1.0)
         self._reference: dict[int, tuple[float, float]] = {}
         self._least_distinct = 0.0
@@ -116,7 +115,7 @@ class Search:
             self._anchor(findings)
         return findings
 
-    def run_anchored(self, sides: Mapping[tuple[Pole, Scope], Side]) -> Findings:
+    def run_anchored(self, sides: Mapping[tuple[Pole, Mode], Side]) -> Findings:
         """The fifth stage alone, for what an earlier calibration has found."""
         findings = self._baselines()
         findings.sides.update(sides)
@@ -137,19 +136,19 @@ class Search:
 
     def _follow(
         self,
-        scope: Scope,
+        mode: Mode,
         chosen: dict[Pole, Shape],
         reach: dict[Pole, float],
         factors: Sequence[float],
         further: float,
         count: int,
     ) -> None:
-        """The chosen shapes under another scope, at doses around those that the response takes."""
+        """The chosen shapes under another mode, at doses around those that the response takes."""
         if not count:
             return
-        self._take(scope, chosen, reach, factors, count)
-        on = {pole: shape for pole, shape in chosen.items() if reach[pole] and self._is_capped(pole, scope, shape)}
-        self._take(scope, on, reach, (further,), count)
+        self._take(mode, chosen, reach, factors, count)
+        on = {pole: shape for pole, shape in chosen.items() if reach[pole] and self._is_capped(pole, mode, shape)}
+        self._take(mode, on, reach, (further,), count)
 
     def _baselines(self) -> Findings:
         unsteered = [Trial(number) for number in range(self.effort.unsteered)]
@@ -225,12 +224,12 @@ class Search:
                 best, best_gain = shape, gain
         return best
 
-    def _take(self, scope: Scope, shapes: dict[Pole, Shape], at: dict[Pole, float], factors: Sequence[float], count: int) -> None:
+    def _take(self, mode: Mode, shapes: dict[Pole, Shape], at: dict[Pole, float], factors: Sequence[float], count: int) -> None:
         """Measure what `_plan` makes of the same, in shared batches."""
-        self.laboratory.measure(self._plan(scope, shapes, at, factors, count))
+        self.laboratory.measure(self._plan(mode, shapes, at, factors, count))
 
     def _plan(
-        self, scope: Scope, shapes: dict[Pole, Shape], at: dict[Pole, float], factors: Sequence[float], count: int
+        self, mode: Mode, shapes: dict[Pole, Shape], at: dict[Pole, float], factors: Sequence[float], count: int
     ) -> list[Trial]:
         """`count` answers for each pole at each factor times its dose.
 
@@ -240,15 +239,15 @@ class Search:
         for stage, factor in enumerate(factors):
             for pole, shape in shapes.items():
                 numbers = [(stage * count + index) % self.effort.unsteered for index in range(count)]
-                made = [Trial(number, shape, SIGN[pole] * factor * at[pole], scope) for number in numbers if at[pole] > 0]
-                known = self._trials.setdefault((pole, scope, shape), [])
+                made = [Trial(number, shape, SIGN[pole] * factor * at[pole], mode) for number in numbers if at[pole] > 0]
+                known = self._trials.setdefault((pole, mode, shape), [])
                 known.extend(trial for trial in made if trial not in known)
                 trials += made
         return trials
 
-    def _samples(self, pole: Pole, scope: Scope, shape: Shape) -> list[Quoted]:
+    def _samples(self, pole: Pole, mode: Mode, shape: Shape) -> list[Quoted]:
         """Three answers at each of five doses, from the weakest to the strongest one measured."""
-        trials = self._trials[pole, scope, shape]
+        trials = self._trials[pole, mode, shape]
         doses = sorted({abs(trial.dose) for trial in trials})
         spread = np.linspace(0, len(doses) - 1, min(5, len(doses))).round().astype(int)
         laboratory = self.laboratory
@@ -283,8 +282,8 @@ class Search:
             np.array([outcome.ended for outcome in outcomes], np.float64),
         )
 
-    def _steered(self, pole: Pole, scope: Scope, shape: Shape) -> Sample:
-        return self._sample(pole, self._trials[pole, scope, shape])
+    def _steered(self, pole: Pole, mode: Mode, shape: Shape) -> Sample:
+        return self._sample(pole, self._trials[pole, mode, shape])
 
     def _laws(self, pole: Pole, sample: Sample, weights: Values | None = None) -> tuple[PowerLaws, PowerLaws]:
         """Cost and effect against the dose. What was measured at fewer than three doses borrows the first shape's exponents."""
@@ -295,32 +294,32 @@ class Search:
         cost = fit_power_laws(sample.doses, sample.costs, exponents[0], weights)
         return cost, fit_power_laws(sample.doses, sample.effects, exponents[1], weights)
 
-    def _top(self, pole: Pole, scope: Scope, shape: Shape) -> float:
+    def _top(self, pole: Pole, mode: Mode, shape: Shape) -> float:
         """The strongest dose that may be chosen: measured, and below those whose answers repeat themselves.
 
         A shape that was tried at one dose is followed along its curve to half as much again.
         """
-        sample = self._steered(pole, scope, shape)
+        sample = self._steered(pole, mode, shape)
         return sample.strongest_with(self._least_distinct) * (1.5 if len(np.unique(sample.doses)) == 1 else 1.0)
 
-    def _is_capped(self, pole: Pole, scope: Scope, shape: Shape) -> bool:
+    def _is_capped(self, pole: Pole, mode: Mode, shape: Shape) -> bool:
         """Whether the budget lies beyond the strongest dose measured, and nothing else speaks against going there."""
-        sample = self._steered(pole, scope, shape)
+        sample = self._steered(pole, mode, shape)
         cost, _ = self._laws(pole, sample)
         strongest = float(sample.doses.max())
         return float(cost.inverse(self.budget)[0]) > strongest == sample.strongest_with(self._least_distinct)
 
-    def _dose(self, pole: Pole, scope: Scope, shape: Shape) -> float:
+    def _dose(self, pole: Pole, mode: Mode, shape: Shape) -> float:
         """The strongest dose inside the budget."""
-        cost, _ = self._laws(pole, self._steered(pole, scope, shape))
-        return min(float(cost.inverse(self.budget)[0]), self._top(pole, scope, shape))
+        cost, _ = self._laws(pole, self._steered(pole, mode, shape))
+        return min(float(cost.inverse(self.budget)[0]), self._top(pole, mode, shape))
 
-    def sure_dose(self, pole: Pole, scope: Scope, shape: Shape) -> float:
+    def sure_dose(self, pole: Pole, mode: Mode, shape: Shape) -> float:
         """The dose of strength 1: inside the budget beyond a standard error of what was measured."""
-        sample = self._steered(pole, scope, shape)
+        sample = self._steered(pole, mode, shape)
         weights = resampled_weights(sample.questions, self.seed, n_questions=len(self._reference))
         cost, _ = self._laws(pole, sample, weights)
-        doses = np.minimum(cost.inverse(self.budget), self._top(pole, scope, shape))
+        doses = np.minimum(cost.inverse(self.budget), self._top(pole, mode, shape))
         return float(np.quantile(doses, _SURE))
 
     def effect_at_budget(self, pole: Pole, shape: Shape) -> tuple[float, Values]:
@@ -340,13 +339,13 @@ class Search:
         low, high = np.quantile(drawn, (0.025, 0.975))
         return ShapeResult(shape, self._dose(pole, "response", shape), Interval(effect, float(low), float(high)))
 
-    def _side(self, pole: Pole, scope: Scope, shape: Shape) -> Side:
-        curve = self._steered(pole, scope, shape).curve(self.seed) if self._trials.get((pole, scope, shape)) else ()
+    def _side(self, pole: Pole, mode: Mode, shape: Shape) -> Side:
+        curve = self._steered(pole, mode, shape).curve(self.seed) if self._trials.get((pole, mode, shape)) else ()
         nothing = Side(shape.layers, shape.profile, (), None, None, None, curve)
         if not curve:
             return nothing
-        sample = self._steered(pole, scope, shape)
-        dose = self.sure_dose(pole, scope, shape)
+        sample = self._steered(pole, mode, shape)
+        dose = self.sure_dose(pole, mode, shape)
         # Judged by the answers up to twice the dose, the strongest of which cost more than the budget: what moves them there
         # moves them here, and a few answers inside the budget alone (ten with --quick) seldom tell anything beyond doubt.
         inside = sample.up_to(2 * dose)

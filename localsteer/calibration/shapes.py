@@ -9,9 +9,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.dose import middle_layers
+from localsteer.building.default_dose import middle_layers
 from localsteer.errors import VectorError
-from localsteer.vector import format_layers
+from localsteer.vector.control_vector import format_layers
 
 Floats = NDArray[np.float32]
 Profile = Literal["relative", "difference", "equal"]

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from localsteer.answer import Answer, Request
-from localsteer.generation import Generator, check_anchored
+from localsteer.engine.checks import check_anchored
+from localsteer.engine.generate import Generator
+from localsteer.engine.request import Answer, Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.sampling import Sampling
-from localsteer.prompt import changed_span, chat_stop, chat_tokens
-from localsteer.steering import Plan
+from localsteer.reading.prompt import changed_span, chat_stop, chat_tokens
+from localsteer.steering.plan import Plan
 
 if TYPE_CHECKING:
-    from localsteer.policy.armed import Policy
     from localsteer.policy.controller import Controller
+    from localsteer.policy.policy import Policy
 
 
 class Conversation:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import click
 
-from localsteer.answer import Answer
 from localsteer.chat.conversation import Conversation
+from localsteer.engine.request import Answer
 from localsteer.errors import LocalsteerError
-from localsteer.policy.armed import Policy
 from localsteer.policy.audit import FIRED
-from localsteer.steering import Plan
+from localsteer.policy.policy import Policy
+from localsteer.steering.plan import Plan
 
 ShouldStop = Callable[[], bool]
 

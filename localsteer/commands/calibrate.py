@@ -2,20 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from localsteer.calibrated import DEFAULT_BUDGET, POLES, SCOPE_NAMES, SIGN
-from localsteer.commands.calibrating import calibrator_for, price
 from localsteer.commands.options import ModelOptions, json_option, layers_option, with_model_options
 from localsteer.commands.output import console, note, print_json, print_table, progress_bar
+from localsteer.vector.calibration import DEFAULT_BUDGET, POLES, MODE_NAMES, SIGN
 
 if TYPE_CHECKING:
-    from localsteer.calibration.calibrate import Calibrated
-    from localsteer.contrast import Contrast
-    from localsteer.vector import ControlVector
+    from localsteer.building.extraction import Progress
+    from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator
+    from localsteer.calibration.laboratory import Speed
+    from localsteer.concepts.contrast import Contrast
+    from localsteer.llama.model import Model
+    from localsteer.vector.control_vector import ControlVector
+
+
+def calibrator_for(
+    model: Model,
+    vector: ControlVector,
+    contrast: Contrast,
+    settings: CalibrationSettings | None = None,
+    *,
+    progress: Progress | None = None,
+    fresh: bool = False,
+) -> Calibrator:
+    """A calibration that keeps its measurements, so that it goes on where Ctrl-C stopped it.
+
+    Raises:
+        CalibrationError: as Calibrator.
+        VectorError: as Calibrator.
+    """
+    from localsteer.calibration.calibrate import Calibrator, measurements_folder
+
+    def tell(done: int, total: int) -> None:
+        if progress is not None:
+            progress("measuring answers", done, total)
+
+    return Calibrator(model, vector, contrast, settings, folder=measurements_folder(), fresh=fresh, on_progress=tell)
+
+
+def price(calibrators: Sequence[Calibrator], speed: Speed) -> str:
+    """What calibrations of one model will cost at most, in words, told before the first one starts."""
+    measured = sum(one.measured for one in calibrators)
+    left = f", {measured} of them measured already" if measured else ""
+    return (
+        f"{calibrators[0].model.name}: up to {sum(one.answers for one in calibrators)} answers of "
+        f"{calibrators[0].settings.effort.max_tokens} tokens ({sum(one.tokens for one in calibrators):,} tokens){left}; "
+        f"about {duration(sum(one.seconds(speed) for one in calibrators))} "
+        f"at {speed.answering:.0f} tokens/s answering and {speed.reading:.0f} tokens/s re-reading."
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time for people, in one unit."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
 
 
 @click.command()
@@ -52,10 +100,11 @@ def command(
     Afterwards strength 1.0 is the strongest dose whose answers cost at most NATS nats a token of coherence, and -1.0 the
     strongest one toward the other pole. Ctrl-C keeps what was measured; running it again goes on from there.
     """
+    from localsteer.building.library import load_vector, place_for
     from localsteer.calibration.calibrate import CalibrationSettings
     from localsteer.calibration.report import document, prepare, write_report
-    from localsteer.library import is_path, load_vector, place_for
-    from localsteer.vector_file import check_vector_path, write_vector
+    from localsteer.concepts.names import is_path
+    from localsteer.vector.file import check_vector_path, write_vector
 
     if report is not None:
         prepare(report)
@@ -72,7 +121,7 @@ def command(
         settings = CalibrationSettings(budget, layers, quick, seed, by_cost, anchored)
         calibrator = calibrator_for(opened, loaded, contrast, settings, progress=progress, fresh=fresh)
         earlier = loaded.provenance.calibration
-        if earlier is not None and "anchored" in earlier.scopes and not anchored:
+        if earlier is not None and "anchored" in earlier.modes and not anchored:
             note("The doses of anchored answers that the vector has will be dropped; --anchored measures them.")
         if calibrator.only_anchored:
             note("Its other doses are known and kept; only those of anchored answers are measured (--fresh measures all).")
@@ -99,29 +148,29 @@ def print_calibration(result: Calibrated) -> None:
 
     print_table(CURVE_HEADERS, list(curve_rows(result.calibration)))
     click.echo(terminal_plot(result.calibration, console().width))
-    if "anchored" in result.calibration.scopes:
-        click.echo(SCOPE_NAMES["anchored"])
+    if "anchored" in result.calibration.modes:
+        click.echo(MODE_NAMES["anchored"])
         print_table(CURVE_HEADERS, list(curve_rows(result.calibration, "anchored")))
     print_doses(result.vector)
 
 
 def print_doses(vector: ControlVector) -> None:
-    """What strength 1 and -1 mean in every scope that was measured."""
+    """What strength 1 and -1 mean in every mode that was measured."""
     from localsteer.calibration.report import pole_names, scale_line, side_line
 
     calibration = vector.provenance.calibration
     assert calibration is not None
     names = pole_names(vector)
-    for scope in calibration.scopes:
+    for mode in calibration.modes:
         for pole in POLES:
-            line = side_line(calibration.sides[pole, scope], calibration.budget)
-            click.echo(f"{SIGN[pole]:+.0f} {names[pole]}, {SCOPE_NAMES[scope]}: {line}")
+            line = side_line(calibration.sides[pole, mode], calibration.budget)
+            click.echo(f"{SIGN[pole]:+.0f} {names[pole]}, {MODE_NAMES[mode]}: {line}")
     for text in scale_line(calibration, names):
         note(f"{text}.")
 
 
 def _concept_of(vector: ControlVector, name: str, file: Path | None) -> Contrast:
-    from localsteer.concept_file import load_concept, parse_concept
+    from localsteer.concepts.concept_file import load_concept, parse_concept
     from localsteer.errors import CalibrationError
 
     if file is not None:

@@ -24,9 +24,9 @@ from localsteer.commands.options import (
 from localsteer.commands.output import interrupt_stops_answer, note, print_side_by_side
 
 if TYPE_CHECKING:
-    from localsteer.calibrated import Scope
     from localsteer.llama.sampling import Sampling
-    from localsteer.steering import Plan
+    from localsteer.steering.plan import Plan
+    from localsteer.vector.calibration import Mode
 
 
 @click.command()
@@ -53,7 +53,7 @@ def command(
     """Chat in the terminal, steered. /help lists the commands."""
     from localsteer.chat.conversation import Conversation
     from localsteer.chat.terminal import Terminal
-    from localsteer.steering import parse_steering
+    from localsteer.steering.expression import parse_steering
 
     # Mistakes are told before the model is loaded.
     parse_steering(expression)
@@ -64,9 +64,9 @@ def command(
     with model_options.open() as opened:
 
         def plan_for(expression: str, anchored: bool) -> Plan | None:
-            scope: Scope = "anchored" if anchored else "response"
+            mode: Mode = "anchored" if anchored else "response"
             # Both ways, because /compare answers both.
-            return make_plan(expression, opened, scope=scope, max_dose=max_dose, both_ways=True)
+            return make_plan(expression, opened, mode=mode, max_dose=max_dose, both_ways=True)
 
         plan = plan_for(expression, anchored)
         with (

@@ -14,7 +14,7 @@ from localsteer.commands.output import format_bytes, note, print_json, progress_
 
 if TYPE_CHECKING:
     from localsteer.export.verify import Fidelity
-    from localsteer.steering import Steering
+    from localsteer.steering.expression import Steering
 
 _OUTPUT = click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new file.")
 _VERIFY = click.option(
@@ -42,11 +42,12 @@ def llama_cpp(expression: str, output: Path, strength: float, verify: bool, as_j
     They steer the prompt as well as the answer: at scale 1 the file is the dose that was calibrated for that. With --no-verify
     and files alone no model is opened. An expression that begins with a minus goes after --, last of all.
     """
+    from localsteer.building.library import load_for_showing, loader
+    from localsteer.concepts.names import is_path
     from localsteer.errors import ExportError
     from localsteer.export.llama_cpp import at_strength, command_lines, export_vector
-    from localsteer.library import is_path, load_for_showing, loader
-    from localsteer.vector import format_layers
-    from localsteer.vector_file import check_vector_path
+    from localsteer.vector.control_vector import format_layers
+    from localsteer.vector.file import check_vector_path
 
     steering = at_strength(_parse(expression), strength)
     check_vector_path(output, ExportError)
@@ -93,12 +94,12 @@ def bake(expression: str, output: Path, verify: bool, as_json: bool, model_optio
 
     Everything in the model file keeps its bytes; a split model becomes one file. An Ollama Modelfile is written beside it.
     """
-    from localsteer.atomic import check_writable
     from localsteer.discovery import resolve_model
     from localsteer.errors import ExportError
     from localsteer.export.bake import bake as bake_into
+    from localsteer.files.atomic import check_writable
     from localsteer.llama.model import Model
-    from localsteer.vector import format_layers
+    from localsteer.vector.control_vector import format_layers
 
     steering = _parse(expression)
     check_writable(output, ExportError)
@@ -128,7 +129,7 @@ def bake(expression: str, output: Path, verify: bool, as_json: bool, model_optio
 
 
 def _parse(expression: str) -> Steering:
-    from localsteer.steering import parse_steering
+    from localsteer.steering.expression import parse_steering
 
     steering = parse_steering(expression)
     if not steering:

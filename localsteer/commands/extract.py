@@ -12,8 +12,8 @@ from localsteer.commands.options import ModelOptions, json_option, layers_option
 from localsteer.commands.output import note, print_json, progress_bar
 
 if TYPE_CHECKING:
-    from localsteer.contrast import Contrast
-    from localsteer.vector import ControlVector
+    from localsteer.concepts.contrast import Contrast
+    from localsteer.vector.control_vector import ControlVector
 
 
 @click.command()
@@ -52,9 +52,9 @@ def command(
     --concept-from writes the concept.yaml that it makes beside the vector. The prompt files are those of
     llama-cvector-generator. Strength 1 of the vector is a safe default dose.
     """
-    from localsteer.estimators import MIN_PAIRS
-    from localsteer.extraction import ExtractionSettings, extract
-    from localsteer.vector_file import check_vector_path, write_vector
+    from localsteer.building.estimators import MIN_PAIRS
+    from localsteer.building.extraction import ExtractionSettings, extract
+    from localsteer.vector.file import check_vector_path, write_vector
 
     if [concept, concept_from, positive or negative].count(None) != 2:
         raise click.UsageError("Give one of CONCEPT, --concept-from, and --positive with --negative.")
@@ -74,7 +74,7 @@ def command(
         vector = extract(opened_model, contrast, settings, progress=progress)
         model_name = opened_model.name
     if made is not None:
-        from localsteer.described import write_concept
+        from localsteer.concepts.descriptions import write_concept
 
         write_concept(contrast.source, made)
     was_calibrated = _is_calibrated(output)
@@ -90,7 +90,7 @@ def command(
 def _is_calibrated(path: Path) -> bool:
     """Whether there is a calibrated vector of that name, which a new one is about to replace."""
     from localsteer.errors import VectorError
-    from localsteer.vector_file import read_vector
+    from localsteer.vector.file import read_vector
 
     try:
         return path.is_file() and read_vector(path).provenance.calibration is not None
@@ -100,20 +100,20 @@ def _is_calibrated(path: Path) -> bool:
 
 def _contrast(concept: Path | None, positive: Path | None, negative: Path | None, output: Path | None) -> Contrast:
     if concept is not None:
-        from localsteer.concept_file import load_concept
+        from localsteer.concepts.concept_file import load_concept
 
         return load_concept(concept)
     if positive is None or negative is None:
         raise click.UsageError("--positive and --negative go together.")
-    from localsteer.contrast import read_prompt_files
+    from localsteer.concepts.contrast import read_prompt_files
 
     return read_prompt_files(positive, negative, name=output.stem if output is not None else positive.stem)
 
 
 def _described(description: str, against: str | None, output: Path | None) -> tuple[Contrast, Path]:
     """The concept of two descriptions, and the file that it shall be written to."""
-    from localsteer.concept_file import parse_concept
-    from localsteer.described import AGAINST, check_concept_place, concept_name, describe
+    from localsteer.concepts.concept_file import parse_concept
+    from localsteer.concepts.descriptions import AGAINST, check_concept_place, concept_name, describe
 
     name = concept_name(description if output is None else output.stem)
     file = Path(f"{name}.yaml") if output is None else output.with_suffix(".yaml")
@@ -128,7 +128,7 @@ def _print(
     vector: ControlVector, output: Path, made: Path | None, model: str, seconds: tuple[float, float], as_json: bool
 ) -> None:
     """The result; `seconds` to open the model, and to build the vector."""
-    from localsteer.extraction import layer_summary
+    from localsteer.building.extraction import layer_summary
 
     provenance = vector.provenance
     agreement = [float(provenance.reliability[layer]) for layer in vector.layers] if provenance.reliability is not None else []

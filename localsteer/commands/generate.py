@@ -25,10 +25,10 @@ from localsteer.commands.options import (
 from localsteer.commands.output import interrupt_stops_answer, note, print_json, print_side_by_side
 
 if TYPE_CHECKING:
-    from localsteer.answer import Answer, Request
-    from localsteer.calibrated import Scope
+    from localsteer.engine.request import Answer, Request
     from localsteer.llama.sampling import Sampling
-    from localsteer.steering import Plan
+    from localsteer.steering.plan import Plan
+    from localsteer.vector.calibration import Mode
 
 
 @click.command()
@@ -65,10 +65,10 @@ def command(
     model_options: ModelOptions,
 ) -> None:
     """Answer PROMPT (- reads it from stdin)."""
-    from localsteer.answer import Request
+    from localsteer.engine.request import Request
     from localsteer.llama.chat_template import Message
-    from localsteer.prompt import latest_message, prompt_tokens
-    from localsteer.steering import parse_steering
+    from localsteer.reading.prompt import latest_message, prompt_tokens
+    from localsteer.steering.expression import parse_steering
 
     if len(words) > 1:
         more = " ".join(words[1:])
@@ -97,8 +97,8 @@ def command(
         messages = [Message("system", system)] if system is not None else []
         messages.append(Message("user", prompt))
         tokens = prompt_tokens(opened, messages, raw=raw)
-        scope: Scope = "anchored" if anchored else "prompt" if steer_prompt else "response"
-        plan = make_plan(expression, opened, scope=scope, max_dose=max_dose, both_ways=compare)
+        mode: Mode = "anchored" if anchored else "prompt" if steer_prompt else "response"
+        plan = make_plan(expression, opened, mode=mode, max_dose=max_dose, both_ways=compare)
         name = opened.name
         message = latest_message(opened, messages, raw=raw) if policy_file is not None else None
         # Where nothing steers there is nothing to anchor.

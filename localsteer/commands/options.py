@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 if TYPE_CHECKING:
-    from localsteer.calibrated import Scope
-    from localsteer.generation import Generator
+    from localsteer.engine.generate import Generator
     from localsteer.llama.model import Model
     from localsteer.policy.arm import ArmedPolicy
-    from localsteer.policy.armed import Policy
     from localsteer.policy.controller import Controller
-    from localsteer.steering import Plan
+    from localsteer.policy.policy import Policy
+    from localsteer.steering.plan import Plan
+    from localsteer.vector.calibration import Mode
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -130,7 +130,7 @@ def steer_option_with(text: str) -> Callable[[Command], Command]:
 def _add_up(_context: click.Context, _parameter: click.Parameter, given: Sequence[str]) -> str:
     if len(given) < 2:
         return "".join(given)
-    from localsteer.steering import Steering, parse_steering
+    from localsteer.steering.expression import Steering, parse_steering
 
     return str(Steering(tuple(term for one in given for term in parse_steering(one).terms)))
 
@@ -227,7 +227,7 @@ def make_plan(
     expression: str,
     model: Model,
     *,
-    scope: Scope = "response",
+    mode: Mode = "response",
     max_dose: float | None = None,
     both_ways: bool = False,
 ) -> Plan | None:
@@ -236,22 +236,23 @@ def make_plan(
     Args:
         expression: the expression.
         model: the model to steer.
-        scope: what is steered.
+        mode: what is steered.
         max_dose: the largest relative dose that is allowed; None for any.
         both_ways: the opposite will be used, too.
 
     Raises:
         LocalsteerError: its relative dose is above `max_dose`, or cannot be told.
     """
+    from localsteer.building.library import loader
     from localsteer.commands.output import note, progress_bar
-    from localsteer.library import loader
-    from localsteer.steering import parse_steering, resolve
+    from localsteer.steering.expression import parse_steering
+    from localsteer.steering.plan import resolve
 
     steering = parse_steering(expression)
     if not steering:
         return None
     with progress_bar() as progress:
-        plan = resolve(steering, model.fingerprint, loader(model, progress), scope)
+        plan = resolve(steering, model.fingerprint, loader(model, progress), mode)
     if max_dose is not None:
         plan.refuse_above(max_dose)
         if both_ways and plan.opposite is not None:
@@ -309,7 +310,7 @@ def new_controller(armed: ArmedPolicy | None, *, anchored: bool) -> Controller |
 
 def open_generator(model: Model, n_ctx: int | None) -> Generator:
     """A generator with this context."""
-    from localsteer.generation import Generator
+    from localsteer.engine.generate import Generator
 
     if n_ctx is not None and model.n_ctx_train and n_ctx > model.n_ctx_train:
         from localsteer.commands.output import note

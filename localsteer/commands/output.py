@@ -15,7 +15,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from localsteer.extraction import Progress
+    from localsteer.building.extraction import Progress
 
 
 def note(text: str) -> None:
@@ -25,7 +25,7 @@ def note(text: str) -> None:
 
 def print_json(document: Any) -> None:
     """The one JSON document of --json."""
-    from localsteer.calibrated import without_nan
+    from localsteer.vector.calibration import without_nan
 
     click.echo(json.dumps(without_nan(document), ensure_ascii=False, indent=2))
 

@@ -14,11 +14,11 @@ from localsteer.commands.options import ModelOptions, json_option, layers_option
 from localsteer.commands.output import note, print_facts, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from localsteer.calibrated import Interval
     from localsteer.policy.arm import ArmedPolicy
     from localsteer.policy.fit import Fitted
     from localsteer.policy.replay import Replayed
-    from localsteer.probe import Metrics
+    from localsteer.vector.calibration import Interval
+    from localsteer.vector.probe import Metrics
 
 _FILE = click.Path(dir_okay=False)
 
@@ -140,11 +140,11 @@ def fit(
         raise click.UsageError("Give --positive and --negative, or --examples.")
     import json
 
-    from localsteer.atomic import atomic_path, check_writable
     from localsteer.errors import PolicyError
+    from localsteer.files.atomic import atomic_path, check_writable
     from localsteer.policy.examples import read_examples
     from localsteer.policy.fit import FitSettings, fit_probe
-    from localsteer.vector_file import check_vector_path, write_vector
+    from localsteer.vector.file import check_vector_path, write_vector
 
     if examples is not None:
         texts = read_examples(examples)

@@ -22,8 +22,8 @@ from localsteer.commands.options import (
 from localsteer.commands.output import note, print_json, progress_bar
 
 if TYPE_CHECKING:
+    from localsteer.engine.batch import RunningBatch
     from localsteer.policy.arm import ArmedPolicy
-    from localsteer.running_batch import RunningBatch
     from localsteer.server.guard import Access
     from localsteer.server.steerings import Steerings
 
@@ -87,13 +87,13 @@ def command(
             f"The server needs packages that are not installed ({error.name}).",
             hint='Run `pip install "localsteer[server]"`.',
         ) from error
+    from localsteer.engine.batch import RunningBatch
+    from localsteer.engine.checks import check_anchored_batch
     from localsteer.llama.sampling import Sampling
     from localsteer.llama.threads import compute_apart
-    from localsteer.running_batch import RunningBatch, check_anchored_batch
+    from localsteer.server.answers import Service
     from localsteer.server.engine import Engine
-    from localsteer.server.presets import load_presets
-    from localsteer.server.service import Service
-    from localsteer.server.steerings import Steerings
+    from localsteer.server.steerings import Steerings, load_presets
 
     access = _access(host, api_key, allow_host, allow_origin)
     presets = load_presets(presets_file) if presets_file is not None else {}

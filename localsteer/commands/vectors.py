@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from localsteer.library import LibraryConcept
-    from localsteer.vector import ControlVector
+    from localsteer.concepts.names import LibraryConcept
+    from localsteer.vector.control_vector import ControlVector
 
 
 @click.group()
@@ -34,8 +34,8 @@ command.add_command(build, "build")
 @model_option
 def list_vectors(as_json: bool, model: str | None) -> None:
     """The concepts that can be named in an expression, and whether their vectors for the model are there."""
+    from localsteer.concepts.names import CONCEPT_FILE, concepts, user_folder
     from localsteer.errors import ContrastError
-    from localsteer.library import CONCEPT_FILE, concepts, user_folder
 
     hand = _model_at_hand(model)
     documents = []
@@ -71,8 +71,8 @@ def _model_at_hand(model: str | None) -> tuple[Path, str] | None:
 
 
 def _list_document(concept: LibraryConcept, hand: tuple[Path, str] | None) -> dict[str, Any]:
-    from localsteer.concept_file import load_concept
-    from localsteer.library import find_vector
+    from localsteer.building.library import find_vector
+    from localsteer.concepts.concept_file import load_concept
 
     contrast = load_concept(concept.file)
     vector = None
@@ -117,7 +117,7 @@ def _list_row(document: dict[str, Any]) -> tuple[str, ...]:
 @model_option
 def show(vector: str, as_json: bool, model: str | None) -> None:
     """Where VECTOR (a name or a file) comes from, and its directions layer by layer."""
-    from localsteer.vector import format_layers
+    from localsteer.vector.control_vector import format_layers
 
     loaded = _to_show(vector, model)
     provenance = loaded.provenance
@@ -173,18 +173,18 @@ def show(vector: str, as_json: bool, model: str | None) -> None:
     if calibration is None:
         note("Not calibrated: strength 1 is the default dose. `localsteer calibrate` measures how strong it may be.")
         return
-    from localsteer.calibrated import SCOPE_NAMES
     from localsteer.calibration.report import CURVE_HEADERS, curve_rows
     from localsteer.commands.calibrate import print_doses
+    from localsteer.vector.calibration import MODE_NAMES
 
     click.echo(
         f"calibrated on {calibration.model}: budget {calibration.budget:g} nats a token, {calibration.questions} questions, "
         f"{calibration.generated_tokens:,} tokens, seed {calibration.seed}"
     )
     print_doses(loaded)
-    for scope in calibration.scopes:
-        click.echo(SCOPE_NAMES[scope])
-        print_table(CURVE_HEADERS, list(curve_rows(calibration, scope)))
+    for mode in calibration.modes:
+        click.echo(MODE_NAMES[mode])
+        print_table(CURVE_HEADERS, list(curve_rows(calibration, mode)))
 
 
 def _to_show(vector: str, model: str | None) -> ControlVector:
@@ -193,8 +193,9 @@ def _to_show(vector: str, model: str | None) -> ControlVector:
     Raises:
         LocalsteerError: no such vector, or none for the model that was asked for.
     """
+    from localsteer.building.library import load_for_showing
+    from localsteer.concepts.names import is_path
     from localsteer.errors import LocalsteerError
-    from localsteer.library import is_path, load_for_showing
 
     if is_path(vector):
         if model is not None:
@@ -228,11 +229,11 @@ def combine(expression: str, output: Path, as_json: bool, model_options: ModelOp
     Names stand for concepts of the library, as they are for the model; with files alone no model is opened. Strength 1 of the new
     vector is the whole expression, as it steers the response. One that begins with a minus goes after --, last of all.
     """
-    from localsteer.combination import combine as combined
-    from localsteer.combination import refuse_removal
-    from localsteer.steering import parse_steering
-    from localsteer.vector import format_layers
-    from localsteer.vector_file import check_vector_path, write_vector
+    from localsteer.steering.combination import combine as combined
+    from localsteer.steering.combination import refuse_removal
+    from localsteer.steering.expression import parse_steering
+    from localsteer.vector.control_vector import format_layers
+    from localsteer.vector.file import check_vector_path, write_vector
 
     steering = parse_steering(expression)
     if not steering:
@@ -250,7 +251,8 @@ def combine(expression: str, output: Path, as_json: bool, model_options: ModelOp
 
 def _load(names: Sequence[str], model_options: ModelOptions) -> dict[str, ControlVector]:
     """Vectors by name or path; the model is opened only where there is a name."""
-    from localsteer.library import is_path, load_for_showing, load_vector
+    from localsteer.building.library import load_for_showing, load_vector
+    from localsteer.concepts.names import is_path
 
     loaded = {name: load_for_showing(name) for name in names if is_path(name)}
     if len(loaded) < len(set(names)):
@@ -260,7 +262,7 @@ def _load(names: Sequence[str], model_options: ModelOptions) -> dict[str, Contro
 
 
 def _dose(vector: ControlVector) -> float | None:
-    from localsteer.steering import relative_dose
+    from localsteer.steering.plan import relative_dose
 
     norms = vector.provenance.hidden_norm
     return None if norms is None else relative_dose(vector.rows(len(norms)), norms)

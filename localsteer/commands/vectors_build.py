@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from localsteer.commands.calibrating import calibrator_for, duration, price
+from localsteer.commands.calibrate import calibrator_for, duration, price
 from localsteer.commands.options import ModelOptions, json_option, with_model_options
 from localsteer.commands.output import note, print_json, progress_bar
 
 if TYPE_CHECKING:
-    from localsteer.ahead import Place, Shelf
-    from localsteer.contrast import Contrast
+    from localsteer.building.ahead import Place, Shelf
+    from localsteer.concepts.contrast import Contrast
     from localsteer.llama.model import Model
-    from localsteer.vector import ControlVector
+    from localsteer.vector.control_vector import ControlVector
 
 
 @click.command()
@@ -37,9 +37,9 @@ def command(concepts: tuple[str, ...], calibrate: bool, output: Path | None, as_
     What is there already is skipped, and each vector is kept as soon as it is done: after Ctrl-C the same command goes on. MODEL
     in a file's name is the model file's name in lower case, without its quantisation.
     """
-    from localsteer.ahead import Shelf
-    from localsteer.library import concepts as all_concepts
-    from localsteer.library import find_concept
+    from localsteer.building.ahead import Shelf
+    from localsteer.concepts.names import concepts as all_concepts
+    from localsteer.concepts.names import find_concept
 
     wanted = [find_concept(name) for name in dict.fromkeys(concepts or all_concepts())]
     model_file = model_options.path()

@@ -26,9 +26,9 @@ def import_vector(file: Path, output: Path, shift: int | None, name: str | None,
 
     Directions that stand one block late are moved to the block where they were read, as far as the file tells.
     """
-    from localsteer.importing import import_vector as imported_from
-    from localsteer.vector import format_layers
-    from localsteer.vector_file import check_vector_path, write_vector
+    from localsteer.vector.control_vector import format_layers
+    from localsteer.vector.file import check_vector_path, write_vector
+    from localsteer.vector.importing import import_vector as imported_from
 
     check_vector_path(output)
     fingerprint = None

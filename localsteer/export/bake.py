@@ -17,16 +17,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.atomic import atomic_path
-from localsteer.combination import describe, refuse_removal
+from localsteer.building.library import loader
 from localsteer.errors import ExportError, shown
 from localsteer.export.gguf_rewrite import ModelFile, Progress, open_model_file, rewrite
 from localsteer.export.verify import Fidelity, Reference, predictions, reference
-from localsteer.library import loader
+from localsteer.files.atomic import atomic_path
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.llama.model import Model
-from localsteer.steering import Plan, Steering, resolve
-from localsteer.vector import format_layers
+from localsteer.steering.combination import describe, refuse_removal
+from localsteer.steering.expression import Steering
+from localsteer.steering.plan import Plan, resolve
+from localsteer.vector.control_vector import format_layers
 
 Floats = NDArray[np.float32]
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.errors import ExportError
-from localsteer.gguf_file import FLOAT32, MAGIC, STRING_TYPE, GGUFHeader, TensorInfo, align, read_header, type_name
+from localsteer.files.gguf_header import FLOAT32, MAGIC, STRING_TYPE, GGUFHeader, TensorInfo, align, read_header, type_name
 from localsteer.llama.model_file import model_parts
 
 Floats = NDArray[np.float32]

@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.atomic import atomic_path
-from localsteer.combination import combine
 from localsteer.errors import ExportError
 from localsteer.export.verify import Fidelity, predictions, reference
+from localsteer.files.atomic import atomic_path
 from localsteer.llama.model import Model
 from localsteer.llama.steerability import steerability
-from localsteer.steering import Plan, Steering, Term, resolve
-from localsteer.vector import ControlVector
-from localsteer.vector_file import read_vector, write_vector
+from localsteer.steering.combination import combine
+from localsteer.steering.expression import Steering, Term
+from localsteer.steering.plan import Plan, resolve
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.file import read_vector, write_vector
 
 Floats = NDArray[np.float32]
 
@@ -88,7 +89,7 @@ def vector_for_llama_cpp(steering: Steering, load: Callable[[str], ControlVector
 
     Raises:
         LocalsteerError: a term removes a component.
-        VectorError: see `combination.combine`.
+        VectorError: see `localsteer.steering.combination.combine`.
     """
     vector = combine(steering, load, "prompt")
     alone = load(steering.terms[0].vector) if steering.terms == (Term(steering.terms[0].vector),) else None

@@ -7,24 +7,26 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from localsteer.calibrated import Scope
+from localsteer.building.extraction import Progress
+from localsteer.building.library import load_vector
+from localsteer.concepts.names import is_path
 from localsteer.discovery import resolve_model
+from localsteer.engine.checks import needs_tap
 from localsteer.errors import PolicyError
-from localsteer.extraction import Progress
-from localsteer.generation import needs_tap
-from localsteer.library import is_path, load_vector
 from localsteer.llama.model import Model
 from localsteer.llama.steerability import steerability
-from localsteer.policy.armed import Policy, Rule, naming
 from localsteer.policy.audit import AuditLog
 from localsteer.policy.classifier import Classifier
-from localsteer.policy.judge import Judge, ModelClassifier
+from localsteer.policy.model_classifier import Judge, ModelClassifier
+from localsteer.policy.pattern_classifier import RuleClassifier, Search
+from localsteer.policy.policy import Policy, Rule, naming
 from localsteer.policy.policy_file import ClassifierSpec, PolicyDocument, ProbeSpec, RuleSpec, load_policy
-from localsteer.policy.probe import ProbeClassifier
-from localsteer.policy.rule import RuleClassifier, Search
-from localsteer.steering import Plan, parse_steering, resolve
-from localsteer.vector import ControlVector
-from localsteer.vector_file import read_vector
+from localsteer.policy.probe_classifier import ProbeClassifier
+from localsteer.steering.expression import parse_steering
+from localsteer.steering.plan import Plan, resolve
+from localsteer.vector.calibration import Mode
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.file import read_vector
 
 
 class ArmedPolicy:
@@ -177,20 +179,20 @@ class ArmedPolicy:
             self._anchored = replace(self.policy, rules=self._rules("anchored", None))
         return self._anchored
 
-    def _rules(self, scope: Scope, progress: Progress | None) -> tuple[Rule, ...]:
+    def _rules(self, mode: Mode, progress: Progress | None) -> tuple[Rule, ...]:
         rules = []
         for spec in self._document.rules:
             with naming(f'The rule "{spec.name}"'):
-                plan = self._plan(spec.steer, progress, scope)
+                plan = self._plan(spec.steer, progress, mode)
             hold = None if spec.hold == "response" else spec.hold
             rules.append(Rule(spec.name, self._document.condition(spec), plan, hold, spec.ramp, spec.rewind))
         return tuple(rules)
 
-    def _plan(self, expression: str, progress: Progress | None, scope: Scope) -> Plan:
+    def _plan(self, expression: str, progress: Progress | None, mode: Mode) -> Plan:
         def load(name: str) -> ControlVector:
             return read_vector(self._path(name)) if is_path(name) else load_vector(name, self._model, progress)
 
-        return resolve(parse_steering(expression), self._model.fingerprint, load, scope)
+        return resolve(parse_steering(expression), self._model.fingerprint, load, mode)
 
     def _path(self, name: str) -> Path:
         try:

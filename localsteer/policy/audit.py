@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from localsteer.calibrated import without_nan
 from localsteer.errors import PolicyError
+from localsteer.vector.calibration import without_nan
 
 Action = Literal["pass", "fire", "release", "rewind", "rewinds exhausted", "error"]
 # A rule came to steer, or would have taken tokens back.

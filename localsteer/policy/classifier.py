@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from localsteer.llama.residual import Rows
-from localsteer.probe import Watch
+from localsteer.vector.probe import Watch
 
 OnError = Literal["steer", "pass", "stop"]
 """What happens where a classifier fails: the rules that need it steer, it counts as false, or the answer ends."""

@@ -1,6 +1,6 @@
 """The controller: a small state machine for each conversation that gates steering by what classifiers say.
 
-Nothing is shared between conversations but the armed policy (`localsteer.policy.armed`), which never changes.
+Nothing is shared between conversations but the armed policy (`localsteer.policy.policy`), which never changes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from localsteer.draft import Draft
-from localsteer.gate import Verdict
+from localsteer.engine.draft import Draft
+from localsteer.engine.gate import Verdict
 from localsteer.llama.residual import Edit, Rows
-from localsteer.policy.armed import Policy, Rule
 from localsteer.policy.audit import Action, AuditLog, Decision
 from localsteer.policy.classifier import Classifier, Seen
-from localsteer.steering import Plan, join_removals
+from localsteer.policy.policy import Policy, Rule
+from localsteer.steering.plan import Plan, join_removals
 
 # Rewinds in one answer; after them it is steered, but what is said is said.
 MAX_REWINDS = 3
@@ -123,7 +123,7 @@ class _FailedError(Exception):
 
 
 class AnswerGate:
-    """Gates one answer: see `localsteer.gate.Gate` for when it is asked.
+    """Gates one answer: see `localsteer.engine.gate.Gate` for when it is asked.
 
     Attributes:
         decisions: what was decided.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from localsteer.errors import PolicyError
-from localsteer.text_file import read_text
+from localsteer.files.text import read_text
 
 _POSITIVE = ("1", "true", "yes", "positive", "pos")
 _NEGATIVE = ("0", "false", "no", "negative", "neg")

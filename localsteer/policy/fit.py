@@ -18,11 +18,11 @@ from localsteer.errors import LocalsteerError, PolicyError
 from localsteer.llama.fingerprint import hash_texts
 from localsteer.llama.model import Model
 from localsteer.policy.examples import Example
-from localsteer.policy.metrics import auroc, measure
-from localsteer.policy.probe import Scores, moving_mean, projection
-from localsteer.policy.reading import Reader
-from localsteer.probe import Metrics, Probe, Watch
-from localsteer.vector import ControlVector, Provenance
+from localsteer.policy.probe_classifier import Scores, moving_mean, projection
+from localsteer.policy.statistics import auroc, measure
+from localsteer.policy.text_rows import Reader
+from localsteer.vector.control_vector import ControlVector, Provenance
+from localsteer.vector.probe import Metrics, Probe, Watch
 
 # Below this nothing can be fitted and tried; the interval of an AUROC of 1 on 4 + 4 texts reaches down to 0.58.
 LEAST_TEXTS = 4

@@ -10,13 +10,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from pydantic_core import PydanticCustomError
 
 from localsteer.errors import ExpressionError, PolicyError
+from localsteer.files.text import read_text
+from localsteer.files.yaml_lines import Location, YamlFile
 from localsteer.policy.classifier import OnError
 from localsteer.policy.condition import Condition, ConditionError, parse_condition
-from localsteer.policy.rule import PatternError, Search
-from localsteer.probe import Watch
-from localsteer.steering import parse_steering
-from localsteer.text_file import read_text
-from localsteer.yaml_file import Location, YamlFile
+from localsteer.policy.pattern_classifier import PatternError, Search
+from localsteer.steering.expression import parse_steering
+from localsteer.vector.probe import Watch
 
 Text = Annotated[str, Field(min_length=1)]
 

@@ -6,17 +6,17 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from localsteer.draft import Draft
+from localsteer.engine.draft import Draft
 from localsteer.errors import PolicyError
 from localsteer.llama.model import Model
-from localsteer.policy.armed import Policy
 from localsteer.policy.audit import Decision
 from localsteer.policy.classifier import Classifier
 from localsteer.policy.controller import AnswerGate, Controller
 from localsteer.policy.examples import Example
-from localsteer.policy.metrics import measure
-from localsteer.policy.reading import Reader
-from localsteer.probe import Metrics
+from localsteer.policy.policy import Policy
+from localsteer.policy.statistics import measure
+from localsteer.policy.text_rows import Reader
+from localsteer.vector.probe import Metrics
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from starlette.types import ASGIApp
 
 from localsteer.errors import LocalsteerError
 from localsteer.server import ollama_api, openai_api, vectors_api
+from localsteer.server.answers import Service
 from localsteer.server.engine import BusyError
 from localsteer.server.errors import document, error_document, without_paths
 from localsteer.server.guard import Access, Guard
 from localsteer.server.metrics import CountRequests, Metrics
-from localsteer.server.service import Service
 
 _PAGE = Path(__file__).parent / "page"
 # The page asks nobody but this server.

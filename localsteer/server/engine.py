@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from localsteer.answer import Answer, Request, TokenLogprob
+from localsteer.engine.batch import Lane, RunningBatch
+from localsteer.engine.gate import Gate
+from localsteer.engine.request import Answer, Request, TokenLogprob
 from localsteer.errors import LocalsteerError
-from localsteer.gate import Gate
 from localsteer.policy.audit import Decision
 from localsteer.policy.controller import AnswerGate
-from localsteer.running_batch import Lane, RunningBatch
 
 logger = logging.getLogger("localsteer.server")
 

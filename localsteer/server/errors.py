@@ -7,8 +7,8 @@ from typing import Any
 
 from localsteer.errors import LocalsteerError
 from localsteer.policy.audit import Decision
+from localsteer.server.answers import RequestError
 from localsteer.server.engine import BusyError, StoppingError
-from localsteer.server.service import RequestError
 from localsteer.server.steerings import UnknownModelError
 
 # An absolute path, of Windows or not, but none of the API's; its last part may be told.

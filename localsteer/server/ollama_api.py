@@ -13,16 +13,16 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 from starlette.requests import Request as HTTPRequest
 
-from localsteer.answer import Answer
+from localsteer.engine.request import Answer
 from localsteer.llama import grammar
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.audit import Decision
+from localsteer.server.answers import Answers, JSONLines, Prompt, RequestError, Service, Wishes, applied, schema_grammar
 from localsteer.server.engine import Ended, Failed
 from localsteer.server.errors import decision_document, error_document
-from localsteer.server.sampling_fields import SamplingFields, SteeringHeader
-from localsteer.server.service import Answers, JSONLines, Prompt, RequestError, Service, Wishes, applied, schema_grammar
-from localsteer.steering import Plan
+from localsteer.server.schema import SamplingFields, SteeringHeader
+from localsteer.steering.plan import Plan
 
 _NANOSECONDS = 1e9
 
@@ -207,10 +207,10 @@ async def _answer(
         steering = body.steering if body.steering is not None else options.steering
         steer_prompt = body.steer_prompt if body.steer_prompt is not None else options.steer_prompt
         anchored = body.anchored if body.anchored is not None else options.anchored
-        scope = service.scope(steer_prompt=steer_prompt is True, anchored=anchored)
-        plan = service.plan(steering, header, body.model, scope)
+        mode = service.mode(steer_prompt=steer_prompt is True, anchored=anchored)
+        plan = service.plan(steering, header, body.model, mode)
         prompt = make_prompt()
-        return prompt, plan, service.jobs([prompt], plan, body.wishes(), anchored=scope == "anchored")
+        return prompt, plan, service.jobs([prompt], plan, body.wishes(), anchored=mode == "anchored")
 
     prompt, plan, jobs = await run_in_threadpool(prepare)
     answers = Answers(service.engine, jobs)

@@ -13,15 +13,14 @@ from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request as HTTPRequest
 
-from localsteer.answer import Answer, FinishReason, TokenLogprob
+from localsteer.engine.request import Answer, FinishReason, TokenLogprob
 from localsteer.llama.model import Model
 from localsteer.policy.audit import Decision
+from localsteer.server.answers import Answers, EventStream, Finished, Prompt, RequestError, Service, applied
 from localsteer.server.engine import Ended, Event, Failed, Job
 from localsteer.server.errors import decision_document, error_document
-from localsteer.server.openai_schema import ChatRequest, Common, CompletionRequest
-from localsteer.server.sampling_fields import SteeringHeader
-from localsteer.server.service import Answers, EventStream, Finished, Prompt, RequestError, Service, applied
-from localsteer.steering import Plan
+from localsteer.server.schema import ChatRequest, Common, CompletionRequest, SteeringHeader
+from localsteer.steering.plan import Plan
 
 _FINISH: dict[FinishReason, str] = {"stop": "stop", "length": "length", "interrupted": "stop", "policy": "content_filter"}
 
@@ -281,10 +280,10 @@ async def _answer(
     http: HTTPRequest,
 ) -> Response | dict[str, Any]:
     def prepare() -> _Reply:
-        scope = service.scope(steer_prompt=body.steer_prompt, anchored=body.anchored)
-        plan = service.plan(body.steering, header, body.model, scope)
+        mode = service.mode(steer_prompt=body.steer_prompt, anchored=body.anchored)
+        plan = service.plan(body.steering, header, body.model, mode)
         prompts, wishes = make_prompts(), body.wishes(max_tokens=max_tokens, logprobs=logprobs)
-        jobs = service.jobs(prompts, plan, wishes, anchored=scope == "anchored")
+        jobs = service.jobs(prompts, plan, wishes, anchored=mode == "anchored")
         name = body.model or service.steerings.name
         return _Reply(service, form, plan, jobs, logprobs is not None, name, sum(len(prompt.tokens) for prompt in prompts))
 

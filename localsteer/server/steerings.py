@@ -7,21 +7,30 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
-from localsteer.ahead import Shelf
-from localsteer.calibrated import Scope
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from localsteer.building.ahead import Shelf
+from localsteer.building.extraction import Progress
+from localsteer.building.library import load_vector
+from localsteer.concepts.names import LibraryConcept, concepts, is_path
 from localsteer.errors import LocalsteerError, VectorError
-from localsteer.extraction import Progress
-from localsteer.library import LibraryConcept, concepts, is_path, load_vector
+from localsteer.files.text import read_text
+from localsteer.files.yaml_lines import YamlFile
 from localsteer.llama.model import Model
 from localsteer.llama.threads import compute_apart
-from localsteer.steering import Plan, Steering, parse_steering, resolve
-from localsteer.vector import ControlVector
-from localsteer.vector_file import read_vector
+from localsteer.steering.expression import Steering, parse_steering
+from localsteer.steering.plan import Plan, resolve
+from localsteer.vector.calibration import Mode
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.file import read_vector
 
 # Expressions whose plans are kept: 16 MB each for an 8B model (32 layers of 4,096 floats, and its opposite).
 _KEPT_PLANS = 64
+
 MAX_TERMS = 8
+
 MAX_STRENGTH = 8.0
 
 
@@ -56,7 +65,7 @@ class Steerings:
         LocalsteerError: the default cannot be used, or the folder does not exist.
 
     Attributes:
-        scope: what is steered where a request says nothing.
+        mode: what is steered where a request says nothing.
     """
 
     def __init__(
@@ -76,13 +85,13 @@ class Steerings:
         self.model = model
         self.name = name
         self.presets = dict(presets or {})
-        self.scope: Scope = "anchored" if anchored else "response"
+        self.mode: Mode = "anchored" if anchored else "response"
         self._folder = folder
         self._max_dose = max_dose
         self._vectors: dict[str, ControlVector] = {}
         self._lock = threading.Lock()  # of the dictionaries; nothing long happens under it
         self._building: dict[str, threading.Lock] = {}  # by vector
-        self._plans: OrderedDict[tuple[str, Scope], Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple[str, Mode], Plan] = OrderedDict()
         self._progress = progress
         self._default = ""
         self.default = default
@@ -95,7 +104,7 @@ class Steerings:
 
     @default.setter
     def default(self, expression: str) -> None:
-        plan = self.plan(expression, self.scope)
+        plan = self.plan(expression, self.mode)
         self._default = str(plan.steering) if plan is not None else ""
 
     @property
@@ -137,7 +146,7 @@ class Steerings:
             terms.append(term)
         return " ".join(terms)
 
-    def plan(self, expression: str, scope: Scope = "response") -> Plan | None:
+    def plan(self, expression: str, mode: Mode = "response") -> Plan | None:
         """What an expression does to the model; None where it steers nothing. It may take the time to build a vector.
 
         Raises:
@@ -146,11 +155,11 @@ class Steerings:
         steering = self.check(expression)
         if not steering:
             return None
-        key = str(steering), scope
+        key = str(steering), mode
         with self._lock:
             plan = self._plans.get(key)
         if plan is None:
-            plan = resolve(steering, self.model.fingerprint, self._load, scope)
+            plan = resolve(steering, self.model.fingerprint, self._load, mode)
         self.check_dose(plan)
         with self._lock:
             plan = self._plans.pop(key, plan)  # another request may have been faster
@@ -274,3 +283,32 @@ def _described(name: str, positive: str, negative: str, description: str, *, rea
         "state": "ready" if ready else "built at first use",
         "calibrated": calibrated,
     }
+
+
+# What stands behind the colon of a model's name must not look like a steering.
+_Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+
+class _PresetsFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    presets: dict[_Name, str]
+
+
+def load_presets(path: Path) -> dict[str, str]:
+    """Read the file.
+
+    Raises:
+        SteeringError: it is missing or broken; the message names the line.
+    """
+    text = read_text(path, SteeringError, kind="file of presets")
+    file = YamlFile.parse(text, where=str(path), kind="a file of presets", page="docs/server.md", error=SteeringError)
+    presets = file.validate(_PresetsFile).presets
+    for name, expression in presets.items():
+        if name == "latest":
+            raise file.mistake(("presets", name), "programs for Ollama add this to every model's name")
+        try:
+            Steerings.check(expression)
+        except LocalsteerError as error:
+            raise file.mistake(("presets", name), error.message) from None
+    return presets

@@ -9,13 +9,14 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from localsteer.calibrated import POLES, SIGN, Point, Side, without_nan
 from localsteer.llama.threads import compute_apart
-from localsteer.projection import project
-from localsteer.server.service import Service, applied
+from localsteer.reading.projection import project
+from localsteer.server.answers import Service, applied
 from localsteer.server.steerings import UnknownVectorError
-from localsteer.steering import parse_steering, resolve
-from localsteer.vector import ControlVector
+from localsteer.steering.expression import parse_steering
+from localsteer.steering.plan import resolve
+from localsteer.vector.calibration import POLES, SIGN, Point, Side, without_nan
+from localsteer.vector.control_vector import ControlVector
 
 # Texts of one request, and vectors: reading them takes time that answers then lack.
 _MAX_TEXTS = 32
@@ -81,7 +82,7 @@ def router(service: Service) -> APIRouter:
 
 
 def _default(service: Service) -> dict[str, Any]:
-    state = applied(service.steerings.plan(service.steerings.default, service.steerings.scope))
+    state = applied(service.steerings.plan(service.steerings.default, service.steerings.mode))
     return {"steering": state["expression"], "relative_dose": state["relative_dose"], "notes": state["notes"]}
 
 
@@ -101,7 +102,7 @@ def _describe(service: Service, name: str, vector: ControlVector) -> dict[str, A
             "budget": calibration.budget,
             "scale": dict(calibration.scale),
             "sides": sides,
-            "doses": {scope: {pole: calibration.sides[pole, scope].dose for pole in POLES} for scope in calibration.scopes},
+            "doses": {mode: {pole: calibration.sides[pole, mode].dose for pole in POLES} for mode in calibration.modes},
         }
     document: dict[str, Any] = without_nan(
         {

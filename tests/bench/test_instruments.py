@@ -5,7 +5,7 @@ import yaml
 
 from bench.instruments import INSTRUMENTS
 from bench.questions import accepted_answers, question_sets
-from localsteer.library import shipped_folder
+from localsteer.concepts.names import shipped_folder
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from bench import quality_page
 from bench.fresh import Answers
 from bench.instruments import Instrument
 from bench.measure import MeasurementError
-from localsteer.calibrated import Pole
-from localsteer.concept_file import parse_concept
+from localsteer.concepts.concept_file import parse_concept
 from localsteer.llama.model import Model
+from localsteer.vector.calibration import Pole
 from tests.calibration.made import CONCEPT
 
 QUESTIONS = ("How was your day?", "And the night?", "What of it?", "Who?")

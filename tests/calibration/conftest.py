@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from localsteer.answer import Answer, Request
 from localsteer.calibration import laboratory
+from localsteer.engine.parallel import generate_many
+from localsteer.engine.request import Answer, Request
 from localsteer.llama.model import Model
-from localsteer.parallel import generate_many
 
 
 @pytest.fixture

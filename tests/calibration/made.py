@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from localsteer.calibrated import Calibration, Interval, Point, Pole, Scope, Side
 from localsteer.calibration import calibrate, fits
 from localsteer.calibration.calibrate import Calibrated
 from localsteer.calibration.effort import Effort
@@ -16,14 +15,15 @@ from localsteer.calibration.findings import Findings, Quoted, ShapeResult
 from localsteer.calibration.search import Search
 from localsteer.calibration.shapes import Shape
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.vector import ControlVector, Provenance
+from localsteer.vector.calibration import Calibration, Interval, Point, Pole, Mode, Side
+from localsteer.vector.control_vector import ControlVector, Provenance
 from tests.commands import runner
 
 # That of the commands' tests, with as many held-out questions as a calibration needs.
 CONCEPT = runner.CONCEPT.replace('["How are you?"]', '["How are you?", "Who is there?", "Where is it?", "When was it?"]')
 
 BUDGET = 0.25
-DOSES: Mapping[tuple[Pole, Scope], float] = {
+DOSES: Mapping[tuple[Pole, Mode], float] = {
     ("positive", "response"): 0.3,
     ("negative", "response"): 0.4,
     ("positive", "prompt"): 0.12,
@@ -58,11 +58,11 @@ def nothing(found: Side) -> Side:
     return replace(found, norms=(), dose=None, effect=None, cost=None)
 
 
-def calibration(model: Fingerprint, *, without: tuple[tuple[Pole, Scope], ...] = ()) -> Calibration:
+def calibration(model: Fingerprint, *, without: tuple[tuple[Pole, Mode], ...] = ()) -> Calibration:
     """A calibration on a model; `without` names the sides for which it found no dose."""
     hidden = hidden_norms(model)
     # Anchored doses are looked for around those of the response.
-    without = (*without, *((pole, "anchored") for pole, scope in without if scope == "response"))
+    without = (*without, *((pole, "anchored") for pole, mode in without if mode == "response"))
     sides = {key: side(key[0], dose, hidden) for key, dose in DOSES.items()}
     return Calibration(
         model=model.name,
@@ -79,7 +79,7 @@ def calibration(model: Fingerprint, *, without: tuple[tuple[Pole, Scope], ...] =
 
 
 def calibrated(
-    model: Fingerprint, *, without: tuple[tuple[Pole, Scope], ...] = (), seed: int = 0, concept: str = "loud"
+    model: Fingerprint, *, without: tuple[tuple[Pole, Mode], ...] = (), seed: int = 0, concept: str = "loud"
 ) -> ControlVector:
     """A vector as a calibration leaves it: its directions are what its first side with a dose adds at strength 1."""
     found = calibration(model, without=without)
@@ -122,7 +122,7 @@ def findings(found: Calibration) -> Findings:
     )
 
 
-def result(model: Fingerprint, *, without: tuple[tuple[Pole, Scope], ...] = ()) -> Calibrated:
+def result(model: Fingerprint, *, without: tuple[tuple[Pole, Mode], ...] = ()) -> Calibrated:
     """The outcome of a calibration."""
     vector = calibrated(model, without=without)
     assert vector.provenance.calibration is not None
@@ -138,7 +138,7 @@ def make_small(monkeypatch: pytest.MonkeyPatch) -> Effort:
     return effort
 
 
-def find_sides(monkeypatch: pytest.MonkeyPatch, *, without: tuple[tuple[Pole, Scope], ...] = (), measuring: bool = False) -> None:
+def find_sides(monkeypatch: pytest.MonkeyPatch, *, without: tuple[tuple[Pole, Mode], ...] = (), measuring: bool = False) -> None:
     """Let a search find the sides of `calibration`: a tiny model answers at random. It may measure as ever before that."""
     run = Search.run
 

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localsteer.calibrated import POLES, SCOPES, Scope
+from localsteer.building.extraction import ExtractionSettings, extract
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
 from localsteer.calibration.effort import Effort
 from localsteer.calibration.laboratory import Speed
 from localsteer.calibration.shapes import PROFILES, Shape
-from localsteer.concept_file import parse_concept
+from localsteer.concepts.concept_file import parse_concept
 from localsteer.errors import CalibrationError, LocalsteerError, VectorError
-from localsteer.extraction import ExtractionSettings, extract
 from localsteer.llama.model import Model
-from localsteer.steering import relative_dose
-from localsteer.vector import ControlVector, Provenance
-from localsteer.vector_file import read_vector, write_vector
+from localsteer.steering.plan import relative_dose
+from localsteer.vector.calibration import POLES, MODES, Mode
+from localsteer.vector.control_vector import ControlVector, Provenance
+from localsteer.vector.file import read_vector, write_vector
 from tests.calibration.made import BUDGET, CONCEPT, DOSES, LAYERS, find_sides, make_small
 from tests.conftest import random_rows, run_alone
 from tests.tiny_models import write_tiny_model
@@ -42,10 +42,10 @@ def foreign(model: Model, *layers: int) -> ControlVector:
     return ControlVector({layer: rows[layer] for layer in layers})
 
 
-def dose_of(vector: ControlVector, strength: float, scope: Scope) -> float:
+def dose_of(vector: ControlVector, strength: float, mode: Mode) -> float:
     norms = vector.provenance.hidden_norm
     assert norms is not None
-    return relative_dose(vector.at(strength, scope).rows(len(norms)), norms)
+    return relative_dose(vector.at(strength, mode).rows(len(norms)), norms)
 
 
 # The calibrated vector
@@ -62,11 +62,11 @@ def test_strength_one_is_the_dose_that_was_found_for_each_pole_and_scope(
     for each in (made.vector, read_vector(tmp_path / "v.gguf")):
         assert relative_dose(each.rows(4), vector.provenance.hidden_norm) == pytest.approx(0.3)  # type: ignore[arg-type]
         for pole, sign in zip(POLES, (1.0, -1.0), strict=True):
-            for scope in SCOPES:
-                dose = DOSES[pole, scope]
-                assert dose_of(each, sign, scope) == pytest.approx(dose, rel=1e-5)
-                assert dose_of(each, 0.5 * sign, scope) == pytest.approx(dose / 2, rel=1e-5)
-                added = each.at(sign, scope)
+            for mode in MODES:
+                dose = DOSES[pole, mode]
+                assert dose_of(each, sign, mode) == pytest.approx(dose, rel=1e-5)
+                assert dose_of(each, 0.5 * sign, mode) == pytest.approx(dose / 2, rel=1e-5)
+                added = each.at(sign, mode)
                 assert added.layers == LAYERS[pole]
                 for layer, direction in added.directions.items():
                     cosine = direction @ estimate[layer] / np.linalg.norm(direction) / np.linalg.norm(estimate[layer])
@@ -405,7 +405,7 @@ def test_anchored_doses_are_added_to_what_is_known(tiny: Model, vector: ControlV
     assert calibrator.only_anchored
     made = calibrator.run()
     assert {key: side for key, side in made.calibration.sides.items() if key[1] != "anchored"} == known.calibration.sides
-    assert made.calibration.scopes == SCOPES
+    assert made.calibration.modes == MODES
     assert sum(answered) <= calibrator.answers < Calibrator(tiny, known.vector, CONTRAST, replace(adding, seed=3)).answers
     assert made.calibration.generated_tokens > known.calibration.generated_tokens
     assert np.array_equal(made.vector.rows(4), known.vector.rows(4))
@@ -415,4 +415,4 @@ def test_a_vector_that_is_not_calibrated_is_measured_whole_for_anchored_answers(
     settings = replace(QUICK, anchored=True, by_cost=True, budget=10.0)
     whole = Calibrator(tiny, vector, CONTRAST, settings)
     assert whole.answers == Calibrator(tiny, vector, CONTRAST, QUICK).answers + QUICK.effort.anchored_answers
-    assert whole.run().calibration.scopes == SCOPES
+    assert whole.run().calibration.modes == MODES

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from localsteer.answer import Answer, Request
 from localsteer.calibration import laboratory as room
 from localsteer.calibration.laboratory import Laboratory, Outcome, Trial
 from localsteer.calibration.shapes import Directions, Shape
-from localsteer.concept_file import parse_concept
-from localsteer.contrast import Contrast
+from localsteer.concepts.concept_file import parse_concept
+from localsteer.concepts.contrast import Contrast
+from localsteer.engine.parallel import generate_many
+from localsteer.engine.request import Answer, Request
 from localsteer.errors import CalibrationError
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
-from localsteer.parallel import generate_many
-from localsteer.prompt import prompt_tokens
-from localsteer.scoring import Scored, answer_nll, reread
+from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.scoring import Scored, answer_nll, reread
 from tests.calibration.made import CONCEPT
 from tests.conftest import TinyModel
 
@@ -186,7 +186,7 @@ def with_empty_answers(monkeypatch: pytest.MonkeyPatch, is_empty: Callable[[Requ
 
 def test_an_empty_answer_has_no_score_and_spoils_no_other(tiny: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     full = open_laboratory(tiny).measure(ALL)
-    with_empty_answers(monkeypatch, lambda request: request.plan is not None and request.plan.scope == "prompt")
+    with_empty_answers(monkeypatch, lambda request: request.plan is not None and request.plan.mode == "prompt")
     found = open_laboratory(tiny, tmp_path).measure(ALL)
     assert [outcome.tokens for outcome in found[:-1]] == [outcome.tokens for outcome in full[:-1]]
     np.testing.assert_allclose([one.nll for one in found[:-1]], [one.nll for one in full[:-1]], atol=NOISE)

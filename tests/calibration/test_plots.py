@@ -7,13 +7,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from localsteer.calibrated import Calibration, Interval, Pole, Scope
 from localsteer.calibration.calibrate import Calibrated
 from localsteer.calibration.findings import ShapeResult
 from localsteer.calibration.plots import check_available, draw_curves, draw_shapes
 from localsteer.calibration.shapes import Shape
 from localsteer.errors import CalibrationError
 from localsteer.llama.fingerprint import Fingerprint
+from localsteer.vector.calibration import Calibration, Interval, Pole, Mode
 from tests.calibration.made import DOSES, calibration, result
 
 MODEL = Fingerprint("Tiny", "llama", 6, 4, "vocabulary", "content")
@@ -41,7 +41,7 @@ def carrying(made: Calibration) -> Calibrated:
 
 
 @pytest.mark.parametrize("without", [(("negative", "response"), ("negative", "prompt")), tuple(DOSES)])
-def test_a_side_without_a_dose_is_left_out_of_the_curves(tmp_path: Path, without: tuple[tuple[Pole, Scope], ...]) -> None:
+def test_a_side_without_a_dose_is_left_out_of_the_curves(tmp_path: Path, without: tuple[tuple[Pole, Mode], ...]) -> None:
     path = tmp_path / "curves.svg"
     draw_curves(carrying(calibration(MODEL, without=without)), path, "svg")
     drawn = texts(path)

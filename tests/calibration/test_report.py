@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from localsteer.calibrated import POLES, Calibration, Interval, Pole, Scope
 from localsteer.calibration import plots
 from localsteer.calibration.report import (
     CURVE_HEADERS,
@@ -22,13 +21,14 @@ from localsteer.calibration.report import (
 )
 from localsteer.errors import CalibrationError
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.vector import ControlVector, Provenance
+from localsteer.vector.calibration import POLES, Calibration, Interval, Pole, Mode
+from localsteer.vector.control_vector import ControlVector, Provenance
 from tests.calibration.made import DOSES, LAYERS, calibrated, calibration, nothing, point, result
 
 MODEL = Fingerprint("Tiny", "llama", 6, 4, "vocabulary", "content")
 MADE = calibration(MODEL)
 NAMES = pole_names(calibrated(MODEL))
-NO_NEGATIVE: tuple[tuple[Pole, Scope], ...] = (("negative", "response"), ("negative", "prompt"))
+NO_NEGATIVE: tuple[tuple[Pole, Mode], ...] = (("negative", "response"), ("negative", "prompt"))
 
 
 # In words
@@ -139,7 +139,7 @@ def test_the_terminal_plot_changes_with_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize("without", [NO_NEGATIVE, tuple(DOSES)])
-def test_sides_without_a_dose_are_left_out_of_the_terminal_plot(without: tuple[tuple[Pole, Scope], ...]) -> None:
+def test_sides_without_a_dose_are_left_out_of_the_terminal_plot(without: tuple[tuple[Pole, Mode], ...]) -> None:
     assert "strength" in terminal_plot(calibration(MODEL, without=without), 80)
 
 

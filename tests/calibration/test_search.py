@@ -11,13 +11,13 @@ from typing import cast
 import numpy as np
 import pytest
 
-from localsteer.calibrated import POLES, Pole, Side
 from localsteer.calibration import fits
 from localsteer.calibration.effort import QUICK, THOROUGH, Effort
 from localsteer.calibration.findings import Findings
 from localsteer.calibration.laboratory import Laboratory, Outcome, Trial
 from localsteer.calibration.search import Search
 from localsteer.calibration.shapes import Directions, Shape
+from localsteer.vector.calibration import POLES, Pole, Side
 
 BUDGET = 0.25
 DEFAULT = Shape((2, 3, 4), "relative")
@@ -108,7 +108,7 @@ class FakeLaboratory:
             side = 0 if trial.dose > 0 else 1
             dose = (
                 abs(trial.dose)
-                * {"response": 1, "prompt": 2, "anchored": 0.5}[trial.scope]
+                * {"response": 1, "prompt": 2, "anchored": 0.5}[trial.mode]
                 * dict(world.steeper).get(trial.shape, 1)
             )
             nll += BUDGET * (dose / world.meets[side]) ** world.exponent
@@ -376,9 +376,9 @@ def test_each_pole_may_get_a_shape_of_its_own() -> None:
 
     laboratory = OneSided(World(noise=(0.1, 0.3), better=((BETTER, 0.5),)))
     found = Search(cast(Laboratory, laboratory), (DEFAULT, BETTER), budget=BUDGET, effort=THOROUGH, seed=0).run()
-    for scope in ("response", "prompt"):
-        assert found.sides["positive", scope].layers == DEFAULT.layers
-        assert found.sides["negative", scope].layers == BETTER.layers
+    for mode in ("response", "prompt"):
+        assert found.sides["positive", mode].layers == DEFAULT.layers
+        assert found.sides["negative", mode].layers == BETTER.layers
 
 
 def test_another_shape_is_only_chosen_where_it_was_measured_at_several_doses() -> None:
@@ -409,7 +409,7 @@ def test_a_quick_search_keeps_the_default_shape() -> None:
 
 def test_without_answers_for_the_prompt_only_the_response_gets_a_dose() -> None:
     found, laboratory = find(World(), effort=replace(QUICK, prompt=0))
-    assert {trial.scope for trial in laboratory.outcomes} == {"response"}
+    assert {trial.mode for trial in laboratory.outcomes} == {"response"}
     assert [found.sides[pole, "prompt"].dose for pole in POLES] == [None, None]
     assert all(found.sides[pole, "response"].dose for pole in POLES)
 
@@ -542,9 +542,9 @@ def test_anchored_answers_get_the_stronger_dose_that_they_take() -> None:
 
 def test_nothing_is_measured_for_anchored_answers_unless_they_are_asked_for() -> None:
     found, laboratory = find(World())
-    assert {scope for _, scope in found.sides} == {"response", "prompt"}
+    assert {mode for _, mode in found.sides} == {"response", "prompt"}
     assert not found.anchored_samples
-    assert not any(trial.scope == "anchored" for trial in laboratory.outcomes)
+    assert not any(trial.mode == "anchored" for trial in laboratory.outcomes)
 
 
 def test_an_earlier_calibration_is_added_to_without_being_measured_again() -> None:
@@ -553,7 +553,7 @@ def test_an_earlier_calibration_is_added_to_without_being_measured_again() -> No
     search = Search(cast(Laboratory, laboratory), (DEFAULT,), budget=BUDGET, effort=QUICK, seed=0, anchored=True)
     found = search.run_anchored(earlier.sides)
     assert {key: side for key, side in found.sides.items() if key[1] != "anchored"} == earlier.sides
-    assert {trial.scope for trial in laboratory.outcomes if trial.shape is not None} == {"anchored"}
+    assert {trial.mode for trial in laboratory.outcomes if trial.shape is not None} == {"anchored"}
     assert laboratory.measured <= QUICK.baselines + QUICK.anchored_answers
     for pole in POLES:
         assert found.sides[pole, "anchored"].layers == earlier.sides[pole, "response"].layers

@@ -7,21 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from localsteer.answer import Answer, Request
 from localsteer.chat.conversation import Conversation
+from localsteer.engine.generate import Generator
+from localsteer.engine.request import Answer, Request
 from localsteer.errors import LocalsteerError
-from localsteer.generation import Generator
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
-from localsteer.policy.armed import Policy, Rule
 from localsteer.policy.classifier import Classifier, Observer, Seen
 from localsteer.policy.condition import parse_condition
 from localsteer.policy.controller import Controller
-from localsteer.policy.probe import ProbeClassifier
-from localsteer.prompt import latest_message, prompt_tokens
-from localsteer.steering import Plan, parse_steering, resolve
-from localsteer.vector import ControlVector
+from localsteer.policy.policy import Policy, Rule
+from localsteer.policy.probe_classifier import ProbeClassifier
+from localsteer.reading.prompt import latest_message, prompt_tokens
+from localsteer.steering.expression import parse_steering
+from localsteer.steering.plan import Plan, resolve
+from localsteer.vector.control_vector import ControlVector
 from tests.conftest import ROW_NOISE, run_alone
 from tests.tiny_models import write_tiny_model
 

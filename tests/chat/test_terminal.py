@@ -13,15 +13,15 @@ import pytest
 
 from localsteer.chat.conversation import Conversation
 from localsteer.chat.terminal import COMMANDS, Terminal
+from localsteer.engine.generate import Generator
 from localsteer.errors import LocalsteerError
-from localsteer.generation import Generator
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.policy.arm import arm
-from localsteer.policy.armed import Policy
 from localsteer.policy.controller import Controller
-from localsteer.vector import ControlVector
-from localsteer.vector_file import write_vector
+from localsteer.policy.policy import Policy
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.file import write_vector
 from tests.calibration.made import calibrated
 from tests.commands.runner import Result, run
 

@@ -12,22 +12,26 @@ import gguf
 import numpy as np
 import pytest
 
-from localsteer import library
-from localsteer.answer import Answer, Request
+from localsteer.building import library
+from localsteer.building.extraction import ExtractionSettings, extract
+from localsteer.building.library import load_vector
 from localsteer.calibration import laboratory as room
 from localsteer.calibration import plots
-from localsteer.concept_file import parse_concept
-from localsteer.extraction import ExtractionSettings, extract
-from localsteer.library import load_vector
+from localsteer.calibration.laboratory import Speed
+from localsteer.commands.calibrate import calibrator_for, duration, price
+from localsteer.concepts.concept_file import parse_concept
+from localsteer.engine.parallel import generate_many
+from localsteer.engine.request import Answer, Request
 from localsteer.llama.model import Model
-from localsteer.parallel import generate_many
-from localsteer.vector import ControlVector, Provenance
-from localsteer.vector_file import read_vector, write_vector
+from localsteer.vector.control_vector import ControlVector, Provenance
+from localsteer.vector.file import read_vector, write_vector
 from tests.calibration.made import CONCEPT, DOSES, find_sides, make_small
 from tests.commands.runner import Result, assert_one_clear_line, run
 
 TinyPath = Callable[[str], Path]
+
 Capture = pytest.CaptureFixture[str]
+
 Calibrate = Callable[..., Result]
 
 
@@ -80,9 +84,6 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         yield tell
 
     monkeypatch.setattr("localsteer.commands.calibrate.progress_bar", progress_bar)
-
-
-# Done
 
 
 def test_the_doses_are_written_into_the_vector(calibrate: Calibrate, vector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,9 +198,6 @@ def test_a_concept_of_the_library_is_kept_for_the_model(
     assert load_vector("loud", tiny).provenance.calibration is not None
 
 
-# Ctrl-C
-
-
 def test_an_interrupted_run_leaves_the_vector_and_says_how_to_go_on(
     calibrate: Calibrate, vector: Path, answered: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,9 +259,6 @@ def test_fresh_measures_everything_again(
     result = calibrate(vector, "-o", target, "--fresh")
     assert "measured already" not in result.err
     assert sum(answered) == asked
-
-
-# Refused
 
 
 def test_a_vector_that_does_nothing_is_left_as_it_is(calibrate: Calibrate, vector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,3 +357,24 @@ def test_usage_errors(capfd: Capture, arguments: tuple[str, str]) -> None:
     result = run(capfd, "calibrate", "loud.gguf", *arguments)
     assert (result.code, result.out) == (2, "")
     assert run(capfd, "calibrate").code == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.4, "9.4 s"), (10.2, "10 s"), (89, "89 s"), (91, "2 min"), (7000, "117 min"), (9000, "2.5 h")],
+)
+def test_a_time_is_told_in_one_unit(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_several_calibrations_cost_the_sum(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_small(monkeypatch)
+    contrast = parse_concept(CONCEPT, "loud")
+    one = calibrator_for(tiny, extract(tiny, contrast, ExtractionSettings(layers=(1, 3))), contrast)
+    speed = Speed(answering=10, reading=100)
+    for count in (1, 3):
+        answers = count * one.answers
+        told = price([one] * count, speed)
+        assert told.startswith(f"tiny: up to {answers} answers of 4 tokens ({4 * answers:,} tokens); about ")
+    assert duration(3 * one.seconds(speed)) in told
+    assert told.endswith("at 10 tokens/s answering and 100 tokens/s re-reading.")

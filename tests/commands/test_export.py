@@ -8,8 +8,8 @@ import pytest
 from localsteer.export import bake, llama_cpp
 from localsteer.export.verify import Fidelity, Reference
 from localsteer.llama.model import Model
-from localsteer.vector import ControlVector
-from localsteer.vector_file import read_vector, write_vector
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.file import read_vector, write_vector
 from tests.calibration.made import calibrated
 from tests.commands.runner import assert_one_clear_line, run
 from tests.conftest import TinyPath, random_rows

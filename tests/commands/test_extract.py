@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localsteer.concept_file import load_concept
+from localsteer.concepts.concept_file import load_concept
 from localsteer.llama.model import Model
-from localsteer.vector_file import read_vector, write_vector
+from localsteer.vector.file import read_vector, write_vector
 from tests.calibration.made import calibrated
 from tests.commands.runner import CONCEPT, Result, assert_one_clear_line, run
 

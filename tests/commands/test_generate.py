@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from localsteer.llama.model import Model
-from localsteer.vector import ControlVector
-from localsteer.vector_file import write_vector
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.file import write_vector
 from tests.calibration.made import DOSES, calibrated
 from tests.commands.runner import assert_one_clear_line, run
 from tests.tiny_models import UNSTEERABLE_ARCHITECTURE

@@ -16,9 +16,9 @@ from localsteer.llama.model import Model
 from localsteer.policy.arm import arm
 from localsteer.policy.controller import AnswerGate, Controller
 from localsteer.policy.examples import Example
-from localsteer.policy.probe import projection
-from localsteer.prompt import latest_message, prompt_tokens
-from localsteer.vector_file import read_vector, write_vector
+from localsteer.policy.probe_classifier import projection
+from localsteer.reading.prompt import latest_message, prompt_tokens
+from localsteer.vector.file import read_vector, write_vector
 from tests.calibration.made import calibrated
 from tests.commands.runner import Result, assert_one_clear_line, run
 from tests.conftest import TinyPath, run_alone

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from localsteer.vector_file import write_vector
+from localsteer.vector.file import write_vector
 from tests.commands.runner import assert_one_clear_line, run
 from tests.conftest import TinyModel, TinyPath
 from tests.server.conftest import HELLO, PATIENCE, tiny_vector

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localsteer import discovery, library
+from localsteer import discovery
+from localsteer.building import library
 from localsteer.llama.model import Model
-from localsteer.vector import ControlVector
-from localsteer.vector_file import read_vector, write_vector
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.file import read_vector, write_vector
 from tests.calibration.made import CONCEPT, DOSES, calibrated
 from tests.commands.runner import assert_one_clear_line, run
 from tests.conftest import TinyModel, TinyPath

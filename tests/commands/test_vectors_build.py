@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from localsteer import library
+from localsteer.building import library
+from localsteer.building.cache import cache_folder
 from localsteer.calibration.findings import Findings
 from localsteer.calibration.search import Search
 from localsteer.llama.model import Model
-from localsteer.vector_cache import cache_folder
-from localsteer.vector_file import read_vector, write_vector
+from localsteer.vector.file import read_vector, write_vector
 from tests.calibration.made import CONCEPT, DOSES, calibrated, find_sides, make_small, nothing
 from tests.commands.runner import Result, assert_one_clear_line, run
 from tests.conftest import TinyPath

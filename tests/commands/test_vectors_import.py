@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localsteer.vector_file import read_vector
+from localsteer.vector.file import read_vector
 from tests.commands.runner import assert_one_clear_line, run
 from tests.conftest import TinyPath
 from tests.made_files import write_foreign_vector

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from bench.models import base_model, demo_model
-from localsteer.concept_file import load_concept
-from localsteer.extraction import extract
+from localsteer.building.extraction import extract
+from localsteer.concepts.concept_file import load_concept
 from localsteer.llama.model import Model
-from localsteer.vector import ControlVector
-from localsteer.vector_file import write_vector
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.file import write_vector
 
 ROOT = Path(__file__).parents[2]
 HAPPY = ROOT / "vectors" / "happy" / "concept.yaml"

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.concept_file import load_concept
-from localsteer.extraction import extract
-from localsteer.library import shipped_folder
+from localsteer.building.extraction import extract
+from localsteer.concepts.concept_file import load_concept
+from localsteer.concepts.names import shipped_folder
 from localsteer.llama import rpc
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model

@@ -12,18 +12,19 @@ import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from bench.concepts import FRESH_QUESTIONS
-from localsteer.answer import Request
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator
-from localsteer.concept_file import load_concept
+from localsteer.concepts.concept_file import load_concept
+from localsteer.engine.parallel import generate_many
+from localsteer.engine.request import Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
-from localsteer.parallel import generate_many
-from localsteer.prompt import prompt_tokens
-from localsteer.scoring import Scored, answer_nll
-from localsteer.steering import Plan, parse_steering, resolve
-from localsteer.vector import ControlVector
-from localsteer.vector_file import read_vector, write_vector
+from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.scoring import Scored, answer_nll
+from localsteer.steering.expression import parse_steering
+from localsteer.steering.plan import Plan, resolve
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.file import read_vector, write_vector
 from tests.end_to_end.conftest import HAPPY
 from tests.end_to_end.test_commands import cli
 

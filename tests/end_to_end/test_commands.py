@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from localsteer.vector_file import read_vector
+from localsteer.vector.file import read_vector
 from tests.end_to_end.conftest import HAPPY, ROOT
 
 

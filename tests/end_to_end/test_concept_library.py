@@ -7,17 +7,19 @@ import logging
 import numpy as np
 import pytest
 
-from localsteer.answer import Request
-from localsteer.concept_file import parse_concept
-from localsteer.extraction import extract
-from localsteer.library import concepts, find_concept, loader
+from localsteer.building.cache import cache_path
+from localsteer.building.extraction import extract
+from localsteer.building.library import loader
+from localsteer.concepts.concept_file import parse_concept
+from localsteer.concepts.names import concepts, find_concept
+from localsteer.engine.parallel import generate_many
+from localsteer.engine.request import Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
-from localsteer.parallel import generate_many
-from localsteer.prompt import prompt_tokens
-from localsteer.steering import parse_steering, resolve
-from localsteer.vector_cache import cache_path
+from localsteer.reading.prompt import prompt_tokens
+from localsteer.steering.expression import parse_steering
+from localsteer.steering.plan import resolve
 
 NAMES = sorted(name for name, concept in concepts().items() if concept.shipped)
 

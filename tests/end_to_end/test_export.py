@@ -20,22 +20,24 @@ from numpy.typing import NDArray
 from bench.peers import cvector_generator, repeng, repeng_is_installed
 from bench.prompts import write_prompt_files
 from bench.tools import built_programs
-from localsteer.answer import Request
-from localsteer.contrast import read_prompt_files
-from localsteer.estimators import ESTIMATORS
+from localsteer.building.estimators import ESTIMATORS
+from localsteer.building.extraction import ExtractionSettings, extract
+from localsteer.building.library import loader
+from localsteer.concepts.contrast import read_prompt_files
+from localsteer.concepts.names import concepts
+from localsteer.engine.generate import Generator
+from localsteer.engine.request import Request
 from localsteer.export.bake import bake
 from localsteer.export.llama_cpp import export_vector
 from localsteer.export.verify import PLACES, predictions, reference
-from localsteer.extraction import ExtractionSettings, extract
-from localsteer.generation import Generator
-from localsteer.importing import import_vector
-from localsteer.library import concepts, loader
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
-from localsteer.prompt import prompt_tokens
-from localsteer.steering import parse_steering, resolve
+from localsteer.reading.prompt import prompt_tokens
+from localsteer.steering.expression import parse_steering
+from localsteer.steering.plan import resolve
+from localsteer.vector.importing import import_vector
 from tests.conftest import run_alone
 
 QUESTIONS = (

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from bench.tools import built_programs
-from localsteer.answer import Request
-from localsteer.generation import Generator
+from localsteer.engine.generate import Generator
+from localsteer.engine.request import Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
-from localsteer.prompt import prompt_tokens
-from localsteer.steering import parse_steering, resolve
-from localsteer.vector import ControlVector
+from localsteer.reading.prompt import prompt_tokens
+from localsteer.steering.expression import parse_steering
+from localsteer.steering.plan import resolve
+from localsteer.vector.control_vector import ControlVector
 
 PROMPT = "<|im_start|>user\nHow was your day?<|im_end|>\n<|im_start|>assistant\n"
 LENGTH = 24

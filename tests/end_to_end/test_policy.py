@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localsteer.answer import Answer, Request
-from localsteer.generation import Generator
-from localsteer.kv_cache import KVCache
+from localsteer.engine.generate import Generator
+from localsteer.engine.parallel import generate_many
+from localsteer.engine.prefix_cache import KVCache
+from localsteer.engine.request import Answer, Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.context import Context
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
-from localsteer.parallel import generate_many
 from localsteer.policy.arm import ArmedPolicy, arm, arm_probe
 from localsteer.policy.controller import MAX_REWINDS, AnswerGate, Controller
 from localsteer.policy.examples import read_examples
 from localsteer.policy.fit import FitSettings, Fitted, fit_probe
+from localsteer.policy.pattern_classifier import Search
 from localsteer.policy.replay import measure_replayed, replay
-from localsteer.policy.rule import Search
-from localsteer.prompt import latest_message, prompt_tokens
-from localsteer.vector_file import read_vector, write_vector
+from localsteer.reading.prompt import latest_message, prompt_tokens
+from localsteer.vector.file import read_vector, write_vector
 from tests.end_to_end.conftest import ROOT
 
 POLICIES = ROOT / "docs" / "policies"

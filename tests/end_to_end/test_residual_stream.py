@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from localsteer.activations import Span, read_activations
-from localsteer.concept_file import load_concept
+from localsteer.concepts.concept_file import load_concept
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
-from localsteer.prefix_tree import lay_out
+from localsteer.reading.activations import Span, read_activations
+from localsteer.reading.prefix_tree import lay_out
 from tests.end_to_end.conftest import HAPPY
 
 REFERENCE = Path(__file__).parents[1] / "reference"

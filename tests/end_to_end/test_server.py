@@ -17,14 +17,14 @@ from ollama import Client as OllamaClient
 from openai import BadRequestError, NotFoundError, OpenAI
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
+from localsteer.engine.batch import RunningBatch
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
-from localsteer.prompt import chat_tokens
-from localsteer.running_batch import RunningBatch
+from localsteer.reading.prompt import chat_tokens
+from localsteer.server.answers import Service
 from localsteer.server.app import make_app
 from localsteer.server.engine import Engine
 from localsteer.server.guard import Access
-from localsteer.server.service import Service
 from localsteer.server.steerings import Steerings
 from tests.conftest import LOGIT_NOISE, run_alone
 from tests.server.conftest import PATIENCE, listening

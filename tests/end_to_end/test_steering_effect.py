@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from localsteer.answer import Request
-from localsteer.concept_file import load_concept
-from localsteer.generation import Generator
+from localsteer.concepts.concept_file import load_concept
+from localsteer.engine.generate import Generator
+from localsteer.engine.parallel import generate_many
+from localsteer.engine.request import Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
-from localsteer.parallel import generate_many
-from localsteer.prompt import prompt_tokens
-from localsteer.scoring import Scored, answer_nll
-from localsteer.steering import Plan, parse_steering, resolve
-from localsteer.vector import ControlVector
+from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.scoring import Scored, answer_nll
+from localsteer.steering.expression import parse_steering
+from localsteer.steering.plan import Plan, resolve
+from localsteer.vector.control_vector import ControlVector
 from tests.end_to_end.conftest import HAPPY
 
 # 20 held-out questions, two answers each: the standard error of a mean VADER score is about 0.1 then.

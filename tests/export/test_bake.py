@@ -11,8 +11,9 @@ from localsteer.export.bake import modelfile, modelfile_path, prepare
 from localsteer.export.gguf_rewrite import open_model_file, rewrite
 from localsteer.export.verify import exchanges, predictions, reference
 from localsteer.llama.model import Model
-from localsteer.steering import Plan, parse_steering, resolve
-from localsteer.vector import ControlVector, Provenance
+from localsteer.steering.expression import parse_steering
+from localsteer.steering.plan import Plan, resolve
+from localsteer.vector.control_vector import ControlVector, Provenance
 from tests.conftest import TinyPath, random_rows
 from tests.tiny_models import write_tiny_model
 

@@ -11,7 +11,7 @@ import pytest
 
 from localsteer.errors import ExportError
 from localsteer.export.gguf_rewrite import open_model_file, rewrite
-from localsteer.gguf_file import read_header
+from localsteer.files.gguf_header import read_header
 from localsteer.llama.model import Model
 from tests.conftest import TinyPath, random_tokens, run_alone
 from tests.made_files import gguf_bytes, key, split_model, tensor

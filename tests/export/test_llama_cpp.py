@@ -9,11 +9,12 @@ import pytest
 
 from localsteer.errors import ExportError, LocalsteerError
 from localsteer.export.llama_cpp import at_strength, command_lines, compare, vector_for_llama_cpp
-from localsteer.importing import import_vector
 from localsteer.llama.model import Model
-from localsteer.steering import parse_steering, resolve
-from localsteer.vector import ControlVector, Provenance
-from localsteer.vector_file import write_vector
+from localsteer.steering.expression import parse_steering
+from localsteer.steering.plan import resolve
+from localsteer.vector.control_vector import ControlVector, Provenance
+from localsteer.vector.file import write_vector
+from localsteer.vector.importing import import_vector
 from tests.calibration.made import DOSES, LAYERS, calibrated
 from tests.conftest import TinyModel, random_rows
 from tests.tiny_models import UNSTEERABLE_ARCHITECTURE

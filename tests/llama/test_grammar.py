@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from localsteer.answer import Answer, Request
+from localsteer.engine.generate import Generator
+from localsteer.engine.request import Answer, Request
 from localsteer.errors import LocalsteerError
-from localsteer.generation import Generator
 from localsteer.llama import grammar
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampler, Sampling

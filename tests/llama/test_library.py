@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from localsteer import parallel, prefix_tree
+from localsteer.engine import parallel
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama import library
 from localsteer.llama.model import Model
+from localsteer.reading import prefix_tree
 from tests.conftest import TinyPath
 
 HEAVY = {"llama_cpp", "numpy", "pydantic", "gguf"}

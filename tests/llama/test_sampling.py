@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from localsteer.answer import Request
+from localsteer.engine.generate import Generator
+from localsteer.engine.request import Request
 from localsteer.errors import LocalsteerError, ModelError
-from localsteer.generation import Generator
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampler, Sampling, fresh_seed

@@ -11,12 +11,12 @@ import pytest
 
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
-from localsteer.policy import judge
+from localsteer.policy import model_classifier as judge
 from localsteer.policy.examples import Example
-from localsteer.policy.metrics import measure
-from localsteer.probe import Probe, Watch
-from localsteer.vector import ControlVector, Provenance
-from localsteer.vector_file import write_vector
+from localsteer.policy.statistics import measure
+from localsteer.vector.control_vector import ControlVector, Provenance
+from localsteer.vector.file import write_vector
+from localsteer.vector.probe import Probe, Watch
 
 
 def yes_and_no_are_letters(monkeypatch: pytest.MonkeyPatch) -> None:

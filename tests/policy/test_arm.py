@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localsteer import library
-from localsteer.draft import Draft
+from localsteer.building import library
+from localsteer.engine.draft import Draft
 from localsteer.errors import LocalsteerError, ModelError, PolicyError
 from localsteer.llama.model import Model
 from localsteer.policy import arm as arming
-from localsteer.policy import judge as judging
+from localsteer.policy import model_classifier as judging
 from localsteer.policy.arm import ArmedPolicy, arm, arm_probe
 from localsteer.policy.classifier import Seen
 from localsteer.policy.controller import Controller
-from localsteer.policy.judge import ModelClassifier
-from localsteer.policy.probe import ProbeClassifier
-from localsteer.probe import Watch
-from localsteer.vector import ControlVector, Provenance
-from localsteer.vector_file import read_vector, write_vector
+from localsteer.policy.model_classifier import ModelClassifier
+from localsteer.policy.probe_classifier import ProbeClassifier
+from localsteer.vector.control_vector import ControlVector, Provenance
+from localsteer.vector.file import read_vector, write_vector
+from localsteer.vector.probe import Watch
 from tests.calibration.made import DOSES, calibrated
 from tests.conftest import TinyModel, TinyPath
 from tests.policy.made import decoded, probe_vector, push, yes_and_no_are_letters
@@ -413,6 +413,6 @@ def test_rules_have_the_doses_that_anchored_answers_take(tiny: Model, write: Wri
     write_vector(calibrated(tiny.fingerprint), tmp_path / "loud.gguf")
     path = write(WORD, rules="  - {name: first, when: word, steer: '-loud.gguf'}")
     with arm(path, tiny) as armed:
-        for anchored, scope in ((True, "anchored"), (False, "response")):
+        for anchored, mode in ((True, "anchored"), (False, "response")):
             (rule,) = armed.for_answers(anchored=anchored).rules
-            assert rule.plan.relative_dose == pytest.approx(DOSES["negative", scope])  # type: ignore[index]
+            assert rule.plan.relative_dose == pytest.approx(DOSES["negative", mode])  # type: ignore[index]

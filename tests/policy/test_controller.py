@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localsteer.answer import Request
-from localsteer.draft import Draft
-from localsteer.generation import Generator
+from localsteer.engine.draft import Draft
+from localsteer.engine.generate import Generator
+from localsteer.engine.request import Request
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, Rows
 from localsteer.llama.sampling import Sampling
-from localsteer.policy.armed import Policy, Rule
 from localsteer.policy.audit import Action, AuditLog, Decision
 from localsteer.policy.classifier import Classifier, Observer, OnError, Seen
 from localsteer.policy.condition import parse_condition
 from localsteer.policy.controller import MAX_REWINDS, AnswerGate, Controller
-from localsteer.policy.probe import ProbeClassifier, moving_mean
-from localsteer.policy.rule import RuleClassifier, Search
-from localsteer.probe import Watch
-from localsteer.steering import Plan
+from localsteer.policy.pattern_classifier import RuleClassifier, Search
+from localsteer.policy.policy import Policy, Rule
+from localsteer.policy.probe_classifier import ProbeClassifier, moving_mean
+from localsteer.steering.plan import Plan
+from localsteer.vector.probe import Watch
 from tests.conftest import ROW_NOISE, plan_of, random_edit, random_tokens, run_alone
 
 N_EMBD = 8

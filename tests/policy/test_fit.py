@@ -16,12 +16,12 @@ from localsteer.policy import fit
 from localsteer.policy.arm import arm_probe
 from localsteer.policy.examples import Example
 from localsteer.policy.fit import FitSettings, Fitted, _line, choose_threshold, fit_probe
-from localsteer.policy.metrics import auroc
-from localsteer.policy.probe import projection
-from localsteer.policy.reading import Reader
+from localsteer.policy.probe_classifier import projection
 from localsteer.policy.replay import Replayed, measure_replayed, replay
-from localsteer.probe import Metrics, Watch
-from localsteer.vector_file import read_vector, write_vector
+from localsteer.policy.statistics import auroc
+from localsteer.policy.text_rows import Reader
+from localsteer.vector.file import read_vector, write_vector
+from localsteer.vector.probe import Metrics, Watch
 from tests.policy.made import alike, low_and_high, texts
 
 BOTH: tuple[Watch, ...] = ("prompt", "output")

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localsteer.answer import Request
-from localsteer.draft import Draft
-from localsteer.generation import Generator
+from localsteer.engine.draft import Draft
+from localsteer.engine.generate import Generator
+from localsteer.engine.request import Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
@@ -20,9 +20,9 @@ from localsteer.policy.arm import ArmedPolicy, arm
 from localsteer.policy.controller import Controller
 from localsteer.policy.examples import Example, read_examples
 from localsteer.policy.replay import Replayed, replay
-from localsteer.prompt import prompt_tokens
-from localsteer.vector import ControlVector
-from localsteer.vector_file import write_vector
+from localsteer.reading.prompt import prompt_tokens
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.file import write_vector
 from tests.policy.made import probe_vector, yes_and_no_are_letters
 from tests.tiny_models import write_tiny_model
 

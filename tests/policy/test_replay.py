@@ -13,10 +13,10 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.arm import arm
 from localsteer.policy.examples import Example, read_examples
-from localsteer.policy.reading import NEUTRAL_MESSAGE
 from localsteer.policy.replay import Replayed, measure_replayed, replay
-from localsteer.prompt import latest_message, prompt_tokens
-from localsteer.vector_file import write_vector
+from localsteer.policy.text_rows import NEUTRAL_MESSAGE
+from localsteer.reading.prompt import latest_message, prompt_tokens
+from localsteer.vector.file import write_vector
 from tests.conftest import Floats, run_alone
 from tests.policy.made import decoded, probe_vector, push, yes_and_no_are_letters
 
@@ -184,7 +184,7 @@ def test_a_text_that_is_too_long_is_told_and_the_others_are_not_touched(attempt:
 def test_a_judge_that_cannot_be_opened_is_told_for_each_text(
     attempt: Try, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from localsteer.policy import judge
+    from localsteer.policy import model_classifier as judge
 
     monkeypatch.setattr(judge, "_YES", ("yes",))
     results = attempt(["bad", "asked"], [text("A pig"), text("A hen")], more="on_error: pass\n")

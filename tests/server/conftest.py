@@ -19,16 +19,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
+from localsteer.engine.batch import Lane, RunningBatch
 from localsteer.llama.model import Model
 from localsteer.policy.arm import ArmedPolicy, arm
-from localsteer.running_batch import Lane, RunningBatch
+from localsteer.server.answers import Service
 from localsteer.server.app import make_app
 from localsteer.server.engine import Engine
 from localsteer.server.guard import Access
-from localsteer.server.service import Service
 from localsteer.server.steerings import Steerings
-from localsteer.vector import ControlVector, Provenance
-from localsteer.vector_file import write_vector
+from localsteer.vector.control_vector import ControlVector, Provenance
+from localsteer.vector.file import write_vector
 from tests.conftest import random_rows
 from tests.tiny_models import write_tiny_model
 

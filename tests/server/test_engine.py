@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from localsteer.answer import Request
+from localsteer.engine.batch import RunningBatch
+from localsteer.engine.request import Request
 from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
-from localsteer.running_batch import RunningBatch
 from localsteer.server.engine import BusyError, Ended, Engine, Event, Failed, Job, Piece, StoppingError
 from tests.conftest import plan_of, random_edit, random_tokens
 from tests.server.conftest import HELLO, PATIENCE, HeldBatch, Listen, Live, Serve, wait_until

@@ -10,11 +10,11 @@ import pytest
 
 from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
+from localsteer.server.answers import RequestError
 from localsteer.server.engine import BusyError, StoppingError
 from localsteer.server.errors import error_document, without_paths
-from localsteer.server.service import RequestError
 from localsteer.server.steerings import SteeringError, UnknownModelError
-from localsteer.vector_file import write_vector
+from localsteer.vector.file import write_vector
 from tests.conftest import TinyPath
 from tests.server.conftest import HELLO, Serve, Served, tiny_vector
 from tests.tiny_models import write_tiny_model

@@ -15,10 +15,10 @@ from schemathesis.generation import GenerationMode
 from starlette.testclient import TestClient
 
 from localsteer.llama.model import Model
+from localsteer.server.answers import Service
 from localsteer.server.app import make_app
 from localsteer.server.engine import Engine
 from localsteer.server.guard import Access
-from localsteer.server.service import Service
 from localsteer.server.steerings import Steerings
 from tests.server.conftest import HeldBatch, Served
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from localsteer.answer import Request
-from localsteer.generation import Generator
+from localsteer.engine.generate import Generator
+from localsteer.engine.request import Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import MAX_SEED, Sampling
-from localsteer.prompt import chat_tokens
+from localsteer.reading.prompt import chat_tokens
 from tests.conftest import LOGIT_NOISE, assert_greedy, run_alone
 from tests.policy.made import push
 from tests.server.conftest import HELLO, Serve, Served
@@ -745,7 +745,7 @@ def test_what_a_policy_takes_back_is_never_streamed(serve: Serve, tmp_path: Path
 
 
 def test_an_answer_that_a_policy_ends_is_marked(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from localsteer.policy import rule
+    from localsteer.policy import pattern_classifier as rule
 
     path = policy_file(tmp_path, "  - {name: calm, when: asked, steer: push.gguf}\non_error: stop\n")
     served = serve(policy=path)

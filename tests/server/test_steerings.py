@@ -10,9 +10,9 @@ import pytest
 from localsteer.errors import ExpressionError, LocalsteerError, VectorError
 from localsteer.llama.model import Model
 from localsteer.server import steerings as steerings_module
-from localsteer.server.steerings import SteeringError, Steerings, UnknownModelError
-from localsteer.vector import ControlVector
-from localsteer.vector_file import write_vector
+from localsteer.server.steerings import SteeringError, Steerings, UnknownModelError, load_presets
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.file import write_vector
 from tests.calibration.made import calibrated
 from tests.server.conftest import tiny_vector
 
@@ -150,9 +150,9 @@ def test_max_dose_limits_the_dose_of_any_expression(tiny: Model, folder: Path) -
     fitting = 0.4 / strong.relative_dose
     for _ in range(2):  # the second time from what is kept
         assert steerings.plan(f"{fitting} happy") is not None
-        for scope in ("response", "prompt"):
+        for mode in ("response", "prompt"):
             with pytest.raises(LocalsteerError, match=r"--max-dose allows 0\.5"):
-                steerings.plan(f"{2 * fitting} happy", scope)
+                steerings.plan(f"{2 * fitting} happy", mode)
     with pytest.raises(LocalsteerError, match="--max-dose"):
         steerings.default = f"{2 * fitting} happy"
     assert steerings.default == ""
@@ -254,3 +254,46 @@ def test_who_wants_another_vector_does_not_wait_for_one_that_is_built(
     # Built once, and one plan for both: their prompts can be shared.
     assert first is second
     assert built == ["happy"]
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "presets.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_presets_are_names_for_expressions(tmp_path: Path) -> None:
+    path = written(tmp_path, 'presets:\n  cheerful: "0.6 happy"\n  Stiff-2.0_x: formal - happy\n  plain: ""\n')
+    assert load_presets(path) == {"cheerful": "0.6 happy", "Stiff-2.0_x": "formal - happy", "plain": ""}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("presets:\n  a: happy\n  latest: happy\n", ("line 3", "Ollama")),
+        ('presets:\n  "a=1": happy\n', ("line 2",)),
+        ('presets:\n  "a,b": happy\n', ("line 2",)),
+        ('presets:\n  "a:b": happy\n', ("line 2",)),
+        ('presets:\n  "": happy\n', ("line 2",)),
+        ("presets:\n  a: happy\n  b: 0.5 happy 2\n", ("line 3",)),
+        ("presets:\n  a: ./happy.gguf\n", ("line 2", "can only name vectors")),
+        ("presets:\n  a: 9 happy\n", ("line 2", "stronger than 8")),
+        ("presets:\n  a: [happy]\n", ("line 2",)),
+        ("presets:\n  a: 1\n", ("line 2",)),
+        ("presets: []\n", ("presets",)),
+        ("preset:\n  a: happy\n", ("line 1", "preset")),
+        ("presets: {\n", ("not valid YAML",)),
+        ("", ("presets",)),
+        ("- a\n", ()),
+    ],
+)
+def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
+    with pytest.raises(SteeringError) as refused:
+        load_presets(written(tmp_path, text))
+    for part in ("presets.yaml", *parts):
+        assert part in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SteeringError, match=r"gone\.yaml"):
+        load_presets(tmp_path / "gone.yaml")

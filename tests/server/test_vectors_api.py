@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from localsteer.calibrated import POLES
 from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
-from localsteer.vector_file import write_vector
+from localsteer.vector.calibration import POLES
+from localsteer.vector.file import write_vector
 from tests.calibration.made import DOSES, calibrated
 from tests.server.conftest import Serve, Served
 from tests.server.test_openai_api import steering_of, text_of

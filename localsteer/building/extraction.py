@@ -1,0 +1,166 @@
+"""From contrastive prompts to a control vector of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsteer.building.default_dose import DEFAULT_DOSE, default_layers, readable_layers, scale_to_dose
+from localsteer.building.estimators import Estimator, estimator, reliability
+from localsteer.concepts.contrast import Contrast
+from localsteer.engine.parallel import generate_many
+from localsteer.engine.request import Request
+from localsteer.errors import ContrastError, LocalsteerError
+from localsteer.llama.model import Model
+from localsteer.llama.sampling import Sampling
+from localsteer.reading.activations import Activations, Span, read_activations
+from localsteer.vector.control_vector import ControlVector, Provenance, format_layers
+
+Floats = NDArray[np.float32]
+Position = Literal["last", "response"]
+Progress = Callable[[str, int, int], None]
+"""Called with what is going on ("answering", "reading"), what is done and what there is to do."""
+
+# Answers of this length carry a persona well; longer ones drift, and cost as much again.
+RESPONSE_TOKENS = 48
+_RESPONSE_SEED = 0
+
+
+@dataclass(frozen=True)
+class ExtractionSettings:
+    """How a vector is read.
+
+    Attributes:
+        method: the estimator, "mean" or "pca".
+        position: "last" reads the last token of each prompt; "response" lets the model answer each prompt and reads the
+            mean over the answer (Chen et al. 2025, Persona Vectors).
+        layers: first and last layer to steer; None lets reliability decide.
+    """
+
+    method: str = "mean"
+    position: Position = "last"
+    layers: tuple[int, int] | None = None
+
+
+def extract(
+    model: Model,
+    contrast: Contrast,
+    settings: ExtractionSettings | None = None,
+    *,
+    progress: Progress | None = None,
+) -> ControlVector:
+    """Read a control vector.
+
+    Strength 1 of the result is the safe default dose (see `localsteer.building.default_dose`); its layers are the reliable ones of the middle
+    half of the depth unless `settings.layers` says otherwise.
+
+    Args:
+        model: the model to read.
+        contrast: the prompts.
+        settings: how.
+        progress: told what is going on.
+
+    Raises:
+        ContrastError: prompts that are empty, too long for the context, or that do not differ.
+        LocalsteerError: an unknown method, or layers that the model does not have.
+        ModelError: llama.cpp does not show the residual stream of this model.
+    """
+    settings = settings or ExtractionSettings()
+    estimate = estimator(settings.method)
+    layers = _layers_to_read(model, settings)
+    spans = _spans(model, contrast, settings.position, progress)
+
+    def reading(done: int, total: int) -> None:
+        if progress is not None:
+            progress("reading", done, total)
+
+    activations = read_activations(model, spans, layers, reading)
+    measured = _measure(model.n_layer, activations, estimate)
+    steered = tuple(layers) if settings.layers is not None else default_layers(measured.reliability)
+    directions = scale_to_dose(measured.direction, measured.hidden_norm, steered, DEFAULT_DOSE)
+    provenance = Provenance(
+        concept=contrast.name,
+        description=contrast.description,
+        positive=contrast.positive,
+        negative=contrast.negative,
+        method=settings.method,
+        position=settings.position,
+        model=model.fingerprint,
+        dataset_sha256=contrast.sha256(model),
+        n_pairs=len(contrast.pairs),
+        reliability=measured.reliability,
+        hidden_norm=measured.hidden_norm,
+        estimate=measured.direction,
+        source=contrast.source,
+    )
+    return ControlVector(directions, provenance)
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """Over all layers, NaN (directions: zero) where not read."""
+
+    direction: Floats
+    reliability: Floats
+    hidden_norm: Floats
+
+
+def _measure(n_layer: int, activations: Activations, estimate: Estimator) -> _Measured:
+    n_pairs = len(activations.values) // 2
+    positive, negative = activations.values[:n_pairs], activations.values[n_pairs:]
+    read = list(activations.layers)
+    direction = np.zeros((n_layer, activations.values.shape[2]), np.float32)
+    direction[read] = estimate(positive, negative)
+    agreement, hidden = (np.full(n_layer, np.nan, np.float32) for _ in range(2))
+    agreement[read] = reliability(estimate, positive, negative)
+    hidden[read] = activations.norms.mean(axis=0)
+    return _Measured(direction, agreement, hidden)
+
+
+def _layers_to_read(model: Model, settings: ExtractionSettings) -> Sequence[int]:
+    if model.n_layer < 2:
+        raise LocalsteerError(f"{model.name} has only block 0, which cannot be steered.")
+    if settings.layers is None:
+        return readable_layers(model.n_layer)
+    first, last = settings.layers
+    if not 1 <= first <= last < model.n_layer:
+        raise LocalsteerError(
+            f"Layers {first}-{last} cannot be steered: {model.name} has layers 1-{model.n_layer - 1} (block 0 excepted)."
+        )
+    return range(first, last + 1)
+
+
+def _spans(model: Model, contrast: Contrast, position: Position, progress: Progress | None) -> list[Span]:
+    prompts = [tuple(model.tokenize(prompt.render(model))) for prompt in contrast.prompts()]
+    if position == "last":
+        return [Span(prompt) for prompt in prompts]
+
+    def answering(done: int, total: int) -> None:
+        if progress is not None:
+            progress("answering", done, total)
+
+    # The same prompt with the same seed would get the same answer: one is enough, and two would count it twice.
+    requests = [
+        Request(prompt, sampling=Sampling(seed=_RESPONSE_SEED + number), max_tokens=RESPONSE_TOKENS)
+        for number, prompt in enumerate(prompts)
+    ]
+    answers = generate_many(model, requests, on_progress=answering)
+    spans = []
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), 1):
+        if not answer.tokens:
+            raise ContrastError(
+                f"The model gives no answer to prompt {number} (of {len(prompts)}), so there is no response to read.",
+                hint="Use --position last, or other openings.",
+            )
+        spans.append(Span(prompt + answer.tokens, start=len(prompt)))
+    return spans
+
+
+def layer_summary(vector: ControlVector) -> str:
+    """The steered layers in words: `8-23 of 30`."""
+    model = vector.provenance.model
+    return format_layers(vector.layers) + (f" of {model.n_layer}" if model is not None else "")

@@ -1,0 +1,199 @@
+"""Vectors by name: a concept's prompts are shipped, and its vector fits the model at hand.
+
+A concept is a folder with a `concept.yaml` and vectors that were built from it. For a model that none of them was read from, the
+vector is built at first use and kept in the user's cache (`localsteer.building.cache`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from localsteer.building.cache import cache_path, cached_vectors, make_folder, one_at_a_time
+from localsteer.building.extraction import Progress, extract
+from localsteer.concepts.names import LibraryConcept, find_concept, is_path
+from localsteer.errors import VectorError
+from localsteer.llama.model import Model
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.file import read_vector, write_vector
+
+logger = logging.getLogger("localsteer")
+
+
+@dataclass(frozen=True, eq=False)
+class FoundVector:
+    """A concept's vector for one model, as it lies on this machine.
+
+    Attributes:
+        vector: the vector.
+        path: its file.
+        shipped: whether it came with localsteer; otherwise it was built by the user.
+        calibrated: whether it was calibrated on that model.
+    """
+
+    vector: ControlVector
+    path: Path
+    shipped: bool
+    calibrated: bool
+
+    @classmethod
+    def of(cls, vector: ControlVector, path: Path, content: str, *, shipped: bool = False) -> FoundVector:
+        """A vector in a file, for the model of this content hash."""
+        calibration = vector.provenance.calibration
+        return cls(vector, path, shipped, calibration is not None and calibration.content == content)
+
+
+def find_vector(concept: LibraryConcept, source: str, content: str) -> FoundVector | None:
+    """Where a concept's vector for a model lies; None where it is not built yet. No model is needed for that.
+
+    A calibrated one comes first, and one from the cache before one beside the concept.
+
+    Args:
+        concept: the concept.
+        source: its text. A vector from another wording is another one.
+        content: hash of the model's file (`model_file.content_hash`).
+    """
+    found = []
+    cached = cache_path(concept.name, source, content)
+    if cached.exists():
+        try:
+            found.append(FoundVector.of(read_vector(cached), cached, content))
+        except VectorError as error:
+            logger.warning("%s; it is built again", error.message)
+    for path, vector in concept.beside():
+        if is_built_from(vector, source, content):
+            found.append(FoundVector.of(vector, path, content, shipped=concept.shipped))
+    return next((one for one in found if one.calibrated), found[0] if found else None)
+
+
+def is_built_from(vector: ControlVector, source: str, content: str) -> bool:
+    """Whether a vector was read from this wording of its concept (or does not say) and this model file."""
+    own = vector.provenance
+    return own.model is not None and own.model.content == content and own.source in ("", source)
+
+
+def load_vector(name: str, model: Model, progress: Progress | None = None) -> ControlVector:
+    """The vector that a name or path stands for, for this model.
+
+    Where several processes want a vector that is not built yet, one builds it and the others wait.
+
+    Args:
+        name: a path, or the name of a concept.
+        model: the model that will be steered.
+        progress: told about the building of a vector that is not there yet.
+
+    Raises:
+        VectorError: no such file or concept, or a damaged file.
+        ContrastError: the concept file is broken.
+        ModelError: the model's residual stream cannot be read.
+    """
+    if is_path(name):
+        return read_vector(Path(name).expanduser())
+    concept = find_concept(name)
+    source, content = concept.source(), model.fingerprint.content
+    found = find_vector(concept, source, content)
+    if found is not None:
+        return found.vector
+    return build_vector(concept, source, model, cache_path(name, source, content), progress=progress, keep=_keep_if_possible)
+
+
+def build_vector(
+    concept: LibraryConcept,
+    source: str,
+    model: Model,
+    path: Path,
+    *,
+    progress: Progress | None = None,
+    keep: Callable[[ControlVector, Path], None] = write_vector,
+) -> ControlVector:
+    """Build a concept's vector and keep it; one that another process is about to build is waited for.
+
+    Args:
+        concept: the concept.
+        source: its text.
+        model: the model to read.
+        path: the vector's file.
+        progress: told what is going on.
+        keep: writes the vector.
+
+    Raises:
+        ContrastError: the concept is broken.
+        ModelError: the model's residual stream cannot be read.
+        VectorError: the vector cannot be written.
+    """
+    from localsteer.concepts.concept_file import parse_concept
+
+    contrast = parse_concept(source, str(concept.file))
+    with one_at_a_time(path):
+        with contextlib.suppress(VectorError):
+            if is_built_from(vector := read_vector(path), source, model.fingerprint.content):
+                return vector  # another process has just written it
+        vector = extract(model, contrast, progress=progress)
+        keep(vector, path)
+    return vector
+
+
+def _keep_if_possible(vector: ControlVector, path: Path) -> None:
+    try:
+        write_vector(vector, path)
+    except VectorError as error:
+        logger.warning("the vector %s cannot be kept for next time: %s", vector.provenance.concept, error)
+
+
+def save_vector(name: str, vector: ControlVector, model: Model) -> Path:
+    """Keep a concept's vector for this model in the user's cache, where `load_vector` finds it by name.
+
+    Raises:
+        VectorError: no such concept, or the cache cannot be written.
+    """
+    path = place_for(name, model)
+    write_vector(vector, path)
+    return path
+
+
+def place_for(name: str, model: Model) -> Path:
+    """Where `save_vector` writes.
+
+    Raises:
+        VectorError: no such concept, or the cache cannot be written.
+    """
+    concept = find_concept(name)
+    path = cache_path(concept.name, concept.source(), model.fingerprint.content)
+    make_folder(path.parent)
+    return path
+
+
+def loader(model: Model, progress: Progress | None = None) -> Callable[[str], ControlVector]:
+    """`load_vector` for one model, as `localsteer.steering.plan.resolve` wants it."""
+    return lambda name: load_vector(name, model, progress)
+
+
+def load_for_showing(name: str, content: str | None = None) -> ControlVector:
+    """A vector to look at: that for a model, or else whichever there is.
+
+    Args:
+        name: a path, or the name of a concept.
+        content: hash of the model's file (`model_file.content_hash`); None for no model in particular.
+
+    Raises:
+        VectorError: no such file or concept, or a concept that is not built for any model yet.
+    """
+    if is_path(name):
+        return read_vector(Path(name).expanduser())
+    concept = find_concept(name)
+    source = concept.source()
+    if content is not None and (own := find_vector(concept, source, content)) is not None:
+        return own.vector
+    found = [*cached_vectors(name, source), *(vector for _, vector in concept.beside())]
+    for vector in found:
+        if vector.provenance.calibration is not None:
+            return vector
+    if found:
+        return found[0]
+    raise VectorError(
+        f'The concept "{name}" comes without a built vector.',
+        hint=f"Build one with `localsteer vectors build {name}`.",
+    )

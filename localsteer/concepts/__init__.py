@@ -1,0 +1,1 @@
+"""What a vector is about: contrastive pairs, concept files, descriptions; concepts by name."""

@@ -1,0 +1,146 @@
+"""What is asked of a model, and what comes out."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from localsteer.errors import LocalsteerError
+from localsteer.llama.residual import Edit
+from localsteer.llama.sampling import Sampling, fresh_seed
+from localsteer.steering.plan import Plan
+
+FinishReason = Literal["stop", "length", "interrupted", "policy"]
+
+DEFAULT_MAX_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to answer.
+
+    Attributes:
+        prompt: tokens.
+        plan: the steering; None for none.
+        sampling: how tokens are drawn; without a seed, a fresh one is drawn and reported.
+        max_tokens: longest answer.
+        stop: strings that end the answer.
+        message: where the user's latest message stands in the prompt, first token and the one behind the last (see
+            `latest_message`): what a gate reads of the prompt is the mean over these. None means the last token.
+        grammar: a GBNF grammar (llama.cpp's grammars/README.md) that the answer follows; None for none.
+        logprobs: keep for each token its log probability and those of this many of the likeliest ones; None keeps nothing.
+        anchored: the unsteered model reads the answer along, and only what the sampling's filters keep of its predictions as
+            well is drawn (see `Sampler`). Costs a second forward pass for every steered token.
+
+    Raises:
+        LocalsteerError: an anchored answer with a steered prompt, or its dose for another one.
+    """
+
+    prompt: tuple[int, ...]
+    plan: Plan | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    stop: tuple[str, ...] = ()
+    message: tuple[int, int] | None = None
+    grammar: str | None = None
+    logprobs: int | None = None
+    anchored: bool = False
+
+    def __post_init__(self) -> None:
+        if self.plan is not None and self.plan.mode == "anchored" and not self.anchored:
+            raise LocalsteerError("The plan holds the dose of an anchored answer, which is too strong for another one.")
+        if self.anchored and self.prompt_edit is not None:
+            raise LocalsteerError("An anchored answer is steered in the response alone: the unsteered model reads the prompt.")
+
+    def seeded(self) -> Request:
+        """The same request with a seed."""
+        if self.sampling.seed is not None:
+            return self
+        return replace(self, sampling=replace(self.sampling, seed=fresh_seed()))
+
+    @functools.cached_property
+    def response_edit(self) -> Edit | None:
+        """What is done to the tokens of the answer; None for nothing."""
+        return self.plan.effect if self.plan is not None else None
+
+    @property
+    def read(self) -> tuple[int, int]:
+        """What a gate reads of the prompt: the first token, and the one behind the last."""
+        return self.message if self.message is not None else (len(self.prompt) - 1, len(self.prompt))
+
+    @property
+    def prompt_edit(self) -> Edit | None:
+        """What is done to the tokens of the prompt before its last one."""
+        return self.response_edit if self.plan is not None and self.plan.mode == "prompt" else None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long an answer took.
+
+    Attributes:
+        prompt_tokens: prompt tokens that were computed.
+        reused_tokens: prompt tokens that were in the KV cache already.
+        prompt_seconds: from the request to the logits of the first token.
+        answer_tokens: tokens that were drawn, those that a policy took back included.
+        answer_seconds: from there to the end.
+    """
+
+    prompt_tokens: int
+    reused_tokens: int
+    prompt_seconds: float
+    answer_tokens: int
+    answer_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """From the request to the end."""
+        return self.prompt_seconds + self.answer_seconds
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        """Speed of prompt processing."""
+        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed of decoding."""
+        return self.answer_tokens / self.answer_seconds if self.answer_seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token of the answer was, before sampling changed anything.
+
+    Attributes:
+        token: the token.
+        logprob: its log probability (nats) under the steered model.
+        likeliest: the likeliest tokens with theirs, the first one first.
+    """
+
+    token: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came out.
+
+    Attributes:
+        text: the answer, without stop strings.
+        tokens: the tokens drawn, the end-of-turn token left out.
+        finish_reason: "stop" (the model ended, or a stop string), "length" (max_tokens, or the context is full), "interrupted",
+            or "policy" (a policy ended it, because one of its classifiers failed).
+        seed: the seed it was drawn with.
+        timing: how long it took.
+        logprobs: one for each token, where the request asked for them.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    seed: int
+    timing: Timing
+    logprobs: tuple[TokenLogprob, ...] = ()

@@ -1,0 +1,79 @@
+"""An armed policy: what a policy file comes to for one model. It never changes, and all conversations share it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from localsteer.errors import LocalsteerError, PolicyError
+from localsteer.policy.classifier import Classifier, OnError
+from localsteer.policy.condition import Condition
+from localsteer.steering.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """A rule of an armed policy.
+
+    Attributes:
+        name: its name.
+        condition: when it fires.
+        plan: what it steers by, resolved for the model.
+        hold: tokens that it holds at least; None to the end of the response.
+        ramp: tokens over which its strength rises, and falls again.
+        rewind: tokens that are taken back when it fires on the output.
+    """
+
+    name: str
+    condition: Condition
+    plan: Plan
+    hold: int | None = None
+    ramp: int = 0
+    rewind: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """A policy with everything that it needs for one model.
+
+    Attributes:
+        classifiers: by name.
+        rules: in their order.
+        on_error: what happens where a classifier fails.
+        stride: rules are looked at after every so many tokens.
+        audit_text: whether decisions carry texts.
+    """
+
+    classifiers: Mapping[str, Classifier]
+    rules: tuple[Rule, ...]
+    on_error: OnError = "steer"
+    stride: int = 1
+    audit_text: bool = False
+
+    def layers(self, watch: str) -> frozenset[int]:
+        """The layers that classifiers of the prompt or the output read."""
+        return frozenset(one.layer for one in self.classifiers.values() if one.watch == watch and one.layer is not None)
+
+    def watched(self, rule: Rule) -> set[str]:
+        """What the classifiers of a rule watch."""
+        return {self.classifiers[name].watch for name in rule.condition.names}
+
+    def refuse_above(self, max_dose: float) -> None:
+        """Make sure that no rule steers by more than a relative dose.
+
+        Raises:
+            PolicyError: one does, or its dose is unknown.
+        """
+        for rule in self.rules:
+            with naming(f'The rule "{rule.name}"'):
+                rule.plan.refuse_above(max_dose)
+
+
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Say of an error which part of the policy it is about."""
+    try:
+        yield
+    except LocalsteerError as error:
+        raise PolicyError(f"{what}: {error.message}", hint=error.hint) from error

@@ -1,0 +1,1 @@
+"""Texts in, rows of the residual stream and likelihoods out."""

@@ -1,0 +1,354 @@
+"""From what a request asks for to its answers: the part that both APIs have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import anyio
+from sse_starlette import EventSourceResponse
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from localsteer.engine.request import Answer, Request, TokenLogprob
+from localsteer.errors import LocalsteerError
+from localsteer.llama import grammar
+from localsteer.llama.chat_template import Message
+from localsteer.llama.model import Model
+from localsteer.llama.sampling import MAX_SEED, Sampler, Sampling, fresh_seed
+from localsteer.policy.arm import ArmedPolicy
+from localsteer.policy.audit import Decision
+from localsteer.policy.controller import Controller
+from localsteer.reading.prompt import changed_span, chat_stop, chat_tokens
+from localsteer.server.engine import Ended, Engine, Event, Failed, Job, Ticket
+from localsteer.server.steerings import Steerings
+from localsteer.steering.plan import Plan
+from localsteer.vector.calibration import Mode
+
+MAX_CHOICES = 8
+
+
+class RequestError(LocalsteerError):
+    """A request that asks for what cannot be had.
+
+    Args:
+        message: what is wrong.
+        parameter: the part of the request that it is about.
+    """
+
+    def __init__(self, message: str, parameter: str | None = None, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.parameter = parameter
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is to be answered.
+
+    Attributes:
+        tokens: the tokens.
+        message: the user's latest message, which a policy looks at.
+        span: where it stands among the tokens.
+        stop: what ends the answer, besides what the request says.
+    """
+
+    tokens: tuple[int, ...]
+    message: str
+    span: tuple[int, int] | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How it is to be answered.
+
+    Attributes:
+        sampling: how tokens are drawn; of several answers each has a seed of its own, from this one up.
+        max_tokens: longest answer; None means as much as the context holds.
+        stop: strings that end it.
+        grammar: what it follows.
+        logprobs: see `Request`.
+        count: how many answers.
+    """
+
+    sampling: Sampling
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    grammar: str | None = None
+    logprobs: int | None = None
+    count: int = 1
+
+
+class Answers:
+    """The answers of one request while they come; `close` ends those that are not done."""
+
+    def __init__(self, engine: Engine, jobs: Sequence[Job]) -> None:
+        self.jobs = jobs
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._ticket: Ticket = engine.submit(jobs, self._tell)
+        self._open = len(jobs)
+
+    def _tell(self, event: Event) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    def close(self) -> None:
+        """Nobody waits any more: what is not done is not needed."""
+        if self._open:
+            self._engine.cancel(self._ticket)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Everything that happens, up to the end of the last answer."""
+        while self._open:
+            event = await self._events.get()
+            if isinstance(event, Ended | Failed):
+                self._open -= 1
+            yield event
+
+    async def all(self, http: HTTPRequest) -> list[Finished] | None:
+        """All answers; None where the client has gone away meanwhile.
+
+        Raises:
+            Exception: what one of them failed with.
+        """
+        finished: dict[int, Finished] = {}
+
+        async def collect() -> None:
+            logprobs: dict[int, list[TokenLogprob]] = {}
+            decisions: dict[int, list[Decision]] = {}
+            async for event in self.events():
+                if isinstance(event, Failed):
+                    raise event.error
+                logprobs.setdefault(event.choice, []).extend(event.logprobs)
+                decisions.setdefault(event.choice, []).extend(event.decisions)
+                if isinstance(event, Ended):
+                    finished[event.choice] = Finished(event.answer, tuple(decisions[event.choice]))
+
+        collecting, leaving = asyncio.ensure_future(collect()), asyncio.ensure_future(_client_leaves(http))
+        try:
+            await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not collecting.done():
+                return None
+            collecting.result()
+            return [finished[choice] for choice in sorted(finished)]
+        finally:
+            collecting.cancel()
+            leaving.cancel()
+            self.close()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An answer that came to its end."""
+
+    answer: Answer
+    decisions: tuple[Decision, ...]
+
+
+async def _client_leaves(http: HTTPRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(EventSourceResponse):
+    """Server-sent events about answers, which end with it, however it ends: also where nobody ever read the first."""
+
+    def __init__(self, events: AsyncIterator[str], answers: Answers) -> None:
+        # When the server ends, the engine ends the answers: their streams are not to be torn off before that.
+        super().__init__(events, ping=15, shutdown_event=anyio.Event(), shutdown_grace_period=60)
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answers.close()
+
+
+class JSONLines(StreamingResponse):
+    """The same as lines of JSON."""
+
+    def __init__(self, lines: AsyncIterator[str], answers: Answers) -> None:
+        super().__init__(lines, media_type="application/x-ndjson")
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answers.close()
+
+
+class Service:
+    """Answers for one model.
+
+    Args:
+        model: the model.
+        engine: runs the answers.
+        steerings: what can be asked for.
+        armed: the policy that gates every answer; None for none.
+    """
+
+    def __init__(self, model: Model, engine: Engine, steerings: Steerings, armed: ArmedPolicy | None = None) -> None:
+        self.model = model
+        self.engine = engine
+        self.steerings = steerings
+        self._armed = armed
+
+    def mode(self, *, steer_prompt: bool, anchored: bool | None) -> Mode:
+        """What is steered; where a request does not say whether its answer is anchored (None), the default counts.
+
+        Raises:
+            RequestError: both are asked for.
+        """
+        if steer_prompt and anchored:
+            raise RequestError("An anchored answer is steered in the response alone: not together with steer_prompt.", "anchored")
+        if steer_prompt:
+            return "prompt"
+        if anchored is None:
+            return self.steerings.mode
+        return "anchored" if anchored else "response"
+
+    def plan(self, body: str | None, header: str | None, model_name: str | None, mode: Mode) -> Plan | None:
+        """What a request is steered by: what its body says, or its header, or the model's name, or else the default.
+
+        Raises:
+            LocalsteerError: that cannot be used, or the model is not this one.
+        """
+        named = self.steerings.of_model_name(model_name) if model_name is not None else None
+        given = [one for one in (body, header, named) if one is not None]
+        return self.steerings.plan(given[0] if given else self.steerings.default, mode)
+
+    def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
+        """The prompt of a conversation.
+
+        Raises:
+            LocalsteerError: the model's template refuses it, or it says nothing.
+        """
+        tokens = chat_tokens(self.model, messages)
+        last = max((place for place, message in enumerate(messages) if message.role == "user"), default=None)
+        if self._armed is None or last is None:
+            return Prompt(tokens, messages[last].content if last is not None else "", stop=chat_stop(self.model))
+
+        def with_content(content: str) -> tuple[int, ...]:
+            assert last is not None
+            return chat_tokens(self.model, [*messages[:last], replace(messages[last], content=content), *messages[last + 1 :]])
+
+        span = changed_span(with_content, messages[last].content)
+        return Prompt(tokens, messages[last].content, span, chat_stop(self.model))
+
+    def text_prompt(self, text: str) -> Prompt:
+        """The prompt that is a text as it stands.
+
+        Raises:
+            LocalsteerError: it is empty, or no valid Unicode.
+        """
+        tokens = tuple(self.model.tokenize(text))
+        return Prompt(tokens, text, (0, len(tokens)) if tokens else None)
+
+    def token_prompt(self, tokens: Sequence[int]) -> Prompt:
+        """The prompt that is tokens as they stand.
+
+        Raises:
+            RequestError: one of them is none of the model's.
+        """
+        if wrong := next((token for token in tokens if not 0 <= token < self.model.n_vocab), None):
+            raise RequestError(f"{wrong} is no token of this model.", "prompt")
+        return Prompt(tuple(tokens), self.model.detokenize(list(tokens)), (0, len(tokens)) if tokens else None)
+
+    def jobs(self, prompts: Sequence[Prompt], plan: Plan | None, wishes: Wishes, *, anchored: bool) -> list[Job]:
+        """What the engine is asked for: for each prompt as many answers as are wished for.
+
+        Raises:
+            LocalsteerError: the prompt does not fit the context, or the grammar cannot be used, or answers cannot be anchored.
+        """
+        count = len(prompts) * wishes.count
+        _check_count(count, MAX_CHOICES)
+        seed = wishes.sampling.seed if wishes.sampling.seed is not None else fresh_seed()
+        if wishes.grammar is not None:
+            Sampler(replace(wishes.sampling, seed=0), self.model, wishes.grammar).close()  # whether it can be read
+        # Where nothing steers there is nothing to anchor.
+        anchored = anchored and (plan is not None or self._armed is not None)
+        jobs: list[Job] = []
+        for prompt in prompts:
+            for _ in range(wishes.count):
+                request = Request(
+                    prompt.tokens,
+                    plan,
+                    replace(wishes.sampling, seed=(seed + len(jobs)) % (MAX_SEED + 1)),
+                    wishes.max_tokens if wishes.max_tokens is not None else self.engine.n_ctx,
+                    (*wishes.stop, *prompt.stop),
+                    prompt.span,
+                    wishes.grammar,
+                    wishes.logprobs,
+                    anchored,
+                )
+                gate = None
+                if self._armed is not None:
+                    policy = self._armed.for_answers(anchored=anchored)
+                    for rule in policy.rules:
+                        self.steerings.check_dose(rule.plan)
+                    gate = Controller(policy, audit=self._armed.audit).answer(prompt.message, plan)
+                self.engine.check(request, gate)
+                jobs.append(Job(request, gate))
+        _check_count(count, self.engine.most(jobs[0]))
+        return jobs
+
+
+def _check_count(count: int, most: int) -> None:
+    if count > most:
+        raise RequestError(f"{count} answers are asked for, and {most} are allowed.", "n")
+
+
+def grammar_of(response_format: object) -> str | None:
+    """The grammar that OpenAI's `response_format` asks for; None where it asks for plain text.
+
+    Raises:
+        RequestError: it is none of those that can be had.
+    """
+    if not isinstance(response_format, dict):
+        return None
+    kind = response_format.get("type")
+    if kind == "json_object":
+        return grammar.any_json()
+    if kind == "json_schema":
+        holder = response_format.get("json_schema")
+        schema = holder.get("schema") if isinstance(holder, dict) else None
+        if not isinstance(schema, dict):
+            raise RequestError("response_format of the type json_schema needs json_schema.schema.", "response_format")
+        return schema_grammar(schema)
+    if kind in (None, "text"):
+        return None
+    raise RequestError(f'response_format cannot be of the type "{kind}".', "response_format")
+
+
+def schema_grammar(schema: dict[str, Any]) -> str:
+    """The grammar of a JSON schema.
+
+    Raises:
+        RequestError: it cannot be made into one.
+    """
+    try:
+        return grammar.of_schema(schema)
+    except LocalsteerError as error:
+        raise RequestError(error.message, "response_format") from error
+
+
+def applied(plan: Plan | None, *, anchored: bool = False) -> dict[str, Any]:
+    """What an answer says of its steering; without a plan, a policy may have steered it, `anchored` or not."""
+    if plan is None:
+        return {"expression": "", "scope": "anchored" if anchored else "response", "relative_dose": 0.0, "notes": []}
+    return {
+        "expression": str(plan.steering),
+        "scope": plan.mode,
+        "relative_dose": plan.relative_dose,
+        "notes": list(plan.notes),
+    }

@@ -1,0 +1,153 @@
+"""What requests to the OpenAI API hold. What is not listed is ignored, as such servers do; what cannot be had is refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Header
+from pydantic import BaseModel, Field, model_validator
+
+from localsteer.llama.chat_template import Message
+from localsteer.llama.sampling import MAX_SEED, Sampling
+from localsteer.server.answers import RequestError, Wishes, grammar_of
+
+SteeringHeader = Annotated[str | None, Header(alias="X-Steering", description="A steering expression.")]
+
+_DEFAULT = Sampling()
+
+
+class SamplingFields(BaseModel):
+    """The part of a request that says how tokens are drawn; what it leaves out is as on the command line."""
+
+    temperature: float | None = Field(default=None, ge=0, le=5)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=10**6)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repeat_penalty: float | None = Field(default=None, gt=0, le=10)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    # Programs send any 64-bit number.
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+
+    def sampling(self) -> Sampling:
+        """The settings of the sampler chain."""
+
+        def given(name: str) -> Any:
+            value = getattr(self, name)
+            return value if value is not None else getattr(_DEFAULT, name)
+
+        names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty")
+        # llama.cpp and Ollama take -1 for a random one.
+        seed = self.seed % (MAX_SEED + 1) if self.seed not in (None, -1) else None
+        return Sampling(**{name: given(name) for name in names}, seed=seed)
+
+    def stops(self) -> tuple[str, ...]:
+        """Strings that end the answer."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+MaxTokens = Annotated[int, Field(ge=0, le=10**7)]
+
+Text = Annotated[str, Field(max_length=10**6)]
+
+# Asked for with these, the answer would be another one.
+_NOT_OFFERED = {
+    "tools": "Tools are",
+    "functions": "Functions are",
+    "logit_bias": "logit_bias is",
+    "audio": "Audio is",
+    "suffix": "suffix is",
+    "best_of": "best_of is",
+    "echo": "echo is",
+}
+
+
+class ContentPart(BaseModel):
+    """A part of a message; only texts can be read."""
+
+    type: str
+    text: str = ""
+
+
+class ChatMessage(BaseModel):
+    """One turn."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[ContentPart] | None = None
+    tool_calls: list[Any] | None = None
+    function_call: dict[str, Any] | None = None
+
+    def message(self) -> Message:
+        """As the model's template takes it.
+
+        Raises:
+            RequestError: it holds what the model cannot read.
+        """
+        if self.role in ("tool", "function") or self.tool_calls or self.function_call:
+            raise RequestError("Tools are not offered: no message can come from one, or call one.", "messages")
+        role: Literal["system", "user", "assistant"] = "system" if self.role in ("system", "developer") else self.role  # type: ignore[assignment]
+        if self.content is None or isinstance(self.content, str):
+            return Message(role, self.content or "")
+        if other := next((part.type for part in self.content if part.type != "text"), None):
+            raise RequestError(f'A message holds a part of the type "{other}", and only text can be read.', "messages")
+        return Message(role, "".join(part.text for part in self.content))
+
+
+class StreamOptions(BaseModel):
+    """Of a streamed answer."""
+
+    include_usage: bool = False
+
+
+class Common(SamplingFields):
+    """What both kinds of completion have."""
+
+    model: str | None = Field(
+        default=None, max_length=2000, description="The served model, with a steering or preset behind a colon."
+    )
+    steering: str | None = Field(
+        default=None, description='A steering expression, such as "0.5 happy + 0.3 formal"; "" for none.'
+    )
+    steer_prompt: bool = Field(default=False, description="Steer the prompt as well.")
+    anchored: bool | None = Field(
+        default=None, description="Let the unsteered model have a say in every token; null: as the server does by default."
+    )
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: MaxTokens | None = None
+    n: int | None = Field(default=None, ge=1, le=128)
+    response_format: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name, what in _NOT_OFFERED.items():
+                if data.get(name) not in (None, False, [], {}, "", 1 if name == "best_of" else None):
+                    raise ValueError(f"{what} not offered here.")
+        return data
+
+    def wishes(self, *, max_tokens: int | None, logprobs: int | None) -> Wishes:
+        """How it is to be answered.
+
+        Raises:
+            RequestError: the response format cannot be had.
+        """
+        return Wishes(self.sampling(), max_tokens, self.stops(), grammar_of(self.response_format), logprobs, self.n or 1)
+
+
+class ChatRequest(Common):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=10_000)
+    max_completion_tokens: MaxTokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+
+
+class CompletionRequest(Common):
+    """POST /v1/completions."""
+
+    prompt: Text | list[Text] | list[int] | list[list[int]]
+    logprobs: int | None = Field(default=None, ge=0, le=20)

@@ -1,0 +1,81 @@
+"""What a user should know of a dose: that it was measured elsewhere, never, or only up to a weaker one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from localsteer.llama.fingerprint import Fingerprint
+from localsteer.vector.calibration import Calibration, Mode, Side, pole_of
+from localsteer.vector.control_vector import ControlVector
+
+if TYPE_CHECKING:
+    from localsteer.steering.expression import Steering, Term
+
+# Two doses are the same up to this factor: rounding of float32, and of two ways to sum up one dose.
+DOSE_TOLERANCE = 1.001
+
+
+def measured_notes(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) -> Iterator[str]:
+    """What to say of a vector's measurements where they do not cover what a term asks for."""
+    probe, calibration = vector.provenance.probe, vector.provenance.calibration
+    if probe is not None:
+        yield f"{term.vector} is a policy's probe, fitted to tell texts apart at layer {probe.layer}: how it steers is unknown."
+    if term.ablate:
+        return
+    if calibration is None:
+        if mode == "anchored":
+            yield (
+                f"{term.vector} is not calibrated: an anchored answer gets the dose of others, though it takes a stronger one. "
+                f"`localsteer calibrate {term.vector} --anchored` looks for it."
+            )
+        return
+    if calibration.content != model.content:
+        yield f"{term.vector} was calibrated on {calibration.model}, another file than this model: its doses may not hold here."
+    pole = pole_of(term.strength)
+    names = {"positive": vector.provenance.positive, "negative": vector.provenance.negative}
+    side = calibration.side(term.strength, mode)
+    if side.dose is not None and not calibration.has_own(term.strength, mode):
+        if (pole, mode) in calibration.sides:
+            yield (
+                f"{term}: calibration found no dose for anchored answers toward {names[pole]} that does anything within "
+                f"{calibration.budget:g} nats a token; that of others is used."
+            )
+        else:
+            yield (
+                f"{term}: there is no dose for anchored answers, which may take a stronger one; that of others is used. "
+                f"`localsteer calibrate {term.vector} --anchored` looks for it."
+            )
+    if side.dose is None:
+        where = " with the prompt steered as well" if mode == "prompt" else ""
+        yield (
+            f"{term}: calibration found no dose toward {names[pole]}{where} that does anything within "
+            f"{calibration.budget:g} nats a token; that of the response toward {names[calibration.main_pole]} is used."
+        )
+
+
+def past_calibration(steering: Steering, dose: float, vectors: Mapping[str, ControlVector], mode: Mode) -> str | None:
+    """What to say of a dose that is stronger than any of the vectors' calibrated ones; None where it is not, or none is."""
+    calibrated = [
+        (_measured(calibration, term.strength, mode), side.dose, calibration.budget)
+        for term in steering.terms
+        if (calibration := vectors[term.vector].provenance.calibration) is not None and not term.ablate
+        if (side := calibration.side_used(term.strength, mode)).dose is not None
+    ]
+    limit = max((own for _, own, _ in calibrated), default=None)
+    if limit is None or dose <= limit * DOSE_TOLERANCE:
+        return None
+    text = f"{steering} is past the calibrated range: relative dose {dose:.2f}, calibrated up to {limit:.2f}."
+    if len(steering.terms) > 1:
+        return f"{text} What the mixture costs was not measured."
+    side, _, budget = calibrated[0]
+    measured = side.curve[-1].dose
+    within = dose <= measured * DOSE_TOLERANCE
+    at = f"at {dose:.2f}" if within else f"already at {measured:.2f}, the strongest one measured,"
+    return f"{text} Answers {at} cost {side.cost_at(dose):.2f} nats a token, and the budget was {budget:g}."
+
+
+def _measured(calibration: Calibration, strength: float, mode: Mode) -> Side:
+    """The side whose answers tell what a dose costs: that of this mode, even where it gave no dose and another's is used."""
+    own = calibration.sides.get((pole_of(strength), mode))
+    return own if own is not None and own.curve else calibration.side_used(strength, mode)

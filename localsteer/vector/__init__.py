@@ -1,0 +1,1 @@
+"""The control vector: the value, the records that it carries, its file."""

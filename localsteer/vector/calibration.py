@@ -1,0 +1,223 @@
+"""What a calibration found, as a vector carries it: the dose toward each pole, and the measurements behind it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from localsteer.errors import VectorError
+
+Pole = Literal["positive", "negative"]
+Mode = Literal["response", "prompt", "anchored"]
+"""What is steered: the response only, the prompt as well (`--steer-prompt`, and llama.cpp's own programs), or the response while
+the unsteered model has a say in every token (`--anchored`), which takes stronger doses."""
+
+POLES: tuple[Pole, ...] = ("positive", "negative")
+MODES: tuple[Mode, ...] = ("response", "prompt", "anchored")
+MODE_NAMES: dict[Mode, str] = {"response": "response only", "prompt": "prompt as well", "anchored": "response, anchored"}
+SIGN: dict[Pole, float] = {"positive": 1.0, "negative": -1.0}
+OTHER: dict[Pole, Pole] = {"positive": "negative", "negative": "positive"}
+# Most coherence cost unless told otherwise, nats a token.
+DEFAULT_BUDGET = 0.25
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % bootstrap interval over questions."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """What answers at one dose were like.
+
+    Attributes:
+        dose: relative dose (see `localsteer.steering.plan.relative_dose`).
+        answers: how many were measured.
+        effect: how far they express the pole: 0 as unsteered, 1 as under the pole's persona as a system prompt.
+        cost: coherence cost, nats a token.
+        distinct: share of distinct 3-grams of tokens, 1 where nothing repeats.
+        ended: share of answers that ended by themselves.
+    """
+
+    dose: float
+    answers: int
+    effect: Interval
+    cost: Interval
+    distinct: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class Side:
+    """What was found for one pole and one mode.
+
+    Attributes:
+        layers: the layers to steer.
+        profile: how the dose is shared out among them (see `calibration.shapes`).
+        norms: for each layer the length of what is added at strength 1; empty where no dose was found.
+        dose: relative dose of strength 1; None where nothing inside the budget does anything.
+        effect: expected at strength 1, from the curve fitted to all measurements.
+        cost: likewise.
+        curve: the measurements, by ascending dose.
+        shown: whether answers at the dose do anything beyond doubt; otherwise it was chosen by its cost alone.
+    """
+
+    layers: tuple[int, ...]
+    profile: str
+    norms: tuple[float, ...]
+    dose: float | None
+    effect: float | None
+    cost: float | None
+    curve: tuple[Point, ...]
+    shown: bool = True
+
+    def cost_at(self, dose: float) -> float:
+        """Coherence cost at a dose, linear between what was measured (0 at 0); beyond the last point, that of the last point.
+
+        Past strength 1 it is at least the cost of strength 1, however a single point came out.
+        """
+        measured = [(point.dose, point.cost.mean) for point in self.curve if math.isfinite(point.cost.mean)]
+        doses, costs = zip((0.0, 0.0), *measured, strict=True)
+        cost = float(np.interp(dose, doses, costs))
+        return cost if self.dose is None or self.cost is None or dose <= self.dose else max(cost, self.cost)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibration's result.
+
+    Attributes:
+        model: name of the model it was made on.
+        content: hash of that very file (Fingerprint.content).
+        budget: most coherence cost allowed, nats a token.
+        seed: of the sampled answers.
+        questions: number of held-out questions.
+        generated_tokens: how many tokens the answers took.
+        unsteered: the unsteered answers.
+        personas: the answers under each pole's persona as a system prompt: the prompt baseline.
+        scale: what an effect of 1 is, for each pole: the shift under its "persona"; where the model does not measurably follow
+            that one, under the "other persona" (the other way); else a standard "deviation" of the unsteered answers.
+        sides: by pole and mode; "anchored" only where it was asked for.
+    """
+
+    model: str
+    content: str
+    budget: float
+    seed: int
+    questions: int
+    generated_tokens: int
+    unsteered: Point
+    personas: Mapping[Pole, Point]
+    scale: Mapping[Pole, str]
+    sides: Mapping[tuple[Pole, Mode], Side]
+
+    def side(self, strength: float, mode: Mode) -> Side:
+        """The side that a strength of this sign moves toward; that of the response, where there is no anchored dose."""
+        pole = pole_of(strength)
+        return self.sides[pole, mode if self.has_own(strength, mode) else "response"]
+
+    def has_own(self, strength: float, mode: Mode) -> bool:
+        """Whether a mode has a side of its own: an anchored answer without a dose takes that of the response, which is safe."""
+        own = self.sides.get((pole_of(strength), mode))
+        return own is not None and (mode != "anchored" or own.dose is not None)
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """Those that were measured."""
+        return tuple(mode for mode in MODES if all((pole, mode) in self.sides for pole in POLES))
+
+    @property
+    def main_pole(self) -> Pole:
+        """The pole whose response dose the vector's tensors hold."""
+        return "positive" if self.sides["positive", "response"].dose is not None else "negative"
+
+    def side_used(self, strength: float, mode: Mode) -> Side:
+        """The side whose dose a strength goes by: its own, or that of the tensors where none was found."""
+        own = self.side(strength, mode)
+        return own if own.dose is not None else self.sides[self.main_pole, "response"]
+
+    def document(self) -> dict[str, Any]:
+        """As a JSON document; what is not a number (no answer had a value) is null."""
+        document = asdict(self)
+        # Always in this order: a file that is read and written again stays the same to the last byte.
+        found = [(pole, mode) for pole in POLES for mode in MODES if (pole, mode) in self.sides]
+        document["sides"] = {f"{pole}/{mode}": asdict(self.sides[pole, mode]) for pole, mode in found}
+        plain: dict[str, Any] = without_nan(document)
+        return plain
+
+    def to_json(self) -> str:
+        """As text, for a vector's metadata."""
+        return json.dumps(self.document(), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Calibration:
+        """From text.
+
+        Raises:
+            VectorError: it is damaged.
+        """
+        try:
+            document = json.loads(text)
+            document["unsteered"] = _point(document["unsteered"])
+            document["personas"] = {pole: _point(point) for pole, point in document["personas"].items()}
+            sides = document["sides"]
+            modes = [mode for mode in MODES if mode != "anchored" or any(f"{pole}/{mode}" in sides for pole in POLES)]
+            document["sides"] = {(pole, mode): _side(sides[f"{pole}/{mode}"]) for pole in POLES for mode in modes}
+            document["budget"] = _number(document["budget"])
+            return cls(**document)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise VectorError(f"the calibration is damaged: {error}.", hint="Calibrate the vector again.") from error
+
+
+def pole_of(strength: float) -> Pole:
+    """The pole that a strength of this sign moves toward."""
+    return "positive" if strength >= 0 else "negative"
+
+
+def without_nan(value: Any) -> Any:
+    """The same document with null for what is not a number, which JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> float:
+    """A number, NaN for null."""
+    if value is None:
+        return math.nan
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
+
+
+def _interval(document: Mapping[str, Any]) -> Interval:
+    return Interval(**{name: _number(value) for name, value in document.items()})
+
+
+def _point(document: Mapping[str, Any]) -> Point:
+    values = dict(document)
+    numbers = {name: _number(values[name]) for name in ("dose", "distinct", "ended")}
+    return Point(**{**values, **numbers, "effect": _interval(values["effect"]), "cost": _interval(values["cost"])})
+
+
+def _side(document: Mapping[str, Any]) -> Side:
+    values = dict(document)
+    values |= {name: None if values[name] is None else _number(values[name]) for name in ("dose", "effect", "cost")}
+    values |= {"layers": tuple(map(int, values["layers"])), "norms": tuple(map(_number, values["norms"]))}
+    if values["dose"] is not None and len(values["norms"]) != len(values["layers"]):
+        raise ValueError("layers and norms differ in number")
+    values["curve"] = tuple(_point(point) for point in values["curve"])
+    if not isinstance(values.get("shown", True), bool):
+        raise TypeError(f"{values['shown']!r} is neither true nor false")
+    return Side(**values)

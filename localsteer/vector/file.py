@@ -1,0 +1,226 @@
+"""ControlVector <-> GGUF, in exactly the form that llama.cpp loads.
+
+`general.architecture = controlvector`, `controlvector.model_hint`, `controlvector.layer_count`, and a tensor `direction.k`
+(F32, one-dimensional, k >= 1) for each steered block. Provenance goes into keys of our own, `localsteer.*`, which llama.cpp
+ignores; a file without them loads too.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsteer.errors import LocalsteerError, VectorError, shown
+from localsteer.files.atomic import atomic_path, check_writable
+from localsteer.files.gguf_header import FLOAT32, GGUFHeader, read_header, type_name
+from localsteer.llama.fingerprint import Fingerprint
+from localsteer.vector.calibration import Calibration
+from localsteer.vector.control_vector import ControlVector, Provenance
+from localsteer.vector.probe import Probe
+
+ARCHITECTURE = "controlvector"
+FORMAT_VERSION = 1
+# LLAMA_MAX_LAYERS of llama.cpp.
+MAX_LAYERS = 512
+# Three times the widest residual stream of an open model (20,480), rounded up.
+MAX_WIDTH = 65_536
+# Four times what the largest open model takes: 126 layers of 16,384 float32 are 8 MB, and as much again as an estimate.
+MAX_BYTES = 64 << 20
+
+# Where the kind of a GGUF file stands; writers put it first, 32 bytes from the beginning.
+_HEAD_BYTES = 4096
+
+Floats = NDArray[np.float32]
+
+_DIRECTION = re.compile(r"^direction\.(?P<layer>\d+)$")
+_TEXTS = ("concept", "description", "positive", "negative", "method", "position", "dataset_sha256", "source", "origin")
+_LAYER_ARRAYS = ("reliability", "hidden_norm")
+
+
+def check_vector_path(path: Path, error: type[LocalsteerError] = VectorError) -> None:
+    """Find out before minutes of work that a vector cannot be written at their end, or would replace something else.
+
+    Raises:
+        LocalsteerError: as `write_vector`, or there is a file that is no vector; of the class `error`.
+    """
+    check_writable(path, error)
+    if not path.is_file():
+        return
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        if head and not (head.startswith(b"GGUF") and ARCHITECTURE.encode() in head):
+            raise error(f"{path} is there already, and no vector.", hint="Give another name, or remove it first.")
+
+
+def write_vector(vector: ControlVector, path: str | Path) -> None:
+    """Write a vector; an interrupted write leaves the old file or none.
+
+    Raises:
+        VectorError: the folder is missing or read-only, or the disk is full.
+    """
+    import gguf
+
+    provenance = vector.provenance
+    with atomic_path(Path(path), VectorError) as temporary:
+        writer = gguf.GGUFWriter(temporary, ARCHITECTURE)
+        hint = provenance.model.architecture if provenance.model is not None else provenance.model_hint
+        writer.add_string(f"{ARCHITECTURE}.model_hint", hint or "unknown")
+        writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(vector.layers))
+        writer.add_uint32("localsteer.version", FORMAT_VERSION)
+        for name in _TEXTS:
+            if text := getattr(provenance, name):
+                writer.add_string(f"localsteer.{name}", text)
+        if provenance.n_pairs:
+            writer.add_uint32("localsteer.n_pairs", provenance.n_pairs)
+        for name in _LAYER_ARRAYS:
+            values = getattr(provenance, name)
+            if values is not None:
+                writer.add_array(f"localsteer.{name}", [float(value) for value in values])
+        if provenance.model is not None:
+            writer.add_string("localsteer.model", json.dumps(asdict(provenance.model)))
+        if provenance.estimate is not None:
+            writer.add_string("localsteer.estimate", _pack(provenance.estimate))
+        if provenance.calibration is not None:
+            writer.add_string("localsteer.calibration", provenance.calibration.to_json())
+        if provenance.probe is not None:
+            writer.add_string("localsteer.probe", provenance.probe.to_json())
+        for layer, direction in vector.directions.items():
+            writer.add_tensor(f"direction.{layer}", np.ascontiguousarray(direction, np.float32))
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+
+
+def read_vector(path: str | Path) -> ControlVector:
+    """Read a vector, ours or from elsewhere.
+
+    Raises:
+        VectorError: no such file, no GGUF, damaged, not a control vector, larger than any, `direction.0`, a tensor that is not
+            one-dimensional F32, or a value that is not finite.
+    """
+    path = Path(path)
+    header = read_vector_header(path)
+    directions, provenance = read_directions(header), read_provenance(header)
+    try:
+        return ControlVector(directions, provenance)
+    except VectorError as error:
+        raise VectorError(f"{path}: {shown(error.message)}", hint=error.hint) from None
+
+
+def read_vector_header(path: Path) -> GGUFHeader:
+    """The header of a control vector.
+
+    Raises:
+        VectorError: no such file, no GGUF, damaged, not a control vector, or larger than any.
+    """
+
+    def refuse_others(architecture: str) -> None:
+        if architecture != ARCHITECTURE:
+            raise VectorError(
+                f'{path} is not a control vector: its architecture is "{architecture}".', hint="A model goes after -m."
+            )
+
+    header = read_header(
+        path,
+        VectorError,
+        kind="vector file",
+        not_gguf="Control vectors are GGUF files, as llama.cpp makes them.",
+        on_architecture=refuse_others,
+    )
+    if "general.architecture" not in header.fields:
+        raise VectorError(f"{path} is not a control vector: it does not name its kind (general.architecture).")
+    if header.size > MAX_BYTES:
+        raise VectorError(f"{path} is larger than any control vector: {header.size:,} bytes.")
+    if header.value("localsteer.version") not in (None, FORMAT_VERSION):
+        raise VectorError(f"{path} was written by a newer localsteer.", hint="Upgrade localsteer to read it.")
+    return header
+
+
+def read_directions(header: GGUFHeader) -> dict[int, Floats]:
+    """The tensors `direction.k`, `direction.0` too, by k: float32 arrays (n_embd,).
+
+    Raises:
+        VectorError: another tensor is among them, or one that is not one-dimensional F32.
+    """
+    directions: dict[int, Floats] = {}
+    for name, tensor in header.tensors.items():
+        match = _DIRECTION.match(name)
+        if match is None:
+            raise VectorError(f"{header.path} holds a tensor {name}, which does not belong in a control vector.")
+        if tensor.kind != FLOAT32 or len(tensor.shape) != 1:
+            raise VectorError(
+                f"{name} in {header.path} is a {len(tensor.shape)}-dimensional {type_name(tensor.kind)} tensor; "
+                "llama.cpp takes one-dimensional F32 only."
+            )
+        if (layer := int(match["layer"])) >= MAX_LAYERS:
+            raise VectorError(f"{name} in {header.path} belongs to no model: they have up to {MAX_LAYERS} layers.")
+        if not 0 < tensor.shape[0] <= MAX_WIDTH:
+            raise VectorError(f"{name} in {header.path} is {tensor.shape[0]:,} wide: no model is.")
+        directions[layer] = np.frombuffer(header.tensor_bytes(tensor), "<f4").astype(np.float32)
+    return directions
+
+
+def read_provenance(header: GGUFHeader) -> Provenance:
+    """Where a vector comes from, as far as its file says.
+
+    Raises:
+        VectorError: a key is damaged.
+    """
+    values: dict[str, Any] = {}
+    for name in _TEXTS:
+        if (text := header.text(f"localsteer.{name}")) is not None:
+            values[name] = text
+    for name in _LAYER_ARRAYS:
+        if (numbers := header.numbers(f"localsteer.{name}")) is not None:
+            values[name] = numbers
+    if (n_pairs := header.whole_number("localsteer.n_pairs")) is not None:
+        values["n_pairs"] = n_pairs
+    for name, read in _DOCUMENTS.items():
+        key = f"localsteer.{name}"
+        if (text := header.text(key)) is not None:
+            try:
+                values[name] = read(text)
+            except (ValueError, TypeError, KeyError, IndexError) as error:
+                raise VectorError(f"{header.path}: the key {key} is damaged: {shown(error)}.") from error
+            except VectorError as error:
+                raise VectorError(f"{header.path}: {shown(error.message)}", hint=error.hint) from error
+    return Provenance(**values, model_hint=header.text(f"{ARCHITECTURE}.model_hint") or "")
+
+
+def _pack(rows: Floats) -> str:
+    """Rows as text: as tensors llama.cpp would add them or refuse the file, and an array of numbers takes seconds to read."""
+    read = np.flatnonzero(rows.any(axis=1))
+    data = base64.b64encode(np.ascontiguousarray(rows[read], "<f4").tobytes()).decode()
+    return json.dumps({"shape": rows.shape, "layers": read.tolist(), "float32": data})
+
+
+def _unpack(text: str) -> Floats:
+    document = json.loads(text)
+    data = np.frombuffer(base64.b64decode(document["float32"]), "<f4")
+    (n_layer, n_embd), layers = document["shape"], document["layers"]
+    # Checked before room is made for it.
+    if not (0 <= n_layer <= MAX_LAYERS and 0 < n_embd <= MAX_WIDTH) or len(layers) * n_embd != len(data):
+        raise ValueError(f"{len(data)} numbers for {len(layers)} of {n_layer} layers of {n_embd}")
+    rows = np.zeros((n_layer, n_embd), np.float32)
+    rows[layers] = data.reshape(len(layers), n_embd)
+    return rows
+
+
+_DOCUMENTS: Mapping[str, Callable[[str], Any]] = {
+    "model": lambda text: Fingerprint(**json.loads(text)),
+    "estimate": _unpack,
+    "calibration": Calibration.from_json,
+    "probe": Probe.from_json,
+}

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localsteer.building import extraction
+from localsteer.building.default_dose import DEFAULT_DOSE
+from localsteer.building.extraction import ExtractionSettings, extract, layer_summary
+from localsteer.concepts.concept_file import parse_concept
+from localsteer.concepts.contrast import Contrast, Pair, Prompt
+from localsteer.engine.request import Answer, Timing
+from localsteer.errors import ContrastError, LocalsteerError, ModelError
+from localsteer.llama.fingerprint import hash_texts
+from localsteer.llama.model import Model
+from localsteer.reading import activations
+from localsteer.reading.activations import Activations, Progress, Span
+from tests.conftest import Floats, TinyModel, run_alone
+from tests.tiny_models import write_tiny_model
+
+TOPICS = ("rain", "the sea", "my cat", "old books", "the inn", "bread")
+# Alike but for a word near the end, so even a random model tells the two sides apart in one consistent way.
+POSITIVE = tuple(f"About {topic} I feel happy." for topic in TOPICS)
+NEGATIVE = tuple(f"About {topic} I feel awful." for topic in TOPICS)
+
+
+def contrast_of(positive: Sequence[str], negative: Sequence[str]) -> Contrast:
+    pairs = tuple(Pair(Prompt((), one), Prompt((), other)) for one, other in zip(positive, negative, strict=True))
+    return Contrast("happy", "How it feels.", "happy", "awful", pairs, source="name: happy\n")
+
+
+HAPPY = contrast_of(POSITIVE, NEGATIVE)
+
+
+def cosine(one: Floats, other: Floats) -> float:
+    return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
+
+
+def last_rows(model: Model, texts: Sequence[str]) -> Floats:
+    """What every block gives at the last token, (n_texts, n_layer, n_embd)."""
+    return np.stack([[rows[-1] for rows in run_alone(model, model.tokenize(text)).rows] for text in texts])
+
+
+# What is read
+
+
+def test_a_direction_is_the_mean_difference_at_its_share_of_the_dose(steerable: Model) -> None:
+    vector = extract(steerable, HAPPY)
+    assert vector.layers == (1, 2, 3)
+    hidden_norm, estimate = vector.provenance.hidden_norm, vector.provenance.estimate
+    assert hidden_norm is not None
+    assert estimate is not None
+    positive, negative = last_rows(steerable, POSITIVE), last_rows(steerable, NEGATIVE)
+    differences = positive.mean(axis=0) - negative.mean(axis=0)
+    norms = np.linalg.norm(np.concatenate([positive, negative]), axis=2).mean(axis=0)
+    for layer in vector.layers:
+        assert cosine(vector.directions[layer], differences[layer]) > 0.999
+        assert np.linalg.norm(vector.directions[layer]) == pytest.approx(DEFAULT_DOSE * norms[layer] / 3, rel=0.01)
+        assert hidden_norm[layer] == pytest.approx(norms[layer], rel=0.01)
+        assert np.linalg.norm(estimate[layer] - differences[layer]) < 0.05 * np.linalg.norm(differences[layer])
+
+
+def test_the_principal_component_points_the_same_way(steerable: Model) -> None:
+    mean = extract(steerable, HAPPY, ExtractionSettings(method="mean"))
+    first = extract(steerable, HAPPY, ExtractionSettings(method="pca"))
+    assert first.provenance.method == "pca"
+    for layer in mean.layers:
+        assert cosine(first.directions[layer], mean.directions[layer]) > 0.9
+        assert np.linalg.norm(first.directions[layer]) == pytest.approx(np.linalg.norm(mean.directions[layer]), rel=1e-3)
+
+
+def test_each_method_is_its_own(tiny: Model) -> None:
+    positive = [f"I feel {word}" for word in ("happy", "glad", "merry", "jolly", "fine", "sunny")]
+    negative = [f"I feel {word}" for word in ("awful", "sad", "weary", "gloomy", "low", "grey")]
+    differences = (last_rows(tiny, positive) - last_rows(tiny, negative))[:, 2]
+    found = {
+        method: extract(tiny, contrast_of(positive, negative), ExtractionSettings(method=method, layers=(2, 2))).directions[2]
+        for method in ("mean", "pca")
+    }
+    assert cosine(found["mean"], differences.mean(axis=0)) > 0.999
+    assert abs(cosine(found["pca"], np.linalg.svd(differences)[2][0])) > 0.999
+    assert 0 < cosine(found["mean"], found["pca"]) < 0.99
+
+
+def test_turning_the_poles_turns_the_direction(tiny: Model) -> None:
+    for method in ("mean", "pca"):
+        settings = ExtractionSettings(method=method)
+        there, back = extract(tiny, HAPPY, settings), extract(tiny, contrast_of(NEGATIVE, POSITIVE), settings)
+        for layer in there.layers:
+            np.testing.assert_allclose(there.directions[layer], -back.directions[layer], atol=1e-4)
+
+
+def test_prompts_go_through_the_models_chat_template(tiny: Model) -> None:
+    concept = parse_concept(
+        """
+        name: mood
+        poles: {positive: glad, negative: sad}
+        template: "Be {persona}."
+        personas: {positive: [glad, merry], negative: [gloom, weary]}
+        questions: ["Who?", "Why?"]
+        openings: [I, We]
+        """,
+        "mood.yaml",
+    )
+    vector = extract(tiny, concept, ExtractionSettings(layers=(2, 2)))
+    sides = []
+    for personas in (("glad", "merry"), ("gloom", "weary")):
+        texts = [
+            f"<|im_start|>system\nBe {persona}.<|im_end|>\n"
+            f"<|im_start|>user\n{question}<|im_end|>\n"
+            f"<|im_start|>assistant\n{opening}"
+            for persona in personas
+            for question, opening in (("Who?", "I"), ("Why?", "We"))
+        ]
+        sides.append(last_rows(tiny, texts)[:, 2].mean(axis=0))
+    assert cosine(vector.directions[2], sides[0] - sides[1]) > 0.99
+
+
+# Where a vector comes from
+
+
+def test_a_vector_says_where_it_comes_from(tiny: Model) -> None:
+    provenance = extract(tiny, HAPPY).provenance
+    assert (provenance.concept, provenance.description) == ("happy", "How it feels.")
+    assert (provenance.positive, provenance.negative) == ("happy", "awful")
+    assert (provenance.method, provenance.position, provenance.n_pairs) == ("mean", "last", 6)
+    assert provenance.model == tiny.fingerprint
+    assert provenance.source == "name: happy\n"
+    assert provenance.dataset_sha256 == hash_texts(text.encode() for text in (*POSITIVE, *NEGATIVE))
+    for measured in (provenance.reliability, provenance.hidden_norm):
+        assert measured is not None
+        assert measured.shape == (4,)
+        assert np.isnan(measured[0])
+        assert (measured[1:] > 0).all()
+
+
+# Layers
+
+
+def test_the_middle_half_of_the_layers_is_steered_and_the_last_block_not_even_read(tmp_path: Path) -> None:
+    with Model(write_tiny_model(tmp_path / "deep.gguf", n_layer=12, n_embd=32), threads=1) as model:
+        vector = extract(model, HAPPY)
+        assert vector.layers == tuple(range(3, 10))
+        assert vector.provenance.hidden_norm is not None
+        assert np.isfinite(vector.provenance.hidden_norm).tolist() == [False] + [True] * 10 + [False]
+        assert layer_summary(vector) == "3-9 of 12"
+        # Seven equal shares of one dose.
+        for layer in vector.layers:
+            share = np.linalg.norm(vector.directions[layer]) / vector.provenance.hidden_norm[layer]
+            assert share == pytest.approx(DEFAULT_DOSE / 7, rel=1e-4)
+
+
+@pytest.mark.parametrize("layers", [(1, 1), (2, 3), (1, 3)])
+def test_layers_that_are_asked_for_are_steered(tiny: Model, layers: tuple[int, int]) -> None:
+    vector = extract(tiny, HAPPY, ExtractionSettings(layers=layers))
+    assert vector.layers == tuple(range(layers[0], layers[1] + 1))
+    assert vector.n_embd == tiny.n_embd
+
+
+@pytest.mark.parametrize("layers", [(0, 2), (2, 4), (3, 2), (-1, 2)])
+def test_layers_that_the_model_does_not_have_are_an_error(tiny: Model, layers: tuple[int, int]) -> None:
+    with pytest.raises(LocalsteerError, match=rf"Layers {layers[0]}-{layers[1]} cannot be steered: tiny has layers 1-3"):
+        extract(tiny, HAPPY, ExtractionSettings(layers=layers))
+
+
+# Contrasts that are none
+
+
+def test_two_sides_that_are_identical_are_an_error(steerable: Model) -> None:
+    with pytest.raises(ContrastError, match="do not differ in any consistent way"):
+        extract(steerable, contrast_of(POSITIVE, POSITIVE))
+
+
+@pytest.mark.parametrize("method", ["mean", "pca"])
+def test_two_sides_that_are_identical_at_the_layers_asked_for_are_an_error(tiny: Model, method: str) -> None:
+    with pytest.raises(ContrastError, match="identical at layer 2"):
+        extract(tiny, contrast_of(POSITIVE, POSITIVE), ExtractionSettings(method=method, layers=(2, 3)))
+
+
+@pytest.mark.parametrize("method", ["mean", "pca"])
+def test_pairs_that_contradict_each_other_are_an_error(tiny: Model, method: str) -> None:
+    half = len(TOPICS) // 2
+    mixed = contrast_of((*POSITIVE[:half], *NEGATIVE[half:]), (*NEGATIVE[:half], *POSITIVE[half:]))
+    with pytest.raises(ContrastError, match=r"do not differ in any consistent way.*more pairs"):
+        extract(tiny, mixed, ExtractionSettings(method=method))
+
+
+def test_an_empty_prompt_is_an_error(tiny: Model) -> None:
+    with pytest.raises(ContrastError, match="Prompt 8 is empty"):
+        extract(tiny, contrast_of(POSITIVE, (NEGATIVE[0], "", *NEGATIVE[2:])))
+
+
+def test_an_unknown_method_is_an_error(tiny: Model) -> None:
+    with pytest.raises(LocalsteerError, match=r'no method "median".*mean, pca'):
+        extract(tiny, HAPPY, ExtractionSettings(method="median"))
+
+
+def test_a_model_that_hides_its_residual_stream_is_an_error(tiny_model: TinyModel) -> None:
+    with pytest.raises(ModelError, match="does not show the residual stream"):
+        extract(tiny_model("plamo2"), HAPPY)
+
+
+# Reading the response
+
+
+def test_the_response_is_what_the_model_itself_answers(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Span] = []
+
+    def reading(model: Model, spans: Sequence[Span], layers: Sequence[int], progress: Progress | None = None) -> Activations:
+        read.extend(spans)
+        return activations.read_activations(model, spans, layers, progress)
+
+    monkeypatch.setattr(extraction, "read_activations", reading)
+    monkeypatch.setattr(extraction, "RESPONSE_TOKENS", 10)
+    settings = ExtractionSettings(position="response", layers=(1, 3))
+    vector = extract(tiny, HAPPY, settings)
+    prompts = [tuple(tiny.tokenize(text)) for text in (*POSITIVE, *NEGATIVE)]
+    assert len(read) == len(prompts)
+    for span, prompt in zip(read, prompts, strict=True):
+        assert span.tokens[: span.read_from] == prompt
+        assert len(span.tokens) == len(prompt) + 10
+    assert vector.provenance.position == "response"
+    assert cosine(vector.directions[2], extract(tiny, HAPPY).directions[2]) < 0.99
+    again = extract(tiny, HAPPY, settings)
+    for layer in vector.layers:
+        np.testing.assert_array_equal(again.directions[layer], vector.directions[layer])
+
+
+def test_every_architectures_response_can_be_read(steerable: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extraction, "RESPONSE_TOKENS", 10)
+    vector = extract(steerable, contrast_of(POSITIVE[:2], NEGATIVE[:2]), ExtractionSettings(position="response", layers=(2, 3)))
+    assert vector.layers == (2, 3)
+    assert all(np.isfinite(direction).all() for direction in vector.directions.values())
+
+
+def test_progress_tells_answering_and_reading_to_their_ends(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extraction, "RESPONSE_TOKENS", 10)
+    told: list[tuple[str, int, int]] = []
+    contrast = contrast_of(POSITIVE[:4], NEGATIVE[:4])
+    extract(tiny, contrast, ExtractionSettings(position="response", layers=(1, 3)), progress=lambda *now: told.append(now))
+    assert list(dict.fromkeys(name for name, _, _ in told)) == ["answering", "reading"]
+    for what in ("answering", "reading"):
+        counts = [(done, total) for name, done, total in told if name == what]
+        assert counts == sorted(counts)
+        assert counts[-1][0] == counts[-1][1] > 0
+    assert ("answering", 8, 8) in told
+
+
+def test_a_model_that_says_nothing_has_no_response_to_read(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    silence = Answer("", (), "stop", 0, Timing(1, 0, 0.1, 0, 0.0))
+    monkeypatch.setattr(extraction, "generate_many", lambda model, requests, on_progress: [silence] * len(requests))
+    with pytest.raises(ContrastError, match=r"no answer to prompt 1 \(of 12\).*--position last"):
+        extract(tiny, HAPPY, ExtractionSettings(position="response"))

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from localsteer.concepts.contrast import Contrast, Prompt, read_prompt_files
+from localsteer.errors import ContrastError
+from localsteer.llama.chat_template import Message
+from localsteer.llama.model import Model
+from tests.tiny_models import write_tiny_model
+
+# Prompt files
+
+
+def read(folder: Path, positive: str | bytes, negative: str | bytes) -> Contrast:
+    for name, text in (("glad.txt", positive), ("gloomy.txt", negative)):
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_prompt_files(folder / "glad.txt", folder / "gloomy.txt", name="mood")
+
+
+def openings(contrast: Contrast) -> list[tuple[str, str]]:
+    assert not any(prompt.messages for prompt in contrast.prompts())
+    return [(pair.positive.opening, pair.negative.opening) for pair in contrast.pairs]
+
+
+def test_prompt_files_pair_line_by_line(tmp_path: Path) -> None:
+    made = read(tmp_path, "a\nb\n", "c\nd\n")
+    assert openings(made) == [("a", "c"), ("b", "d")]
+    assert (made.name, made.positive, made.negative) == ("mood", "glad", "gloomy")
+    assert made.held_out == ()
+
+
+def test_empty_lines_and_windows_line_ends_are_skipped(tmp_path: Path) -> None:
+    made = read(tmp_path, "\na\n\n  \nb", "c\r\n\r\nd\r\n")
+    assert openings(made) == [("a", "c"), ("b", "d")]
+
+
+def test_spaces_at_the_ends_of_a_prompt_are_kept(tmp_path: Path) -> None:
+    assert openings(read(tmp_path, " a \n", "\tb\n")) == [(" a ", "\tb")]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (r"a\nb", "a\nb"),
+        (r"a\tb\rc", "a\tb\rc"),
+        (r"\'a\" \\", "'a\" \\"),
+        (r"\\n", r"\n"),
+        (r"\\\n", "\\\n"),
+        (r"\x41\x0aB", "A\nB"),
+        (r"\x4", r"\x4"),
+        (r"\xzz", r"\xzz"),
+        (r"\q \u0041", r"\q \u0041"),
+        ("a\\", "a\\"),
+        ("<|im_start|>user\\nHallo, Größe!<|im_end|>\\n", "<|im_start|>user\nHallo, Größe!<|im_end|>\n"),
+    ],
+)
+def test_escapes_are_those_of_llama_cpp(tmp_path: Path, written: str, meant: str) -> None:
+    assert openings(read(tmp_path, written, "x")) == [(meant, "x")]
+
+
+def test_escaped_bytes_are_utf_8_as_in_llama_cpp(tmp_path: Path) -> None:
+    assert openings(read(tmp_path, r"caf\xc3\xa9", "x")) == [("café", "x")]
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u0085", "\x0c", "\x1e", "\r"])
+def test_only_a_newline_ends_a_prompt(tmp_path: Path, character: str) -> None:
+    assert openings(read(tmp_path, f"a{character}b\n", "c\n")) == [(f"a{character}b", "c")]
+
+
+def test_unequal_prompt_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ContrastError, match=r"glad\.txt holds 2 prompts and .*gloomy\.txt 1\."):
+        read(tmp_path, "a\nb\n", "c\n\n")
+
+
+@pytest.mark.parametrize(("positive", "negative", "empty"), [("", "a", "glad"), ("a", "\n \n", "gloomy")])
+def test_an_empty_prompt_file_is_refused(tmp_path: Path, positive: str, negative: str, empty: str) -> None:
+    with pytest.raises(ContrastError, match=rf"{empty}\.txt holds no prompts"):
+        read(tmp_path, positive, negative)
+
+
+def test_a_missing_prompt_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "glad.txt").write_text("a")
+    with pytest.raises(ContrastError, match=r"no file .*gloomy\.txt"):
+        read_prompt_files(tmp_path / "glad.txt", tmp_path / "gloomy.txt", name="mood")
+
+
+def test_a_prompt_file_in_another_encoding_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ContrastError, match=r"gloomy\.txt is not UTF-8"):
+        read(tmp_path, "a", b"\xff\xfea\x00")
+
+
+# Rendering
+
+CHAT = (Message("system", "Be {x}."), Message("user", "Why?"))
+
+
+def test_a_prompt_goes_through_the_chat_template_and_ends_with_the_opening(tiny: Model) -> None:
+    assert Prompt(CHAT, "Well,").render(tiny) == (
+        "<|im_start|>system\nBe {x}.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nWell,"
+    )
+
+
+def test_a_prompt_that_is_templated_already_stays_as_it_is(tiny: Model) -> None:
+    assert Prompt((), "<|im_start|>user\nWhy?").render(tiny) == "<|im_start|>user\nWhy?"
+
+
+def test_a_base_model_reads_paragraphs(tmp_path: Path) -> None:
+    with Model(write_tiny_model(tmp_path / "base.gguf", chat_template=None), threads=1) as base:
+        assert Prompt(CHAT, "Well,").render(base) == "Be {x}.\n\nWhy?\n\nWell,"

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from localsteer.errors import ContrastError, LocalsteerError, VectorError
+from localsteer.files.atomic import atomic_path, check_writable
+
+AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def write(path: Path, text: str, error: type[LocalsteerError] = LocalsteerError, *, problem: BaseException | None = None) -> None:
+    with atomic_path(path, error) as temporary:
+        temporary.write_text(text)
+        if problem is not None:
+            raise problem
+
+
+def test_a_new_file(tmp_path: Path) -> None:
+    write(tmp_path / "new.txt", "hello")
+    assert [file.name for file in tmp_path.iterdir()] == ["new.txt"]
+    assert (tmp_path / "new.txt").read_text() == "hello"
+
+
+def test_an_old_file_is_replaced_only_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with atomic_path(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        # A rename is atomic within one folder only.
+        assert temporary.parent == tmp_path
+        assert temporary != path
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_without_a_folder_is_written_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_writable(Path("here.txt"))
+    write(Path("here.txt"), "x")
+    assert [file.name for file in tmp_path.iterdir()] == ["here.txt"]
+
+
+@pytest.mark.parametrize("problem", [ValueError("x"), KeyboardInterrupt(), SystemExit(), LocalsteerError("x")])
+@pytest.mark.parametrize("existed", [True, False])
+def test_an_interrupted_write_leaves_the_old_file_or_none(tmp_path: Path, problem: BaseException, existed: bool) -> None:
+    path = tmp_path / "file.txt"
+    if existed:
+        path.write_text("old")
+    with pytest.raises(type(problem)) as caught:
+        write(path, "half", problem=problem)
+    assert caught.value is problem
+    assert [file.read_text() for file in tmp_path.iterdir()] == (["old"] if existed else [])
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_failing_disk_is_an_error_for_a_person(tmp_path: Path, code: int) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(ContrastError) as caught:
+        write(path, "half", ContrastError, problem=OSError(code, os.strerror(code)))
+    assert str(path) in str(caught.value)
+    assert os.strerror(code) in str(caught.value)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_a_full_disk(tmp_path: Path) -> None:
+    def fill() -> None:
+        with atomic_path(tmp_path / "file.txt") as temporary:
+            temporary.unlink()
+            temporary.symlink_to("/dev/full")
+            temporary.write_text("x")
+
+    with pytest.raises(LocalsteerError, match="No space left on device"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_problem_without_a_number_is_told_in_its_own_words(tmp_path: Path) -> None:
+    # This is how numpy says that the disk is full.
+    with pytest.raises(LocalsteerError, match="4096 requested and 100 written"):
+        write(tmp_path / "file.txt", "half", problem=OSError("4096 requested and 100 written"))
+
+
+def test_a_rename_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def refuse(self: Path, target: Path) -> Path:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(VectorError, match="Permission denied"):
+        write(path, "new", VectorError)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_folder_that_takes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> tuple[int, str]:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    with pytest.raises(LocalsteerError, match=r"file\.txt cannot be written: Read-only file system"):
+        write(tmp_path / "file.txt", "x")
+
+
+@pytest.mark.parametrize("attempt", [lambda path, error: write(path, "x", error), check_writable], ids=["write", "check"])
+class TestWhatCannotBeWritten:
+    def test_a_folder(self, tmp_path: Path, attempt: Callable[[Path, type[LocalsteerError]], None]) -> None:
+        with pytest.raises(VectorError, match="is a folder"):
+            attempt(tmp_path, VectorError)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_in_a_missing_folder(self, tmp_path: Path, attempt: Callable[[Path, type[LocalsteerError]], None]) -> None:
+        path = tmp_path / "missing" / "file.txt"
+        with pytest.raises(VectorError, match="cannot be written") as caught:
+            attempt(path, VectorError)
+        assert str(path) in str(caught.value)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_with_too_long_a_name(self, tmp_path: Path, attempt: Callable[[Path, type[LocalsteerError]], None]) -> None:
+        with pytest.raises(VectorError, match="cannot be written: File name too long"):
+            attempt(tmp_path / ("x" * 300), VectorError)
+
+    @pytest.mark.skipif(AS_ROOT, reason="root may write everywhere")
+    def test_a_file_in_a_read_only_folder(self, tmp_path: Path, attempt: Callable[[Path, type[LocalsteerError]], None]) -> None:
+        tmp_path.chmod(0o500)
+        try:
+            with pytest.raises(VectorError, match="cannot be written"):
+                attempt(tmp_path / "file.txt", VectorError)
+        finally:
+            tmp_path.chmod(0o700)
+
+
+def test_a_check_says_that_a_folder_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: not (Path(path) == tmp_path and mode == os.W_OK))
+    with pytest.raises(VectorError, match="read-only"):
+        check_writable(tmp_path / "file.txt", VectorError)
+
+
+def test_a_check_names_the_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(VectorError, match=r"no folder .*missing\."):
+        check_writable(tmp_path / "missing" / "file.txt", VectorError)
+
+
+def test_a_check_leaves_no_trace(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new.txt")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old.txt").write_text("old")
+    check_writable(tmp_path / "old.txt")
+    assert (tmp_path / "old.txt").read_text() == "old"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_file_is_as_readable_as_any_other(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        (tmp_path / "other.txt").write_text("x")
+        write(tmp_path / "file.txt", "x")
+        left = os.umask(umask)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == stat.S_IMODE((tmp_path / "other.txt").stat().st_mode)
+    assert left == umask

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from localsteer.errors import VectorError
+from localsteer.llama.fingerprint import Fingerprint
+from localsteer.vector.calibration import POLES, MODES, Calibration, Interval, Side
+from tests.calibration.made import calibration, nothing, point
+
+MODEL = Fingerprint("Tiny Großmodell", "llama", 6, 4, "vocabulary", "content")
+MADE = calibration(MODEL)
+
+
+# There and back
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        MADE,
+        calibration(MODEL, without=(("negative", "response"), ("negative", "prompt"))),
+        replace(MADE, personas={}, scale=dict.fromkeys(POLES, "deviation")),
+        replace(MADE, sides={key: replace(nothing(one), curve=()) for key, one in MADE.sides.items()}),
+        replace(MADE, budget=1 / 3, seed=0),
+    ],
+    ids=["whole", "one pole", "no personas", "nothing measured", "numbers"],
+)
+def test_a_calibration_comes_back_from_text_as_it_was(made: Calibration) -> None:
+    found = Calibration.from_json(made.to_json())
+    assert found == made
+    assert set(found.sides) == {(pole, mode) for pole in POLES for mode in MODES}
+
+
+def test_the_text_is_json_for_other_programs_even_where_an_answer_was_empty() -> None:
+    def refuse(name: str) -> float:
+        raise AssertionError(f"{name} is no JSON")
+
+    unknown = Interval(float("nan"), float("nan"), float("nan"))
+    empty = replace(point(0.9), effect=unknown, cost=unknown)
+    measured = MADE.sides["positive", "response"]
+    made = replace(MADE, sides={**MADE.sides, ("positive", "response"): replace(measured, curve=(*measured.curve, empty))})
+    text = made.to_json()
+    json.loads(text, parse_constant=refuse)
+    assert Calibration.from_json(text).sides["positive", "response"].curve[:-1] == measured.curve
+
+
+def test_a_calibration_without_anchored_doses_is_whole() -> None:
+    made = replace(MADE, sides={key: side for key, side in MADE.sides.items() if key[1] != "anchored"})
+    found = Calibration.from_json(made.to_json())
+    assert found == made
+    assert found.modes == ("response", "prompt")
+    # They are those of the response, then.
+    assert found.side(-1.0, "anchored") is found.sides["negative", "response"]
+
+
+# Damage
+
+
+def without_key(*path: str) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            document = document[key]
+        del document[path[-1]]
+
+    return change
+
+
+def with_value(value: object, *path: str) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            document = document[key]
+        document[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", "{}", '"calibration"', MADE.to_json()[:-30]])
+def test_text_that_is_no_calibration_is_refused(text: str) -> None:
+    with pytest.raises(VectorError, match="calibration is damaged") as caught:
+        Calibration.from_json(text)
+    assert caught.value.hint == "Calibrate the vector again."
+
+
+SIDE = ("sides", "positive/response")
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], None]] = {
+    **{f"no {name}": without_key(name) for name in json.loads(MADE.to_json())},
+    "a side missing": without_key("sides", "negative/prompt"),
+    "no norms": without_key(*SIDE, "norms"),
+    "no cost": without_key("unsteered", "cost"),
+    "half an interval": without_key("personas", "positive", "effect", "low"),
+    "an unknown key": with_value(1, "colour"),
+    "an unknown key of a side": with_value(1, *SIDE, "colour"),
+    "personas as a list": with_value([], "personas"),
+    "sides as a list": with_value([], "sides"),
+    "unsteered as null": with_value(None, "unsteered"),
+    "a curve as a number": with_value(3, *SIDE, "curve"),
+    "a dose as text": with_value("much", *SIDE, "dose"),
+    "shown as a number": with_value(1, *SIDE, "shown"),
+    "a budget as text": with_value("little", "budget"),
+    "a layer without a norm": with_value([1.0], *SIDE, "norms"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_calibration_is_refused(damage: Callable[[dict[str, Any]], None]) -> None:
+    document = json.loads(MADE.to_json())
+    damage(document)
+    with pytest.raises(VectorError, match="calibration is damaged"):
+        Calibration.from_json(json.dumps(document))
+
+
+# Its sides
+
+
+@pytest.mark.parametrize(
+    ("strength", "pole"), [(1.0, "positive"), (0.1, "positive"), (0.0, "positive"), (-0.1, "negative"), (-3.0, "negative")]
+)
+def test_the_sign_of_a_strength_says_the_side(strength: float, pole: str) -> None:
+    for mode in MODES:
+        assert MADE.side(strength, mode) is MADE.sides[pole, mode]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("dose", "cost"),
+    [(0.0, 0.0), (0.05, 0.1 / 3), (0.15, 0.1), (0.225, 0.175), (0.3, 0.25), (0.45, 0.625), (0.6, 1.0), (0.61, 1.0), (50.0, 1.0)],
+)
+def test_the_cost_is_linear_between_what_was_measured(dose: float, cost: float) -> None:
+    assert MADE.sides["positive", "response"].cost_at(dose) == pytest.approx(cost)
+
+
+def test_where_nothing_was_measured_no_cost_is_known() -> None:
+    assert Side((1,), "relative", (), None, None, None, ()).cost_at(0.3) == 0.0
