@@ -70,8 +70,7 @@ def requests(
     for number in range(first, first + count):
         system = [Message("system", systems[number % len(systems)])] if systems else []
         prompt = prompt_tokens(model, [*system, Message("user", questions[number % len(questions)])])
-        anchored = plan is not None and plan.mode == "anchored"
-        made.append(Request(prompt, plan, Sampling(seed=seed + number), max_tokens, anchored=anchored))
+        made.append(Request(prompt, plan, Sampling(seed=seed + number), max_tokens))
     return made
 
 

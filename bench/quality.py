@@ -44,7 +44,7 @@ from localsteer.files.atomic import atomic_path
 from localsteer.llama.model import Model
 from localsteer.steering.expression import parse_steering
 from localsteer.steering.plan import Plan, resolve
-from localsteer.vector.calibration import POLES, SIGN, Pole, Mode
+from localsteer.vector.calibration import POLES, SIGN, Mode, Pole
 from localsteer.vector.control_vector import ControlVector
 
 _REPORT = "REPORT.md"

@@ -88,7 +88,9 @@ def _anchored(model: Model, vector: Path, n_tokens: int, repeats: int) -> dict[s
     """Tokens a second, steered with default sampling, anchored and not, in turns, after one of each that is not counted."""
     plan = resolve(Steering((Term(str(vector)),)), model.fingerprint, read_vector)
     free = Request(tuple(model.tokenize(ENDLESS_PROMPT)), plan, Sampling(seed=0), n_tokens)
-    return _speeds(model, {"free": free, "anchored": replace(free, anchored=True)}, repeats)
+    return _speeds(
+        model, {"free": free, "anchored": replace(free, plan=replace(plan, mode="anchored"), mode="anchored")}, repeats
+    )
 
 
 def _speeds(model: Model, ways: Mapping[str, Request], repeats: int) -> dict[str, list[float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,13 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 from localsteer import discovery
+from localsteer.engine.request import Request
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
+from localsteer.vector.calibration import Mode
 from tests.tiny_models import ARCHITECTURES, RECURRENT_ARCHITECTURE, write_tiny_model
 
 # The same examples in every run, and no limit to the time of one: machines differ.
@@ -139,9 +141,14 @@ def random_basis(model: Model, rank: int, seed: int) -> Floats:
     return basis
 
 
-def plan_of(edit: Edit, *, steer_prompt: bool = False) -> Plan:
+def plan_of(edit: Edit, *, steer_prompt: bool = False, mode: Mode = "response") -> Plan:
     """A plan that does this, whatever expression it came from."""
-    return Plan(Steering(), edit, None, "prompt" if steer_prompt else "response")
+    return Plan(Steering(), edit, None, "prompt" if steer_prompt else mode)
+
+
+def in_mode(request: Request, mode: Mode) -> Request:
+    """The same request, its plan taken for one of this mode."""
+    return replace(request, plan=replace(request.plan, mode=mode) if request.plan is not None else None, mode=mode)
 
 
 @dataclass(frozen=True, eq=False)

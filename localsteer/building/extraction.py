@@ -55,8 +55,8 @@ def extract(
 ) -> ControlVector:
     """Read a control vector.
 
-    Strength 1 of the result is the safe default dose (see `localsteer.building.default_dose`); its layers are the reliable ones of the middle
-    half of the depth unless `settings.layers` says otherwise.
+    Strength 1 of the result is the safe default dose (see `building.default_dose`); its layers are the reliable ones of the
+    middle half of the depth unless `settings.layers` says otherwise.
 
     Args:
         model: the model to read.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from localsteer.calibration.fits import Values, mean_interval
 from localsteer.calibration.shapes import Shape
-from localsteer.vector.calibration import Interval, Point, Pole, Mode, Side
+from localsteer.vector.calibration import Interval, Mode, Point, Pole, Side
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ from localsteer.reading.prompt import prompt_tokens
 from localsteer.reading.scoring import Reread, Scored, reread
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
-from localsteer.vector.calibration import POLES, Pole, Mode
+from localsteer.vector.calibration import POLES, Mode, Pole
 
 Floats = NDArray[np.float32]
 
@@ -302,7 +302,7 @@ class Laboratory:
         # Far enough apart that two calibrations with neighbouring seeds share none.
         sampling = Sampling(seed=(self.seed * 100_003 + trial.number) % 2**31)
         prompt, plan = self._prompt(trial, trial.persona), self._plan(trial)
-        return Request(prompt, plan, sampling, self.max_tokens, anchored=trial.mode == "anchored")
+        return Request(prompt, plan, sampling, self.max_tokens, mode=trial.mode)
 
     def _plan(self, trial: Trial) -> Plan | None:
         if trial.shape is None:

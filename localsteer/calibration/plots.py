@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from localsteer.calibration.calibrate import Calibrated
 from localsteer.errors import CalibrationError
-from localsteer.vector.calibration import POLES, MODE_NAMES, SIGN, Pole, Mode
+from localsteer.vector.calibration import MODE_NAMES, POLES, SIGN, Mode, Pole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,15 +13,15 @@ from localsteer.calibration.plots import check_available, draw_curves, draw_shap
 from localsteer.errors import CalibrationError
 from localsteer.files.atomic import atomic_path, check_writable
 from localsteer.vector.calibration import (
+    MODE_NAMES,
     OTHER,
     POLES,
-    MODE_NAMES,
     SIGN,
     Calibration,
     Interval,
+    Mode,
     Point,
     Pole,
-    Mode,
     Side,
     without_nan,
 )

@@ -43,7 +43,7 @@ from localsteer.calibration.fits import (
 )
 from localsteer.calibration.laboratory import Laboratory, Outcome, Trial
 from localsteer.calibration.shapes import Shape, as_profile
-from localsteer.vector.calibration import OTHER, POLES, SIGN, Interval, Pole, Mode, Side
+from localsteer.vector.calibration import OTHER, POLES, SIGN, Interval, Mode, Pole, Side
 
 # How far the share of distinct 3-grams may fall below that of the unsteered answers: what repeats itself is easy to predict, so
 # the coherence cost alone would not see it.

@@ -13,6 +13,7 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.sampling import Sampling
 from localsteer.reading.prompt import changed_span, chat_stop, chat_tokens
 from localsteer.steering.plan import Plan
+from localsteer.vector.calibration import Mode
 
 if TYPE_CHECKING:
     from localsteer.policy.controller import Controller
@@ -29,7 +30,8 @@ class Conversation:
         controller: the policy's, if any: it steers on top of the plan when it sees a need.
         sampling: how tokens are drawn.
         max_tokens: longest answer.
-        anchored: the unsteered model has a say in every token.
+        mode: what is steered; the plan must have the doses for it.
+        opposite_for: the plan of the other way, to compare with; None where there is none.
 
     Raises:
         LocalsteerError: this model, or what is drawn in this way, cannot be anchored.
@@ -47,7 +49,8 @@ class Conversation:
         controller: Controller | None = None,
         sampling: Sampling | None = None,
         max_tokens: int = 512,
-        anchored: bool = False,
+        mode: Mode = "response",
+        opposite_for: Callable[[Plan], Plan | None] | None = None,
     ) -> None:
         self.generator = generator
         self.system = system
@@ -55,9 +58,10 @@ class Conversation:
         self.controller = controller
         self.sampling = sampling or Sampling()
         self.max_tokens = max_tokens
-        self.anchored = anchored
+        self.mode = mode
         self.turns: list[Message] = []
-        if anchored:
+        self._opposite_for = opposite_for
+        if mode == "anchored":
             check_anchored(generator.model, self.sampling)
 
     def ask(
@@ -93,7 +97,7 @@ class Conversation:
         if not turns:
             return []
         request = self._request(turns).seeded()
-        opposite = self.plan.opposite if self.plan is not None else None
+        opposite = self._opposite_for(self.plan) if self._opposite_for is not None and self.plan is not None else None
         plans = [opposite, None, self.plan] if opposite is not None else [None, self.plan]
         answers: list[tuple[str, Answer]] = []
         for plan in plans if self.plan is not None else [None]:
@@ -109,20 +113,20 @@ class Conversation:
         if self.controller is not None:
             self.controller.reset()
 
-    def anchor(self, on: bool, plan: Plan | None, policy: Policy | None) -> None:
-        """Anchor the answers from now on, or no longer.
+    def set_mode(self, mode: Mode, plan: Plan | None, policy: Policy | None) -> None:
+        """Steer in another way from now on.
 
         Args:
-            on: whether.
+            mode: what is steered.
             plan: the steering with the doses for it, if any.
             policy: the controller's policy, likewise.
 
         Raises:
             LocalsteerError: this model, or what is drawn in this way, cannot be anchored.
         """
-        if on:
+        if mode == "anchored":
             check_anchored(self.generator.model, self.sampling)
-        self.anchored = on
+        self.mode = mode
         self.plan = plan
         if self.controller is not None and policy is not None:
             self.controller.policy = policy
@@ -139,7 +143,7 @@ class Conversation:
             before, last = turns[dropped:-1], turns[-1]
             message = changed_span(lambda text: self._tokens([*before, replace(last, content=text)]), last.content)
         stop = chat_stop(self.generator.model)
-        return Request(prompt, self.plan, self.sampling, self.max_tokens, stop, message, anchored=self.anchored)
+        return Request(prompt, self.plan, self.sampling, self.max_tokens, stop, message, mode=self.mode)
 
     def _fitting(self, turns: list[Message]) -> tuple[tuple[int, ...], int]:
         """The prompt, without as many of the oldest exchanges as leave room for an answer."""

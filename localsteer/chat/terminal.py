@@ -15,7 +15,9 @@ from localsteer.engine.request import Answer
 from localsteer.errors import LocalsteerError
 from localsteer.policy.audit import FIRED
 from localsteer.policy.policy import Policy
+from localsteer.steering.expression import NOTHING, Steering, parse_steering
 from localsteer.steering.plan import Plan
+from localsteer.vector.calibration import Mode
 
 ShouldStop = Callable[[], bool]
 
@@ -38,17 +40,17 @@ class Terminal:
 
     Attributes:
         conversation: the conversation.
-        make_plan: turns an expression into a plan for the model, with the dose of anchored answers or of others.
+        make_plan: turns a steering into a plan for the model, with the doses of a mode.
         stoppable: a context manager under which Ctrl-C only stops the answer; yields what asks for it.
         show_compared: prints titled answers side by side.
-        policy_for: the policy of the conversation with the doses of anchored answers or of others; None where it has none.
+        policy_for: the policy of the conversation with the doses of a mode; None where it has none.
     """
 
     conversation: Conversation
-    make_plan: Callable[[str, bool], Plan | None]
+    make_plan: Callable[[Steering, Mode], Plan | None]
     stoppable: Callable[[], AbstractContextManager[ShouldStop]]
     show_compared: Callable[[list[tuple[str, Answer]]], None]
-    policy_for: Callable[[bool], Policy] | None = None
+    policy_for: Callable[[Mode], Policy] | None = None
 
     def run(self) -> None:
         """Read lines until the end of input or /quit."""
@@ -70,9 +72,10 @@ class Terminal:
     def _status(self) -> str:
         plan, conversation = self.conversation.plan, self.conversation
         if plan is None:
-            return "unsteered, anchored" if conversation.anchored and conversation.controller is not None else "unsteered"
+            anchors = conversation.mode == "anchored" and conversation.controller is not None
+            return "unsteered, anchored" if anchors else "unsteered"
         dose = "" if plan.relative_dose is None else f", relative dose {plan.relative_dose:.2f}"
-        return f"{plan.steering}{dose}{', anchored' if conversation.anchored else ''}"
+        return f"{plan.steering}{dose}{', anchored' if conversation.mode == 'anchored' else ''}"
 
     def _toolbar(self) -> str:
         """The steering, and what the policy did in the last answer."""
@@ -148,7 +151,8 @@ class Terminal:
 
     def _steer(self, argument: str) -> None:
         if argument:
-            self.conversation.plan = None if argument == "off" else self.make_plan(argument, self.conversation.anchored)
+            steering = NOTHING if argument == "off" else parse_steering(argument)
+            self.conversation.plan = self.make_plan(steering, self.conversation.mode)
         click.echo(f"Steering: {self._status()}")
 
     def _anchored(self, argument: str) -> None:
@@ -156,12 +160,12 @@ class Terminal:
         if argument and argument not in ("on", "off"):
             raise LocalsteerError(f'Anchored answers are "on" or "off", not "{argument}".')
         if argument:
-            on = argument == "on"
+            mode: Mode = "anchored" if argument == "on" else "response"
             # Both have doses of their own for anchored answers; where one is refused, nothing changes.
-            plan = self.make_plan(str(conversation.plan.steering), on) if conversation.plan is not None else None
-            policy = self.policy_for(on) if self.policy_for is not None else None
-            conversation.anchor(on, plan, policy)
-        click.echo(f"Anchored answers: {'on' if conversation.anchored else 'off'}")
+            plan = self.make_plan(conversation.plan.steering, mode) if conversation.plan is not None else None
+            policy = self.policy_for(mode) if self.policy_for is not None else None
+            conversation.set_mode(mode, plan, policy)
+        click.echo(f"Anchored answers: {'on' if conversation.mode == 'anchored' else 'off'}")
         self._steer("")
 
     def _compare(self, argument: str) -> None:

@@ -10,7 +10,7 @@ import click
 
 from localsteer.commands.options import ModelOptions, json_option, layers_option, with_model_options
 from localsteer.commands.output import console, note, print_json, print_table, progress_bar
-from localsteer.vector.calibration import DEFAULT_BUDGET, POLES, MODE_NAMES, SIGN
+from localsteer.vector.calibration import DEFAULT_BUDGET, MODE_NAMES, POLES, SIGN
 
 if TYPE_CHECKING:
     from localsteer.building.extraction import Progress

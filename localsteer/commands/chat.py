@@ -11,6 +11,7 @@ from localsteer.commands.options import (
     anchored_option,
     armed_policy,
     context_option,
+    make_opposite,
     make_plan,
     max_dose_option,
     new_controller,
@@ -25,6 +26,7 @@ from localsteer.commands.output import interrupt_stops_answer, note, print_side_
 
 if TYPE_CHECKING:
     from localsteer.llama.sampling import Sampling
+    from localsteer.steering.expression import Steering
     from localsteer.steering.plan import Plan
     from localsteer.vector.calibration import Mode
 
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 @context_option
 @with_model_options
 def command(
-    expression: str,
+    steering: Steering,
     policy_file: str | None,
     system: str | None,
     max_tokens: int,
@@ -53,34 +55,34 @@ def command(
     """Chat in the terminal, steered. /help lists the commands."""
     from localsteer.chat.conversation import Conversation
     from localsteer.chat.terminal import Terminal
-    from localsteer.steering.expression import parse_steering
 
-    # Mistakes are told before the model is loaded.
-    parse_steering(expression)
     if policy_file is not None:
         from localsteer.policy.policy_file import load_policy
 
-        load_policy(policy_file)
+        load_policy(policy_file)  # a mistake in it is told before the model is loaded
     with model_options.open() as opened:
 
-        def plan_for(expression: str, anchored: bool) -> Plan | None:
-            mode: Mode = "anchored" if anchored else "response"
-            # Both ways, because /compare answers both.
-            return make_plan(expression, opened, mode=mode, max_dose=max_dose, both_ways=True)
+        def plan_for(steering: Steering, mode: Mode) -> Plan | None:
+            return make_plan(steering, opened, mode=mode, max_dose=max_dose)
 
-        plan = plan_for(expression, anchored)
+        def opposite_for(plan: Plan) -> Plan | None:
+            return make_opposite(plan.steering, opened, mode=plan.mode, max_dose=max_dose)
+
+        mode: Mode = "anchored" if anchored else "response"
+        plan = plan_for(steering, mode)
         with (
-            armed_policy(policy_file, opened, max_dose, anchored=anchored) as armed,
+            armed_policy(policy_file, opened, max_dose, mode) as armed,
             open_generator(opened, n_ctx) as generator,
         ):
             conversation = Conversation(
                 generator,
                 system=system,
                 plan=plan,
-                controller=new_controller(armed, anchored=anchored),
+                controller=new_controller(armed, mode),
                 sampling=sampling,
                 max_tokens=max_tokens,
-                anchored=anchored,
+                mode=mode,
+                opposite_for=opposite_for,
             )
             note(f"{opened.name}. /help lists the commands.")
             if opened.chat_template is None:
@@ -92,5 +94,5 @@ def command(
                 show_compared=lambda answers: print_side_by_side(
                     [(title, answer.text, answer.timing.seconds) for title, answer in answers]
                 ),
-                policy_for=None if armed is None else lambda anchored: policy_for(armed, max_dose, anchored=anchored),
+                policy_for=None if armed is None else lambda mode: policy_for(armed, max_dose, mode),
             ).run()

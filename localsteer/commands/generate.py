@@ -13,6 +13,7 @@ from localsteer.commands.options import (
     armed_policy,
     context_option,
     json_option,
+    make_opposite,
     make_plan,
     max_dose_option,
     new_controller,
@@ -27,6 +28,7 @@ from localsteer.commands.output import interrupt_stops_answer, note, print_json,
 if TYPE_CHECKING:
     from localsteer.engine.request import Answer, Request
     from localsteer.llama.sampling import Sampling
+    from localsteer.steering.expression import Steering
     from localsteer.steering.plan import Plan
     from localsteer.vector.calibration import Mode
 
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 @with_model_options
 def command(
     words: tuple[str, ...],
-    expression: str,
+    steering: Steering,
     policy_file: str | None,
     system: str | None,
     max_tokens: int,
@@ -68,7 +70,6 @@ def command(
     from localsteer.engine.request import Request
     from localsteer.llama.chat_template import Message
     from localsteer.reading.prompt import latest_message, prompt_tokens
-    from localsteer.steering.expression import parse_steering
 
     if len(words) > 1:
         more = " ".join(words[1:])
@@ -76,7 +77,6 @@ def command(
             f'What is "{more}"? Put quotes around the whole prompt, and around an expression with spaces, as in -s "0.5 happy".'
         )
     prompt = words[0]
-    steering = parse_steering(expression)
     if compare and not steering:
         raise click.UsageError("--compare needs something to compare with: give -s.")
     if compare and policy_file is not None:
@@ -98,20 +98,21 @@ def command(
         messages.append(Message("user", prompt))
         tokens = prompt_tokens(opened, messages, raw=raw)
         mode: Mode = "anchored" if anchored else "prompt" if steer_prompt else "response"
-        plan = make_plan(expression, opened, mode=mode, max_dose=max_dose, both_ways=compare)
+        plan = make_plan(steering, opened, mode=mode, max_dose=max_dose)
+        opposite = make_opposite(steering, opened, mode=mode, max_dose=max_dose) if compare else None
         name = opened.name
         message = latest_message(opened, messages, raw=raw) if policy_file is not None else None
-        # Where nothing steers there is nothing to anchor.
-        anchored = anchored and (plan is not None or policy_file is not None)
-        request = Request(tokens, plan, sampling, max_tokens, stop, message, anchored=anchored).seeded()
+        if plan is None and policy_file is None:
+            mode = "response"  # where nothing steers there is nothing to anchor
+        request = Request(tokens, plan, sampling, max_tokens, stop, message, mode=mode).seeded()
         with (
-            armed_policy(policy_file, opened, max_dose, anchored=anchored) as armed,
+            armed_policy(policy_file, opened, max_dose, mode) as armed,
             open_generator(opened, n_ctx) as generator,
             interrupt_stops_answer() as interrupt,
         ):
-            controller = new_controller(armed, anchored=anchored)
+            controller = new_controller(armed, mode)
             if compare and plan is not None:
-                requests = _three_ways(request, plan)
+                requests = _three_ways(request, opposite)
                 answers = {}
                 for way, variant in requests.items():
                     if not interrupt():
@@ -135,13 +136,12 @@ def _write(text: str) -> None:
     click.echo(text, nl=False)
 
 
-def _three_ways(request: Request, plan: Plan) -> dict[str, Request]:
+def _three_ways(request: Request, opposite: Plan | None) -> dict[str, Request]:
     """The same request, seed and all, under the opposite steering (where there is one), none, and the given one."""
     from dataclasses import replace
 
-    opposite = plan.opposite
     ways = {"opposite": replace(request, plan=opposite)} if opposite is not None else {}
-    return {**ways, "unsteered": replace(request, plan=None, anchored=False), "steered": request}
+    return {**ways, "unsteered": replace(request, plan=None, mode="response"), "steered": request}
 
 
 def _document(answer: Answer, request: Request, model: str) -> dict[str, Any]:

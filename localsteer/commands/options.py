@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from localsteer.policy.arm import ArmedPolicy
     from localsteer.policy.controller import Controller
     from localsteer.policy.policy import Policy
+    from localsteer.steering.expression import Steering
     from localsteer.steering.plan import Plan
     from localsteer.vector.calibration import Mode
 
@@ -123,16 +124,14 @@ def steer_option(function: Command) -> Command:
 
 
 def steer_option_with(text: str) -> Callable[[Command], Command]:
-    """-s with another help text; the command gets the sum of all that are given as `expression`."""
-    return click.option("-s", "--steer", "expression", multiple=True, callback=_add_up, help=text)
+    """-s with another help text; the command gets the sum of all that are given as `steering: Steering`."""
+    return click.option("-s", "--steer", "steering", multiple=True, callback=_add_up, help=text)
 
 
-def _add_up(_context: click.Context, _parameter: click.Parameter, given: Sequence[str]) -> str:
-    if len(given) < 2:
-        return "".join(given)
+def _add_up(_context: click.Context, _parameter: click.Parameter, given: Sequence[str]) -> Steering:
     from localsteer.steering.expression import Steering, parse_steering
 
-    return str(Steering(tuple(term for one in given for term in parse_steering(one).terms)))
+    return Steering(tuple(term for one in given for term in parse_steering(one).terms))
 
 
 def anchored_option(function: Command) -> Command:
@@ -223,47 +222,50 @@ def _parse_layers(_context: click.Context, _parameter: click.Parameter, value: s
         raise click.BadParameter(f'"{value}" is not a range of layers such as 8-23.') from None
 
 
-def make_plan(
-    expression: str,
-    model: Model,
-    *,
-    mode: Mode = "response",
-    max_dose: float | None = None,
-    both_ways: bool = False,
-) -> Plan | None:
+def make_plan(steering: Steering, model: Model, *, mode: Mode = "response", max_dose: float | None = None) -> Plan | None:
     """The plan of an expression for this model, its vectors found by name or path; None for the empty expression.
 
     Args:
-        expression: the expression.
+        steering: the expression.
         model: the model to steer.
         mode: what is steered.
         max_dose: the largest relative dose that is allowed; None for any.
-        both_ways: the opposite will be used, too.
 
     Raises:
         LocalsteerError: its relative dose is above `max_dose`, or cannot be told.
     """
     from localsteer.building.library import loader
     from localsteer.commands.output import note, progress_bar
-    from localsteer.steering.expression import parse_steering
     from localsteer.steering.plan import resolve
 
-    steering = parse_steering(expression)
     if not steering:
         return None
     with progress_bar() as progress:
         plan = resolve(steering, model.fingerprint, loader(model, progress), mode)
     if max_dose is not None:
         plan.refuse_above(max_dose)
-        if both_ways and plan.opposite is not None:
-            plan.opposite.refuse_above(max_dose)
     for text in plan.notes:
         note(text)
     return plan
 
 
+def make_opposite(steering: Steering, model: Model, *, mode: Mode, max_dose: float | None) -> Plan | None:
+    """The plan of an expression with all signs turned, to compare with; None where there is none.
+
+    Raises:
+        LocalsteerError: its relative dose is above `max_dose`, or cannot be told.
+    """
+    from localsteer.building.library import loader
+    from localsteer.steering.plan import resolve_opposite
+
+    plan = resolve_opposite(steering, model.fingerprint, loader(model), mode) if steering else None
+    if plan is not None and max_dose is not None:
+        plan.refuse_above(max_dose)
+    return plan
+
+
 @contextlib.contextmanager
-def armed_policy(path: str | None, model: Model, max_dose: float | None, *, anchored: bool) -> Iterator[ArmedPolicy | None]:
+def armed_policy(path: str | None, model: Model, max_dose: float | None, mode: Mode) -> Iterator[ArmedPolicy | None]:
     """A policy file armed for a model; None without one.
 
     Raises:
@@ -278,21 +280,21 @@ def armed_policy(path: str | None, model: Model, max_dose: float | None, *, anch
     with contextlib.ExitStack() as stack:
         with progress_bar() as progress:
             armed = stack.enter_context(arm(path, model, progress))
-        policy_for(armed, max_dose, anchored=anchored)
+        policy_for(armed, max_dose, mode)
         for text in armed.notes:
             note(text)
         yield armed
 
 
-def policy_for(armed: ArmedPolicy, max_dose: float | None, *, anchored: bool) -> Policy:
-    """The policy with the doses that anchored answers take, or those of others; what the user should know of them is shown.
+def policy_for(armed: ArmedPolicy, max_dose: float | None, mode: Mode) -> Policy:
+    """The policy with the doses that answers of a mode take; what the user should know of them is shown.
 
     Raises:
         LocalsteerError: it steers by more than `max_dose`.
     """
     from localsteer.commands.output import note
 
-    policy = armed.for_answers(anchored=anchored)
+    policy = armed.for_answers(mode)
     if max_dose is not None:
         policy.refuse_above(max_dose)
     for text in dict.fromkeys(text for rule in policy.rules for text in rule.plan.notes):
@@ -301,11 +303,11 @@ def policy_for(armed: ArmedPolicy, max_dose: float | None, *, anchored: bool) ->
     return policy
 
 
-def new_controller(armed: ArmedPolicy | None, *, anchored: bool) -> Controller | None:
+def new_controller(armed: ArmedPolicy | None, mode: Mode) -> Controller | None:
     """The controller of a new conversation under a policy; None without one."""
     from localsteer.policy.controller import Controller
 
-    return Controller(armed.for_answers(anchored=anchored), audit=armed.audit) if armed is not None else None
+    return Controller(armed.for_answers(mode), audit=armed.audit) if armed is not None else None
 
 
 def open_generator(model: Model, n_ctx: int | None) -> Generator:

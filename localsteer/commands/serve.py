@@ -20,6 +20,8 @@ from localsteer.commands.options import (
     with_model_options,
 )
 from localsteer.commands.output import note, print_json, progress_bar
+from localsteer.steering.expression import Steering
+from localsteer.vector.calibration import Mode
 
 if TYPE_CHECKING:
     from localsteer.engine.batch import RunningBatch
@@ -66,7 +68,7 @@ def command(
     parallel: int,
     queue: int,
     n_ctx: int | None,
-    expression: str,
+    steering: Steering,
     anchored: bool,
     presets_file: Path | None,
     folder: Path | None,
@@ -101,6 +103,7 @@ def command(
         listening = stack.enter_context(_bind(host, port))
         model = stack.enter_context(model_options.open())
         name = alias or model_options.name()
+        mode: Mode = "anchored" if anchored else "response"
         if anchored:
             check_anchored_batch(model, Sampling(), parallel)  # as requests that say nothing are drawn
 
@@ -111,12 +114,12 @@ def command(
                     name,
                     folder=folder,
                     presets=presets,
-                    default=expression,
-                    anchored=anchored,
+                    default=steering,
+                    mode=mode,
                     max_dose=max_dose,
                     progress=progress,
                 )
-            armed = stack.enter_context(armed_policy(policy_file, model, max_dose, anchored=anchored))
+            armed = stack.enter_context(armed_policy(policy_file, model, max_dose, mode))
             return steerings, armed, RunningBatch(model, parallel=parallel, n_ctx=n_ctx)
 
         steerings, armed, batch = compute_apart(prepare)

@@ -10,6 +10,7 @@ from localsteer.errors import LocalsteerError
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling, fresh_seed
 from localsteer.steering.plan import Plan
+from localsteer.vector.calibration import Mode
 
 FinishReason = Literal["stop", "length", "interrupted", "policy"]
 
@@ -30,11 +31,12 @@ class Request:
             `latest_message`): what a gate reads of the prompt is the mean over these. None means the last token.
         grammar: a GBNF grammar (llama.cpp's grammars/README.md) that the answer follows; None for none.
         logprobs: keep for each token its log probability and those of this many of the likeliest ones; None keeps nothing.
-        anchored: the unsteered model reads the answer along, and only what the sampling's filters keep of its predictions as
-            well is drawn (see `Sampler`). Costs a second forward pass for every steered token.
+        mode: what is steered: the response only, the prompt as well, or the response of an anchored answer: the unsteered model
+            reads it along, and only what the sampling's filters keep of its predictions as well is drawn (see `Sampler`), which
+            costs a second forward pass for every steered token. None is replaced by the plan's, "response" without a plan.
 
     Raises:
-        LocalsteerError: an anchored answer with a steered prompt, or its dose for another one.
+        LocalsteerError: the plan holds the doses of another mode.
     """
 
     prompt: tuple[int, ...]
@@ -45,13 +47,21 @@ class Request:
     message: tuple[int, int] | None = None
     grammar: str | None = None
     logprobs: int | None = None
-    anchored: bool = False
+    mode: Mode | None = None
 
     def __post_init__(self) -> None:
-        if self.plan is not None and self.plan.mode == "anchored" and not self.anchored:
-            raise LocalsteerError("The plan holds the dose of an anchored answer, which is too strong for another one.")
-        if self.anchored and self.prompt_edit is not None:
-            raise LocalsteerError("An anchored answer is steered in the response alone: the unsteered model reads the prompt.")
+        if self.mode is None:
+            object.__setattr__(self, "mode", self.plan.mode if self.plan is not None else "response")
+        if self.plan is not None and self.plan.mode != self.mode:
+            raise LocalsteerError(
+                f'The plan holds the doses of the mode "{self.plan.mode}", and the request is of the mode "{self.mode}".',
+                hint="Resolve the steering for the mode that the answer is to have.",
+            )
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the unsteered model has a say in every token."""
+        return self.mode == "anchored"
 
     def seeded(self) -> Request:
         """The same request with a seed."""
@@ -72,7 +82,7 @@ class Request:
     @property
     def prompt_edit(self) -> Edit | None:
         """What is done to the tokens of the prompt before its last one."""
-        return self.response_edit if self.plan is not None and self.plan.mode == "prompt" else None
+        return self.response_edit if self.mode == "prompt" else None
 
 
 @dataclass(frozen=True)

@@ -286,7 +286,8 @@ class Context:
         Raises:
             ModelError: llama.cpp refuses the vector.
         """
-        if added is self._control_vector:
+        before = self._control_vector
+        if added is before or (added is not None and before is not None and np.array_equal(added, before)):
             return
         n_layer, n_embd = self.model.n_layer, self.model.n_embd
         if added is None:

@@ -21,15 +21,60 @@ Rows = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """What is done to the residual stream of one token: first components are removed, then a vector is added.
+    """What is done to the residual stream of one token: first components are removed, then rows are added.
+
+    Edits that do the same are equal, whoever made them. A weaker or stronger one shares its rows with the first: what is kept for
+    every token of a ramp is a number.
 
     Attributes:
-        added: (n_layer, n_embd), residual-stream units: row k is added to the output of block k.
+        rows: (n_layer, n_embd), residual-stream units: row k is added to the output of block k.
         removed: for each layer an orthonormal basis (r, n_embd) of the components to project out.
+        scale: the rows are multiplied by this.
+        beside: further rows, each with its own scale, that are added as well.
     """
 
-    added: Rows
+    rows: Rows
     removed: Mapping[int, Rows] = field(default_factory=dict)
+    scale: float = 1.0
+    beside: tuple[tuple[Rows, float], ...] = ()
+
+    @property
+    def terms(self) -> tuple[tuple[Rows, float], ...]:
+        """All rows, each with its scale."""
+        return (self.rows, self.scale), *self.beside
+
+    @property
+    def added(self) -> Rows:
+        """What is added in sum: (n_layer, n_embd). A copy, unless it is one term at scale 1."""
+        if self.scale == 1 and not self.beside:
+            return self.rows
+        return _sum_of(self.terms)
+
+    def added_at(self, layer: int) -> Rows | None:
+        """What is added in sum at one layer: (n_embd,); None for nothing."""
+        total = _sum_of([(rows[layer], scale) for rows, scale in self.terms])
+        return total if total.any() else None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Edit):
+            return NotImplemented
+        if self is other:
+            return True
+        mine, theirs = self.terms, other.terms
+        return (
+            [scale for _, scale in mine] == [scale for _, scale in theirs]
+            and self.removed.keys() == other.removed.keys()
+            and all(own is one or np.array_equal(own, one) for (own, _), (one, _) in zip(mine, theirs, strict=True))
+            and all(np.array_equal(basis, other.removed[layer]) for layer, basis in self.removed.items())
+        )
+
+    def __hash__(self) -> int:
+        return hash((tuple(scale for _, scale in self.terms), tuple(self.removed), self.rows.shape))
+
+
+def _sum_of(terms: Sequence[tuple[Rows, float]]) -> Rows:
+    total: Rows = np.sum([rows * np.float32(scale) for rows, scale in terms], axis=0, dtype=np.float32)
+    return total
 
 
 @dataclass(frozen=True)
@@ -103,13 +148,15 @@ class ResidualTap:
         self._edit_source = tuple(edits)  # keeps the ids above alive
         self._edit_rows = len(edits)
         self._edits = {}
-        same = bool(edits) and all(edit is edits[0] for edit in edits)
+        same = bool(edits) and all(edit == edits[0] for edit in edits)
         distinct = edits[:1] if same else edits
         for layer in range(self._n_layer):
             added: Rows | None = None
-            if any(edit is not None and edit.added[layer].any() for edit in distinct):
+            rows_here = {edit: edit.added_at(layer) for edit in dict.fromkeys(distinct) if edit is not None}
+            if any(row is not None for row in rows_here.values()):
                 zero = np.zeros(self._n_embd, np.float32)
-                added = np.stack([zero if edit is None else edit.added[layer] for edit in distinct])
+                of_token = [None if edit is None else rows_here[edit] for edit in distinct]
+                added = np.stack([zero if row is None else row for row in of_token])
             rows_of: dict[int, list[int]] = {}
             bases: dict[int, Rows] = {}
             for row, edit in enumerate(edits):

@@ -22,7 +22,7 @@ from localsteer.policy.pattern_classifier import RuleClassifier, Search
 from localsteer.policy.policy import Policy, Rule, naming
 from localsteer.policy.policy_file import ClassifierSpec, PolicyDocument, ProbeSpec, RuleSpec, load_policy
 from localsteer.policy.probe_classifier import ProbeClassifier
-from localsteer.steering.expression import parse_steering
+from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan, resolve
 from localsteer.vector.calibration import Mode
 from localsteer.vector.control_vector import ControlVector
@@ -167,13 +167,13 @@ class ArmedPolicy:
         beside = self._path(name)
         return beside if beside.is_file() else resolve_model(name)
 
-    def for_answers(self, *, anchored: bool) -> Policy:
-        """The policy with the doses that anchored answers take, or those of others.
+    def for_answers(self, mode: Mode) -> Policy:
+        """The policy with the doses that answers of a mode take. A rule never steers a prompt.
 
         Raises:
             LocalsteerError: a vector is gone.
         """
-        if not anchored:
+        if mode != "anchored":
             return self.policy
         if self._anchored is None:
             self._anchored = replace(self.policy, rules=self._rules("anchored", None))
@@ -183,16 +183,16 @@ class ArmedPolicy:
         rules = []
         for spec in self._document.rules:
             with naming(f'The rule "{spec.name}"'):
-                plan = self._plan(spec.steer, progress, mode)
+                plan = self._plan(self._document.steering(spec), progress, mode)
             hold = None if spec.hold == "response" else spec.hold
             rules.append(Rule(spec.name, self._document.condition(spec), plan, hold, spec.ramp, spec.rewind))
         return tuple(rules)
 
-    def _plan(self, expression: str, progress: Progress | None, mode: Mode) -> Plan:
+    def _plan(self, steering: Steering, progress: Progress | None, mode: Mode) -> Plan:
         def load(name: str) -> ControlVector:
             return read_vector(self._path(name)) if is_path(name) else load_vector(name, self._model, progress)
 
-        return resolve(parse_steering(expression), self._model.fingerprint, load, mode)
+        return resolve(steering, self._model.fingerprint, load, mode)
 
     def _path(self, name: str) -> Path:
         try:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import numpy as np
-
 from localsteer.engine.draft import Draft
 from localsteer.engine.gate import Verdict
 from localsteer.llama.residual import Edit, Rows
@@ -355,8 +353,8 @@ class AnswerGate:
         parts += [(one.rule.plan.edit, level) for one, level in zip(self._activities, levels, strict=True) if level > 0]
         if not any(level > 0 for level in levels):
             return self._base
-        added = np.sum([edit.added * np.float32(level) for edit, level in parts], axis=0)
-        return Edit(added.astype(np.float32), join_removals([edit.removed for edit, _ in parts]))
+        (rows, scale), *beside = [(rows, scale * level) for edit, level in parts for rows, scale in edit.terms]
+        return Edit(rows, join_removals([edit.removed for edit, _ in parts]), scale, tuple(beside))
 
     def _deciding(self, rule: Rule) -> Classifier:
         """The last classifier of a rule: of those that failed, are true, or were asked in this answer, or of all."""

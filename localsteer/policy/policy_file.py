@@ -15,7 +15,7 @@ from localsteer.files.yaml_lines import Location, YamlFile
 from localsteer.policy.classifier import OnError
 from localsteer.policy.condition import Condition, ConditionError, parse_condition
 from localsteer.policy.pattern_classifier import PatternError, Search
-from localsteer.steering.expression import parse_steering
+from localsteer.steering.expression import Steering, parse_steering
 from localsteer.vector.probe import Watch
 
 Text = Annotated[str, Field(min_length=1)]
@@ -144,6 +144,14 @@ class PolicyDocument(_Strict):
         """
         return parse_condition(rule.when)
 
+    def steering(self, rule: RuleOfPolicy) -> Steering:
+        """The parsed expression of a rule.
+
+        Raises:
+            ExpressionError: it does not parse.
+        """
+        return parse_steering(rule.steer)
+
     def _broken_rule(self, rule: RuleOfPolicy) -> tuple[Location, str] | None:
         try:
             condition = self.condition(rule)
@@ -152,7 +160,7 @@ class PolicyDocument(_Strict):
         if unknown := [name for name in condition.names if name not in self.classifiers]:
             return ("when",), f'there is no classifier "{unknown[0]}"; there are: {", ".join(self.classifiers)}'
         try:
-            if not parse_steering(rule.steer):
+            if not self.steering(rule):
                 return ("steer",), "it steers by nothing"
         except ExpressionError as error:
             problem = error.message.partition("\n")[0].rstrip(".")

@@ -25,7 +25,7 @@ from localsteer.policy.audit import Decision
 from localsteer.policy.controller import Controller
 from localsteer.reading.prompt import changed_span, chat_stop, chat_tokens
 from localsteer.server.engine import Ended, Engine, Event, Failed, Job, Ticket
-from localsteer.server.steerings import Steerings
+from localsteer.server.steerings import Steerings, parse_requested
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import Mode
 
@@ -224,8 +224,9 @@ class Service:
             LocalsteerError: that cannot be used, or the model is not this one.
         """
         named = self.steerings.of_model_name(model_name) if model_name is not None else None
-        given = [one for one in (body, header, named) if one is not None]
-        return self.steerings.plan(given[0] if given else self.steerings.default, mode)
+        text = body if body is not None else header
+        asked = parse_requested(text) if text is not None else named
+        return self.steerings.plan(asked if asked is not None else self.steerings.default, mode)
 
     def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
         """The prompt of a conversation.
@@ -264,7 +265,7 @@ class Service:
             raise RequestError(f"{wrong} is no token of this model.", "prompt")
         return Prompt(tuple(tokens), self.model.detokenize(list(tokens)), (0, len(tokens)) if tokens else None)
 
-    def jobs(self, prompts: Sequence[Prompt], plan: Plan | None, wishes: Wishes, *, anchored: bool) -> list[Job]:
+    def jobs(self, prompts: Sequence[Prompt], plan: Plan | None, wishes: Wishes, mode: Mode) -> list[Job]:
         """What the engine is asked for: for each prompt as many answers as are wished for.
 
         Raises:
@@ -275,8 +276,8 @@ class Service:
         seed = wishes.sampling.seed if wishes.sampling.seed is not None else fresh_seed()
         if wishes.grammar is not None:
             Sampler(replace(wishes.sampling, seed=0), self.model, wishes.grammar).close()  # whether it can be read
-        # Where nothing steers there is nothing to anchor.
-        anchored = anchored and (plan is not None or self._armed is not None)
+        if plan is None and self._armed is None:
+            mode = "response"  # where nothing steers there is nothing to anchor
         jobs: list[Job] = []
         for prompt in prompts:
             for _ in range(wishes.count):
@@ -289,11 +290,11 @@ class Service:
                     prompt.span,
                     wishes.grammar,
                     wishes.logprobs,
-                    anchored,
+                    mode,
                 )
                 gate = None
                 if self._armed is not None:
-                    policy = self._armed.for_answers(anchored=anchored)
+                    policy = self._armed.for_answers(mode)
                     for rule in policy.rules:
                         self.steerings.check_dose(rule.plan)
                     gate = Controller(policy, audit=self._armed.audit).answer(prompt.message, plan)
@@ -342,10 +343,10 @@ def schema_grammar(schema: dict[str, Any]) -> str:
         raise RequestError(error.message, "response_format") from error
 
 
-def applied(plan: Plan | None, *, anchored: bool = False) -> dict[str, Any]:
-    """What an answer says of its steering; without a plan, a policy may have steered it, `anchored` or not."""
+def applied(plan: Plan | None, mode: Mode | None = None) -> dict[str, Any]:
+    """What an answer says of its steering; without a plan, a policy may have steered it, in this mode."""
     if plan is None:
-        return {"expression": "", "scope": "anchored" if anchored else "response", "relative_dose": 0.0, "notes": []}
+        return {"expression": "", "scope": mode or "response", "relative_dose": 0.0, "notes": []}
     return {
         "expression": str(plan.steering),
         "scope": plan.mode,

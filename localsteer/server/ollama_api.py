@@ -210,7 +210,7 @@ async def _answer(
         mode = service.mode(steer_prompt=steer_prompt is True, anchored=anchored)
         plan = service.plan(steering, header, body.model, mode)
         prompt = make_prompt()
-        return prompt, plan, service.jobs([prompt], plan, body.wishes(), anchored=mode == "anchored")
+        return prompt, plan, service.jobs([prompt], plan, body.wishes(), mode)
 
     prompt, plan, jobs = await run_in_threadpool(prepare)
     answers = Answers(service.engine, jobs)
@@ -230,7 +230,7 @@ async def _answer(
             "eval_count": len(answer.tokens),
             "eval_duration": int(timing.answer_seconds * _NANOSECONDS),
             "seed": answer.seed,
-            "steering": applied(plan, anchored=jobs[0].request.anchored),
+            "steering": applied(plan, jobs[0].request.mode),
             "policy": [decision_document(decision) for decision in decisions],
         }
 

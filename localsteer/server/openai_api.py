@@ -142,7 +142,7 @@ class _Reply:
 
     @property
     def steering(self) -> dict[str, Any]:
-        return applied(self.plan, anchored=self.jobs[0].request.anchored)
+        return applied(self.plan, self.jobs[0].request.mode)
 
     def logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         return self.form.logprobs(self.service.model, entries)
@@ -283,7 +283,7 @@ async def _answer(
         mode = service.mode(steer_prompt=body.steer_prompt, anchored=body.anchored)
         plan = service.plan(body.steering, header, body.model, mode)
         prompts, wishes = make_prompts(), body.wishes(max_tokens=max_tokens, logprobs=logprobs)
-        jobs = service.jobs(prompts, plan, wishes, anchored=mode == "anchored")
+        jobs = service.jobs(prompts, plan, wishes, mode)
         name = body.model or service.steerings.name
         return _Reply(service, form, plan, jobs, logprobs is not None, name, sum(len(prompt.tokens) for prompt in prompts))
 

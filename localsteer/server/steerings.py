@@ -20,7 +20,7 @@ from localsteer.files.text import read_text
 from localsteer.files.yaml_lines import YamlFile
 from localsteer.llama.model import Model
 from localsteer.llama.threads import compute_apart
-from localsteer.steering.expression import Steering, parse_steering
+from localsteer.steering.expression import NOTHING, Steering, Term, parse_steering
 from localsteer.steering.plan import Plan, resolve
 from localsteer.vector.calibration import Mode
 from localsteer.vector.control_vector import ControlVector
@@ -46,6 +46,35 @@ class UnknownVectorError(VectorError):
     """A name that no vector has."""
 
 
+def parse_requested(expression: str) -> Steering:
+    """Parse an expression that came from outside.
+
+    Raises:
+        LocalsteerError: it cannot be parsed, is too long or too strong, or names a file.
+    """
+    if len(expression) > 1000:
+        raise SteeringError("The steering expression is too long.", hint=f"At most {MAX_TERMS} terms are allowed.")
+    return check_steering(parse_steering(expression))
+
+
+def check_steering(steering: Steering) -> Steering:
+    """The same steering, if a request may ask for it.
+
+    Raises:
+        SteeringError: it is too long or too strong, or names a file.
+    """
+    if len(steering.terms) > MAX_TERMS:
+        raise SteeringError(f"The expression has {len(steering.terms)} terms, and {MAX_TERMS} are allowed.")
+    for term in steering.terms:
+        if is_path(term.vector):
+            raise SteeringError(
+                f'"{term.vector}" looks like a file, and a request can only name vectors.', hint="GET /v1/vectors lists them."
+            )
+        if abs(term.strength) > MAX_STRENGTH:
+            raise SteeringError(f"{term} is stronger than {MAX_STRENGTH:g}, the most that is allowed.")
+    return steering
+
+
 class Steerings:
     """The steerings that can be asked for.
 
@@ -55,9 +84,9 @@ class Steerings:
         model: the model that is served.
         name: what it is called in requests.
         folder: vectors that can be named besides those of the library: the files NAME.gguf in it.
-        presets: names for expressions (`presets.load_presets`).
-        default: the expression of requests that name none.
-        anchored: whether requests that say neither are anchored.
+        presets: names for expressions (`load_presets`).
+        default: what requests that name none are steered by.
+        mode: what is steered where a request says nothing.
         max_dose: largest relative dose that is allowed; None for any.
         progress: told about the building of the default's vectors.
 
@@ -74,9 +103,9 @@ class Steerings:
         name: str,
         *,
         folder: Path | None = None,
-        presets: Mapping[str, str] | None = None,
-        default: str = "",
-        anchored: bool = False,
+        presets: Mapping[str, Steering] | None = None,
+        default: Steering = NOTHING,
+        mode: Mode = "response",
         max_dose: float | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -85,35 +114,34 @@ class Steerings:
         self.model = model
         self.name = name
         self.presets = dict(presets or {})
-        self.mode: Mode = "anchored" if anchored else "response"
+        self.mode = mode
         self._folder = folder
         self._max_dose = max_dose
         self._vectors: dict[str, ControlVector] = {}
         self._lock = threading.Lock()  # of the dictionaries; nothing long happens under it
         self._building: dict[str, threading.Lock] = {}  # by vector
-        self._plans: OrderedDict[tuple[str, Mode], Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple[Steering, Mode], Plan] = OrderedDict()
         self._progress = progress
-        self._default = ""
         self.default = default
         self._progress = None  # requests have nobody to show it to
 
     @property
-    def default(self) -> str:
-        """The expression of requests that name none; may be set while the server runs."""
+    def default(self) -> Steering:
+        """What requests that name none are steered by; may be set while the server runs."""
         return self._default
 
     @default.setter
-    def default(self, expression: str) -> None:
-        plan = self.plan(expression, self.mode)
-        self._default = str(plan.steering) if plan is not None else ""
+    def default(self, steering: Steering) -> None:
+        self.plan(steering, self.mode)
+        self._default = steering
 
     @property
     def names(self) -> list[str]:
         """What the model can be called: its name, and one more for each preset."""
         return [self.name, *(f"{self.name}:{preset}" for preset in self.presets)]
 
-    def of_model_name(self, name: str) -> str | None:
-        """The expression that a model's name asks for; None where it asks for nothing.
+    def of_model_name(self, name: str) -> Steering | None:
+        """The steering that a model's name asks for; None where it asks for nothing.
 
         `NAME`, `NAME:latest` (which Ollama's programs add), `NAME:PRESET`, `NAME:happy=0.5,formal@8-20=-0.3`, `NAME:happy`.
 
@@ -130,32 +158,30 @@ class Steerings:
         suffix = name.removeprefix(f"{self.name}:").removesuffix(":latest")
         if suffix in self.presets:
             return self.presets[suffix]
-        terms = []
+        terms: list[Term] = []
         for part in suffix.split(","):
             vector, equals, strength = part.strip().partition("=")
             try:
-                term = f"{float(strength) if equals else 1.0:+.12f} {vector}"
-                single = len(parse_steering(term).terms) == 1  # "happy - formal=0.5" would slip in another one
+                found = parse_steering(f"{float(strength) if equals else 1.0:+.12f} {vector}").terms
             except (ValueError, LocalsteerError):
-                single = False
-            if not single:
+                found = ()
+            if len(found) != 1:  # "happy - formal=0.5" would slip in another one
                 raise SteeringError(
                     f'"{part}" in the model\'s name "{name}" is no steering.',
                     hint=f"Write it as {self.name}:happy=0.5, with a number behind the vector, or name a preset.",
                 )
-            terms.append(term)
-        return " ".join(terms)
+            terms += found
+        return check_steering(Steering(tuple(terms)))
 
-    def plan(self, expression: str, mode: Mode = "response") -> Plan | None:
+    def plan(self, steering: Steering, mode: Mode = "response") -> Plan | None:
         """What an expression does to the model; None where it steers nothing. It may take the time to build a vector.
 
         Raises:
-            LocalsteerError: it cannot be parsed, or names a vector that there is not, or is stronger than allowed.
+            LocalsteerError: it asks for too much, or names a vector that there is not, or is stronger than allowed.
         """
-        steering = self.check(expression)
-        if not steering:
+        if not check_steering(steering):
             return None
-        key = str(steering), mode
+        key = steering, mode
         with self._lock:
             plan = self._plans.get(key)
         if plan is None:
@@ -176,27 +202,6 @@ class Steerings:
         """
         if self._max_dose is not None:
             plan.refuse_above(self._max_dose)
-
-    @staticmethod
-    def check(expression: str) -> Steering:
-        """Parse an expression that came from outside.
-
-        Raises:
-            LocalsteerError: it cannot be parsed, is too long or too strong, or names a file.
-        """
-        if len(expression) > 1000:
-            raise SteeringError("The steering expression is too long.", hint=f"At most {MAX_TERMS} terms are allowed.")
-        steering = parse_steering(expression)
-        if len(steering.terms) > MAX_TERMS:
-            raise SteeringError(f"The expression has {len(steering.terms)} terms, and {MAX_TERMS} are allowed.")
-        for term in steering.terms:
-            if is_path(term.vector):
-                raise SteeringError(
-                    f'"{term.vector}" looks like a file, and a request can only name vectors.', hint="GET /v1/vectors lists them."
-                )
-            if abs(term.strength) > MAX_STRENGTH:
-                raise SteeringError(f"{term} is stronger than {MAX_STRENGTH:g}, the most that is allowed.")
-        return steering
 
     def vector(self, name: str) -> ControlVector:
         """A vector by its name, built where it is not there yet.
@@ -295,20 +300,20 @@ class _PresetsFile(BaseModel):
     presets: dict[_Name, str]
 
 
-def load_presets(path: Path) -> dict[str, str]:
-    """Read the file.
+def load_presets(path: Path) -> dict[str, Steering]:
+    """Read the file of presets: names for expressions, which requests use as part of the model's name.
 
     Raises:
         SteeringError: it is missing or broken; the message names the line.
     """
     text = read_text(path, SteeringError, kind="file of presets")
     file = YamlFile.parse(text, where=str(path), kind="a file of presets", page="docs/server.md", error=SteeringError)
-    presets = file.validate(_PresetsFile).presets
-    for name, expression in presets.items():
+    presets = {}
+    for name, expression in file.validate(_PresetsFile).presets.items():
         if name == "latest":
             raise file.mistake(("presets", name), "programs for Ollama add this to every model's name")
         try:
-            Steerings.check(expression)
+            presets[name] = parse_requested(expression)
         except LocalsteerError as error:
             raise file.mistake(("presets", name), error.message) from None
     return presets

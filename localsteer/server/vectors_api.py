@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from localsteer.llama.threads import compute_apart
 from localsteer.reading.projection import project
 from localsteer.server.answers import Service, applied
-from localsteer.server.steerings import UnknownVectorError
+from localsteer.server.steerings import UnknownVectorError, parse_requested
 from localsteer.steering.expression import parse_steering
 from localsteer.steering.plan import resolve
 from localsteer.vector.calibration import POLES, SIGN, Point, Side, without_nan
@@ -75,7 +75,7 @@ def router(service: Service) -> APIRouter:
     @routes.put("/steering")
     def set_steering(body: DefaultSteering) -> dict[str, Any]:
         """Another one, from the next request on."""
-        steerings.default = body.steering
+        steerings.default = parse_requested(body.steering)
         return _default(service)
 
     return routes

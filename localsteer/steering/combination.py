@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from localsteer.errors import LocalsteerError, VectorError
 from localsteer.steering.expression import Steering, Term
+from localsteer.steering.plan import part_of
 from localsteer.vector.calibration import Mode
 from localsteer.vector.control_vector import ControlVector
 
@@ -29,7 +28,7 @@ def combine(steering: Steering, load: Callable[[str], ControlVector], mode: Mode
     """
     refuse_removal(steering)
     vectors = {name: load(name) for name in dict.fromkeys(term.vector for term in steering.terms)}
-    total, *others = (_scaled(term, vectors[term.vector], mode) for term in steering.terms)
+    total, *others = (part_of(term, vectors[term.vector], mode) for term in steering.terms)
     for other in others:
         total = total + other
     moved = {layer: direction for layer, direction in total.directions.items() if direction.any()}
@@ -58,17 +57,3 @@ def refuse_removal(steering: Steering) -> None:
                 f"{term} removes a component, and a vector can only add.",
                 hint="Removal works where localsteer itself runs the model: give it with -s instead.",
             )
-
-
-def _scaled(term: Term, vector: ControlVector, mode: Mode) -> ControlVector:
-    with np.errstate(over="ignore", invalid="ignore"):
-        try:
-            scaled = vector.at(term.strength, mode)
-        except VectorError:  # what is finite at strength 1 is not at this one
-            raise VectorError(f"The strength of {term} is too large.") from None
-    if term.layers is None:
-        return scaled
-    try:
-        return scaled.only(range(term.layers[0], term.layers[1] + 1))
-    except VectorError as error:
-        raise VectorError(f"{term.vector}: {error.message}", hint=error.hint) from None

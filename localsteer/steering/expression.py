@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from localsteer.errors import ExpressionError, LocalsteerError
 
@@ -59,6 +58,8 @@ class Steering:
             return None
         return Steering(tuple(Term(term.vector, -term.strength, term.layers) for term in self.terms))
 
+
+NOTHING = Steering()
 
 # A bare name may hold what paths hold; a space, a quote, @, *, ! or + needs quotes around the whole.
 _BARE = re.compile(r"(?!-)[^\s\"'@*!+]+")
@@ -145,7 +146,7 @@ class _Parser:
             self.skip()
             if self.take("*"):
                 self.skip()
-            if not np.isfinite(strength):
+            if not math.isfinite(strength):
                 raise self.error("This strength is too large.", number.start())
             if self.take("!"):
                 raise self.error("A removal (!) takes no strength.", self.at - 1)

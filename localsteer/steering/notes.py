@@ -16,7 +16,25 @@ if TYPE_CHECKING:
 DOSE_TOLERANCE = 1.001
 
 
-def measured_notes(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) -> Iterator[str]:
+def notes(
+    steering: Steering, vectors: Mapping[str, ControlVector], model: Fingerprint, mode: Mode, dose: float | None
+) -> Iterator[str]:
+    """What to say of a steering whose sum has this relative dose, where measurements do not cover it.
+
+    Args:
+        steering: the expression.
+        vectors: its vectors by name.
+        model: the model that is steered.
+        mode: what is steered.
+        dose: relative dose of the sum; None where it is unknown.
+    """
+    for term in steering.terms:
+        yield from _of_term(term, vectors[term.vector], model, mode)
+    if dose is not None and (past := _past_calibration(steering, dose, vectors, mode)) is not None:
+        yield past
+
+
+def _of_term(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) -> Iterator[str]:
     """What to say of a vector's measurements where they do not cover what a term asks for."""
     probe, calibration = vector.provenance.probe, vector.provenance.calibration
     if probe is not None:
@@ -54,7 +72,7 @@ def measured_notes(term: Term, vector: ControlVector, model: Fingerprint, mode: 
         )
 
 
-def past_calibration(steering: Steering, dose: float, vectors: Mapping[str, ControlVector], mode: Mode) -> str | None:
+def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, ControlVector], mode: Mode) -> str | None:
     """What to say of a dose that is stronger than any of the vectors' calibrated ones; None where it is not, or none is."""
     calibrated = [
         (_measured(calibration, term.strength, mode), side.dose, calibration.budget)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from localsteer.errors import LocalsteerError, VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.llama.residual import Edit
 from localsteer.steering.expression import Steering, Term
-from localsteer.steering.notes import DOSE_TOLERANCE, measured_notes, past_calibration
+from localsteer.steering.notes import DOSE_TOLERANCE, notes
 from localsteer.vector.calibration import Mode
 from localsteer.vector.control_vector import ControlVector, merge_norms
 
@@ -29,10 +29,10 @@ class Plan:
         edit: what is done at each layer.
         relative_dose: sum over layers of ‖added‖ / mean ‖hidden state‖; None where a vector does not say the norms, and where
             something is removed and nothing added.
-        mode: whether the response only is steered, the prompt as well, or the response of an anchored answer; calibrated vectors
-            have a dose for each.
+        mode: what the doses are for (see `localsteer.vector.calibration.Mode`).
         notes: what the user should know, such as a vector read from another quantisation, or a dose past the calibrated range.
-        opposite: the plan with all signs turned; None where something is removed, or the layers asked for have none.
+        hidden_norm: (n_layer,) mean Euclidean norm of the residual stream as the vectors tell it, NaN where none does; None where
+            no vector says anything.
     """
 
     steering: Steering
@@ -40,19 +40,25 @@ class Plan:
     relative_dose: float | None
     mode: Mode = "response"
     notes: tuple[str, ...] = ()
-    opposite: Plan | None = None
+    hidden_norm: Floats | None = None
 
     @property
     def effect(self) -> Edit | None:
-        """The edit, always the same object; None where it does nothing."""
+        """The edit; None where it does nothing."""
         return self.edit if self.edit.added.any() or self.edit.removed else None
 
     def refuse_above(self, max_dose: float) -> None:
         """Make sure that steering stays within a relative dose.
 
         Raises:
-            LocalsteerError: it does not, or a vector without hidden norms leaves it unknown.
+            LocalsteerError: it does not, or that cannot be told: a vector without hidden norms, or a removal, which takes as much
+                as there is.
         """
+        if self.edit.removed:
+            raise LocalsteerError(
+                f"{self.steering} removes a component, however large it is, so it cannot be held below {max_dose:g}.",
+                hint="Leave out the removal, or --max-dose.",
+            )
         if self.relative_dose is None and self.edit.added.any():
             raise LocalsteerError(
                 f"The relative dose of {self.steering} is unknown, so it cannot be held below {max_dose:g}: "
@@ -79,37 +85,27 @@ def resolve(steering: Steering, model: Fingerprint, load: Callable[[str], Contro
         VectorError: a vector does not fit the model, or has no direction at the layers asked for.
     """
     vectors = {name: load(name) for name in dict.fromkeys(term.vector for term in steering.terms)}
-    plan = _resolve(steering, model, vectors, mode)
-    opposite = steering.opposite
-    if opposite is None:
-        return plan
-    try:
-        return replace(plan, opposite=_resolve(opposite, model, vectors, mode))
-    except VectorError:  # a calibrated vector may have other layers toward its other pole, and none of those asked for
-        return plan
-
-
-def _resolve(steering: Steering, model: Fingerprint, vectors: Mapping[str, ControlVector], mode: Mode) -> Plan:
     added = np.zeros((model.n_layer, model.n_embd), np.float32)
     removed: dict[int, list[Floats]] = {}
-    notes: dict[str, None] = {}
     hidden_norm: Floats | None = None
+    fits: list[str] = []
     for term in steering.terms:
         vector = vectors[term.vector]
         fit, norms = vector.check_fits(model, name=term.vector), vector.provenance.hidden_norm
-        notes |= dict.fromkeys([*([fit] if fit is not None else []), *measured_notes(term, vector, model, mode)])
+        fits += [fit] if fit is not None else []
         if norms is not None and len(norms) == model.n_layer:
             hidden_norm = merge_norms(hidden_norm, norms)
+        if term.layers is not None and term.layers[1] >= model.n_layer:
+            raise VectorError(
+                f"{term} names layer {term.layers[1]}, and {model.name} has layers 1 to {model.n_layer - 1} to steer.",
+            )
+        part = part_of(term, vector, mode)
         if term.ablate:
-            for layer, direction in _trim(vector, term, model).directions.items():
+            for layer, direction in part.directions.items():
                 removed.setdefault(layer, []).append(direction)
         else:
             with np.errstate(over="ignore", invalid="ignore"):
-                try:
-                    scaled = vector.at(term.strength, mode)
-                except VectorError:  # what is finite at strength 1 is not at this one
-                    raise VectorError(f"The strength of {term} is too large.") from None
-                added += _trim(scaled, term, model).rows(model.n_layer)
+                added += part.rows(model.n_layer)
     if not np.isfinite(added).all():
         raise VectorError(f'The strengths of "{steering}" are too large.')
     bases = {layer: basis for layer, directions in removed.items() if len(basis := _orthonormal(directions))}
@@ -117,9 +113,48 @@ def _resolve(steering: Steering, model: Fingerprint, vectors: Mapping[str, Contr
     only_removes = bool(bases) and not added.any()
     if hidden_norm is not None and not only_removes and not added[np.isnan(hidden_norm)].any():
         dose = relative_dose(added, hidden_norm)
-    if dose is not None and (past := past_calibration(steering, dose, vectors, mode)) is not None:
-        notes[past] = None
-    return Plan(steering, Edit(added, bases), dose, mode, tuple(notes))
+    told = dict.fromkeys([*fits, *notes(steering, vectors, model, mode, dose)])
+    return Plan(steering, Edit(added, bases), dose, mode, tuple(told), hidden_norm)
+
+
+def resolve_opposite(
+    steering: Steering, model: Fingerprint, load: Callable[[str], ControlVector], mode: Mode = "response"
+) -> Plan | None:
+    """What the expression with all signs turned does to a model, for those who compare; see `resolve`.
+
+    Returns:
+        None where something is removed, which has no opposite, and where a calibrated vector has other layers toward its other
+        pole and none of those asked for.
+    """
+    opposite = steering.opposite
+    if opposite is None:
+        return None
+    try:
+        return resolve(opposite, model, load, mode)
+    except VectorError:
+        return None
+
+
+def part_of(term: Term, vector: ControlVector, mode: Mode) -> ControlVector:
+    """What one term adds, or the component that it removes: the vector at its strength and layers.
+
+    Raises:
+        VectorError: the strength is too large, or the vector has no direction at the layers asked for.
+    """
+    if term.ablate:
+        scaled = vector
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            try:
+                scaled = vector.at(term.strength, mode)
+            except VectorError:  # what is finite at strength 1 is not at this one
+                raise VectorError(f"The strength of {term} is too large.") from None
+    if term.layers is None:
+        return scaled
+    try:
+        return scaled.only(range(term.layers[0], term.layers[1] + 1))
+    except VectorError as error:
+        raise VectorError(f"{term.vector}: {error.message}", hint=error.hint) from None
 
 
 def relative_dose(added: Floats, hidden_norm: Floats) -> float:
@@ -131,20 +166,6 @@ def relative_dose(added: Floats, hidden_norm: Floats) -> float:
     """
     ratios = np.linalg.norm(added, axis=1) / hidden_norm
     return float(np.nansum(ratios))
-
-
-def _trim(vector: ControlVector, term: Term, model: Fingerprint) -> ControlVector:
-    if term.layers is None:
-        return vector
-    first, last = term.layers
-    if last >= model.n_layer:
-        raise VectorError(
-            f"{term} names layer {last}, and {model.name} has layers 1 to {model.n_layer - 1} to steer.",
-        )
-    try:
-        return vector.only(range(first, last + 1))
-    except VectorError as error:
-        raise VectorError(f"{term.vector}: {error.message}", hint=error.hint) from None
 
 
 def join_removals(removals: Sequence[Mapping[int, Floats]]) -> dict[int, Floats]:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localsteer.building import library
 from localsteer.building.ahead import Shelf, model_slug
 from localsteer.building.cache import cache_folder
 from localsteer.building.library import load_vector, save_vector
+from localsteer.concepts import names
 from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.names import find_concept, shipped_folder
 from localsteer.discovery import DEMO_FILE
@@ -17,9 +17,9 @@ from localsteer.errors import CalibrationError, VectorError
 from localsteer.llama.model import Model
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import read_vector, write_vector
+from tests.building.test_library import add_concept, vector_of
 from tests.calibration.made import calibrated
 from tests.conftest import TinyPath
-from tests.test_library import add_concept, vector_of
 
 SHIPPED = shipped_folder()
 
@@ -28,7 +28,7 @@ SHIPPED = shipped_folder()
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A library of two concepts."""
     folder = tmp_path / "shipped"
-    monkeypatch.setattr(library, "shipped_folder", lambda: folder)
+    monkeypatch.setattr(names, "shipped_folder", lambda: folder)
     add_concept(folder, "happy")
     add_concept(folder, "formal")
     return folder

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from localsteer.building import cache as vector_cache
-from localsteer.building import library
 from localsteer.building.library import find_vector, load_for_showing, load_vector, loader, save_vector
+from localsteer.concepts import names
 from localsteer.concepts.concept_file import load_concept
 from localsteer.concepts.names import concepts, find_concept, is_path
 from localsteer.errors import ContrastError, VectorError
@@ -35,7 +35,7 @@ openings: [a, b, c]
 """
 
 
-REAL_SHIPPED_FOLDER = library.shipped_folder
+REAL_SHIPPED_FOLDER = names.shipped_folder
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "shipped"
-    monkeypatch.setattr(library, "shipped_folder", lambda: folder)
+    monkeypatch.setattr(names, "shipped_folder", lambda: folder)
     add_concept(folder, "happy")
     add_concept(folder, "formal")
     return folder
@@ -94,7 +94,7 @@ def test_a_path_is_told_from_a_name(name: str, path: bool) -> None:
 
 
 def test_the_library_in_a_checkout_has_good_concepts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "shipped_folder", REAL_SHIPPED_FOLDER)
+    monkeypatch.setattr(names, "shipped_folder", REAL_SHIPPED_FOLDER)
     found = concepts()
     assert "happy" in found
     for name, concept in found.items():
@@ -111,7 +111,7 @@ def test_concepts_are_found_by_their_folders(shipped: Path) -> None:
 
 
 def test_a_user_without_a_folder_and_a_package_without_vectors_have_none(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "shipped_folder", lambda: shipped / "missing")
+    monkeypatch.setattr(names, "shipped_folder", lambda: shipped / "missing")
     assert concepts() == {}
 
 
@@ -319,7 +319,7 @@ from localsteer.llama.model import Model
 
 logging.basicConfig()
 folder, extract = Path(sys.argv[1]), library.extract
-library.shipped_folder = lambda: folder / "shipped"
+names.shipped_folder = lambda: folder / "shipped"
 
 def extract_when_told(*arguments, **options):
     (folder / "begun").touch()

@@ -15,7 +15,7 @@ from localsteer.calibration.findings import Findings, Quoted, ShapeResult
 from localsteer.calibration.search import Search
 from localsteer.calibration.shapes import Shape
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.vector.calibration import Calibration, Interval, Point, Pole, Mode, Side
+from localsteer.vector.calibration import Calibration, Interval, Mode, Point, Pole, Side
 from localsteer.vector.control_vector import ControlVector, Provenance
 from tests.commands import runner
 

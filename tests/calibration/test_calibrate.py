@@ -16,7 +16,7 @@ from localsteer.concepts.concept_file import parse_concept
 from localsteer.errors import CalibrationError, LocalsteerError, VectorError
 from localsteer.llama.model import Model
 from localsteer.steering.plan import relative_dose
-from localsteer.vector.calibration import POLES, MODES, Mode
+from localsteer.vector.calibration import MODES, POLES, Mode
 from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import read_vector, write_vector
 from tests.calibration.made import BUDGET, CONCEPT, DOSES, LAYERS, find_sides, make_small

@@ -13,7 +13,7 @@ from localsteer.calibration.plots import check_available, draw_curves, draw_shap
 from localsteer.calibration.shapes import Shape
 from localsteer.errors import CalibrationError
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.vector.calibration import Calibration, Interval, Pole, Mode
+from localsteer.vector.calibration import Calibration, Interval, Mode, Pole
 from tests.calibration.made import DOSES, calibration, result
 
 MODEL = Fingerprint("Tiny", "llama", 6, 4, "vocabulary", "content")

@@ -21,7 +21,7 @@ from localsteer.calibration.report import (
 )
 from localsteer.errors import CalibrationError
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.vector.calibration import POLES, Calibration, Interval, Pole, Mode
+from localsteer.vector.calibration import POLES, Calibration, Interval, Mode, Pole
 from localsteer.vector.control_vector import ControlVector, Provenance
 from tests.calibration.made import DOSES, LAYERS, calibrated, calibration, nothing, point, result
 

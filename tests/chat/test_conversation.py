@@ -67,7 +67,13 @@ def test_steering_may_change_between_turns(tiny: Model) -> None:
 
 def test_compare_leaves_the_conversation_as_it_is(tiny: Model) -> None:
     with Generator(tiny) as generator:
-        conversation = Conversation(generator, plan=push(tiny), sampling=SAMPLING, max_tokens=6)
+        conversation = Conversation(
+            generator,
+            plan=push(tiny),
+            sampling=SAMPLING,
+            max_tokens=6,
+            opposite_for=lambda plan: push(tiny, f"-{plan.steering}"),
+        )
         assert conversation.compare() == []
         answer = conversation.ask("Hello")
         before = list(conversation.turns)

@@ -20,6 +20,7 @@ from localsteer.llama.sampling import Sampling
 from localsteer.policy.arm import arm
 from localsteer.policy.controller import Controller
 from localsteer.policy.policy import Policy
+from localsteer.vector.calibration import Mode
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import write_vector
 from tests.calibration.made import calibrated
@@ -221,22 +222,22 @@ def test_a_policy_changes_its_doses_with_anchored_answers(tiny: Model, policy: P
         conversation = Conversation(generator, controller=Controller(armed.policy))
         allowed = True
 
-        def policy_for(anchored: bool) -> Policy:
+        def policy_for(mode: Mode) -> Policy:
             if not allowed:
                 raise LocalsteerError("too strong")
-            return armed.for_answers(anchored=anchored)
+            return armed.for_answers(mode)
 
         terminal = Terminal(conversation, lambda *_: None, lambda: nullcontext(lambda: False), lambda _: None, policy_for)
         assert conversation.controller is not None
         terminal._command("/anchored on")
         assert terminal._toolbar() == "unsteered, anchored | policy: armed"
-        assert (conversation.anchored, conversation.controller.policy) == (True, armed.for_answers(anchored=True))
+        assert (conversation.mode, conversation.controller.policy) == ("anchored", armed.for_answers("anchored"))
         terminal._command("/anchored off")
-        assert (conversation.anchored, conversation.controller.policy) == (False, armed.policy)
+        assert (conversation.mode, conversation.controller.policy) == ("response", armed.policy)
         allowed = False
         with pytest.raises(LocalsteerError, match="too strong"):
             terminal._command("/anchored on")
-        assert (conversation.anchored, conversation.controller.policy) == (False, armed.policy)
+        assert (conversation.mode, conversation.controller.policy) == ("response", armed.policy)
 
 
 def test_a_chat_writes_one_conversation_into_the_audit_log(chat: Chat, policy: Path, tmp_path: Path) -> None:

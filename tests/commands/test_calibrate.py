@@ -12,13 +12,13 @@ import gguf
 import numpy as np
 import pytest
 
-from localsteer.building import library
 from localsteer.building.extraction import ExtractionSettings, extract
 from localsteer.building.library import load_vector
 from localsteer.calibration import laboratory as room
 from localsteer.calibration import plots
 from localsteer.calibration.laboratory import Speed
 from localsteer.commands.calibrate import calibrator_for, duration, price
+from localsteer.concepts import names
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.engine.parallel import generate_many
 from localsteer.engine.request import Answer, Request
@@ -189,7 +189,7 @@ def test_a_concept_of_the_library_is_kept_for_the_model(
         .replace("[very quiet, a whispering man]", "[alas]")
         .replace('[I, "Well,", Today, "In the house", "My", "All of"]', "[a, b, c]")
     )
-    monkeypatch.setattr(library, "shipped_folder", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(names, "shipped_folder", lambda: tmp_path / "shipped")
     result = calibrate("loud", "--json")
     assert result.code == 0, result.err
     kept = Path(result.document["vector"])

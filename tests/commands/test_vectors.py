@@ -7,13 +7,14 @@ import pytest
 
 from localsteer import discovery
 from localsteer.building import library
+from localsteer.concepts import names
 from localsteer.llama.model import Model
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import read_vector, write_vector
+from tests.building.test_library import add_concept, vector_of
 from tests.calibration.made import CONCEPT, DOSES, calibrated
 from tests.commands.runner import assert_one_clear_line, run
 from tests.conftest import TinyModel, TinyPath
-from tests.test_library import add_concept, vector_of
 
 Capture = pytest.CaptureFixture[str]
 
@@ -31,7 +32,7 @@ def named(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "shipped" / "loud" / "concept.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(CONCEPT)
-    monkeypatch.setattr(library, "shipped_folder", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(names, "shipped_folder", lambda: tmp_path / "shipped")
     library.save_vector("loud", calibrated(tiny.fingerprint), tiny)
 
 
@@ -42,7 +43,7 @@ def named(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A library of two concepts, for no model yet."""
     folder = tmp_path / "shipped"
-    monkeypatch.setattr(library, "shipped_folder", lambda: folder)
+    monkeypatch.setattr(names, "shipped_folder", lambda: folder)
     add_concept(folder, "happy")
     add_concept(folder, "formal")
     return folder
@@ -65,8 +66,8 @@ def test_the_list_says_what_is_there_for_the_model(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     write_vector(vector_of(tiny), shipped / "happy" / "tiny.gguf")
-    add_concept(library.user_folder(), "formal")
-    add_concept(library.user_folder(), "pirate")
+    add_concept(names.user_folder(), "formal")
+    add_concept(names.user_folder(), "pirate")
     library.save_vector("pirate", calibrated(tiny.fingerprint), tiny)
     result = run(capfd, "vectors", "list", "-m", tiny_path("llama"))
     assert result.code == 0
@@ -80,13 +81,13 @@ def test_the_list_says_what_is_there_for_the_model(
     assert "yours, hides the shipped one" in formal
     assert formal.endswith("not built yet")
     assert "llama.gguf" in result.err
-    assert str(library.user_folder()) in result.err
+    assert str(names.user_folder()) in result.err
 
 
 @pytest.mark.usefixtures("_weights_stay_on_disk")
 def test_the_list_as_json_has_all_of_it(shipped: Path, tiny: Model, tiny_path: TinyPath, capfd: Capture) -> None:
     path = library.save_vector("happy", calibrated(tiny.fingerprint), tiny)
-    file = add_concept(library.user_folder(), "formal")
+    file = add_concept(names.user_folder(), "formal")
     document = run(capfd, "vectors", "list", "-m", tiny_path("llama"), "--json").document
     formal, happy = sorted(document, key=lambda one: str(one["name"]))
     assert happy["vector"] == {

@@ -10,12 +10,13 @@ from localsteer.building import library
 from localsteer.building.cache import cache_folder
 from localsteer.calibration.findings import Findings
 from localsteer.calibration.search import Search
+from localsteer.concepts import names
 from localsteer.llama.model import Model
 from localsteer.vector.file import read_vector, write_vector
+from tests.building.test_library import vector_of
 from tests.calibration.made import CONCEPT, DOSES, calibrated, find_sides, make_small, nothing
 from tests.commands.runner import Result, assert_one_clear_line, run
 from tests.conftest import TinyPath
-from tests.test_library import vector_of
 
 Capture = pytest.CaptureFixture[str]
 Build = Callable[..., Result]
@@ -33,7 +34,7 @@ NAMES = ["calm", "formal", "happy"]
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A library of three concepts."""
     folder = tmp_path / "shipped"
-    monkeypatch.setattr(library, "shipped_folder", lambda: folder)
+    monkeypatch.setattr(names, "shipped_folder", lambda: folder)
     for name in NAMES:
         file = folder / name / "concept.yaml"
         file.parent.mkdir(parents=True)

@@ -26,6 +26,7 @@ from localsteer.server.app import make_app
 from localsteer.server.engine import Engine
 from localsteer.server.guard import Access
 from localsteer.server.steerings import Steerings
+from localsteer.steering.expression import parse_steering
 from tests.conftest import LOGIT_NOISE, run_alone
 from tests.server.conftest import PATIENCE, listening
 
@@ -64,7 +65,7 @@ def running(demo: Model) -> Iterator[Running]:
     """A server with the library's vectors, which come built for this model."""
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(Engine(RunningBatch(demo, parallel=PARALLEL, n_ctx=256)))
-        service = Service(demo, engine, Steerings(demo, "demo", presets={"cheerful": "0.6 happy"}))
+        service = Service(demo, engine, Steerings(demo, "demo", presets={"cheerful": parse_steering("0.6 happy")}))
         url, _ = stack.enter_context(listening(make_app(service, Access())))
         yield Running(url, service)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -33,13 +33,10 @@ class Outcome:
     nll: float
 
 
-def measure(model: Model, plan: Plan | None, *, anchored: bool = False) -> Outcome:
+def measure(model: Model, plan: Plan | None) -> Outcome:
     prompts = [prompt_tokens(model, [Message("user", question)]) for question in QUESTIONS] * len(SEEDS)
     seeds = [seed + index for seed in SEEDS for index in range(len(QUESTIONS))]
-    requests = [
-        Request(prompt, plan, Sampling(seed=seed), max_tokens=64, anchored=anchored)
-        for prompt, seed in zip(prompts, seeds, strict=True)
-    ]
+    requests = [Request(prompt, plan, Sampling(seed=seed), max_tokens=64) for prompt, seed in zip(prompts, seeds, strict=True)]
     answers = generate_many(model, requests)
     analyzer = SentimentIntensityAnalyzer()
     vader = [analyzer.polarity_scores(answer.text)["compound"] for answer in answers]
@@ -77,7 +74,7 @@ def test_anchored_answers_stay_coherent_where_others_fall_apart(
     demo: Model, happy: ControlVector, outcomes: dict[str, Outcome]
 ) -> None:
     far = plan_for(demo, happy, "-2 happy")
-    free, anchored = measure(demo, far), measure(demo, far, anchored=True)
+    free, anchored = measure(demo, far), measure(demo, replace(far, mode="anchored"))
     assert free.nll - anchored.nll > 0.2
     assert outcomes["unsteered"].vader - anchored.vader > 0.6
 

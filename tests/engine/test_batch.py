@@ -26,6 +26,7 @@ from tests.conftest import (
     Floats,
     TinyModel,
     assert_greedy,
+    in_mode,
     plan_of,
     random_basis,
     random_edit,
@@ -562,7 +563,7 @@ def clearly_answered(
     """A request whose every token is drawn so clearly that no rounding changes it, and what the Generator makes of it."""
     for seed in range(60):
         sampling = replace(GREEDY, top_k=0, top_p=1.0, min_p=MIN_P) if anchored else GREEDY
-        request = Request(random_tokens(20, seed=seed), None, sampling, 8, anchored=anchored)
+        request = Request(random_tokens(20, seed=seed), None, sampling, 8, mode="anchored" if anchored else "response")
         margins.clear()
         script = gate()
         with Generator(model) as generator:
@@ -694,14 +695,14 @@ def test_a_recurrent_model_takes_tokens_back_by_running_what_is_kept_again(tiny_
 
 def anchored_request(model: Model, prompt: tuple[int, ...] = PROMPT, max_tokens: int = 12, *, seed: int = 5) -> Request:
     sampling = replace(GREEDY, top_k=0, top_p=1.0, min_p=MIN_P)
-    return Request(prompt, plan_of(random_edit(model, seed=seed, norm=8.0)), sampling, max_tokens, anchored=True)
+    return Request(prompt, plan_of(random_edit(model, seed=seed, norm=8.0), mode="anchored"), sampling, max_tokens)
 
 
 def test_anchored_answers_are_those_of_each_alone_also_among_others(keeping: Model, margins: list[float]) -> None:
     requests = [
         anchored_request(keeping, prompt, seed=5 + number) for number, prompt in enumerate((PROMPT, PROMPT, OTHER_PROMPT))
     ]
-    plain = [replace(request, anchored=False) for request in requests]
+    plain = [in_mode(request, "response") for request in requests]
     clear = set()
     with Generator(keeping) as generator:
         alone = []
@@ -738,13 +739,13 @@ def test_an_anchored_answer_takes_a_second_place_where_it_may_be_steered(tiny: M
         assert (
             batch.places_for(unsteered)
             == batch.places_for(request, Script())
-            == batch.places_for(replace(request, anchored=False))
+            == batch.places_for(in_mode(request, "response"))
             == 1
         )
         first = batch.join(request)
         assert batch.places == 2
         steps(batch, 3)
-        second, third = batch.join(unsteered), batch.join(replace(request, anchored=False))
+        second, third = batch.join(unsteered), batch.join(in_mode(request, "response"))
         assert batch.places == 0
         batch.leave(second)
         assert batch.places == 1
@@ -755,7 +756,7 @@ def test_an_anchored_answer_takes_a_second_place_where_it_may_be_steered(tiny: M
         fourth = batch.join(replace(request, prompt=OTHER_PROMPT))
         answers = finish(batch, third, fourth)
         assert batch.places == 4
-    assert_answers(tiny, replace(request, anchored=False), answers[0])
+    assert_answers(tiny, in_mode(request, "response"), answers[0])
     assert_anchored(tiny, replace(request, prompt=OTHER_PROMPT), answers[1].tokens)
 
 

@@ -31,6 +31,7 @@ from tests.conftest import (
     TinyModel,
     TinyPath,
     assert_greedy,
+    in_mode,
     plan_of,
     random_basis,
     random_edit,
@@ -1020,13 +1021,13 @@ def plausible_to(model: Model, request: Request, tokens: Sequence[int]) -> list[
 @pytest.fixture
 def anchored(tiny: Model) -> Request:
     lively = Sampling(temperature=2.0, top_k=0, top_p=1.0, min_p=0.3, seed=7)
-    return Request(PROMPT, plan_of(random_edit(tiny, seed=3, norm=3.0)), lively, max_tokens=24, anchored=True)
+    return Request(PROMPT, plan_of(random_edit(tiny, seed=3, norm=3.0), mode="anchored"), lively, max_tokens=24)
 
 
 def test_an_anchored_answer_holds_only_what_the_unsteered_model_finds_plausible(
     generator: Generator, tiny: Model, anchored: Request
 ) -> None:
-    free = generator.generate(replace(anchored, anchored=False)).tokens
+    free = generator.generate(in_mode(anchored, "response")).tokens
     answer = generator.generate(anchored).tokens
     assert not all(plausible_to(tiny, anchored, free))
     assert all(plausible_to(tiny, anchored, answer))
@@ -1034,7 +1035,7 @@ def test_an_anchored_answer_holds_only_what_the_unsteered_model_finds_plausible(
 
 
 def test_an_anchored_answer_without_steering_is_the_unsteered_one(generator: Generator, anchored: Request) -> None:
-    plain = replace(anchored, plan=None, anchored=False)
+    plain = replace(anchored, plan=None, mode="response")
     assert generator.generate(replace(anchored, plan=None)).tokens == generator.generate(plain).tokens
 
 

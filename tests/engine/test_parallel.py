@@ -231,7 +231,7 @@ def test_anchored_answers_beside_others_are_those_of_each_alone(tiny: Model) -> 
             None if edit is None else plan_of(edit),
             replace(lively, seed=number),
             8 + number,
-            anchored=anchored,
+            mode="anchored" if anchored else "response",
         )
         for number, (edit, anchored) in enumerate((edit, anchored) for edit in edits for anchored in (True, False))
     ]

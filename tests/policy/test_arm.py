@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from localsteer.building import library
+from localsteer.concepts import names
 from localsteer.engine.draft import Draft
 from localsteer.errors import LocalsteerError, ModelError, PolicyError
 from localsteer.llama.model import Model
@@ -21,10 +22,10 @@ from localsteer.policy.probe_classifier import ProbeClassifier
 from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import read_vector, write_vector
 from localsteer.vector.probe import Watch
+from tests.building.test_library import CONCEPT
 from tests.calibration.made import DOSES, calibrated
 from tests.conftest import TinyModel, TinyPath
 from tests.policy.made import decoded, probe_vector, push, yes_and_no_are_letters
-from tests.test_library import CONCEPT
 from tests.tiny_models import UNSTEERABLE_ARCHITECTURE, write_tiny_model
 
 Write = Callable[..., Path]
@@ -132,7 +133,7 @@ def test_paths_start_from_the_folder_of_the_policy(
 
 
 def test_vectors_may_be_names_of_concepts(tiny: Model, write: Write) -> None:
-    concept = library.user_folder() / "loud" / "concept.yaml"
+    concept = names.user_folder() / "loud" / "concept.yaml"
     concept.parent.mkdir(parents=True)
     concept.write_text(CONCEPT.format(name="loud"))
     told: list[str] = []
@@ -414,5 +415,5 @@ def test_rules_have_the_doses_that_anchored_answers_take(tiny: Model, write: Wri
     path = write(WORD, rules="  - {name: first, when: word, steer: '-loud.gguf'}")
     with arm(path, tiny) as armed:
         for anchored, mode in ((True, "anchored"), (False, "response")):
-            (rule,) = armed.for_answers(anchored=anchored).rules
+            (rule,) = armed.for_answers("anchored" if anchored else "response").rules
             assert rule.plan.relative_dose == pytest.approx(DOSES["negative", mode])  # type: ignore[index]

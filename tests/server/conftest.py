@@ -27,6 +27,7 @@ from localsteer.server.app import make_app
 from localsteer.server.engine import Engine
 from localsteer.server.guard import Access
 from localsteer.server.steerings import Steerings
+from localsteer.steering.expression import parse_steering
 from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import write_vector
 from tests.conftest import random_rows
@@ -166,7 +167,13 @@ def serve(tiny: Model, folder: Path) -> Iterator[Serve]:
             engine = stack.enter_context(Engine(batch, queue=queue))
             stack.callback(batch.go.set)
             steerings = Steerings(
-                model, name, folder=vectors, presets=presets, default=default, anchored=anchored, max_dose=max_dose
+                model,
+                name,
+                folder=vectors,
+                presets={preset: parse_steering(text) for preset, text in (presets or {}).items()},
+                default=parse_steering(default),
+                mode="anchored" if anchored else "response",
+                max_dose=max_dose,
             )
             armed: ArmedPolicy | None = stack.enter_context(arm(policy, model)) if policy is not None else None
             service = Service(model, engine, steerings, armed)

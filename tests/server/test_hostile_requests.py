@@ -20,6 +20,7 @@ from localsteer.server.app import make_app
 from localsteer.server.engine import Engine
 from localsteer.server.guard import Access
 from localsteer.server.steerings import Steerings
+from localsteer.steering.expression import parse_steering
 from tests.server.conftest import HeldBatch, Served
 
 EXAMPLES = 40
@@ -51,7 +52,7 @@ def hostile(tiny: Model, folder: Path) -> Iterator[Served]:
     batch = HeldBatch(tiny, parallel=2, n_ctx=48)
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(Engine(batch))
-        service = Service(tiny, engine, Steerings(tiny, "demo", folder=folder, presets={"cheerful": "0.6 happy"}))
+        service = Service(tiny, engine, Steerings(tiny, "demo", folder=folder, presets={"cheerful": parse_steering("0.6 happy")}))
         app = make_app(service, Access())
         # An exception that nothing handles is a failure of the test, whatever became of it on its way out.
         yield Served(app, batch, engine, service, TestClient(app, "http://127.0.0.1:8080"))

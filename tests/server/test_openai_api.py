@@ -15,6 +15,7 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import MAX_SEED, Sampling
 from localsteer.reading.prompt import chat_tokens
+from localsteer.steering.expression import parse_steering
 from tests.conftest import LOGIT_NOISE, assert_greedy, run_alone
 from tests.policy.made import push
 from tests.server.conftest import HELLO, Serve, Served
@@ -95,7 +96,7 @@ def test_the_first_that_is_there_counts(
 
 def test_what_is_said_of_the_steering_is_what_was_done(served: Served) -> None:
     document = served.complete(steering="0.5 happy + 0.5 formal", steer_prompt=True)
-    plan = served.service.steerings.plan("0.5 happy + 0.5 formal", "prompt")
+    plan = served.service.steerings.plan(parse_steering("0.5 happy + 0.5 formal"), "prompt")
     assert plan is not None
     assert document["steering"] == {
         "expression": "0.5 happy + 0.5 formal",
@@ -111,7 +112,7 @@ def test_what_is_said_of_the_steering_is_what_was_done(served: Served) -> None:
 def test_the_answer_is_the_steered_models(served: Served, expression: str, steer_prompt: bool) -> None:
     model = served.model
     document = served.complete(prompt=TEXT, steering=expression, steer_prompt=steer_prompt, max_tokens=12, logprobs=0)
-    plan = served.service.steerings.plan(expression, "prompt" if steer_prompt else "response")
+    plan = served.service.steerings.plan(parse_steering(expression), "prompt" if steer_prompt else "response")
     prompt = tuple(model.tokenize(TEXT))
     with Generator(model) as generator:
         alone = generator.generate(Request(prompt, plan, Sampling(temperature=0, seed=1), 12))
@@ -123,10 +124,10 @@ def test_an_anchored_answer_is_generators(served: Served) -> None:
     body = {"prompt": TEXT, "steering": "2 happy", "max_tokens": 12, "min_p": 0.5}
     document = served.complete(**body, anchored=True)
     assert document["steering"]["scope"] == "anchored"
-    plan = served.service.steerings.plan("2 happy", "anchored")
+    plan = served.service.steerings.plan(parse_steering("2 happy"), "anchored")
     prompt = tuple(served.model.tokenize(TEXT))
     with Generator(served.model) as generator:
-        alone = generator.generate(Request(prompt, plan, Sampling(temperature=0, min_p=0.5, seed=1), 12, anchored=True))
+        alone = generator.generate(Request(prompt, plan, Sampling(temperature=0, min_p=0.5, seed=1), 12))
     assert text_of(document) == alone.text
     assert streamed_text(stream(served, "/v1/completions", **body, anchored=True)) == alone.text
     for other in ({}, {"anchored": False}, {"anchored": None}):
@@ -429,7 +430,7 @@ def test_log_probabilities_of_a_chat(served: Served) -> None:
     whole = served.chat(logprobs=True, top_logprobs=3, steering="happy")
     content = whole["choices"][0]["logprobs"]["content"]
     assert len(content) == 6
-    plan = served.service.steerings.plan("happy")
+    plan = served.service.steerings.plan(parse_steering("happy"))
     assert plan is not None
     prompt = chat_tokens(served.model, [Message("user", TEXT)])
     tokens = [one["bytes"][0] if len(one["bytes"]) == 1 else served.model.tokenize(one["token"])[0] for one in content]

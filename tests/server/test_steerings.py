@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localsteer.errors import ExpressionError, LocalsteerError, VectorError
+from localsteer.errors import LocalsteerError, VectorError
 from localsteer.llama.model import Model
 from localsteer.server import steerings as steerings_module
-from localsteer.server.steerings import SteeringError, Steerings, UnknownModelError, load_presets
+from localsteer.server.steerings import SteeringError, Steerings, UnknownModelError, load_presets, parse_requested
+from localsteer.steering.expression import NOTHING, parse_steering
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import write_vector
 from tests.calibration.made import calibrated
@@ -19,7 +20,7 @@ from tests.server.conftest import tiny_vector
 
 @pytest.fixture
 def steerings(tiny: Model, folder: Path) -> Steerings:
-    return Steerings(tiny, "demo", folder=folder, presets={"cheerful": "0.6 happy"})
+    return Steerings(tiny, "demo", folder=folder, presets={"cheerful": parse_steering("0.6 happy")})
 
 
 def expression_of(steerings: Steerings, name: str) -> str | None:
@@ -113,9 +114,9 @@ def test_a_model_name_holds_one_vector_between_its_commas(steerings: Steerings, 
 
 def test_an_unknown_vector_is_told_with_the_nearest_names(steerings: Steerings) -> None:
     with pytest.raises(VectorError, match=r'There is no vector "hapy"\. Did you mean happy( or (?!happy)|\?)'):
-        steerings.plan("0.5 hapy")
+        steerings.plan(parse_steering("0.5 hapy"))
     with pytest.raises(VectorError, match=r'There is no vector "xqzwv"\. GET /v1/vectors lists them'):
-        steerings.plan("xqzwv")
+        steerings.plan(parse_steering("xqzwv"))
 
 
 @pytest.mark.parametrize(
@@ -126,47 +127,47 @@ def test_a_path_is_refused_whether_there_is_a_file_or_not(
 ) -> None:
     monkeypatch.chdir(folder)
     with pytest.raises(SteeringError, match="can only name vectors"):
-        steerings.plan(f"0.5 {name}")
+        steerings.plan(parse_requested(f"0.5 {name}"))
     with pytest.raises(VectorError, match="There is no vector"):
         steerings.vector(name.strip('"'))
 
 
 def test_too_much_is_refused(steerings: Steerings) -> None:
-    assert steerings.plan(" + ".join(["0.1 happy"] * 8)) is not None
+    assert steerings.plan(parse_requested(" + ".join(["0.1 happy"] * 8))) is not None
     with pytest.raises(SteeringError, match="9 terms, and 8 are allowed"):
-        steerings.plan(" + ".join(["0.1 happy"] * 9))
-    assert steerings.plan("-8 happy") is not None
+        steerings.plan(parse_steering(" + ".join(["0.1 happy"] * 9)))
+    assert steerings.plan(parse_steering("-8 happy")) is not None
     for expression in ("8.001 happy", "-8.001 happy", "happy - 1e30 formal"):
         with pytest.raises(SteeringError, match="stronger than 8"):
-            steerings.plan(expression)
+            steerings.plan(parse_steering(expression))
     with pytest.raises(SteeringError, match="too long"):
-        steerings.plan("happy " + " " * 1000)
+        parse_requested("happy " + " " * 1000)
 
 
 def test_max_dose_limits_the_dose_of_any_expression(tiny: Model, folder: Path) -> None:
     steerings = Steerings(tiny, "demo", folder=folder, max_dose=0.5)
-    (strong,) = [plan for plan in [Steerings(tiny, "demo", folder=folder).plan("happy")] if plan is not None]
+    (strong,) = [plan for plan in [Steerings(tiny, "demo", folder=folder).plan(parse_steering("happy"))] if plan is not None]
     assert strong.relative_dose is not None
     fitting = 0.4 / strong.relative_dose
     for _ in range(2):  # the second time from what is kept
-        assert steerings.plan(f"{fitting} happy") is not None
+        assert steerings.plan(parse_steering(f"{fitting} happy")) is not None
         for mode in ("response", "prompt"):
             with pytest.raises(LocalsteerError, match=r"--max-dose allows 0\.5"):
-                steerings.plan(f"{2 * fitting} happy", mode)
+                steerings.plan(parse_steering(f"{2 * fitting} happy"), mode)
     with pytest.raises(LocalsteerError, match="--max-dose"):
-        steerings.default = f"{2 * fitting} happy"
-    assert steerings.default == ""
+        steerings.default = parse_steering(f"{2 * fitting} happy")
+    assert not steerings.default
     with pytest.raises(LocalsteerError, match="--max-dose"):
-        Steerings(tiny, "demo", folder=folder, max_dose=0.5, default=f"{2 * fitting} happy")
+        Steerings(tiny, "demo", folder=folder, max_dose=0.5, default=parse_steering(f"{2 * fitting} happy"))
 
 
 def test_the_same_expression_is_the_same_plan(steerings: Steerings) -> None:
-    plan = steerings.plan("0.5 happy + 0.25 formal")
-    assert steerings.plan("  0.5*happy+.25 formal") is plan
-    assert steerings.plan("0.5 happy + 0.25 formal", "prompt") is not plan
+    plan = steerings.plan(parse_steering("0.5 happy + 0.25 formal"))
+    assert steerings.plan(parse_steering("  0.5*happy+.25 formal")) is plan
+    assert steerings.plan(parse_steering("0.5 happy + 0.25 formal"), "prompt") is not plan
     for number in range(100):
-        steerings.plan(f"0.{number:02}1 happy")
-    again = steerings.plan("0.5 happy + 0.25 formal")
+        steerings.plan(parse_steering(f"0.{number:02}1 happy"))
+    again = steerings.plan(parse_steering("0.5 happy + 0.25 formal"))
     assert again is not None
     assert plan is not None
     assert (again.edit.added == plan.edit.added).all()
@@ -174,7 +175,7 @@ def test_the_same_expression_is_the_same_plan(steerings: Steerings) -> None:
 
 def test_the_empty_expression_steers_nothing(steerings: Steerings) -> None:
     for expression in ("", " ", "\n"):
-        assert steerings.plan(expression) is None
+        assert steerings.plan(parse_requested(expression)) is None
 
 
 def test_a_vector_of_the_folder_comes_before_one_of_the_library(steerings: Steerings) -> None:
@@ -211,17 +212,14 @@ def test_what_cannot_be_used_is_not_listed(tiny: Model, tmp_path: Path) -> None:
     assert not own & {"torn", "text"}
 
 
-def test_the_default_is_kept_in_its_canonical_form(steerings: Steerings) -> None:
-    steerings.default = " .5*happy - formal "
-    assert steerings.default == "0.5 happy - formal"
-    for wrong in ("0.5 hapy", "0.5", "./x.gguf"):
+def test_a_default_that_cannot_be_used_leaves_the_one_before(steerings: Steerings) -> None:
+    steerings.default = parse_requested(" .5*happy - formal ")
+    for wrong in ("0.5 hapy", "./x.gguf", "9 happy"):
         with pytest.raises(LocalsteerError):
-            steerings.default = wrong
-        assert steerings.default == "0.5 happy - formal"
-    with pytest.raises(ExpressionError):
-        steerings.default = "0.5 happy 0.5"
-    steerings.default = ""
-    assert steerings.default == ""
+            steerings.default = parse_steering(wrong)
+        assert str(steerings.default) == "0.5 happy - formal"
+    steerings.default = NOTHING
+    assert not steerings.default
 
 
 def test_a_folder_that_is_not_there_is_told_at_once(tiny: Model, tmp_path: Path) -> None:
@@ -245,9 +243,9 @@ def test_who_wants_another_vector_does_not_wait_for_one_that_is_built(
     write_vector(ControlVector({1: np.ones(tiny.n_embd, np.float32)}), tmp_path / "there.gguf")
     desk = Steerings(tiny, "demo", folder=tmp_path)
     with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(desk.plan, "0.5 happy") for _ in range(2)]
+        waiting = [pool.submit(desk.plan, parse_steering("0.5 happy")) for _ in range(2)]
         assert building.wait(30)
-        assert desk.plan("there") is not None
+        assert desk.plan(parse_steering("there")) is not None
         go_on.set()
         first, second = (one.result() for one in waiting)
     assert first is not None
@@ -264,7 +262,8 @@ def written(tmp_path: Path, text: str) -> Path:
 
 def test_presets_are_names_for_expressions(tmp_path: Path) -> None:
     path = written(tmp_path, 'presets:\n  cheerful: "0.6 happy"\n  Stiff-2.0_x: formal - happy\n  plain: ""\n')
-    assert load_presets(path) == {"cheerful": "0.6 happy", "Stiff-2.0_x": "formal - happy", "plain": ""}
+    found = {name: str(steering) for name, steering in load_presets(path).items()}
+    assert found == {"cheerful": "0.6 happy", "Stiff-2.0_x": "formal - happy", "plain": ""}
 
 
 @pytest.mark.parametrize(

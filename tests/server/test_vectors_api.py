@@ -11,6 +11,7 @@ import pytest
 
 from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
+from localsteer.steering.expression import parse_steering
 from localsteer.vector.calibration import POLES
 from localsteer.vector.file import write_vector
 from tests.calibration.made import DOSES, calibrated
@@ -30,7 +31,7 @@ def test_vectors_are_listed(served: Served) -> None:
 
 def test_one_vector_is_described(served: Served) -> None:
     document = served.client.get("/v1/vectors/mood").json()
-    plan = served.service.steerings.plan("mood")
+    plan = served.service.steerings.plan(parse_steering("mood"))
     assert plan is not None
     assert document == {
         "id": "mood",

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from localsteer.errors import ExpressionError, LocalsteerError, VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.steering.expression import Steering, Term, parse_steering
-from localsteer.steering.plan import Plan, relative_dose, resolve
-from localsteer.vector.calibration import Interval, Pole, Mode
+from localsteer.steering.plan import Plan, relative_dose, resolve, resolve_opposite
+from localsteer.vector.calibration import Interval, Mode, Pole
 from localsteer.vector.control_vector import ControlVector, Provenance
 from tests.calibration.made import DOSES, LAYERS, calibrated
-from tests.test_probe import PROBE
+from tests.vector.test_probe import PROBE
 
 Floats = NDArray[np.float32]
 
@@ -536,8 +536,10 @@ def test_norms_measured_at_different_layers_go_together(expression: str) -> None
 
 
 def test_the_opposite_plan() -> None:
-    made = plan("0.5 happy - sad@4", sad=replace(SAD, provenance=Provenance(hidden_norm=NORMS)))
-    opposite = made.opposite
+    vectors = {"happy": HAPPY, "sad": replace(SAD, provenance=Provenance(hidden_norm=NORMS))}
+    steering = parse_steering("0.5 happy - sad@4")
+    made = resolve(steering, MODEL, vectors.__getitem__)
+    opposite = resolve_opposite(steering, MODEL, vectors.__getitem__)
     assert opposite is not None
     assert np.array_equal(opposite.edit.added, -made.edit.added)
     assert str(opposite.steering) == "-0.5 happy + sad@4-4"
@@ -547,7 +549,7 @@ def test_the_opposite_plan() -> None:
 
 
 def test_a_plan_that_removes_has_no_opposite() -> None:
-    assert plan("happy + !sad").opposite is None
+    assert resolve_opposite(parse_steering("happy + !sad"), MODEL, lambda _name: HAPPY) is None
 
 
 def test_vectors_are_loaded_by_the_name_in_the_expression() -> None:
@@ -606,11 +608,11 @@ def test_each_pole_and_scope_has_its_calibrated_dose_and_layers(expression: str,
 
 @pytest.mark.parametrize("mode", ["response", "prompt"])
 def test_the_opposite_of_a_calibrated_plan_has_the_dose_of_the_other_pole(mode: Mode) -> None:
-    made = calibrated_plan("0.5 loud", mode)
-    assert made.opposite is not None
-    assert made.opposite.mode == mode
-    assert made.opposite.relative_dose == pytest.approx(0.5 * DOSES["negative", mode])
-    assert np.array_equal(made.opposite.edit.added, calibrated_plan("-0.5 loud", mode).edit.added)
+    opposite = resolve_opposite(parse_steering("0.5 loud"), MODEL, lambda _name: LOUD, mode)
+    assert opposite is not None
+    assert opposite.mode == mode
+    assert opposite.relative_dose == pytest.approx(0.5 * DOSES["negative", mode])
+    assert np.array_equal(opposite.edit.added, calibrated_plan("-0.5 loud", mode).edit.added)
 
 
 def test_layers_are_trimmed_after_the_dose_is_shared_out() -> None:
@@ -621,8 +623,8 @@ def test_layers_are_trimmed_after_the_dose_is_shared_out() -> None:
 
 
 def test_layers_that_only_one_pole_has_have_no_opposite() -> None:
-    assert calibrated_plan("loud@1").opposite is None
-    assert calibrated_plan("loud@1-3").opposite is not None
+    assert resolve_opposite(parse_steering("loud@1"), MODEL, lambda _name: LOUD) is None
+    assert resolve_opposite(parse_steering("loud@1-3"), MODEL, lambda _name: LOUD) is not None
 
 
 def test_layers_of_the_other_pole_are_refused() -> None:

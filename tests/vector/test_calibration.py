@@ -9,7 +9,7 @@ import pytest
 
 from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.vector.calibration import POLES, MODES, Calibration, Interval, Side
+from localsteer.vector.calibration import MODES, POLES, Calibration, Interval, Side
 from tests.calibration.made import calibration, nothing, point
 
 MODEL = Fingerprint("Tiny Großmodell", "llama", 6, 4, "vocabulary", "content")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.vector.calibration import Pole, Mode
+from localsteer.vector.calibration import Mode, Pole
 from localsteer.vector.control_vector import ControlVector, Provenance, format_layers
 from tests.calibration.made import DOSES, LAYERS, calibrated
 
