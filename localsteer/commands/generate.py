@@ -33,8 +33,18 @@ if TYPE_CHECKING:
     from localsteer.vector.calibration import Mode
 
 
+def _one_prompt(_context: click.Context, _parameter: click.Parameter, words: tuple[str, ...]) -> str:
+    if len(words) > 1:
+        more = " ".join(words[1:])
+        raise click.UsageError(
+            f'What is "{more}"? Put quotes around the whole prompt, and around an expression with spaces, as in -s "0.5 happy".'
+        )
+    return words[0]
+
+
+# Eager: a prompt without quotes is told before what is left of an expression without any.
 @click.command()
-@click.argument("words", nargs=-1, required=True, metavar="PROMPT")
+@click.argument("prompt", nargs=-1, required=True, metavar="PROMPT", is_eager=True, callback=_one_prompt)
 @steer_option
 @policy_option
 @click.option("--system", help="A system message.")
@@ -50,7 +60,7 @@ if TYPE_CHECKING:
 @json_option
 @with_model_options
 def command(
-    words: tuple[str, ...],
+    prompt: str,
     steering: Steering,
     policy_file: str | None,
     system: str | None,
@@ -71,12 +81,6 @@ def command(
     from localsteer.llama.chat_template import Message
     from localsteer.reading.prompt import latest_message, prompt_tokens
 
-    if len(words) > 1:
-        more = " ".join(words[1:])
-        raise click.UsageError(
-            f'What is "{more}"? Put quotes around the whole prompt, and around an expression with spaces, as in -s "0.5 happy".'
-        )
-    prompt = words[0]
     if compare and not steering:
         raise click.UsageError("--compare needs something to compare with: give -s.")
     if compare and policy_file is not None:

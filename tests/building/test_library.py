@@ -314,7 +314,8 @@ def test_a_cache_that_cannot_be_written_does_not_lose_the_vector(
 BUILD = """
 import logging, sys, time
 from pathlib import Path
-from localsteer import library
+from localsteer.building import library
+from localsteer.concepts import names
 from localsteer.llama.model import Model
 
 logging.basicConfig()

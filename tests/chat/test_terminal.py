@@ -126,8 +126,9 @@ def test_a_mistake_is_said_and_the_chat_goes_on(chat: Chat) -> None:
     assert result.out == chat("Hello").out
 
 
-def test_compare_shows_three_ways(chat: Chat, vector: Path) -> None:
-    result = chat("Hello", "/compare", options=("-s", str(vector)))
+def test_compare_shows_three_ways(chat: Chat, vector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(vector.parent)  # a title must fit its column
+    result = chat("Hello", "/compare", options=("-s", vector.name))
     assert result.out.count("unsteered") == 1
     assert result.out.count("push.gguf") >= 2
 

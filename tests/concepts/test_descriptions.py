@@ -83,7 +83,7 @@ def test_two_equal_descriptions_are_refused() -> None:
 
 
 def test_a_damaged_file_of_shared_prompts_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localsteer.described.shipped_folder", lambda: tmp_path)
+    monkeypatch.setattr("localsteer.concepts.descriptions.shipped_folder", lambda: tmp_path)
     with pytest.raises(ContrastError, match=r"described\.yaml"):
         describe("x", "a cook")
     (tmp_path / "described.yaml").write_text("personas: []\n")

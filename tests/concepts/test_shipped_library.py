@@ -13,7 +13,7 @@ from localsteer.concepts.concept_file import load_concept
 from localsteer.concepts.names import shipped_folder
 
 FILES = sorted(shipped_folder().glob("*/concept.yaml"))
-# The questions that any description gets, see localsteer.described.
+# The questions that any description gets, see localsteer.concepts.descriptions.
 SHARED = shipped_folder() / "described.yaml"
 
 

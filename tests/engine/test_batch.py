@@ -1003,8 +1003,8 @@ def test_steering_that_a_model_does_not_allow_is_refused(tiny: Model, monkeypatc
     plain = Request(PROMPT, None, GREEDY, 8)
     refused: list[tuple[Request, Script | None]] = [
         (replace(plain, plan=plan_of(edit)), None),
-        (replace(plain, plan=plan_of(edit, steer_prompt=True)), None),
-        (replace(plain, plan=plan_of(edit, steer_prompt=True)), Script()),
+        (in_mode(replace(plain, plan=plan_of(edit)), "prompt"), None),
+        (in_mode(replace(plain, plan=plan_of(edit)), "prompt"), Script()),
         (plain, Script(prompt_layers=(1,))),
         (plain, Script(output_layers=(1,))),
         (plain, Script(tokens={7: Verdict(edit)})),

@@ -78,7 +78,7 @@ def test_an_answer_is_greedy_under_its_steering(steerable: Model) -> None:
     request = Request(PROMPT, plan_of(edit), GREEDY, max_tokens=12)
     with Generator(steerable) as generator:
         response = generator.generate(request).tokens
-        both = generator.generate(replace(request, plan=plan_of(edit, steer_prompt=True))).tokens
+        both = generator.generate(in_mode(request, "prompt")).tokens
         plain = generator.generate(unsteered(request)).tokens
     assert len(response) == len(both) == len(plain) == 12
     assert_greedy(steerable, PROMPT, response, edit)
@@ -1066,13 +1066,16 @@ def test_anchoring_needs_a_filter_where_something_is_steered(generator: Generato
     assert generator.generate(replace(without, plan=None)).tokens == generator.generate(unsteered(without)).tokens
 
 
-def test_anchoring_needs_an_unsteered_prompt(tiny: Model, anchored: Request) -> None:
-    with pytest.raises(LocalsteerError, match="response alone"):
-        replace(anchored, plan=plan_of(random_edit(tiny, seed=3), steer_prompt=True))
+def test_a_plan_is_for_one_mode(tiny: Model, anchored: Request) -> None:
+    for mode in ("response", "prompt"):
+        with pytest.raises(LocalsteerError, match=f'"{mode}".*"anchored"'):
+            replace(anchored, plan=plan_of(random_edit(tiny, seed=3), mode=mode))
+    assert Request(PROMPT, anchored.plan).mode == "anchored"
+    assert Request(PROMPT).mode == "response"
 
 
 def test_a_recurrent_model_cannot_anchor(tiny_model: TinyModel, anchored: Request) -> None:
     model = tiny_model("mamba")
-    request = replace(anchored, plan=plan_of(random_edit(model, seed=3)))
+    request = replace(anchored, plan=plan_of(random_edit(model, seed=3), mode="anchored"))
     with Generator(model) as generator, pytest.raises(ModelError, match="recurrent, and cannot anchor"):
         generator.generate(request)

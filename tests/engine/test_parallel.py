@@ -228,7 +228,7 @@ def test_anchored_answers_beside_others_are_those_of_each_alone(tiny: Model) -> 
     requests = [
         Request(
             PROMPTS[number % 3],
-            None if edit is None else plan_of(edit),
+            None if edit is None else plan_of(edit, mode="anchored" if anchored else "response"),
             replace(lively, seed=number),
             8 + number,
             mode="anchored" if anchored else "response",

@@ -48,7 +48,7 @@ def job(max_tokens: int = 4, prompt: tuple[int, ...] = PROMPT) -> Job:
 
 def anchored_job(model: Model, max_tokens: int = 4) -> Job:
     """One that takes two places."""
-    plan = plan_of(random_edit(model, seed=5))
+    plan = plan_of(random_edit(model, seed=5), mode="anchored")
     return Job(Request(PROMPT, plan, Sampling(temperature=0, seed=1), max_tokens))
 
 

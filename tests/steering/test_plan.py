@@ -760,8 +760,14 @@ def test_a_plan_within_the_largest_dose_is_let_through() -> None:
     calibrated_plan("loud").refuse_above(0.3)
     calibrated_plan("loud").refuse_above(5)
     calibrated_plan("loud - loud").refuse_above(0.401)
-    calibrated_plan("!loud").refuse_above(0.001)
-    plan("!a", a=vector(1, norms=None)).refuse_above(0.001)
+
+
+@pytest.mark.parametrize("expression", ["!loud", "0.1 loud + !loud"])
+def test_a_removal_cannot_be_held_below_a_dose(expression: str) -> None:
+    with pytest.raises(LocalsteerError) as caught:
+        calibrated_plan(expression).refuse_above(1000)
+    assert expression in caught.value.message
+    assert "--max-dose" in (caught.value.hint or "")
 
 
 def test_a_plan_above_the_largest_dose_is_refused_with_both() -> None:

@@ -73,7 +73,7 @@ def ones(*shape: int, dtype: type[np.generic] = np.float32) -> np.ndarray[Any, A
 
 def test_a_vector_is_read_without_the_gguf_package(tmp_path: Path) -> None:
     write_vector(vector(FULL), tmp_path / "happy.gguf")
-    code = "import sys; from localsteer.vector_file import read_vector; read_vector(sys.argv[1]); print('gguf' in sys.modules)"
+    code = "import sys; from localsteer.vector.file import read_vector; read_vector(sys.argv[1]); print('gguf' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "happy.gguf")], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
