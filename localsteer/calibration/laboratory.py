@@ -18,7 +18,7 @@ from localsteer.building.default_dose import middle_layers
 from localsteer.calibration.instrument import Instrument, half_of
 from localsteer.calibration.shapes import Directions, Shape
 from localsteer.concepts.contrast import Contrast
-from localsteer.engine.parallel import MAX_PARALLEL, generate_many
+from localsteer.engine.generate import MAX_PARALLEL, generate_many
 from localsteer.engine.request import Request
 from localsteer.errors import CalibrationError
 from localsteer.llama.chat_template import Message

@@ -316,31 +316,29 @@ class Context:
         """Let `target` share all that `source` holds."""
         self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
-    def cells(self, start: int, stop: int) -> ctypes.Array[ctypes.c_uint8]:
-        """The KV cells of sequence 0 from position `start` to `stop`, for `put_cells` of another context of the same model.
+    def sequence_bytes(self, sequence: int) -> int:
+        """How many bytes `sequence_state` would be."""
+        return int(self._llama.llama_state_seq_get_size(self._context, sequence))
 
-        The context must have a second sequence, and the model must let sequences share tokens.
-        """
-        self._llama.llama_memory_seq_cp(self._memory, 0, 1, start, stop)
-        try:
-            data = (ctypes.c_uint8 * int(self._llama.llama_state_seq_get_size(self._context, 1)))()
-            written = self._llama.llama_state_seq_get_data(self._context, data, len(data), 1)
-        finally:
-            self.forget(1)
-        if written != len(data):
-            raise ModelError(f"llama.cpp cannot copy the KV cache of {self.model.path}.")
-        return data
-
-    def put_cells(self, data: ctypes.Array[ctypes.c_uint8], start: int, stop: int) -> None:
-        """Take over cells of another context as positions `start` to `stop` of sequence 0.
+    def sequence_state(self, sequence: int) -> NDArray[np.uint8]:
+        """All that a sequence holds, for `restore_sequence` of a context of the same model (llama_state_seq_get_data).
 
         Raises:
-            ModelError: the KV cache is full.
+            ModelError: llama.cpp cannot copy it.
         """
-        if self._llama.llama_state_seq_set_data(self._context, data, len(data), 1) == 0:
-            raise ModelError(f"The context of {self.n_ctx} tokens is full.", hint="Use a larger one with --context.")
-        self._llama.llama_memory_seq_cp(self._memory, 1, 0, start, stop)
-        self.forget(1)
+        state = np.empty(self.sequence_bytes(sequence), np.uint8)
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if self._llama.llama_state_seq_get_data(self._context, pointer, len(state), sequence) != len(state):
+            raise ModelError(f"llama.cpp cannot copy the KV cache of {self.model.path}.")
+        return state
+
+    def restore_sequence(self, sequence: int, state: NDArray[np.uint8]) -> bool:
+        """Let a sequence hold what it, or another one, held before; False, and it is empty, where there is no room."""
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if self._llama.llama_state_seq_set_data(self._context, pointer, len(state), sequence) == len(state):
+            return True
+        self.forget(sequence)
+        return False
 
     def clear(self) -> None:
         """Empty the KV cache."""

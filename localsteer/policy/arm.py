@@ -11,7 +11,7 @@ from localsteer.building.extraction import Progress
 from localsteer.building.library import load_vector
 from localsteer.concepts.names import is_path
 from localsteer.discovery import resolve_model
-from localsteer.engine.checks import needs_tap
+from localsteer.engine.checks import check_steering
 from localsteer.errors import PolicyError
 from localsteer.llama.model import Model
 from localsteer.llama.steerability import steerability
@@ -112,7 +112,7 @@ class ArmedPolicy:
                     )
         for rule in self.policy.rules:
             with naming(f'The rule "{rule.name}"'):
-                needs_tap([rule.plan.edit], self._model)
+                check_steering(self._model, [rule.plan.edit])
 
     def _classifier(self, name: str, spec: ClassifierSpec, notes: dict[str, None]) -> Classifier:
         with naming(f'The classifier "{name}"'):

@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from localsteer.engine.batch import Lane, RunningBatch
+from localsteer.engine.batch import RunningBatch
 from localsteer.engine.gate import Gate
+from localsteer.engine.lane import Lane
 from localsteer.engine.request import Answer, Request, TokenLogprob
 from localsteer.errors import LocalsteerError
 from localsteer.policy.audit import Decision

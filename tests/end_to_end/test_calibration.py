@@ -14,7 +14,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 from bench.concepts import FRESH_QUESTIONS
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator
 from localsteer.concepts.concept_file import load_concept
-from localsteer.engine.parallel import generate_many
+from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model

@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localsteer.engine.generate import Generator
-from localsteer.engine.parallel import generate_many
-from localsteer.engine.prefix_cache import KVCache
+from localsteer.engine.generate import Generator, generate_many
 from localsteer.engine.request import Answer, Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.context import Context

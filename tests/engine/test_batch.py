@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from localsteer.engine import batch as running_batch
-from localsteer.engine.batch import Lane, RunningBatch
+from localsteer.engine.batch import RunningBatch
 from localsteer.engine.gate import Verdict
 from localsteer.engine.generate import Generator
+from localsteer.engine.lane import Lane
 from localsteer.engine.request import Answer, Request
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama.context import Batch, Context

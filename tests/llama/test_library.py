@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from localsteer.engine import parallel
+from localsteer.engine import generate
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama import library
 from localsteer.llama.model import Model
@@ -91,7 +91,7 @@ def test_this_build_says_what_it_can_do() -> None:
     assert features.version == importlib.metadata.version("llama-cpp-python")
     assert features.system
     # What the rest of the package asks of one context.
-    assert features.max_sequences >= max(prefix_tree.MAX_SEQUENCES, 2 * parallel.MAX_PARALLEL)
+    assert features.max_sequences >= max(prefix_tree.MAX_SEQUENCES, 2 * generate.MAX_PARALLEL)
 
 
 def test_the_log_goes_to_logging_and_not_to_stderr(

@@ -19,7 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
-from localsteer.engine.batch import Lane, RunningBatch
+from localsteer.engine.batch import RunningBatch
+from localsteer.engine.lane import Lane
 from localsteer.llama.model import Model
 from localsteer.policy.arm import ArmedPolicy, arm
 from localsteer.server.answers import Service

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from localsteer.engine import parallel
-from localsteer.engine.generate import Generator
-from localsteer.engine.parallel import generate_many
+from localsteer.engine import generate as generation
+from localsteer.engine.generate import Generator, generate_many
 from localsteer.engine.request import Request
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama.context import Context
@@ -112,7 +111,7 @@ def test_long_prompts_are_read_in_parts(tiny: Model) -> None:
 
 
 def test_more_requests_than_fit_one_batch_keep_their_order(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "MAX_PARALLEL", 3)
+    monkeypatch.setattr(generation, "MAX_PARALLEL", 3)
     told: list[tuple[int, int]] = []
     requests = [Request(random_tokens(10, seed=seed), None, GREEDY, max_tokens=2 + seed % 3) for seed in range(7)]
     answers = generate_many(tiny, requests, on_progress=lambda done, total: told.append((done, total)))
