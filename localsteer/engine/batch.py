@@ -48,6 +48,7 @@ class RunningBatch:
         n_ctx: tokens of context that each of them has; None means 4096, or less where the model was trained for less.
         n_cells: tokens that all of them hold together; None means `parallel` times as many.
         cache_ram: MiB of main memory for sequences that lost their place.
+        tapped: whether its context has a tap from the beginning; sequences that move into another context share nothing there.
         smooth: whether somebody watches the answers come, and long prompts are read in parts meanwhile.
 
     Raises:
@@ -62,6 +63,7 @@ class RunningBatch:
         n_ctx: int | None = None,
         n_cells: int | None = None,
         cache_ram: int = 0,
+        tapped: bool = False,
         smooth: bool = True,
     ) -> None:
         self.model = model
@@ -70,7 +72,7 @@ class RunningBatch:
         self._n_cells = n_cells
         self._smooth_part = SMOOTH_PART if smooth else N_UBATCH
         self._common: Edit | None = None
-        self._context = self._make_context(tapped=False)
+        self._context = self._make_context(tapped=tapped)
         self._slots = Slots(self._context, PrefixCache(cache_ram * _MIB))
         self._lanes: list[Lane] = []
 

@@ -16,6 +16,7 @@ from localsteer.engine.prefix_cache import WORTH_KEEPING
 from localsteer.engine.request import Answer, Request
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
+from localsteer.llama.steerability import steerability
 from localsteer.reading.prefix_tree import lay_out
 
 # Attention of every token runs over the cells of all sequences, so ever larger batches stop paying.
@@ -114,7 +115,10 @@ def generate_many(
         group = requests[start : start + MAX_PARALLEL]
         places = sum(2 if request.anchored and request.response_edit is not None else 1 for request in group)
         n_ctx = max(len(request.prompt) + request.max_tokens for request in group) + 1
-        with RunningBatch(model, parallel=places, n_ctx=n_ctx, n_cells=_cells(model, group), smooth=False) as batch:
+        # Some are read while others are written: with any steering, there are two in a decode.
+        tapped = any(request.response_edit is not None for request in group) and steerability(model).readable
+        cells = _cells(model, group)
+        with RunningBatch(model, parallel=places, n_ctx=n_ctx, n_cells=cells, tapped=tapped, smooth=False) as batch:
             lanes = [batch.join(request) for request in group]
             running = len(lanes)
             while running:

@@ -77,7 +77,7 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     low, high = 0, min(len(one), len(other)) + 1
     while high - low > 1:
         middle = (low + high) // 2
-        if one[low:middle] == other[low:middle]:
+        if tuple(one[low:middle]) == tuple(other[low:middle]):
             low = middle
         else:
             high = middle
