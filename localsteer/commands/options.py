@@ -106,7 +106,7 @@ def with_model_options(function: Command) -> Command:
         click.option(
             "--rpc", metavar="HOST:PORT,...", help="Spread the layers over machines that run ggml-rpc-server (docs/rpc.md)."
         ),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core."),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core that may be used."),
         click.option("--gpu-layers", type=click.IntRange(0), help="Layers on the GPU; by default all, where there is one."),
         model_option,
     )
