@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,19 +93,12 @@ def bake(expression: str, output: Path, verify: bool, as_json: bool, model_optio
 
     Everything in the model file keeps its bytes; a split model becomes one file. An Ollama Modelfile is written beside it.
     """
-    from localsteer.discovery import resolve_model
-    from localsteer.errors import ExportError
     from localsteer.export.bake import bake as bake_into
-    from localsteer.files.atomic import check_writable
-    from localsteer.llama.model import Model
     from localsteer.vector.control_vector import format_layers
 
     steering = _parse(expression)
-    check_writable(output, ExportError)
-    source = resolve_model(model_options.model)
-    open_model = functools.partial(Model, gpu_layers=model_options.gpu_layers, threads=model_options.threads)
     with progress_bar() as progress:
-        baked = bake_into(source, steering, output, verify=verify, open_model=open_model, progress=progress)
+        baked = bake_into(model_options.path(), steering, output, verify=verify, open_model=model_options.open, progress=progress)
     for text in baked.plan.notes:
         note(text)
     if as_json:

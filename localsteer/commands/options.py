@@ -33,13 +33,13 @@ class ModelOptions:
     threads: int | None
     rpc: str | None
 
-    def open(self) -> Model:
-        """The model, or the default one (LOCALSTEER_MODEL, then the demo model)."""
+    def open(self, path: Path | None = None) -> Model:
+        """The model, or the default one (LOCALSTEER_MODEL, then the demo model); or in the same way the one in a file."""
         from localsteer.llama import rpc
         from localsteer.llama.model import Model
 
         rpc.connect([server.strip() for server in (self.rpc or "").split(",") if server.strip()])
-        return Model(self.path(), gpu_layers=self.gpu_layers, threads=self.threads)
+        return Model(path if path is not None else self.path(), gpu_layers=self.gpu_layers, threads=self.threads)
 
     def path(self) -> Path:
         """The file of the model that `open` opens.
@@ -91,24 +91,19 @@ def _gathering(function: Command, options: Sequence[Callable[[Any], Any]], name:
     return cast(Command, command)
 
 
-def model_option(function: Command) -> Command:
-    """-m."""
-    return click.option(
-        "-m",
-        "--model",
-        help="A GGUF file, or a name that `localsteer models list` shows. Default: $LOCALSTEER_MODEL, then the demo model.",
-    )(function)
-
-
 def with_model_options(function: Command) -> Command:
     """-m, --gpu-layers, --threads, --rpc; the command gets `model_options: ModelOptions`."""
     options = (
         click.option(
             "--rpc", metavar="HOST:PORT,...", help="Spread the layers over machines that run ggml-rpc-server (docs/rpc.md)."
         ),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core that may be used."),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core allowed."),
         click.option("--gpu-layers", type=click.IntRange(0), help="Layers on the GPU; by default all, where there is one."),
-        model_option,
+        click.option(
+            "-m",
+            "--model",
+            help="A GGUF file, or a name that `localsteer models list` shows. Default: $LOCALSTEER_MODEL, then the demo model.",
+        ),
     )
     return _gathering(function, options, "model_options", ModelOptions)
 
