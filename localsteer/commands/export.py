@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from localsteer.commands.options import ModelOptions, json_option, with_model_options
+from localsteer.commands.options import ModelOptions, force_option, json_option, refuse_to_replace, with_model_options
 from localsteer.commands.output import format_bytes, note, print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -33,9 +33,18 @@ def command() -> None:
 @_OUTPUT
 @click.option("--strength", type=float, default=1.0, show_default=True, help="Multiply the whole expression by this.")
 @_VERIFY
+@force_option
 @json_option
 @with_model_options
-def llama_cpp(expression: str, output: Path, strength: float, verify: bool, as_json: bool, model_options: ModelOptions) -> None:
+def llama_cpp(
+    expression: str,
+    output: Path,
+    strength: float,
+    verify: bool,
+    force: bool,
+    as_json: bool,
+    model_options: ModelOptions,
+) -> None:
     """Write the control vector file that EXPRESSION is for llama.cpp's own programs.
 
     They steer the prompt as well as the answer: at scale 1 the file is the dose that was calibrated for that. With --no-verify
@@ -50,6 +59,8 @@ def llama_cpp(expression: str, output: Path, strength: float, verify: bool, as_j
 
     steering = at_strength(_parse(expression), strength)
     check_vector_path(output, ExportError)
+    if not force:
+        refuse_to_replace(output)
     named = any(not is_path(term.vector) for term in steering.terms)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_bar())

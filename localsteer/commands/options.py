@@ -113,6 +113,42 @@ def json_option(function: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(function)
 
 
+def force_option(function: Command) -> Command:
+    """--force."""
+    text = "Replace a vector that is calibrated, or was made for another model."
+    return click.option("--force", is_flag=True, help=text)(function)
+
+
+def refuse_to_replace(path: Path, content: str | None = None, *, calibrated: bool = True) -> None:
+    """Find out before the work that a vector would be lost which cannot be had again as fast.
+
+    Args:
+        path: where a new vector shall be.
+        content: hash of the model's file (`model_file.content_hash`) that the new one is for; None where that is unknown.
+        calibrated: whether one that is calibrated for that model shall be kept.
+
+    Raises:
+        VectorError: what is there is calibrated, or was made for another model.
+    """
+    from localsteer.errors import VectorError
+    from localsteer.vector.file import read_vector
+
+    if not path.is_file():
+        return
+    try:
+        own = read_vector(path).provenance
+    except VectorError:  # an empty file, or one that was cut short
+        return
+    calibration, model = own.calibration, own.model
+    if calibration is not None and (calibrated or calibration.content != content):
+        known = f"is calibrated for {calibration.model}"
+    elif model is not None and content is not None and model.content != content:
+        known = f"was made for {model.name}"
+    else:
+        return
+    raise VectorError(f"{path} {known}.", hint="Give the new vector another name with -o, or --force to replace it.")
+
+
 def steer_option(function: Command) -> Command:
     """-s."""
     return steer_option_with('What to steer by, such as "0.5 happy - 0.3 formal@10-20"; several add up.')(function)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from localsteer.commands.options import ModelOptions, json_option, with_model_options
+from localsteer.commands.options import ModelOptions, force_option, json_option, refuse_to_replace, with_model_options
 from localsteer.commands.output import note, print_facts, print_folded_table, print_json, print_table, progress_bar
 from localsteer.commands.vectors_build import command as build
 from localsteer.commands.vectors_import import import_vector
@@ -220,9 +220,10 @@ command.add_command(import_vector)
 @command.command("combine")
 @click.argument("expression")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new vector file.")
+@force_option
 @json_option
 @with_model_options
-def combine(expression: str, output: Path, as_json: bool, model_options: ModelOptions) -> None:
+def combine(expression: str, output: Path, force: bool, as_json: bool, model_options: ModelOptions) -> None:
     """Write the vector that EXPRESSION, such as "0.5 happy + 0.3 formal.gguf@10-20", stands for.
 
     Names stand for concepts of the library, as they are for the model; with files alone no model is opened. Strength 1 of the new
@@ -239,6 +240,8 @@ def combine(expression: str, output: Path, as_json: bool, model_options: ModelOp
         raise click.UsageError("The expression is empty.")
     refuse_removal(steering)
     check_vector_path(output)
+    if not force:
+        refuse_to_replace(output)
     vectors = _load([term.vector for term in steering.terms], model_options)
     total = combined(steering, vectors.__getitem__)
     write_vector(total, output)

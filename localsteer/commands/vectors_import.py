@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from localsteer.commands.options import ModelOptions, json_option, with_model_options
+from localsteer.commands.options import ModelOptions, force_option, json_option, refuse_to_replace, with_model_options
 from localsteer.commands.output import note, print_json
 
 
@@ -19,10 +19,11 @@ from localsteer.commands.output import note, print_json
     help="Add this to the file's layer numbers, such as -1 for one block late. By default it is found out.",
 )
 @click.option("--name", help="What to call the vector.")
+@force_option
 @json_option
 @with_model_options
 def import_vector(
-    file: Path, output: Path, shift: int | None, name: str | None, as_json: bool, model_options: ModelOptions
+    file: Path, output: Path, shift: int | None, name: str | None, force: bool, as_json: bool, model_options: ModelOptions
 ) -> None:
     """Make a vector of ours from FILE: GGUF (repeng, llama-cvector-generator, jukofyork), .npz or .safetensors.
 
@@ -34,6 +35,8 @@ def import_vector(
     from localsteer.vector.importing import import_vector as imported_from
 
     check_vector_path(output)
+    if not force:
+        refuse_to_replace(output)
     fingerprint = None
     if model_options.model is not None:
         with model_options.open() as opened:
