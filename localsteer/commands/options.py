@@ -105,7 +105,22 @@ def with_model_options(function: Command) -> Command:
             help="A GGUF file, or a name that `localsteer models list` shows. Default: $LOCALSTEER_MODEL, then the demo model.",
         ),
     )
-    return _gathering(function, options, "model_options", ModelOptions)
+    return _gathering(_with_hints_for_the_model(function), options, "model_options", ModelOptions)
+
+
+def _with_hints_for_the_model(function: Command) -> Command:
+    from localsteer.commands.output import for_this_model
+    from localsteer.errors import LocalsteerError
+
+    @functools.wraps(function)
+    def command(**given: Any) -> Any:
+        try:
+            return function(**given)
+        except LocalsteerError as error:
+            error.args = (for_this_model(str(error)),)
+            raise
+
+    return cast(Command, command)
 
 
 def json_option(function: Command) -> Command:

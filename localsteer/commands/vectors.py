@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,7 +171,8 @@ def show(vector: str, as_json: bool, model_options: ModelOptions) -> None:
         note(f"Strength 1 is what the file holds ({provenance.origin}).")
         return
     if calibration is None:
-        note("Not calibrated: strength 1 is the default dose. `localsteer calibrate` measures how strong it may be.")
+        measures = f"`localsteer calibrate {shlex.quote(vector)}` measures how strong it may be."
+        note(f"Not calibrated: strength 1 is the default dose. {measures}")
         return
     from localsteer.calibration.report import CURVE_HEADERS, curve_rows
     from localsteer.commands.calibrate import print_doses
@@ -209,7 +211,7 @@ def _to_show(vector: str, model_options: ModelOptions) -> ControlVector:
     if built_on is None or built_on.content != content:
         message = f'The concept "{vector}" is not built for {path.name} yet'
         if model_options.model is not None:
-            raise LocalsteerError(f"{message}.", hint=f"`localsteer vectors build {vector} -m {model_options.model}` builds it.")
+            raise LocalsteerError(f"{message}.", hint=f"`localsteer vectors build {vector}` builds it.")
         note(f"{message}: this is its vector for {built_on.name if built_on is not None else 'a model that it does not name'}.")
     return loaded
 

@@ -61,4 +61,4 @@ def import_vector(
         click.echo(finding)
     click.echo(f"{output}: {vector.provenance.concept}, layers {format_layers(vector.layers)}, n_embd {vector.n_embd}")
     if vector.provenance.calibration is None:
-        note("Not calibrated: strength 1 is what the file says. `localsteer vectors show` tells how large that is.")
+        note(f"Not calibrated: strength 1 is what the file says. `localsteer vectors show {output}` tells how large that is.")

@@ -70,3 +70,41 @@ def test_every_command_that_opens_a_model_asks_the_rpc_servers(
     result = run(capfd, *given, "-m", tiny_path("llama"), "--rpc", "no-address")
     assert_one_clear_line(result, "RPC")
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_hints_are_for_the_model_that_was_given(tiny_path: TinyPath, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Pasted without -m they would calibrate, or build for, the default model."""
+    model = tmp_path / "my model.gguf"
+    model.symlink_to(tiny_path("llama"))
+    vector = tmp_path / "push.gguf"
+    write_vector(ControlVector({1: np.full(64, 3, np.float32)}), vector)
+    result = run(capfd, "generate", "Hello", "-n", "2", "-s", vector, "--anchored", "--max-dose", "1", "-m", model)
+    assert_one_clear_line(result, "localsteer calibrate", f" -m '{model}'`")
+    result = run(capfd, "vectors", "show", "happy", "-m", model)
+    assert_one_clear_line(result, f"`localsteer vectors build happy -m '{model}'`")
+    # What is asked of the default model is for that.
+    assert f"`localsteer calibrate {vector}`" in run(capfd, "vectors", "show", vector).err
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("HAPPY", "Did you mean happy?"), ("Hapy", "Did you mean happy"), ("SAD", '"-happy"')]
+)
+def test_a_name_in_capitals_is_answered_with_the_nearest(
+    name: str, hint: str, tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert_one_clear_line(run(capfd, "generate", "Hello", "-s", name, "-m", tiny_path("llama")), hint)
+
+
+@pytest.mark.parametrize(("variables", "escapes"), [({}, True), ({"TERM": "dumb"}, False), ({"NO_COLOR": "1"}, False)])
+def test_a_terminal_that_knows_no_escape_codes_gets_none(
+    variables: dict[str, str],
+    escapes: bool,
+    tiny_path: TinyPath,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert ("\x1b" in run(capfd, "generate", "Hello", "-n", "2", "-m", tiny_path("llama")).err) == escapes
