@@ -122,7 +122,7 @@ def command(
         check_vector_path(target)
     with model_options.open() as opened, progress_bar() as progress:
         if target is not None and not force:
-            refuse_to_replace(target, opened.fingerprint.content, calibrated=False)
+            refuse_to_replace(target, opened.fingerprint.content, calibrates=True)
         target = target or place_for(vector, opened)
         loaded = load_vector(vector, opened, progress)
         contrast = _concept_of(loaded, vector, concept)

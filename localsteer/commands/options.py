@@ -134,13 +134,13 @@ def force_option(function: Command) -> Command:
     return click.option("--force", is_flag=True, help=text)(function)
 
 
-def refuse_to_replace(path: Path, content: str | None = None, *, calibrated: bool = True) -> None:
+def refuse_to_replace(path: Path, content: str | None = None, *, calibrates: bool = False) -> None:
     """Find out before the work that a vector would be lost which cannot be had again as fast.
 
     Args:
         path: where a new vector shall be.
         content: hash of the model's file (`model_file.content_hash`) that the new one is for; None where that is unknown.
-        calibrated: whether one that is calibrated for that model shall be kept.
+        calibrates: the new one will be calibrated for that model, so only doses for another one would be lost.
 
     Raises:
         VectorError: what is there is calibrated, or was made for another model.
@@ -155,9 +155,9 @@ def refuse_to_replace(path: Path, content: str | None = None, *, calibrated: boo
     except VectorError:  # an empty file, or one that was cut short
         return
     calibration, model = own.calibration, own.model
-    if calibration is not None and (calibrated or calibration.content != content):
+    if calibration is not None and not (calibrates and calibration.content == content):
         known = f"is calibrated for {calibration.model}"
-    elif model is not None and content is not None and model.content != content:
+    elif not calibrates and model is not None and content is not None and model.content != content:
         known = f"was made for {model.name}"
     else:
         return
