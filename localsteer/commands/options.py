@@ -33,13 +33,13 @@ class ModelOptions:
     threads: int | None
     rpc: str | None
 
-    def open(self) -> Model:
-        """The model, or the default one (LOCALSTEER_MODEL, then the demo model)."""
+    def open(self, path: Path | None = None) -> Model:
+        """The model, or the default one (LOCALSTEER_MODEL, then the demo model); or in the same way the one in a file."""
         from localsteer.llama import rpc
         from localsteer.llama.model import Model
 
         rpc.connect([server.strip() for server in (self.rpc or "").split(",") if server.strip()])
-        return Model(self.path(), gpu_layers=self.gpu_layers, threads=self.threads)
+        return Model(path if path is not None else self.path(), gpu_layers=self.gpu_layers, threads=self.threads)
 
     def path(self) -> Path:
         """The file of the model that `open` opens.
@@ -91,31 +91,77 @@ def _gathering(function: Command, options: Sequence[Callable[[Any], Any]], name:
     return cast(Command, command)
 
 
-def model_option(function: Command) -> Command:
-    """-m."""
-    return click.option(
-        "-m",
-        "--model",
-        help="A GGUF file, or a name that `localsteer models list` shows. Default: $LOCALSTEER_MODEL, then the demo model.",
-    )(function)
-
-
 def with_model_options(function: Command) -> Command:
     """-m, --gpu-layers, --threads, --rpc; the command gets `model_options: ModelOptions`."""
     options = (
         click.option(
             "--rpc", metavar="HOST:PORT,...", help="Spread the layers over machines that run ggml-rpc-server (docs/rpc.md)."
         ),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core."),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core allowed."),
         click.option("--gpu-layers", type=click.IntRange(0), help="Layers on the GPU; by default all, where there is one."),
-        model_option,
+        click.option(
+            "-m",
+            "--model",
+            help="A GGUF file, or a name that `localsteer models list` shows. Default: $LOCALSTEER_MODEL, then the demo model.",
+        ),
     )
-    return _gathering(function, options, "model_options", ModelOptions)
+    return _gathering(_with_hints_for_the_model(function), options, "model_options", ModelOptions)
+
+
+def _with_hints_for_the_model(function: Command) -> Command:
+    from localsteer.commands.output import for_this_model
+    from localsteer.errors import LocalsteerError
+
+    @functools.wraps(function)
+    def command(**given: Any) -> Any:
+        try:
+            return function(**given)
+        except LocalsteerError as error:
+            error.args = (for_this_model(str(error)),)
+            raise
+
+    return cast(Command, command)
 
 
 def json_option(function: Command) -> Command:
     """--json."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(function)
+
+
+def force_option(function: Command) -> Command:
+    """--force."""
+    text = "Replace a vector that is calibrated, or was made for another model."
+    return click.option("--force", is_flag=True, help=text)(function)
+
+
+def refuse_to_replace(path: Path, content: str | None = None, *, calibrates: bool = False) -> None:
+    """Find out before the work that a vector would be lost which cannot be had again as fast.
+
+    Args:
+        path: where a new vector shall be.
+        content: hash of the model's file (`model_file.content_hash`) that the new one is for; None where that is unknown.
+        calibrates: the new one will be calibrated for that model, so only doses for another one would be lost.
+
+    Raises:
+        VectorError: what is there is calibrated, or was made for another model.
+    """
+    from localsteer.errors import VectorError
+    from localsteer.vector.file import read_vector
+
+    if not path.is_file():
+        return
+    try:
+        own = read_vector(path).provenance
+    except VectorError:  # an empty file, or one that was cut short
+        return
+    calibration, model = own.calibration, own.model
+    if calibration is not None and not (calibrates and calibration.content == content):
+        known = f"is calibrated for {calibration.model}"
+    elif not calibrates and model is not None and content is not None and model.content != content:
+        known = f"was made for {model.name}"
+    else:
+        return
+    raise VectorError(f"{path} {known}.", hint="Give the new vector another name with -o, or --force to replace it.")
 
 
 def steer_option(function: Command) -> Command:
@@ -178,20 +224,21 @@ def with_sampling_options(function: Command) -> Command:
             type=click.FloatRange(-2, 2),
             default=default.presence_penalty,
             show_default=True,
-            help="Off the logits of recent tokens.",
+            help="Likewise, once however often they occurred.",
         ),
         click.option(
             "--frequency-penalty",
             type=click.FloatRange(-2, 2),
             default=default.frequency_penalty,
             show_default=True,
-            help="Likewise, for each time they occurred.",
+            help="Taken off their logits for each time they occurred.",
         ),
         click.option(
             "--repeat-penalty",
             type=click.FloatRange(0, min_open=True),
             default=default.repeat_penalty,
             show_default=True,
+            help="The logits of the last 64 tokens, of prompt and answer, are divided by this.",
         ),
         click.option("--min-p", type=click.FloatRange(0, 1), default=default.min_p, show_default=True),
         click.option("--top-p", type=click.FloatRange(0, 1), default=default.top_p, show_default=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -72,7 +73,8 @@ class YamlFile:
             return model.model_validate(self.data)
         except ValidationError as error:
             problems = [
-                (self._place(one["loc"], one["type"] == "missing"), _WORDS.get(one["type"], one["msg"])) for one in error.errors()
+                (self._place(one["loc"], one["type"] == "missing"), _said(one["type"], one["msg"], one["input"]))
+                for one in error.errors()
             ]
             # Where several kinds of values are allowed, pydantic says for each what is wrong; the one that it got furthest into
             # is the one that was meant.
@@ -123,6 +125,14 @@ class YamlFile:
             else:
                 break
         return line + 1
+
+
+def _said(kind: str, message: str, value: object) -> str:
+    """What is wrong with a value, in words for those who write YAML."""
+    if kind == "string_type" and isinstance(value, bool | int | float | datetime.date):
+        meaning = "true or false" if isinstance(value, bool) else "a number" if isinstance(value, int | float) else "a date"
+        return f"{message} (YAML takes this for {meaning}; in quotes it is a text)"
+    return _WORDS.get(kind, message.partition(" or instance of ")[0])  # of a class that the file's writer does not know
 
 
 def _repeated_key(root: yaml.Node | None) -> yaml.ScalarNode | None:
