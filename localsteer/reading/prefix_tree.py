@@ -55,7 +55,7 @@ def grow_trees(prompts: Sequence[Sequence[int]], *, share: bool = True) -> Itera
     group: list[int] = []
     nodes = leaves = 0
     for index in order:
-        new = len(prompts[index]) - (_shared(prompts[group[-1]], prompts[index]) if group else 0)
+        new = len(prompts[index]) - (common_beginning(prompts[group[-1]], prompts[index]) if group else 0)
         # A prompt that only lengthens the one before, or repeats it, goes on in the same sequence.
         leaf = not group or len(prompts[index]) - new < len(prompts[group[-1]])
         full = nodes + new > MAX_NODES or leaves + leaf > MAX_SEQUENCES or not share
@@ -70,13 +70,10 @@ def grow_trees(prompts: Sequence[Sequence[int]], *, share: bool = True) -> Itera
         yield _grow(prompts, group)
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    count = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            break
-        count += 1
-    return count
+def common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest beginning that both have."""
+    alike = zip(one, other, strict=False)
+    return next((place for place, (left, right) in enumerate(alike) if left != right), min(len(one), len(other)))
 
 
 def _grow(prompts: Sequence[Sequence[int]], group: Sequence[int]) -> PrefixTree:
@@ -91,7 +88,7 @@ def _grow(prompts: Sequence[Sequence[int]], group: Sequence[int]) -> PrefixTree:
     previous: Sequence[int] = ()
     for index in group:
         prompt = prompts[index]
-        shared = _shared(previous, prompt)
+        shared = common_beginning(previous, prompt)
         # In sorted order a prompt that the one before is a prefix of only lengthens the same sequence.
         if shared < len(previous) or leaf < 0:
             leaf += 1
