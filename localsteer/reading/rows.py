@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ Progress = Callable[[int, int], None]
 """Called with what is done and what there is to do, in tokens."""
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
+Kept = TypeVar("Kept", bound=np.floating)
 
 # Most tokens of one decode that ask for logits: 128 rows of Gemma's vocabulary are 134 MB, and llama.cpp's compute buffer as much
 # again. A context reserves a row for each sequence of a tree anyway, which are as many at most.
@@ -216,10 +218,10 @@ def read_tokens(
     model: Model,
     spans: Sequence[Span],
     layers: Sequence[int],
-    keep: Callable[[Part], NDArray[np.floating]],
+    keep: Callable[[Part], NDArray[Kept]],
     *,
     progress: Progress | None = None,
-) -> Iterator[tuple[int, NDArray[np.floating]]]:
+) -> Iterator[tuple[int, NDArray[Kept]]]:
     """What each text shows token by token: it is handed out as soon as its last token is read, so that few are held at a time.
 
     Args:
@@ -232,7 +234,7 @@ def read_tokens(
     Yields:
         The index of a span, and (number of its tokens that are read, ...).
     """
-    begun: dict[int, list[NDArray[np.floating]]] = {}
+    begun: dict[int, list[NDArray[Kept]]] = {}
     for part in read(model, spans, layers, progress=progress):
         kept = keep(part)
         for number in np.unique(part.spans).tolist():
