@@ -17,7 +17,8 @@ from localsteer.engine.request import Request
 from localsteer.errors import ContrastError, LocalsteerError
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
-from localsteer.reading.activations import Activations, Span, read_activations
+from localsteer.reading.activations import Activations, read_activations
+from localsteer.reading.rows import Span
 from localsteer.vector.control_vector import ControlVector, Provenance, format_layers
 
 Floats = NDArray[np.float32]

@@ -25,8 +25,9 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
-from localsteer.reading.activations import Span, read_activations
+from localsteer.reading.activations import read_activations
 from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.rows import Span
 from localsteer.reading.scoring import Reread, Scored, reread
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan

@@ -13,7 +13,7 @@ from localsteer.engine.request import Answer
 from localsteer.engine.slots import Slot
 from localsteer.llama.context import Batch
 from localsteer.llama.residual import Edit
-from localsteer.reading.prompt import common_length
+from localsteer.reading.prefix_tree import common_beginning
 
 
 @dataclass(eq=False)
@@ -73,7 +73,7 @@ def planned(lane: Lane, prefix: Sequence[int], edit: Edit | None) -> int:
     held = written.common(prefix, edit)
     if held < len(written) or (run.edit != edit):
         return held
-    return held + common_length(run.rest, prefix[held:])
+    return held + common_beginning(run.rest, prefix[held:])
 
 
 def again(written: Written) -> Iterator[Run]:

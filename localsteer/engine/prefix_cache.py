@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.llama.residual import Edit
-from localsteer.reading.prompt import common_length
+from localsteer.reading.prefix_tree import common_beginning
 
 # What llama-server keeps at most unless it is told otherwise, MiB.
 DEFAULT_CACHE_RAM = 8192
@@ -65,7 +65,7 @@ class Written:
         """How many tokens of a prefix, all of them under one steering, it begins with."""
         if not self._spans or self._spans[0][1] != edit:
             return 0
-        return min(common_length(self.tokens, prefix), self._spans[0][0])
+        return min(common_beginning(self.tokens, prefix), self._spans[0][0])
 
 
 @dataclass(frozen=True, eq=False)

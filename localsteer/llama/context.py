@@ -70,11 +70,15 @@ class Batch:
             outputs=np.ones(n, np.int8),
         )
 
-    def split(self, size: int) -> Iterator[Batch]:
-        """The batch in consecutive parts of at most `size` tokens."""
+    def split(self, size: int, n_outputs: int | None = None) -> Iterator[Batch]:
+        """The batch in consecutive parts of at most `size` tokens, at most `n_outputs` of which ask for logits."""
         ends = np.concatenate(([0], np.cumsum(self.sequence_counts)))
-        for start in range(0, len(self), size):
+        asked = np.concatenate(([0], np.cumsum(self.outputs, dtype=np.intp)))
+        start = 0
+        while start < len(self):
             stop = min(start + size, len(self))
+            if n_outputs is not None:
+                stop = min(stop, int(np.searchsorted(asked, asked[start] + n_outputs, side="right")) - 1)
             yield Batch(
                 self.tokens[start:stop],
                 self.positions[start:stop],
@@ -82,6 +86,7 @@ class Batch:
                 self.sequence_ids[ends[start] : ends[stop]],
                 self.outputs[start:stop],
             )
+            start = stop
 
 
 def undivided(model: Model, sequences: Sequence[int]) -> Iterator[slice]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
-from localsteer.reading.prompt import common_length
+from localsteer.reading.prefix_tree import common_beginning
 
 
 class Predictor:
@@ -42,11 +42,11 @@ class Predictor:
         Raises:
             ModelError: they are too many, or the computation failed.
         """
-        kept = common_length(self._tokens, tokens[:-1])
-        if kept < len(self._tokens) and not self._context.forget(0, kept):
+        held, self._tokens = self._tokens, []  # what a failure leaves is unknown
+        kept = common_beginning(held, tokens[:-1])
+        if kept == 0 or (kept < len(held) and not self._context.forget(0, kept)):
             self._context.clear()
             kept = 0
-        self._tokens = []  # what a failure leaves is unknown
         row = 0
         for start in range(kept, len(tokens), self._context.n_ubatch):
             part = tokens[start : start + self._context.n_ubatch]

@@ -16,7 +16,8 @@ from localsteer.errors import ContrastError, LocalsteerError, ModelError
 from localsteer.llama.fingerprint import hash_texts
 from localsteer.llama.model import Model
 from localsteer.reading import activations
-from localsteer.reading.activations import Activations, Progress, Span
+from localsteer.reading.activations import Activations
+from localsteer.reading.rows import Progress, Span
 from tests.conftest import Floats, TinyModel, run_alone
 from tests.tiny_models import write_tiny_model
 
