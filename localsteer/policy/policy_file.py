@@ -120,7 +120,7 @@ class PolicyDocument(_Strict):
     audit: Text | None = None
     audit_text: bool = False
     audit_max_bytes: int = Field(10_000_000, ge=1000)
-    audit_files: int = Field(5, ge=1)
+    audit_files: int = Field(5, ge=1, le=1000)
 
     def inconsistency(self) -> tuple[Location, str] | None:
         """The first rule between keys that is broken: the key, and what is wrong."""
