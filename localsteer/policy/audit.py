@@ -16,7 +16,7 @@ from typing import Any, Literal
 from localsteer.errors import PolicyError
 from localsteer.vector.calibration import without_nan
 
-Action = Literal["pass", "fire", "release", "rewind", "rewinds exhausted", "error"]
+Action = Literal["pass", "fire", "release", "rewind", "rewinds exhausted", "limited", "error"]
 # A rule came to steer, or would have taken tokens back.
 FIRED: tuple[Action, ...] = ("fire", "rewind", "rewinds exhausted")
 
@@ -41,13 +41,14 @@ class Decision:
         position: tokens of the answer so far; 0 is right after the prompt.
         rule: the rule that it is about; empty for an error, which may concern several.
         action: "pass" (looked at, and not fired), "fire", "release", "rewind" (fired, and the latest tokens were taken back),
-            "rewinds exhausted" (would have been a rewind, but the answer had its share), or "error".
+            "rewinds exhausted" (would have been a rewind, but the answer had its share), "limited" (what is added in all is held
+            at the largest dose; told once in an answer), or "error".
         classifier: the one that decided.
         score: its score; None where it has none.
         threshold: what it was compared with.
         strength: 1 where the rule steers from here on (at the end of its ramp), else 0.
         steer: the rule's expression.
-        detail: what went wrong, or how many tokens were taken back.
+        detail: what went wrong, how many tokens were taken back, or the dose that it would have been.
         text: the message, or the answer so far; empty unless the policy asks for texts.
     """
 

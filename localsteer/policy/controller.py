@@ -57,7 +57,7 @@ class Controller:
 
         Args:
             message: the user's latest message.
-            plan: steering that is on whatever the policy says.
+            plan: steering that is on whatever the policy says, by itself within the policy's limit.
         """
         self._answers += 1
         base = plan.effect if plan is not None else None
@@ -154,6 +154,8 @@ class AnswerGate:
             [one for one in self._activities if watch in policy.watched(one.rule)] for watch in ("prompt", "output")
         )
         self._combined: dict[tuple[float, ...], Edit | None] = {}
+        self._removed: dict[tuple[bool, ...], Mapping[int, Rows]] = {}
+        self._limited = False
         self._seen = Seen(message)
         self._heard = 0  # length of the answer's text that text classifiers have seen
         self._moments: list[_Moment] = []  # one for each position
@@ -348,13 +350,24 @@ class AnswerGate:
         return Verdict(self._combined[levels], again=again, rewind=rewind, stop=self._stopped)
 
     def _combine(self, levels: tuple[float, ...]) -> Edit | None:
-        """The steering of all active rules, added up."""
-        parts = [(self._base, 1.0)] if self._base is not None else []
-        parts += [(one.rule.plan.edit, level) for one, level in zip(self._activities, levels, strict=True) if level > 0]
-        if not any(level > 0 for level in levels):
+        """The steering of all active rules, added up, and weakened where that is more than the largest dose."""
+        active = tuple(level > 0 for level in levels)
+        if not any(active):
             return self._base
-        (rows, scale), *beside = [(rows, scale * level) for edit, level in parts for rows, scale in edit.terms]
-        return Edit(rows, join_removals([edit.removed for edit, _ in parts]), scale, tuple(beside))
+        parts = [self._base] if self._base is not None else []
+        parts += [one.rule.plan.edit.scaled(level) for one, level in zip(self._activities, levels, strict=True) if level > 0]
+        if active not in self._removed:  # a ramp changes the strength alone
+            self._removed[active] = join_removals([part.removed for part in parts])
+        (rows, scale), *beside = [term for part in parts for term in part.terms]
+        edit, limit = Edit(rows, self._removed[active], scale, tuple(beside)), self._policy.limit
+        if limit is None or limit.allows(dose := limit.dose_of(edit)):
+            return edit
+        if not self._limited:
+            self._limited = True
+            latest = next(one for one in reversed(self._activities) if one.level > 0)
+            detail = f"relative dose {dose:.2f} held at {limit.dose:g}"
+            self._decide("limited", self._deciding(latest.rule), latest, detail=detail)
+        return edit.scaled(limit.dose / dose)
 
     def _deciding(self, rule: Rule) -> Classifier:
         """The last classifier of a rule: of those that failed, are true, or were asked in this answer, or of all."""

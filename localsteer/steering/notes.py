@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from localsteer.llama.fingerprint import Fingerprint
+from localsteer.steering.dose import DOSE_TOLERANCE
+from localsteer.steering.expression import Steering, Term
 from localsteer.vector.calibration import Calibration, Mode, Side, pole_of
 from localsteer.vector.control_vector import ControlVector
-
-if TYPE_CHECKING:
-    from localsteer.steering.expression import Steering, Term
-
-# Two doses are the same up to this factor: rounding of float32, and of two ways to sum up one dose.
-DOSE_TOLERANCE = 1.001
 
 
 def notes(

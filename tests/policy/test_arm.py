@@ -57,8 +57,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Model]:
     yes_and_no_are_letters(monkeypatch)
     models: list[Model] = []
 
-    def open_model(path: Path, *, threads: int) -> Model:
-        models.append(Model(path, threads=threads))
+    def open_model(path: Path, *, gpu_layers: int | None, threads: int) -> Model:
+        models.append(Model(path, gpu_layers=gpu_layers, threads=threads))
         return models[-1]
 
     monkeypatch.setattr(arming, "Model", open_model)
@@ -238,6 +238,18 @@ def test_models_of_classifiers_are_closed_at_the_end(tiny: Model, write: Write, 
         _ = opened[0].handle
     assert tiny.tokenize("Hello")
     assert tiny.handle
+
+
+@pytest.mark.parametrize("gpu_layers", [None, 0, 3])
+def test_models_of_classifiers_are_opened_as_the_chats_own(
+    tiny_path: TinyPath, write: Write, guard: Path, opened: list[Model], gpu_layers: int | None
+) -> None:
+    with (
+        Model(tiny_path("llama"), gpu_layers=gpu_layers, threads=1) as model,
+        arm(write(judge("bad", "guard.gguf")), model) as armed,
+    ):
+        armed.prove()
+        assert [(one.path, one.gpu_layers, one.threads) for one in opened] == [(guard, gpu_layers, 1)]
 
 
 def test_models_may_be_names_that_models_list_shows(
