@@ -154,7 +154,7 @@ class AnswerGate:
             [one for one in self._activities if watch in policy.watched(one.rule)] for watch in ("prompt", "output")
         )
         self._combined: dict[tuple[float, ...], Edit | None] = {}
-        self._removed: dict[tuple[bool, ...], Mapping[int, Rows]] = {}
+        self._removed: dict[tuple[_Activity, ...], Mapping[int, Rows]] = {}
         self._limited = False
         self._seen = Seen(message)
         self._heard = 0  # length of the answer's text that text classifiers have seen
@@ -346,16 +346,16 @@ class AnswerGate:
     def _verdict(self, *, rewind: int = 0, again: bool = False) -> Verdict:
         levels = tuple(one.level for one in self._activities)
         if levels not in self._combined:
-            self._combined[levels] = self._combine(levels)
+            self._combined[levels] = self._combine()
         return Verdict(self._combined[levels], again=again, rewind=rewind, stop=self._stopped)
 
-    def _combine(self, levels: tuple[float, ...]) -> Edit | None:
+    def _combine(self) -> Edit | None:
         """The steering of all active rules, added up, and weakened where that is more than the largest dose."""
-        active = tuple(level > 0 for level in levels)
-        if not any(active):
+        active = tuple(one for one in self._activities if one.level > 0)
+        if not active:
             return self._base
         parts = [self._base] if self._base is not None else []
-        parts += [one.rule.plan.edit.scaled(level) for one, level in zip(self._activities, levels, strict=True) if level > 0]
+        parts += [one.rule.plan.edit.scaled(one.level) for one in active]
         if active not in self._removed:  # a ramp changes the strength alone
             self._removed[active] = join_removals([part.removed for part in parts])
         (rows, scale), *beside = [term for part in parts for term in part.terms]
@@ -364,9 +364,8 @@ class AnswerGate:
             return edit
         if not self._limited:
             self._limited = True
-            latest = next(one for one in reversed(self._activities) if one.level > 0)
             detail = f"relative dose {dose:.2f} held at {limit.dose:g}"
-            self._decide("limited", self._deciding(latest.rule), latest, detail=detail)
+            self._decide("limited", self._deciding(active[-1].rule), active[-1], detail=detail)
         return edit.scaled(limit.dose / dose)
 
     def _deciding(self, rule: Rule) -> Classifier:
