@@ -155,7 +155,6 @@ class AnswerGate:
         )
         self._combined: dict[tuple[float, ...], Edit | None] = {}
         self._removed: dict[tuple[_Activity, ...], Mapping[int, Rows]] = {}
-        self._limited = False
         self._seen = Seen(message)
         self._heard = 0  # length of the answer's text that text classifiers have seen
         self._moments: list[_Moment] = []  # one for each position
@@ -212,8 +211,6 @@ class AnswerGate:
         self._remember(position, len(draft.text))
         self._rewind(taken_back)
         return self._verdict(rewind=taken_back, again=bool(fired))
-
-    # ---- what is armed, for people
 
     @property
     def active(self) -> list[tuple[str, float]]:
@@ -362,8 +359,7 @@ class AnswerGate:
         edit, limit = Edit(rows, self._removed[active], scale, tuple(beside)), self._policy.limit
         if limit is None or limit.allows(dose := limit.dose_of(edit)):
             return edit
-        if not self._limited:
-            self._limited = True
+        if not any(one.action == "limited" for one in self.decisions):
             detail = f"relative dose {dose:.2f} held at {limit.dose:g}"
             self._decide("limited", self._deciding(active[-1].rule), active[-1], detail=detail)
         return edit.scaled(limit.dose / dose)
