@@ -12,6 +12,7 @@ from localsteer.commands.options import (
     armed_policy,
     context_option,
     json_option,
+    limit_for,
     make_opposite,
     make_plan,
     max_dose_option,
@@ -104,15 +105,16 @@ def command(
         messages.append(Message("user", prompt))
         tokens = prompt_tokens(opened, messages, raw=raw)
         mode: Mode = "anchored" if anchored else "prompt" if steer_prompt else "response"
-        plan = make_plan(steering, opened, mode=mode, max_dose=max_dose)
-        opposite = make_opposite(steering, opened, mode=mode, max_dose=max_dose) if compare else None
+        limit = limit_for(opened, max_dose)
+        plan = make_plan(steering, opened, mode=mode, limit=limit)
+        opposite = make_opposite(steering, opened, mode=mode, limit=limit) if compare else None
         name = opened.name
         message = latest_message(opened, messages, raw=raw) if policy_file is not None else None
         if plan is None and policy_file is None:
             mode = "response"  # where nothing steers there is nothing to anchor
         request = Request(tokens, plan, sampling, max_tokens, stop, message, mode=mode).seeded()
         with (
-            armed_policy(policy_file, opened, max_dose, mode) as armed,
+            armed_policy(policy_file, opened, limit, mode) as armed,
             open_generator(opened, n_ctx) as generator,
             interrupt_stops_answer() as interrupt,
         ):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from localsteer.policy.arm import ArmedPolicy
     from localsteer.policy.controller import Controller
     from localsteer.policy.policy import Policy
+    from localsteer.steering.dose import DoseLimit
     from localsteer.steering.expression import Steering
     from localsteer.steering.plan import Plan
     from localsteer.vector.calibration import Mode
@@ -191,7 +192,7 @@ def max_dose_option(function: Command) -> Command:
     return click.option(
         "--max-dose",
         type=click.FloatRange(0, min_open=True),
-        help="Refuse to steer by more than this relative dose (`localsteer vectors show` tells a vector's).",
+        help="Never steer by more than this relative dose (`localsteer vectors show` tells a vector's).",
     )(function)
 
 
@@ -269,17 +270,35 @@ def _parse_layers(_context: click.Context, _parameter: click.Parameter, value: s
         raise click.BadParameter(f'"{value}" is not a range of layers such as 8-23.') from None
 
 
-def make_plan(steering: Steering, model: Model, *, mode: Mode = "response", max_dose: float | None = None) -> Plan | None:
+def limit_for(model: Model, max_dose: float | None) -> DoseLimit | None:
+    """What --max-dose means on this model, whose hidden norms are measured for it; None for any dose.
+
+    Raises:
+        ModelError: they cannot be measured.
+    """
+    if max_dose is None:
+        return None
+    from localsteer.errors import ModelError
+    from localsteer.reading.hidden_norm import read_hidden_norm
+    from localsteer.steering.dose import DoseLimit
+
+    try:
+        return DoseLimit(max_dose, read_hidden_norm(model))
+    except ModelError as error:
+        raise ModelError(f"No dose can be told on this model: {error.message}", hint="Leave out --max-dose.") from error
+
+
+def make_plan(steering: Steering, model: Model, *, mode: Mode = "response", limit: DoseLimit | None = None) -> Plan | None:
     """The plan of an expression for this model, its vectors found by name or path; None for the empty expression.
 
     Args:
         steering: the expression.
         model: the model to steer.
         mode: what is steered.
-        max_dose: the largest relative dose that is allowed; None for any.
+        limit: the largest relative dose; None for any.
 
     Raises:
-        LocalsteerError: its relative dose is above `max_dose`, or cannot be told.
+        LocalsteerError: the limit does not allow it.
     """
     from localsteer.building.library import loader
     from localsteer.commands.output import note, progress_bar
@@ -288,35 +307,30 @@ def make_plan(steering: Steering, model: Model, *, mode: Mode = "response", max_
     if not steering:
         return None
     with progress_bar() as progress:
-        plan = resolve(steering, model.fingerprint, loader(model, progress), mode)
-    if max_dose is not None:
-        plan.refuse_above(max_dose)
+        plan = resolve(steering, model.fingerprint, loader(model, progress), mode, limit)
     for text in plan.notes:
         note(text)
     return plan
 
 
-def make_opposite(steering: Steering, model: Model, *, mode: Mode, max_dose: float | None) -> Plan | None:
+def make_opposite(steering: Steering, model: Model, *, mode: Mode, limit: DoseLimit | None) -> Plan | None:
     """The plan of an expression with all signs turned, to compare with; None where there is none.
 
     Raises:
-        LocalsteerError: its relative dose is above `max_dose`, or cannot be told.
+        LocalsteerError: the limit does not allow it.
     """
     from localsteer.building.library import loader
     from localsteer.steering.plan import resolve_opposite
 
-    plan = resolve_opposite(steering, model.fingerprint, loader(model), mode) if steering else None
-    if plan is not None and max_dose is not None:
-        plan.refuse_above(max_dose)
-    return plan
+    return resolve_opposite(steering, model.fingerprint, loader(model), mode, limit) if steering else None
 
 
 @contextlib.contextmanager
-def armed_policy(path: str | None, model: Model, max_dose: float | None, mode: Mode) -> Iterator[ArmedPolicy | None]:
+def armed_policy(path: str | None, model: Model, limit: DoseLimit | None, mode: Mode) -> Iterator[ArmedPolicy | None]:
     """A policy file armed for a model; None without one.
 
     Raises:
-        LocalsteerError: the policy cannot be used, or steers by more than `max_dose`.
+        LocalsteerError: the policy cannot be used, or the limit does not allow it.
     """
     if path is None:
         yield None
@@ -326,24 +340,21 @@ def armed_policy(path: str | None, model: Model, max_dose: float | None, mode: M
 
     with contextlib.ExitStack() as stack:
         with progress_bar() as progress:
-            armed = stack.enter_context(arm(path, model, progress))
-        policy_for(armed, max_dose, mode)
+            armed = stack.enter_context(arm(path, model, progress, limit=limit, mode=mode))
         for text in armed.notes:
             note(text)
         yield armed
 
 
-def policy_for(armed: ArmedPolicy, max_dose: float | None, mode: Mode) -> Policy:
+def policy_for(armed: ArmedPolicy, mode: Mode) -> Policy:
     """The policy with the doses that answers of a mode take; what the user should know of them is shown.
 
     Raises:
-        LocalsteerError: it steers by more than `max_dose`.
+        LocalsteerError: the limit does not allow them.
     """
     from localsteer.commands.output import note
 
     policy = armed.for_answers(mode)
-    if max_dose is not None:
-        policy.refuse_above(max_dose)
     for text in dict.fromkeys(text for rule in policy.rules for text in rule.plan.notes):
         if text not in armed.notes:
             note(text)

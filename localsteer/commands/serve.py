@@ -14,6 +14,7 @@ from localsteer.commands.options import (
     ModelOptions,
     armed_policy,
     json_option,
+    limit_for,
     max_dose_option,
     policy_option,
     steer_option_with,
@@ -108,6 +109,7 @@ def command(
             check_anchored_batch(model, Sampling(), parallel)  # as requests that say nothing are drawn
 
         def prepare() -> tuple[Steerings, ArmedPolicy | None, RunningBatch]:
+            limit = limit_for(model, max_dose)
             with progress_bar() as progress:
                 steerings = Steerings(
                     model,
@@ -116,10 +118,10 @@ def command(
                     presets=presets,
                     default=steering,
                     mode=mode,
-                    max_dose=max_dose,
+                    limit=limit,
                     progress=progress,
                 )
-            armed = stack.enter_context(armed_policy(policy_file, model, max_dose, mode))
+            armed = stack.enter_context(armed_policy(policy_file, model, limit, mode))
             return steerings, armed, RunningBatch(model, parallel=parallel, n_ctx=n_ctx)
 
         steerings, armed, batch = compute_apart(prepare)

@@ -266,7 +266,7 @@ def _load(names: Sequence[str], model_options: ModelOptions) -> dict[str, Contro
 
 
 def _dose(vector: ControlVector) -> float | None:
-    from localsteer.steering.plan import relative_dose
+    from localsteer.steering.dose import relative_dose
 
     norms = vector.provenance.hidden_norm
     return None if norms is None else relative_dose(vector.rows(len(norms)), norms)

@@ -295,8 +295,6 @@ class Service:
                 gate = None
                 if self._armed is not None:
                     policy = self._armed.for_answers(mode)
-                    for rule in policy.rules:
-                        self.steerings.check_dose(rule.plan)
                     gate = Controller(policy, audit=self._armed.audit).answer(prompt.message, plan)
                 self.engine.check(request, gate)
                 jobs.append(Job(request, gate))

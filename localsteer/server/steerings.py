@@ -20,6 +20,7 @@ from localsteer.files.text import read_text
 from localsteer.files.yaml_lines import YamlFile
 from localsteer.llama.model import Model
 from localsteer.llama.threads import compute_apart
+from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import NOTHING, Steering, Term, parse_steering
 from localsteer.steering.plan import Plan, resolve
 from localsteer.vector.calibration import Mode
@@ -87,7 +88,7 @@ class Steerings:
         presets: names for expressions (`load_presets`).
         default: what requests that name none are steered by.
         mode: what is steered where a request says nothing.
-        max_dose: largest relative dose that is allowed; None for any.
+        limit: the largest relative dose; None for any.
         progress: told about the building of the default's vectors.
 
     Raises:
@@ -106,7 +107,7 @@ class Steerings:
         presets: Mapping[str, Steering] | None = None,
         default: Steering = NOTHING,
         mode: Mode = "response",
-        max_dose: float | None = None,
+        limit: DoseLimit | None = None,
         progress: Progress | None = None,
     ) -> None:
         if folder is not None and not folder.is_dir():
@@ -116,7 +117,7 @@ class Steerings:
         self.presets = dict(presets or {})
         self.mode = mode
         self._folder = folder
-        self._max_dose = max_dose
+        self._limit = limit
         self._vectors: dict[str, ControlVector] = {}
         self._lock = threading.Lock()  # of the dictionaries; nothing long happens under it
         self._building: dict[str, threading.Lock] = {}  # by vector
@@ -185,23 +186,13 @@ class Steerings:
         with self._lock:
             plan = self._plans.get(key)
         if plan is None:
-            plan = resolve(steering, self.model.fingerprint, self._load, mode)
-        self.check_dose(plan)
+            plan = resolve(steering, self.model.fingerprint, self._load, mode, self._limit)
         with self._lock:
             plan = self._plans.pop(key, plan)  # another request may have been faster
             self._plans[key] = plan
             if len(self._plans) > _KEPT_PLANS:
                 self._plans.popitem(last=False)
         return plan
-
-    def check_dose(self, plan: Plan) -> None:
-        """Make sure that a plan stays within the largest dose, if there is one.
-
-        Raises:
-            LocalsteerError: it does not.
-        """
-        if self._max_dose is not None:
-            plan.refuse_above(self._max_dose)
 
     def vector(self, name: str) -> ControlVector:
         """A vector by its name, built where it is not there yet.

@@ -24,7 +24,7 @@ from localsteer.policy.policy import Policy
 from localsteer.vector.calibration import Mode
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import write_vector
-from tests.calibration.made import calibrated
+from tests.calibration.made import calibrated_on
 from tests.commands.runner import Result, run
 
 TinyPath = Callable[[str], Path]
@@ -50,7 +50,7 @@ def vector(tmp_path: Path) -> Path:
 @pytest.fixture
 def loud(tiny: Model, tmp_path: Path) -> Path:
     path = tmp_path / "loud.gguf"
-    write_vector(calibrated(tiny.fingerprint), path)
+    write_vector(calibrated_on(tiny), path)
     return path
 
 

@@ -328,3 +328,15 @@ def test_what_goes_wrong_in_the_callback_is_raised_and_forgotten(tiny: Model, ca
         context.decode(batch)
         np.testing.assert_array_equal(context.logits(len(PROMPT) - 1), before)
     assert capfd.readouterr().err == ""
+
+
+def test_a_scaled_edit_adds_so_much_of_the_same_rows_and_removes_as_much_as_before() -> None:
+    one, other = (np.full((4, 8), value, np.float32) for value in (1, 2))
+    basis = {2: np.eye(8, dtype=np.float32)[:1]}
+    edit = Edit(one, basis, 0.5, ((other, -2.0),))
+    half = edit.scaled(0.5)
+    np.testing.assert_allclose(half.added, 0.5 * edit.added)
+    np.testing.assert_allclose(half.added_at(1), 0.5 * edit.added[1])
+    assert half.removed is basis
+    assert [rows is own for (rows, _), own in zip(half.terms, (one, other), strict=True)] == [True, True]
+    assert half == edit.scaled(0.5) != edit
