@@ -111,20 +111,20 @@ def bake(
         ExportError: the model takes no such biases, the file cannot be written, or does not steer as we do. No file is left then.
     """
     refuse_removal(steering)
-    file = open_model_file(source)
-    refuse_unbakeable(file)
-    check_room(output, file)
     ours: Reference | None = None
-    with open_model(source) as model:
-        load = functools.cache(loader(model, progress))
-        plan = resolve(steering, model.fingerprint, load, "prompt")
-        label = describe(steering, load)
-        baking = prepare(plan, label, file, model.fingerprint)
-        if verify:
-            ours = reference(model, plan.edit.added)
     fidelity: Fidelity | None = None
     with atomic_path(output, ExportError) as temporary:
-        rewrite(file, temporary, tensors=baking.tensors, keys=baking.keys, progress=progress)
+        with open_model_file(source) as file:
+            refuse_unbakeable(file)
+            check_room(output, file)
+            with open_model(source) as model:
+                load = functools.cache(loader(model, progress))
+                plan = resolve(steering, model.fingerprint, load, "prompt")
+                label = describe(steering, load)
+                baking = prepare(plan, label, file, model.fingerprint)
+                if verify:
+                    ours = reference(model, plan.edit.added)
+            rewrite(file, temporary, tensors=baking.tensors, keys=baking.keys, progress=progress)
         if ours is not None:
             with open_model(temporary) as baked:
                 fidelity = ours.compare(predictions(baked, ours.texts))

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError, VectorError, shown
 from localsteer.files.atomic import atomic_path, check_writable
-from localsteer.files.gguf_header import FLOAT32, GGUFHeader, read_header, type_name
+from localsteer.files.gguf_header import GGUFHeader, read_header, type_name
+from localsteer.files.gguf_layout import FLOAT32
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.calibration import Calibration
 from localsteer.vector.control_vector import ControlVector, Provenance
@@ -137,6 +138,7 @@ def read_vector_header(path: Path) -> GGUFHeader:
         VectorError,
         kind="vector file",
         not_gguf="Control vectors are GGUF files, as llama.cpp makes them.",
+        most=MAX_BYTES,
         on_architecture=refuse_others,
     )
     if "general.architecture" not in header.fields:

@@ -16,7 +16,7 @@ import pytest
 from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.control_vector import ControlVector, Provenance
-from localsteer.vector.file import read_vector, write_vector
+from localsteer.vector.file import read_directions, read_provenance, read_vector, read_vector_header, write_vector
 from tests.calibration.made import calibrated, calibration
 
 MODEL = Fingerprint("Tiny Großmodell", "qwen2", 6, 8, "a" * 64, "b" * 64)
@@ -162,6 +162,20 @@ def test_any_file_name_will_do(tmp_path: Path, name: str) -> None:
     write_vector(vector(), str(tmp_path / name))
     assert [file.name for file in tmp_path.iterdir()] == [name]
     assert read_vector(str(tmp_path / name)).layers == (2, 3, 5)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_vector_that_is_replaced_while_it_is_read_is_read_whole(tmp_path: Path, in_place: bool) -> None:
+    path, other = tmp_path / "v.gguf", tmp_path / "other.gguf"
+    write_vector(vector(replace(FULL, source="")), path)
+    write_vector(vector() * 2.0, other)
+    header = read_vector_header(path)
+    if in_place:
+        path.write_bytes(other.read_bytes())
+    else:
+        other.replace(path)
+    assert np.array_equal(ControlVector(read_directions(header)).rows(6), vector().rows(6))
+    assert read_provenance(header).concept == "happy"
 
 
 def test_a_view_with_gaps_is_written_as_what_it_shows(tmp_path: Path) -> None:
