@@ -476,11 +476,11 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_read_only_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object, **options: object) -> tuple[int, str]:
+    def refuse(*arguments: object, **options: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     # Root, as which tests run in a container, may write to any folder.
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(VectorError, match=r"v\.gguf cannot be written: Permission denied"):
         write_vector(vector(), tmp_path / "v.gguf")
 
