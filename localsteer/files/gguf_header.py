@@ -60,7 +60,7 @@ class GGUFHeader(Layout):
         field = self.fields.get(key)
         if field is None:
             return None
-        data = self._bytes(field.value_start, field.stop)
+        data = self.read(field.value_start, field.stop)
         if field.kind == STRING_TYPE:
             try:
                 return data[8:].decode("utf-8")
@@ -102,7 +102,7 @@ class GGUFHeader(Layout):
         field = self.fields.get(key)
         if field is None:
             return None
-        data = self._bytes(field.value_start, field.stop) if field.kind == ARRAY_TYPE else b""
+        data = self.read(field.value_start, field.stop) if field.kind == ARRAY_TYPE else b""
         kind = struct.unpack_from("<I", data)[0] if data else ARRAY_TYPE
         if kind not in SCALARS:
             raise self._damaged(f"the key {key} is no array of numbers")
@@ -111,7 +111,7 @@ class GGUFHeader(Layout):
     def tensor_bytes(self, tensor: TensorInfo) -> bytes:
         """The data of one tensor."""
         start = self.data_start + tensor.offset
-        return self._bytes(start, start + tensor.size)
+        return self.read(start, start + tensor.size)
 
     def copy(self, start: int, stop: int, target: BinaryIO, tell: Callable[[int], object] | None = None) -> None:
         """Write bytes of this file into another, and tell how many after each chunk.
@@ -120,11 +120,16 @@ class GGUFHeader(Layout):
             LocalsteerError: they cannot be read, or are no longer there.
         """
         for at in range(start, stop, _CHUNK):
-            written = target.write(self._bytes(at, min(at + _CHUNK, stop)))
+            written = target.write(self.read(at, min(at + _CHUNK, stop)))
             if tell is not None:
                 tell(written)
 
-    def _bytes(self, start: int, stop: int) -> bytes:
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes of the file.
+
+        Raises:
+            LocalsteerError: they cannot be read, or are no longer there.
+        """
         try:
             self.file.seek(start)
             data = self.file.read(stop - start)
