@@ -106,7 +106,8 @@ class GGUFHeader(Layout):
         kind = struct.unpack_from("<I", data)[0] if data else ARRAY_TYPE
         if kind not in SCALARS:
             raise self._damaged(f"the key {key} is no array of numbers")
-        return np.frombuffer(data, SCALARS[kind], offset=12).astype(np.float32)
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite
+            return np.frombuffer(data, SCALARS[kind], offset=12).astype(np.float32)
 
     def tensor_bytes(self, tensor: TensorInfo) -> bytes:
         """The data of one tensor."""

@@ -93,8 +93,7 @@ def resolve(steering: Steering, model: Fingerprint, load: Callable[[str], Contro
         vector = vectors[term.vector]
         fit, norms = vector.check_fits(model, name=term.vector), vector.provenance.hidden_norm
         fits += [fit] if fit is not None else []
-        if norms is not None and len(norms) == model.n_layer:
-            hidden_norm = merge_norms(hidden_norm, norms)
+        hidden_norm = merge_norms(hidden_norm, norms)
         if term.layers is not None and term.layers[1] >= model.n_layer:
             raise VectorError(
                 f"{term} names layer {term.layers[1]}, and {model.name} has layers 1 to {model.n_layer - 1} to steer.",
@@ -164,7 +163,8 @@ def relative_dose(added: Floats, hidden_norm: Floats) -> float:
         added: (n_layer, n_embd), residual-stream units.
         hidden_norm: (n_layer,), NaN where not measured; those layers are left out.
     """
-    ratios = np.linalg.norm(added, axis=1) / hidden_norm
+    # In float64 the squares of the largest and the smallest float32 are numbers, too.
+    ratios = np.linalg.norm(added.astype(np.float64), axis=1) / hidden_norm
     return float(np.nansum(ratios))
 
 

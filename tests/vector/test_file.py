@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -137,7 +138,7 @@ def test_no_provenance_comes_back_as_none(tmp_path: Path) -> None:
 
 
 def test_one_layer_of_one_value(tmp_path: Path) -> None:
-    made = ControlVector({1: np.array([2.5], np.float32)}, Provenance(hidden_norm=np.array([1], np.float32)))
+    made = ControlVector({1: np.array([2.5], np.float32)}, Provenance(hidden_norm=np.array([np.nan, 1], np.float32)))
     write_vector(made, tmp_path / "v.gguf")
     assert read_vector(tmp_path / "v.gguf").directions[1].tolist() == [2.5]
 
@@ -254,6 +255,7 @@ REFUSED: list[tuple[dict[str, np.ndarray[Any, Any]], str]] = [
     ({"direction.-1": ones(8)}, r"direction\.-1"),
     ({"direction.1.weight": ones(8)}, r"direction\.1\.weight"),
     ({"my.direction.1": ones(8)}, r"my\.direction\.1"),
+    ({"direction.1": ones(8), "direction.01": ones(8)}, "two directions for block 1"),
 ]
 
 
@@ -344,7 +346,12 @@ def test_a_damaged_byte_is_never_more_than_a_vector_error(tmp_path: Path) -> Non
     assert refused > 10
 
 
-@pytest.mark.parametrize("model", ["{", "[]", "5", "{}", '{"name": "x"}', '{"colour": 1}'])
+MODEL_TEXT = json.dumps(asdict(MODEL))
+MODELS = ["{", "[]", "5", "{}", '{"name": "x"}', '{"colour": 1}', "[" * 100_000, MODEL_TEXT.replace('"qwen2"', "[]")]
+MODELS += [MODEL_TEXT.replace('"n_layer": 6', f'"n_layer": {number}') for number in ("null", '"6"', "6.0", "true", "Infinity")]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=range(len(MODELS)))
 def test_a_damaged_fingerprint_is_refused(tmp_path: Path, model: str) -> None:
     path = write_foreign(tmp_path / "v.gguf", {"direction.1": ones(8)}, texts={"localsteer.model": model})
     with pytest.raises(VectorError, match=r"v\.gguf: the key localsteer\.model is damaged"):
@@ -369,6 +376,9 @@ ESTIMATES = {
     "a row too many": f'{{"shape": [6, 8], "layers": [], "float32": "{"A" * 42}A="}}',
     "another width": f'{{"shape": [6, 4], "layers": [1, 2], "float32": "{"A" * 42}A="}}',
     "no rows": '{"shape": [6], "layers": [], "float32": ""}',
+    "a layer from behind": f'{{"shape": [6, 8], "layers": [-1], "float32": "{"A" * 42}A="}}',
+    "layers that are true": f'{{"shape": [6, 8], "layers": [true], "float32": "{"A" * 42}A="}}',
+    "nothing but depth": "[" * 100_000,
 }
 
 
@@ -385,6 +395,18 @@ def test_a_damaged_calibration_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(VectorError, match=r"v\.gguf: the calibration is damaged") as caught:
         read_vector(path)
     assert "Calibrate the vector again" in (caught.value.hint or "")
+
+
+def test_control_characters_reach_no_terminal(tmp_path: Path) -> None:
+    texts = {
+        f"localsteer.{name}": "\x1b[2Jhappy\x07" for name in ("concept", "positive", "negative", "method", "position", "origin")
+    }
+    texts |= {"localsteer.description": "one\ntwo\x1b", "controlvector.model_hint": "ll\x1bama"}
+    texts["localsteer.model"] = json.dumps(asdict(replace(MODEL, name="Tiny\x1b", architecture="\x1bqwen2")))
+    provenance = read_vector(write_foreign(tmp_path / "v.gguf", {"direction.1": ones(8)}, texts=texts)).provenance
+    assert {provenance.concept, provenance.positive, provenance.negative, provenance.origin} == {"?[2Jhappy?"}
+    assert (provenance.description, provenance.model_hint) == ("one\ntwo?", "ll?ama")
+    assert provenance.model == replace(MODEL, name="Tiny?", architecture="?qwen2")
 
 
 def test_a_calibration_of_layers_that_the_estimate_lacks_is_refused() -> None:
