@@ -117,27 +117,26 @@ def bake(
         raise ExportError(f"{output} is the name of the Modelfile.", hint=f"Name the model {output.with_suffix('.gguf')}.")
     for path in (output, for_ollama):
         check_writable(path, ExportError)
-    file = open_model_file(source)
-    refuse_unbakeable(file)
-    check_room(output, file)
     ours: Reference | None = None
-    with open_model(source) as model:
-        load = functools.cache(loader(model, progress))
-        plan = resolve(steering, model.fingerprint, load, "prompt")
-        label = describe(steering, load)
-        baking = prepare(plan, label, file, model.fingerprint)
-        if verify:
-            ours = reference(model, plan.edit.added)
     fidelity: Fidelity | None = None
     # The Modelfile gets its name last: it is of no use alone, and cannot fail but where the model's own renaming would.
-    with atomic_path(for_ollama, ExportError) as beside:
-        beside.write_text(modelfile(output, label), encoding="utf-8")
-        with atomic_path(output, ExportError) as temporary:
+    with atomic_path(for_ollama, ExportError) as beside, atomic_path(output, ExportError) as temporary:
+        with open_model_file(source) as file:
+            refuse_unbakeable(file)
+            check_room(output, file)
+            with open_model(source) as model:
+                load = functools.cache(loader(model, progress))
+                plan = resolve(steering, model.fingerprint, load, "prompt")
+                label = describe(steering, load)
+                baking = prepare(plan, label, file, model.fingerprint)
+                if verify:
+                    ours = reference(model, plan.edit.added)
+            beside.write_text(modelfile(output, label), encoding="utf-8")
             rewrite(file, temporary, tensors=baking.tensors, keys=baking.keys, progress=progress)
-            if ours is not None:
-                with open_model(temporary) as baked:
-                    fidelity = ours.compare(predictions(baked, ours.texts))
-                fidelity.refuse_if_far()
+        if ours is not None:
+            with open_model(temporary) as baked:
+                fidelity = ours.compare(predictions(baked, ours.texts))
+            fidelity.refuse_if_far()
     return Baked(label, plan, baking.layers, output.stat().st_size, for_ollama, fidelity)
 
 

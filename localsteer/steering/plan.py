@@ -74,8 +74,7 @@ def resolve(
         vector = vectors[term.vector]
         fit, norms = vector.check_fits(model, name=term.vector), vector.provenance.hidden_norm
         fits += [fit] if fit is not None else []
-        if norms is not None and len(norms) == model.n_layer:
-            hidden_norm = merge_norms(hidden_norm, norms)
+        hidden_norm = merge_norms(hidden_norm, norms)
         if term.layers is not None and term.layers[1] >= model.n_layer:
             raise VectorError(
                 f"{term} names layer {term.layers[1]}, and {model.name} has layers 1 to {model.n_layer - 1} to steer.",

@@ -71,7 +71,7 @@ def test_layers_that_the_model_does_not_have_are_refused(layers: str, last: int)
 
 
 def test_a_vector_that_does_not_fit_is_refused_by_its_name() -> None:
-    wide = vector(1, model=replace(MODEL, n_layer=9))
+    wide = vector(1, model=replace(MODEL, n_layer=9), norms=None)
     with pytest.raises(VectorError, match=r"^wide does not fit"):
         plan("happy + wide", wide=wide)
 
@@ -169,7 +169,22 @@ def test_the_dose_of_a_plan_counts_what_is_added_in_all(expression: str, dose: f
 
 def test_the_dose_is_unknown_where_no_vector_says_the_norms() -> None:
     assert plan("a", a=vector(1, norms=None)).relative_dose is None
-    assert plan("a", a=vector(1, norms=np.ones(5, np.float32))).relative_dose is None
+
+
+def test_norms_of_another_number_of_layers_tell_another_model() -> None:
+    with pytest.raises(VectorError, match=r"^a does not fit this model: it has 5 layers"):
+        plan("a", a=vector(1, model=None, norms=np.ones(5, np.float32)))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1e-45, 3e38])
+def test_doses_of_the_smallest_and_the_largest_numbers_are_limited(value: float) -> None:
+    norms = np.array([np.nan, *[1 / value if value > 1 else value] * 5], np.float32)
+    found = plan("a", a=ControlVector({1: np.full(4, value, np.float32)}, Provenance(hidden_norm=norms)))
+    assert found.relative_dose is not None
+    assert 0 < found.relative_dose < np.inf
+    with pytest.raises(LocalsteerError, match=r"--max-dose allows 0\.1"):
+        found.refuse_above(0.1)
 
 
 @pytest.mark.parametrize("expression", ["a + u", "u + a"])
