@@ -106,7 +106,8 @@ class Shelf:
 
         Args:
             path: the model's file.
-            folder, read: as above.
+            folder: as above.
+            read: likewise.
 
         Raises:
             ModelError: the model's file cannot be read.
