@@ -128,6 +128,7 @@ def command(
         engine = Engine(batch, queue=queue)
         stack.enter_context(engine)
         service = Service(model, engine, steerings, armed)
+        stack.callback(service.stop)
         app = make_app(service, access)
         url = f"http://{_in_url(host)}:{listening.getsockname()[1]}"
 
@@ -136,7 +137,7 @@ def command(
                 print_json({"url": url, "model": name, "parallel": parallel, "context": engine.n_ctx})
             note(f"{name} at {url} (Ctrl-C ends it)")
 
-        run(app, listening, engine, ready)
+        run(app, listening, service, ready)
 
 
 def _access(host: str, api_key: str | None, hosts: tuple[str, ...], origins: tuple[str, ...]) -> Access:

@@ -8,7 +8,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +53,11 @@ class LibraryConcept:
         """
         return read_text(self.file, ContrastError)
 
-    def beside(self) -> Iterator[tuple[Path, ControlVector]]:
-        """The vectors that lie beside it, for whatever models."""
+    def beside(self, read: Callable[[Path], ControlVector] = read_vector) -> Iterator[tuple[Path, ControlVector]]:
+        """The vectors that lie beside it, for whatever models; `read` reads their files."""
         for path in sorted(self.folder.glob("*.gguf")):
             try:
-                yield path, read_vector(path)
+                yield path, read(path)
             except VectorError as error:
                 logger.warning("%s", error)
 

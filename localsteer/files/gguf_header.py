@@ -168,7 +168,7 @@ def read_header(
         LocalsteerError: of the class `error`: it is missing, cannot be read, is no GGUF file, damaged or cut short.
     """
     with _open(path, error, kind) as file, _refusals(path, error, kind, not_gguf):
-        size, data = os.fstat(file.fileno()).st_size, io.BytesIO(file.read(most))
+        size, data = os.fstat(file.fileno()).st_size, io.BytesIO(file.read(-1 if most is None else most))
         layout = read_layout(data, size, on_architecture=on_architecture)
     return GGUFHeader(**vars(layout), path=path, file=data, error=error)
 

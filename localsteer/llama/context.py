@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -203,7 +202,6 @@ class Context:
         self.n_seq = n_seq
         self.n_ubatch = int(llama.llama_n_ubatch(self._context))
         self._control_vector: NDArray[np.float32] | None = None
-        self._changed = True
         self._batch = _NativeBatch(self.n_ubatch)
 
     def __enter__(self) -> Context:
@@ -237,10 +235,8 @@ class Context:
         if self.tap is not None:
             self.tap.begin(n, np.flatnonzero(batch.outputs))
         library.forget_errors()
-        # Besides the tap only the log calls back into Python, when the graph is reserved anew.
-        with InterruptsAfter() if self.tap is not None or self._changed else contextlib.nullcontext():
+        with InterruptsAfter():  # the tap calls back into Python, and so does the log, when the graph is reserved anew
             status = llama.llama_decode(self._context, c_batch)
-        self._changed = False
         if self.tap is not None:
             self.tap.raise_failure()
         if status == 1:
@@ -307,7 +303,6 @@ class Context:
         if status != 0:
             raise ModelError(f"llama.cpp refuses a control vector for {self.model.path}.")
         self._control_vector = added
-        self._changed = True
 
     def forget(self, sequence: int, start: int = 0) -> bool:
         """Drop a sequence's tokens from position `start` on.

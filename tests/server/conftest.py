@@ -181,6 +181,7 @@ def serve(tiny: Model, folder: Path) -> Iterator[Serve]:
             )
             armed: ArmedPolicy | None = stack.enter_context(arm(policy, model, limit=limit)) if policy is not None else None
             service = Service(model, engine, steerings, armed)
+            stack.callback(service.stop)
             app = make_app(service, access or Access())
             client = TestClient(app, "http://127.0.0.1:8080", raise_server_exceptions=raise_server_exceptions)
             return Served(app, batch, engine, service, client)

@@ -35,6 +35,8 @@ def test_one_vector_is_described(served: Served) -> None:
     assert plan is not None
     assert document == {
         "id": "mood",
+        "object": "vector",
+        "state": "ready",
         "positive": "up",
         "negative": "down",
         "description": "made for tests",
