@@ -28,7 +28,9 @@ def test_what_is_extracted_is_the_mean_difference(model: Model) -> None:
     sides = [[f"About {topic} I feel {word}." for topic in ("rain", "the sea", "my cat")] for word in ("happy", "awful")]
     pairs = tuple(Pair(Prompt((), one), Prompt((), other)) for one, other in zip(*sides, strict=True))
     vector = extract(model, Contrast("happy", "How it feels.", "happy", "awful", pairs, source=""))
-    means = [np.mean([[rows[-1] for rows in run_alone(model, model.tokenize(text)).rows] for text in side], axis=0) for side in sides]
+    means = [
+        np.mean([[rows[-1] for rows in run_alone(model, model.tokenize(text)).rows] for text in side], axis=0) for side in sides
+    ]
     difference = means[0] - means[1]
     for layer, direction in vector.directions.items():
         lengths = np.linalg.norm(direction) * np.linalg.norm(difference[layer])
@@ -38,7 +40,12 @@ def test_what_is_extracted_is_the_mean_difference(model: Model) -> None:
 def test_answers_of_a_batch_are_steered_each_in_its_own_way(model: Model) -> None:
     stem = random_tokens(20, seed=1)
     added = random_edit(model, seed=5, norm=6.0)
-    edits = (None, added, random_edit(model, seed=6, norm=6.0), Edit(np.zeros_like(added.added), {2: random_basis(model, 8, seed=7)}))
+    edits = (
+        None,
+        added,
+        random_edit(model, seed=6, norm=6.0),
+        Edit(np.zeros_like(added.added), {2: random_basis(model, 8, seed=7)}),
+    )
     requests = [
         Request((*stem, *random_tokens(place, seed=place)), None if edit is None else plan_of(edit), Sampling(temperature=0), 8)
         for place, edit in enumerate(edits)
