@@ -120,17 +120,17 @@ def test_a_split_model_with_something_wrong_is_refused(tiny_path: TinyPath, tmp_
     (tmp_path / "renamed.gguf").rename(parts[0])
     second = parts[1].read_bytes()
     parts[1].unlink()
-    with pytest.raises(ExportError, match=r"no part of the model .*00002-of-00002"):
+    with pytest.raises(ExportError, match="00002-of-00002"):
         open_model_file(parts[0])
     parts[1].write_bytes(second[:-40])
-    with pytest.raises(ExportError, match=r"00002-of-00002.* is damaged"):
+    with pytest.raises(ExportError, match="00002-of-00002"):
         open_model_file(parts[0])
     parts[1].write_bytes(parts[0].read_bytes())
-    with pytest.raises(ExportError, match="is not part 2"):
+    with pytest.raises(ExportError, match="part 2"):
         open_model_file(parts[0])
     split_model(tiny_path("llama"), tmp_path, (20, 18))
     parts[1].write_bytes(second)
-    with pytest.raises(ExportError, match="hold 39 tensors together, and 38 are expected"):
+    with pytest.raises(ExportError, match=r"39 tensors.* 38"):
         open_model_file(parts[0])
 
 
@@ -138,14 +138,14 @@ def test_a_model_cut_short_is_refused(tiny_path: TinyPath, tmp_path: Path) -> No
     data = tiny_path("llama").read_bytes()
     for length in (100, 5000, len(data) // 2, len(data) - 64):
         (tmp_path / "m.gguf").write_bytes(data[:length])
-        with pytest.raises(ExportError, match=r"m\.gguf is damaged"):
+        with pytest.raises(ExportError, match=r"m\.gguf"):
             open_model_file(tmp_path / "m.gguf")
 
 
 def test_only_float32_can_be_added_to(tmp_path: Path) -> None:
     made = gguf_bytes([key("general.architecture", "llama")], [tensor("t", [4], 1, 0)], bytes(8))
     (tmp_path / "m.gguf").write_bytes(made)
-    with pytest.raises(ExportError, match=r"t in .*m\.gguf is F16"):
+    with pytest.raises(ExportError, match=r"t .*m\.gguf.* F16"):
         open_model_file(tmp_path / "m.gguf").floats("t")
 
 
