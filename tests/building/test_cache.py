@@ -25,11 +25,11 @@ def test_a_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "x"):
-        with pytest.raises(VectorError, match="cannot be written"):
+        with pytest.raises(VectorError, match=str(tmp_path / "file")):
             make_folder(folder)
     # As root, whom no permission stops.
     monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(VectorError, match="read-only"):
+    with pytest.raises(VectorError, match=str(tmp_path)):
         make_folder(tmp_path)
 
 

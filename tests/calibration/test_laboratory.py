@@ -198,7 +198,7 @@ def test_an_empty_answer_has_no_score_and_spoils_no_other(tiny: Model, monkeypat
 
 def test_a_model_that_gives_no_answers_is_told_so(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     with_empty_answers(monkeypatch, lambda _request: True)
-    with pytest.raises(CalibrationError, match="tiny gives no answers to the held-out questions of loud"):
+    with pytest.raises(CalibrationError, match=r"tiny .*loud"):
         open_laboratory(tiny).measure([Trial(0)])
 
 

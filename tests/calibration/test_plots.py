@@ -74,6 +74,6 @@ def test_pictures_are_of_the_kind_asked_for(tmp_path: Path) -> None:
 def test_matplotlib_is_looked_for_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     check_available()
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(CalibrationError, match="need matplotlib") as caught:
+    with pytest.raises(CalibrationError, match="matplotlib") as caught:
         check_available()
     assert "--report" in (caught.value.hint or "")

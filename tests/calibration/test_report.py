@@ -242,13 +242,13 @@ def test_a_report_can_be_written_again(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "report"):
-        with pytest.raises(CalibrationError, match=f"The folder {re.escape(str(folder))} cannot be made: "):
+        with pytest.raises(CalibrationError, match=re.escape(str(folder))):
             write_report(result(MODEL), folder)
 
 
 def test_without_matplotlib_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(CalibrationError, match="need matplotlib") as caught:
+    with pytest.raises(CalibrationError, match="matplotlib") as caught:
         write_report(result(MODEL), tmp_path / "report")
     assert "pip install 'localsteer[plots]'" in (caught.value.hint or "")
     assert not (tmp_path / "report").exists()

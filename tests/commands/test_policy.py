@@ -156,7 +156,7 @@ def test_a_mistake_is_told_before_the_model_is_loaded(capfd: pytest.CaptureFixtu
 
 
 def test_what_a_policy_names_and_is_not_there_is_one_clear_line(call: Call, write: Write, tmp_path: Path) -> None:
-    assert_one_clear_line(call("policy", "check", tmp_path / "gone.yaml"), "no policy file", "gone.yaml")
+    assert_one_clear_line(call("policy", "check", tmp_path / "gone.yaml"), "gone.yaml")
     eye = "  asked: {type: probe, vector: gone.gguf}\n"
     assert_one_clear_line(call("policy", "check", write(eye)), 'classifier "asked"', "gone.gguf")
     guard = JUDGE.replace("bad", "asked")
@@ -167,7 +167,7 @@ def test_what_a_policy_names_and_is_not_there_is_one_clear_line(call: Call, writ
 
 
 def test_a_policy_that_the_model_cannot_follow_is_one_clear_line(call: Call, write: Write) -> None:
-    assert_one_clear_line(call("policy", "check", write(), model=UNSTEERABLE_ARCHITECTURE), 'rule "calm"', "cannot be steered")
+    assert_one_clear_line(call("policy", "check", write(), model=UNSTEERABLE_ARCHITECTURE), 'rule "calm"')
 
 
 # fit
@@ -325,12 +325,12 @@ def test_what_fit_cannot_do_is_told_before_anything_is_written(
     nowhere = tmp_path / "nowhere" / "file"
     probe = ("-o", tmp_path / "probe.gguf")
     # That a file cannot be written is known before the model is loaded.
-    assert_one_clear_line(run(capfd, *texts, "-o", nowhere, *no_model), "no folder")
-    assert_one_clear_line(run(capfd, *texts, *probe, "--save-unseen", nowhere, *no_model), "no folder")
+    assert_one_clear_line(run(capfd, *texts, "-o", nowhere, *no_model), str(nowhere.parent))
+    assert_one_clear_line(run(capfd, *texts, *probe, "--save-unseen", nowhere, *no_model), str(nowhere.parent))
     assert_one_clear_line(run(capfd, *texts, *probe, *no_model), "no-model.gguf")
     assert_one_clear_line(call(*texts, *probe, "--layers", "2-9"), "layers 1 to 2")
     assert_one_clear_line(call(*texts, *probe, "--layers", "2-9", "--watch", "output"), "layers 1 to 3")
-    assert_one_clear_line(call(*texts, *probe, model=UNSTEERABLE_ARCHITECTURE), "does not show", "doctor")
+    assert_one_clear_line(call(*texts, *probe, model=UNSTEERABLE_ARCHITECTURE), "doctor")
     assert all_of(tmp_path) == before
 
 
@@ -429,12 +429,12 @@ def test_run_mistakes(call: Call, write: Write, talk: Path, tmp_path: Path, capf
     path = write()
     assert call("policy", "run", path, talk, "--csv", "--json").code == 2
     assert run(capfd, "policy", "run", path).code == 2
-    assert_one_clear_line(call("policy", "run", path, tmp_path / "gone.txt"), "no file", "gone.txt")
+    assert_one_clear_line(call("policy", "run", path, tmp_path / "gone.txt"), "gone.txt")
     assert_one_clear_line(call("policy", "run", tmp_path / "gone.yaml", talk), "gone.yaml")
     assert_one_clear_line(call("policy", "run", tmp_path / "gone.gguf", talk), "gone.gguf")
-    assert_one_clear_line(call("policy", "run", tmp_path / "push.gguf", talk), "push", "not fitted", "policy fit")
+    assert_one_clear_line(call("policy", "run", tmp_path / "push.gguf", talk), "push", "policy fit")
     (tmp_path / "empty.txt").write_text("\n \n")
-    assert_one_clear_line(call("policy", "run", path, tmp_path / "empty.txt"), "empty.txt", "no texts")
+    assert_one_clear_line(call("policy", "run", path, tmp_path / "empty.txt"), "empty.txt")
 
 
 # generate --policy

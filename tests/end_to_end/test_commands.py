@@ -2,51 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import read_vector
-from tests.end_to_end.conftest import HAPPY, ROOT
+from tests.end_to_end.conftest import HAPPY, ROOT, cli, document
 
 
-def cli(*arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
-
-
-def document(*arguments: str | Path) -> Any:
-    result = cli(*arguments, "--json")
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-@pytest.fixture(scope="module")
-def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("extracted") / "happy.gguf"
-    result = cli("extract", HAPPY, "-m", "demo", "-o", out)
-    assert result.returncode == 0, result.stderr
-    assert "96 pairs" in result.stdout
-    return out
-
-
-def test_the_shipped_vector_is_the_one_that_its_concept_gives(extracted: Path) -> None:
-    built = read_vector(extracted)
+def test_the_shipped_vector_is_the_one_that_its_concept_gives(happy: ControlVector) -> None:
     (file,) = (ROOT / "vectors" / "happy").glob("*.gguf")
     shipped = read_vector(file)
-    assert shipped.provenance.dataset_sha256 == built.provenance.dataset_sha256
-    assert shipped.provenance.model == built.provenance.model
+    assert shipped.provenance.dataset_sha256 == happy.provenance.dataset_sha256
+    assert shipped.provenance.model == happy.provenance.model
     # Which layers it steers, and how strongly, calibration has chosen; along what, extraction.
     estimate = shipped.provenance.estimate
     assert estimate is not None
-    for layer, direction in built.directions.items():
+    for layer, direction in happy.directions.items():
         cosine = direction @ estimate[layer] / (direction @ direction) ** 0.5
         # Another CPU rounds otherwise; at the least reliable of these layers two halves of the pairs still agree to 0.75.
         assert cosine / (estimate[layer] @ estimate[layer]) ** 0.5 > 0.95
@@ -55,19 +33,19 @@ def test_the_shipped_vector_is_the_one_that_its_concept_gives(extracted: Path) -
         assert direction @ estimate[layer] > 0.999 * np.linalg.norm(direction) * np.linalg.norm(estimate[layer])
 
 
-def test_one_question_three_ways(extracted: Path) -> None:
-    answer = document("generate", "How was your day?", "-m", "demo", "-s", extracted, "--compare", "-n", "40", "--seed", "4")
+def test_one_question_three_ways(happy_file: Path) -> None:
+    answer = document("generate", "How was your day?", "-m", "demo", "-s", happy_file, "--compare", "-n", "40", "--seed", "4")
     texts = [answer["text"], answer["unsteered"]["text"], answer["opposite"]["text"]]
     assert len(set(texts)) == 3
     assert all(text.strip() for text in texts)
-    assert answer["steering"] == str(extracted)
+    assert answer["steering"] == str(happy_file)
     assert answer["unsteered"]["steering"] == ""
     assert answer["relative_dose"] == pytest.approx(0.2, abs=0.001)
     alone = document("generate", "How was your day?", "-m", "demo", "-n", "40", "--seed", "4")
     assert alone["tokens"] == answer["unsteered"]["tokens"]
 
 
-def test_a_library_name_steers(extracted: Path) -> None:
+def test_a_library_name_steers() -> None:
     by_name = document("generate", "How was your day?", "-s", "-happy", "-n", "30", "--seed", "4")
     plain = document("generate", "How was your day?", "-n", "30", "--seed", "4")
     assert by_name["tokens"] != plain["tokens"]
@@ -82,7 +60,7 @@ def test_a_chat_from_a_pipe() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to one process")
-@pytest.mark.parametrize("position", ["last", "response"])
+@pytest.mark.parametrize("position", ["last", pytest.param("response", marks=pytest.mark.models)])
 def test_ctrl_c_during_extraction_leaves_nothing(tmp_path: Path, position: str) -> None:
     import signal
 

@@ -21,6 +21,9 @@ from localsteer.reading.prompt import prompt_tokens
 from localsteer.steering.expression import parse_steering
 from localsteer.steering.plan import resolve
 
+# Every vector of the library is built here, for two models.
+pytestmark = pytest.mark.models
+
 NAMES = sorted(name for name, concept in concepts().items() if concept.shipped)
 
 

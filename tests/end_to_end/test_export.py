@@ -105,23 +105,44 @@ def prompts(demo: Model) -> list[str]:
     return [demo.chat_template.render([Message("user", question)]) for question in QUESTIONS]
 
 
+def exported(demo: Model, name: str, prompts: list[str], folder: Path) -> Case:
+    """A vector of the library, exported, and our own answers under `--steer-prompt`."""
+    steering = parse_steering(name)
+    file = folder / f"{name}.gguf"
+    fidelity = export_vector(steering, file, loader(demo), demo).fidelity
+    print(f"{name}: {fidelity}")
+    plan = resolve(steering, demo.fingerprint, loader(demo), "prompt")
+    with Generator(demo) as generator:
+        requests = [Request(tuple(demo.tokenize(prompt)), plan, GREEDY, LENGTH) for prompt in prompts]
+        answers = tuple(generator.generate(request).tokens for request in requests)
+    return Case(name, file, plan.edit.added, answers)
+
+
 @pytest.fixture(scope="module")
 def cases(demo: Model, prompts: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
-    """Each exported vector of the library, and our own answers under `--steer-prompt`."""
     folder = tmp_path_factory.mktemp("exported")
-    made = []
-    with Generator(demo) as generator:
-        for name in chosen():
-            steering = parse_steering(name)
-            file = folder / f"{name}.gguf"
-            fidelity = export_vector(steering, file, loader(demo), demo).fidelity
-            print(f"{name}: {fidelity}")
-            plan = resolve(steering, demo.fingerprint, loader(demo), "prompt")
-            requests = [Request(tuple(demo.tokenize(prompt)), plan, GREEDY, LENGTH) for prompt in prompts]
-            answers = tuple(generator.generate(request).tokens for request in requests)
-            made.append(Case(name, file, plan.edit.added, answers))
+    made = [exported(demo, name, prompts, folder) for name in chosen()]
     assert made
     return made
+
+
+def assert_baked(demo: Model, demo_path: Path, case: Case, prompts: list[str], output: Path) -> None:
+    """A model with the vector baked in predicts what the steered one does."""
+    # The predictions behind the prompt and all but the last of the first 20 tokens of an answer.
+    texts = [(*demo.tokenize(prompt), *answer[: PLACES - 1]) for prompt, answer in zip(prompts, case.answers, strict=True)]
+    ours = reference(demo, case.edit, texts)
+    bake(demo_path, parse_steering(case.name), output, verify=False)  # that is what follows
+    with Model(output) as baked:
+        fidelity = ours.compare(predictions(baked, texts))
+    print(f"{case.name}: {fidelity}")
+    assert fidelity.places == len(prompts) * PLACES
+    assert fidelity.mean <= 0.01
+    assert fidelity.unsteered_mean > 5 * fidelity.mean
+
+
+def test_a_vector_is_exported_and_baked(demo: Model, demo_path: Path, prompts: list[str], tmp_path: Path) -> None:
+    case = exported(demo, "happy", prompts[:3], tmp_path)
+    assert_baked(demo, demo_path, case, prompts[:3], tmp_path / "baked.gguf")
 
 
 def assert_the_same(demo: Model, case: Case, prompts: list[str], answer: Callable[[str], bytes]) -> None:
@@ -149,6 +170,7 @@ def assert_the_same(demo: Model, case: Case, prompts: list[str], answer: Callabl
     assert same >= 18
 
 
+@pytest.mark.models
 def test_llama_completion_answers_as_we_do(
     programs: dict[str, Path], demo: Model, demo_path: Path, prompts: list[str], cases: list[Case]
 ) -> None:
@@ -185,6 +207,7 @@ def serving(server: Path, *options: str) -> Iterator[str]:
         process.wait()
 
 
+@pytest.mark.models
 def test_llama_server_answers_as_we_do(
     programs: dict[str, Path], demo: Model, demo_path: Path, prompts: list[str], cases: list[Case]
 ) -> None:
@@ -204,23 +227,15 @@ def test_llama_server_answers_as_we_do(
             assert_the_same(demo, case, prompts, answer)
 
 
+@pytest.mark.models
 def test_a_baked_model_predicts_what_the_steered_one_does(
     demo: Model, demo_path: Path, prompts: list[str], cases: list[Case], tmp_path: Path
 ) -> None:
     for case in cases:
-        # The predictions behind the prompt and all but the last of the first 20 tokens of an answer.
-        texts = [(*demo.tokenize(prompt), *answer[: PLACES - 1]) for prompt, answer in zip(prompts, case.answers, strict=True)]
-        ours = reference(demo, case.edit, texts)
-        output = tmp_path / f"{case.name}.gguf"
-        bake(demo_path, parse_steering(case.name), output)
-        with Model(output) as baked:
-            fidelity = ours.compare(predictions(baked, texts))
-        print(f"{case.name}: {fidelity}")
-        assert fidelity.places == 20 * PLACES
-        assert fidelity.mean <= 0.01
-        assert fidelity.unsteered_mean > 5 * fidelity.mean
+        assert_baked(demo, demo_path, case, prompts, tmp_path / f"{case.name}.gguf")
 
 
+@pytest.mark.models
 def test_a_baked_model_answers_in_llama_cpps_own_program(
     programs: dict[str, Path], demo: Model, demo_path: Path, prompts: list[str], cases: list[Case], tmp_path: Path
 ) -> None:
@@ -288,6 +303,7 @@ def repeng_file(demo: Model, prompt_files: tuple[Path, Path], tmp_path_factory: 
     return path
 
 
+@pytest.mark.models
 def test_llama_cvector_generators_directions_come_home(cvector_file: Path, demo: Model, ours: NDArray[np.float32]) -> None:
     imported = import_vector(cvector_file, model=demo.fingerprint)
     assert (imported.kind, imported.shift) == ("llama-cvector-generator", -1)
@@ -296,6 +312,7 @@ def test_llama_cvector_generators_directions_come_home(cvector_file: Path, demo:
     assert share_at_home(found) > 0.75
 
 
+@pytest.mark.models
 def test_repengs_directions_are_at_home_on_average(repeng_file: Path, demo: Model, ours: NDArray[np.float32]) -> None:
     imported = import_vector(repeng_file, model=demo.fingerprint)
     assert (imported.kind, imported.shift) == ("repeng", 0)
@@ -313,6 +330,7 @@ def centred_component(positive: NDArray[np.float32], negative: NDArray[np.float3
     return first * np.where(agreeing.mean(axis=1) < 0.5, -1, 1)[:, None].astype(np.float32)
 
 
+@pytest.mark.models
 def test_repengs_directions_are_ours_read_in_its_way_block_by_block(
     repeng_file: Path, demo: Model, prompt_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

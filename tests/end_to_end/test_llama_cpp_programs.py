@@ -18,6 +18,8 @@ from localsteer.steering.expression import parse_steering
 from localsteer.steering.plan import resolve
 from localsteer.vector.control_vector import ControlVector
 
+pytestmark = pytest.mark.models
+
 PROMPT = "<|im_start|>user\nHow was your day?<|im_end|>\n<|im_start|>assistant\n"
 LENGTH = 24
 

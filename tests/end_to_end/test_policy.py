@@ -12,7 +12,6 @@ import pytest
 from localsteer.engine.generate import Generator, generate_many
 from localsteer.engine.request import Answer, Request
 from localsteer.llama.chat_template import Message
-from localsteer.llama.context import Context
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.policy.arm import ArmedPolicy, arm, arm_probe
@@ -27,6 +26,8 @@ from tests.end_to_end.conftest import ROOT
 
 POLICIES = ROOT / "docs" / "policies"
 DATA = Path(__file__).parent / "data"
+# Messages of either kind: to see that it works, and to see how well.
+ENOUGH_OR_ALL = pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.models)])
 JOB = "How do you feel about your new job?"
 
 
@@ -78,12 +79,14 @@ def tell(generator: Generator, armed: ArmedPolicy, message: str, seed: int, max_
     return Told(answer, gate, tuple(pieces))
 
 
+@pytest.mark.models
 def test_a_probe_tells_unseen_hostile_messages_from_friendly_ones(fitted: Fitted) -> None:
     unseen = fitted.probe.unseen
     assert (unseen.positives, unseen.negatives) == (40, 40)
     assert unseen.auroc.mean >= 0.95
 
 
+@pytest.mark.models
 def test_the_shipped_probe_can_be_made_again(fitted: Fitted) -> None:
     shipped = read_vector(POLICIES / "hostile.gguf")
     assert shipped.provenance.probe is not None
@@ -102,6 +105,7 @@ def test_the_shipped_probe_can_be_made_again(fitted: Fitted) -> None:
     assert lengths[0] == pytest.approx(lengths[1], rel=0.01)  # 0.0006 apart there
 
 
+@pytest.mark.models
 def test_the_report_is_found_again_on_the_untouched_texts(demo: Model, fitted: Fitted, tmp_path: Path) -> None:
     write_vector(fitted.vector, tmp_path / "probe.gguf")
     with arm_probe(tmp_path / "probe.gguf", demo) as armed:
@@ -109,9 +113,10 @@ def test_the_report_is_found_again_on_the_untouched_texts(demo: Model, fitted: F
     assert found == fitted.probe.unseen
 
 
-def test_hostile_messages_get_steered_answers(demo: Model, generator: Generator, calm: ArmedPolicy) -> None:
+@ENOUGH_OR_ALL
+def test_hostile_messages_get_steered_answers(demo: Model, generator: Generator, calm: ArmedPolicy, count: int) -> None:
     plan = calm.policy.rules[0].plan
-    examples = read_examples(DATA / "hostile.txt")
+    examples = read_examples(DATA / "hostile.txt")[-count:]
     fired = 0
     for seed, example in enumerate(examples):
         told = tell(generator, calm, example.message, seed)
@@ -124,13 +129,14 @@ def test_hostile_messages_get_steered_answers(demo: Model, generator: Generator,
         assert told.answer.tokens != generator.generate(plain).tokens
     # 19 were found ("I pity the poor electricity that gets wasted on keeping you awake" is too fine for the demo model); of the
     # 40 others that the report is about, 38.
-    assert fired >= len(examples) - 2
+    assert fired >= 0.9 * len(examples)
 
 
+@ENOUGH_OR_ALL
 def test_friendly_messages_get_the_answers_that_they_get_without_a_policy(
-    demo: Model, generator: Generator, calm: ArmedPolicy
+    demo: Model, generator: Generator, calm: ArmedPolicy, count: int
 ) -> None:
-    for seed, example in enumerate(read_examples(DATA / "friendly.txt")):
+    for seed, example in enumerate(read_examples(DATA / "friendly.txt")[-count:]):
         told = tell(generator, calm, example.message, seed)
         assert not told.gate.active, f"{example.message} {told.gate.scores}"
         assert told.answer.tokens == generator.generate(request_for(demo, example.message, seed)).tokens
@@ -157,6 +163,7 @@ def gushing_seeds(demo: Model, sober: ArmedPolicy) -> list[int]:
     raise AssertionError(f"only {len(found)} of 320 answers say one of the words")
 
 
+@pytest.mark.models
 def test_words_that_are_taken_back_are_never_shown(generator: Generator, sober: ArmedPolicy, gushing_seeds: list[int]) -> None:
     holds_word = gushes(sober)
     exhausted = 0
@@ -173,24 +180,7 @@ def test_words_that_are_taken_back_are_never_shown(generator: Generator, sober: 
     assert exhausted < len(gushing_seeds) // 2
 
 
-def test_after_a_rewind_the_logits_are_those_of_a_fresh_cache(demo: Model, sober: ArmedPolicy) -> None:
-    with Generator(demo, n_ctx=512) as generator:
-        told = next(told for seed in range(1, 50) if (told := tell(generator, sober, JOB, seed)).gate.rewinds)
-        (used,) = (cache for cache in generator._caches.values() if cache.tokens)
-        logits = used.context.logits(0).copy()
-        with Context(demo, n_ctx=512) as context:
-            fresh = KVCache(context)
-            prompt = request_for(demo, JOB, 0).prompt
-            fresh.run(prompt[:-1], None)
-            for token, edit in zip(used.tokens[len(prompt) - 1 :], used.edits[len(prompt) - 1 :], strict=True):
-                fresh.run([token], edit)
-            assert fresh.tokens == used.tokens
-            assert any(edit is not None for edit in used.edits)
-            assert told.answer.tokens[:-1] == tuple(used.tokens[len(prompt) :])
-            # The same batches of the same tokens: nothing may differ but float32 rounding.
-            np.testing.assert_allclose(fresh.context.logits(0), logits, atol=1e-4)
-
-
+@pytest.mark.models
 def test_two_conversations_with_different_policies_do_not_touch_each_other(
     demo: Model, generator: Generator, calm: ArmedPolicy, sober: ArmedPolicy
 ) -> None:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from bench.tools import built_programs
 
+pytestmark = pytest.mark.models
+
 ROOT = Path(__file__).parents[2]
 _BUILT = built_programs()  # looked up before each test gets an empty home of its own
 

@@ -116,9 +116,9 @@ def test_openais_client_streams(running: Running) -> None:
 
 def test_openais_client_is_told_what_is_wrong(running: Running) -> None:
     create = running.openai.chat.completions.create
-    with pytest.raises(NotFoundError, match="This server has demo"):
+    with pytest.raises(NotFoundError, match="demo"):
         create(model="gpt-4o", messages=MESSAGES)
-    with pytest.raises(BadRequestError, match="Did you mean happy"):
+    with pytest.raises(BadRequestError, match="happy"):
         create(model="demo", messages=MESSAGES, extra_body={"steering": "0.5 hapy"})
     assert [one.id for one in running.openai.models.list()] == ["demo", "demo:cheerful"]
     assert running.openai.models.retrieve("demo:happy=0.5").id == "demo:happy=0.5"
@@ -170,7 +170,7 @@ def distance(running: Running, document: dict[str, Any]) -> float:
     """How far the log probabilities of an answer's tokens lie from those of the same tokens run alone, steered likewise."""
     model = running.service.model
     entries = document["choices"][0]["logprobs"]["content"]
-    plan = running.service.steerings.plan(document["steering"]["expression"])
+    plan = running.service.steerings.plan(parse_steering(document["steering"]["expression"]))
     prompt = chat_tokens(model, [Message("user", QUESTION)])
     tokens = [running_token(model, bytes(entry["bytes"])) for entry in entries]
     edits = [plan.edit if plan is not None and place >= len(prompt) - 1 else None for place in range(len(prompt) + len(tokens))]
@@ -207,6 +207,7 @@ def test_eight_at_once_are_each_steered_as_alone(running: Running) -> None:
     assert distance(running, swapped) > 5 * NOISE
 
 
+@pytest.mark.models
 def test_happy_answers_are_happier_than_sad_ones(running: Running) -> None:
     mood = SentimentIntensityAnalyzer()
 

@@ -58,17 +58,20 @@ def outcomes(demo: Model, happy: ControlVector) -> dict[str, Outcome]:
 
 
 # Measured on other seeds: VADER 0.67 unsteered, 0.94 and -0.31 steered, at a coherence cost of 0.03 and 0.19 nats.
+@pytest.mark.models
 def test_default_strength_moves_sentiment_both_ways(outcomes: dict[str, Outcome]) -> None:
     assert outcomes["happy"].vader - outcomes["sad"].vader >= 0.6
     assert outcomes["happy"].vader > outcomes["unsteered"].vader > outcomes["sad"].vader
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("pole", ["happy", "sad"])
 def test_default_strength_stays_coherent(outcomes: dict[str, Outcome], pole: str) -> None:
     assert outcomes[pole].nll - outcomes["unsteered"].nll < 0.3
 
 
 # Measured: VADER -0.69 at 0.64 nats free, -0.36 at 0.26 nats anchored, 0.62 unsteered. Standard errors of about 0.1 and 0.05.
+@pytest.mark.models
 def test_anchored_answers_stay_coherent_where_others_fall_apart(
     demo: Model, happy: ControlVector, outcomes: dict[str, Outcome]
 ) -> None:
@@ -81,7 +84,7 @@ def test_anchored_answers_stay_coherent_where_others_fall_apart(
 def test_unsteered_answers_are_untouched(demo: Model, happy: ControlVector) -> None:
     requests = [
         Request(prompt_tokens(demo, [Message("user", question)]), sampling=Sampling(seed=7), max_tokens=24)
-        for question in QUESTIONS[:4]
+        for question in QUESTIONS[:2]
     ]
     untouched = []
     for request in requests:

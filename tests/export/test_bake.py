@@ -83,7 +83,7 @@ def test_what_adds_nothing_or_removes_is_refused(opened: Opened, tiny: Model, ti
     file = opened(tiny_path("llama"))
     with pytest.raises(LocalsteerError, match="removes a component"):
         bake.bake(tiny.path, parse_steering("!push"), tmp_path / "baked.gguf")
-    with pytest.raises(ExportError, match="adds nothing"):
+    with pytest.raises(ExportError, match="0 push"):
         prepare(plan_for(tiny, "0 push"), LABEL, file, tiny.fingerprint)
 
 
@@ -107,10 +107,10 @@ def test_the_model_itself_and_a_full_disk_are_found_out_before(
     link = tmp_path / "link.gguf"
     link.symlink_to(tiny_path("llama"))
     for target in (tiny_path("llama"), link):
-        with pytest.raises(ExportError, match="is the model itself"):
+        with pytest.raises(ExportError, match=target.name):
             bake.check_room(target, file)
     monkeypatch.setattr(bake, "_ROOM", 1 << 60)
-    with pytest.raises(ExportError, match="its disk has"):
+    with pytest.raises(ExportError, match=r"baked\.gguf"):
         bake.check_room(tmp_path / "baked.gguf", file)
 
 

@@ -69,7 +69,7 @@ def test_a_vector_from_elsewhere_makes_the_same_round(tmp_path: Path) -> None:
 
 def test_a_strength_multiplies_every_term() -> None:
     assert str(at_strength(parse_steering("0.5 happy - formal@2-3"), -2)) == "-happy + 2 formal@2-3"
-    with pytest.raises(LocalsteerError, match="removes a component"):
+    with pytest.raises(LocalsteerError, match="!happy"):
         vector_for_llama_cpp(at_strength(parse_steering("!happy"), 0.5), lambda _name: pytest.fail("was loaded"))
 
 
@@ -90,11 +90,11 @@ def test_a_written_file_is_read_back_and_compared(steerable: Model, tmp_path: Pa
     fidelity.refuse_if_far()
     assert fidelity.mean < 1e-6
     write_vector(vector * 0.5, tmp_path / "half.gguf")
-    with pytest.raises(ExportError, match="does not steer as localsteer does"):
+    with pytest.raises(ExportError, match="localsteer doctor"):
         compare(tmp_path / "half.gguf", steerable, plan.edit.added).refuse_if_far()
 
 
 def test_an_architecture_without_control_vectors_is_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
     model = tiny_model(UNSTEERABLE_ARCHITECTURE)
-    with pytest.raises(ExportError, match=r"llama\.cpp ignores control vectors for"):
+    with pytest.raises(ExportError, match=UNSTEERABLE_ARCHITECTURE):
         compare(tmp_path / "v.gguf", model, random_rows(model, (1,), seed=0))

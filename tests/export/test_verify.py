@@ -52,7 +52,7 @@ def test_an_export_that_is_wrong_is_refused(tiny: Model) -> None:
     ours = reference(tiny, rows)
     for control_vector in wrong.values():
         fidelity = ours.compare(predictions(tiny, ours.texts, control_vector=control_vector))
-        with pytest.raises(ExportError, match=r"does not steer as localsteer does.*No file was written"):
+        with pytest.raises(ExportError, match="localsteer doctor"):
             fidelity.refuse_if_far()
 
 
@@ -73,5 +73,5 @@ def test_a_base_model_reads_plain_text(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_be_steered_cannot_be_verified(tiny_model: TinyModel) -> None:
     model = tiny_model(UNSTEERABLE_ARCHITECTURE)
-    with pytest.raises(ExportError, match=r"cannot be verified: .*--no-verify"):
+    with pytest.raises(ExportError, match="--no-verify"):
         reference(model, random_rows(model, (1,), seed=0))

@@ -50,16 +50,16 @@ def test_a_conversation_without_a_system_text_is_left_alone() -> None:
 
 
 def test_a_template_that_is_no_jinja_is_an_error() -> None:
-    with pytest.raises(ModelError, match=r"not valid jinja.*--raw"):
+    with pytest.raises(ModelError, match="--raw"):
         ChatTemplate("{% for message in messages %}", bos="", eos="")
 
 
 def test_a_refused_conversation_says_why() -> None:
     template = "{% if messages[0].role == 'assistant' %}{{ raise_exception('Roles must alternate') }}{% endif %}" + TURNS
-    with pytest.raises(ModelError, match=r"refuses this conversation: Roles must alternate.*--raw"):
+    with pytest.raises(ModelError, match=r"Roles must alternate.*--raw"):
         render(template, ASSISTANT)
 
 
 def test_a_template_cannot_reach_into_python() -> None:
-    with pytest.raises(ModelError, match="refuses this conversation"):
+    with pytest.raises(ModelError, match="--raw"):
         render("{{ messages.__class__.__mro__[-1].__subclasses__() }}", USER)

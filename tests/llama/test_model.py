@@ -154,12 +154,12 @@ def test_the_beginning_is_added_once_where_the_model_wants_it(tiny_path: TinyPat
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no model file .*absent\.gguf\..*models list"):
+    with pytest.raises(ModelError, match=r"absent\.gguf.*models list"):
         Model(tmp_path / "absent.gguf")
 
 
 def test_a_folder_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=f"{tmp_path} cannot be read"):
+    with pytest.raises(ModelError, match=str(tmp_path)):
         Model(tmp_path)
 
 
@@ -167,7 +167,7 @@ def test_a_folder_is_no_model(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_not_gguf(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
-    with pytest.raises(ModelError, match=rf"{path} is not a GGUF file"):
+    with pytest.raises(ModelError, match=rf"{path} .*GGUF"):
         Model(path)
 
 
@@ -177,7 +177,7 @@ def test_a_truncated_file_is_an_error_that_names_it(
 ) -> None:
     path = tmp_path / "cut.gguf"
     path.write_bytes(tiny_path("llama").read_bytes()[:kept])
-    with pytest.raises(ModelError, match=f"llama.cpp cannot load {path}: .*cut short"):
+    with pytest.raises(ModelError, match=f"{path}.*cut short"):
         Model(path)
     assert capfd.readouterr() == ("", "")
 
@@ -186,13 +186,13 @@ def test_a_truncated_file_is_an_error_that_names_it(
 def test_a_gguf_version_that_llama_cpp_does_not_know_is_an_error(tiny_path: TinyPath, tmp_path: Path, version: int) -> None:
     path = tmp_path / "version.gguf"
     path.write_bytes(b"GGUF" + version.to_bytes(4, "little") + tiny_path("llama").read_bytes()[8:])
-    with pytest.raises(ModelError, match=f"llama.cpp cannot load {path}"):
+    with pytest.raises(ModelError, match=str(path)):
         Model(path)
 
 
 def test_missing_metadata_is_an_error_that_names_it(tiny_path: TinyPath, tmp_path: Path) -> None:
     path = patched(tiny_path("llama"), tmp_path / "shy.gguf", b"llama.embedding_length", b"llama.embedding_longth")
-    with pytest.raises(ModelError, match=f"llama.cpp cannot load {path}: .*embedding_length"):
+    with pytest.raises(ModelError, match=f"{path}.*embedding_length"):
         Model(path)
 
 
@@ -202,7 +202,7 @@ def test_missing_metadata_is_an_error_that_names_it(tiny_path: TinyPath, tmp_pat
 def test_a_closed_model_says_so(tiny_path: TinyPath) -> None:
     with Model(tiny_path("llama"), threads=1) as model:
         assert model.n_layer == 4
-    with pytest.raises(ModelError, match=r"llama\.gguf is closed"):
+    with pytest.raises(ModelError, match=r"llama\.gguf.*closed"):
         model.metadata("general.name")
     model.close()
 

@@ -133,9 +133,9 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
 def test_what_is_no_model_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.gguf").write_text("notes")
     for check in (check_model_file, content_hash):
-        with pytest.raises(ModelError, match="is not a GGUF file"):
+        with pytest.raises(ModelError, match=r"notes\.gguf.*GGUF"):
             check(tmp_path / "notes.gguf")
-        with pytest.raises(ModelError, match="There is no model file"):
+        with pytest.raises(ModelError, match=r"none\.gguf"):
             check(tmp_path / "none.gguf")
-        with pytest.raises(ModelError, match="cannot be read"):
+        with pytest.raises(ModelError, match=str(tmp_path)):
             check(tmp_path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -41,9 +42,8 @@ def test_without_servers_no_backend_is_needed() -> None:
 def test_a_build_without_the_backend_says_so() -> None:
     if library.build_features().rpc:
         pytest.skip("this build has it")
-    with pytest.raises(ModelError, match="no RPC backend") as caught:
+    with pytest.raises(ModelError, match=r"RPC.*docs/rpc\.md"):
         rpc.connect(["127.0.0.1:50052"])
-    assert "docs/rpc.md" in str(caught.value)
 
 
 @pytest.mark.usefixtures("with_rpc")
@@ -56,11 +56,11 @@ def test_what_is_no_address_is_refused(server: str) -> None:
 @pytest.mark.usefixtures("with_rpc")
 @pytest.mark.parametrize("port", ["1", "99999"])
 def test_a_server_that_does_not_answer_is_named(port: str) -> None:
-    with pytest.raises(ModelError, match=rf"127\.0\.0\.1:{port} does not answer"):
+    with pytest.raises(ModelError, match=rf"127\.0\.0\.1:{port}"):
         rpc.connect([f"127.0.0.1:{port}"])
 
 
 @pytest.mark.usefixtures("with_rpc")
 def test_a_server_of_another_kind_does_not_end_the_process(stranger: str) -> None:
-    with pytest.raises(ModelError, match="does not speak"):
+    with pytest.raises(ModelError, match=re.escape(stranger)):
         rpc.connect([stranger])

@@ -19,6 +19,7 @@ from localsteer.concepts import names
 from localsteer.errors import VectorError
 from localsteer.files.yaml_lines import YamlFile
 from localsteer.llama.model import Model
+from localsteer.reading.projection import project
 from localsteer.server import steerings as steerings_module
 from localsteer.server import vectors_api
 from localsteer.vector.control_vector import ControlVector
@@ -90,11 +91,11 @@ def test_all_else_is_answered_while_many_wait_for_one_vector(listen: Listen, bui
 
 
 def test_reading_texts_waits_in_no_thread_that_others_need(listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
-    go, real = threading.Event(), vectors_api.project
+    go = threading.Event()
 
     def slow(*arguments: Any, **options: Any) -> Any:
         assert go.wait(PATIENCE)
-        return real(*arguments, **options)
+        return project(*arguments, **options)
 
     monkeypatch.setattr(vectors_api, "project", slow)
     live = listen()

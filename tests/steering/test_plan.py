@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from localsteer.errors import VectorError
+from localsteer.errors import LocalsteerError, VectorError
 from localsteer.steering.expression import parse_steering
 from localsteer.steering.plan import resolve, resolve_opposite
 from localsteer.vector.calibration import Mode, Pole
