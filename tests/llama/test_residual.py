@@ -336,7 +336,9 @@ def test_a_scaled_edit_adds_so_much_of_the_same_rows_and_removes_as_much_as_befo
     edit = Edit(one, basis, 0.5, ((other, -2.0),))
     half = edit.scaled(0.5)
     np.testing.assert_allclose(half.added, 0.5 * edit.added)
-    np.testing.assert_allclose(half.added_at(1), 0.5 * edit.added[1])
+    at_one = half.added_at(1)
+    assert at_one is not None
+    np.testing.assert_allclose(at_one, 0.5 * edit.added[1])
     assert half.removed is basis
     assert [rows is own for (rows, _), own in zip(half.terms, (one, other), strict=True)] == [True, True]
     assert half == edit.scaled(0.5) != edit
