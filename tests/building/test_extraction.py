@@ -220,7 +220,7 @@ def test_the_response_is_what_the_model_itself_answers(tiny: Model, monkeypatch:
     prompts = [tuple(tiny.tokenize(text)) for text in (*POSITIVE, *NEGATIVE)]
     assert len(read) == len(prompts)
     for span, prompt in zip(read, prompts, strict=True):
-        assert span.tokens[: span.start] == prompt
+        assert span.tokens[: span.places.start] == prompt
         assert len(span.tokens) == len(prompt) + 10
     assert vector.provenance.position == "response"
     assert cosine(vector.directions[2], extract(tiny, HAPPY).directions[2]) < 0.99

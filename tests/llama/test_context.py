@@ -44,6 +44,14 @@ def test_the_parts_of_a_batch_keep_the_sequences_of_shared_tokens() -> None:
     assert [part.outputs.tolist() for part in batch.split(2)] == [[0, 0], [1, 0], [1]]
 
 
+def test_a_part_asks_for_no_more_logits_than_told() -> None:
+    batch = Batch.of_one_sequence(range(8), start=0)
+    batch.outputs[:] = [1, 0, 1, 1, 1, 0, 0, 1]
+    assert [part.tokens.tolist() for part in batch.split(4, 2)] == [[0, 1, 2], [3, 4, 5, 6], [7]]
+    assert [part.tokens.tolist() for part in batch.split(8, 1)] == [[0, 1], [2], [3], [4, 5, 6], [7]]
+    assert [len(part) for part in batch.split(3, 8)] == [3, 3, 2]
+
+
 def test_only_the_last_token_of_a_sequence_asks_for_logits() -> None:
     assert Batch.of_one_sequence([4, 5, 6], start=7).outputs.tolist() == [0, 0, 1]
     assert Batch.of_one_sequence([4, 5, 6], start=7).positions.tolist() == [7, 8, 9]

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from localsteer.policy.probe_classifier import projection
 from localsteer.policy.replay import Replayed, measure_replayed, replay
 from localsteer.policy.statistics import auroc
 from localsteer.policy.text_rows import message_span
+from localsteer.reading import rows
 from localsteer.reading.rows import read_means
 from localsteer.vector.file import read_vector, write_vector
 from localsteer.vector.probe import Metrics, Watch
@@ -452,3 +454,17 @@ def test_progress_counts_the_tokens_of_each_reading(tiny: Model, watch: Watch) -
         assert len(done) > 1
         assert done == sorted(done)
         assert done[-1] == total
+
+
+def test_what_is_kept_of_each_token_of_an_answer_is_its_scores(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[tuple[int, ...]] = []
+
+    def watched(*args: Any, **options: Any) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        for number, found in rows.read_tokens(*args, **options):
+            kept.append(found.shape)
+            yield number, found
+
+    monkeypatch.setattr(fit, "read_tokens", watched)
+    fit_probe(tiny, low_and_high(10), FitSettings("output"))
+    # By a line from each of five folds, then by the probe's own; never all layers' rows, 2.1 GB for 4,000 tokens of an 8B model.
+    assert {shape[1:] for shape in kept} == {(5,), (1,)}
