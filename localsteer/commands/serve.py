@@ -21,6 +21,7 @@ from localsteer.commands.options import (
     with_model_options,
 )
 from localsteer.commands.output import note, print_json, progress_bar
+from localsteer.engine.prefix_cache import DEFAULT_CACHE_RAM
 from localsteer.steering.expression import Steering
 from localsteer.vector.calibration import Mode
 
@@ -43,6 +44,13 @@ if TYPE_CHECKING:
 @click.option("--queue", type=click.IntRange(0), default=32, show_default=True, help="Answers that may wait.")
 @click.option(
     "--context", "n_ctx", type=click.IntRange(8), help="Tokens of context of each answer. Default: 4096, or the model's."
+)
+@click.option(
+    "--cache-ram",
+    type=click.IntRange(0),
+    default=DEFAULT_CACHE_RAM,
+    show_default=True,
+    help="MiB of main memory for conversations that others have taken the place of, so that going back to one reads nothing anew.",
 )
 @steer_option_with("Steering of requests that name none; several add up.")
 @click.option("--anchored", is_flag=True, help="Anchor answers by default: the unsteered model has a say in every token.")
@@ -69,6 +77,7 @@ def command(
     parallel: int,
     queue: int,
     n_ctx: int | None,
+    cache_ram: int,
     steering: Steering,
     anchored: bool,
     presets_file: Path | None,
@@ -122,7 +131,7 @@ def command(
                     progress=progress,
                 )
             armed = stack.enter_context(armed_policy(policy_file, model, limit, mode))
-            return steerings, armed, RunningBatch(model, parallel=parallel, n_ctx=n_ctx)
+            return steerings, armed, RunningBatch(model, parallel=parallel, n_ctx=n_ctx, cache_ram=cache_ram)
 
         steerings, armed, batch = compute_apart(prepare)
         engine = Engine(batch, queue=queue)

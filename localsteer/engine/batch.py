@@ -51,6 +51,9 @@ class RunningBatch:
         tapped: whether its context has a tap from the beginning; sequences that move into another context share nothing there.
         smooth: whether somebody watches the answers come, and long prompts are read in parts meanwhile.
 
+    Attributes:
+        failures: answers that failed in a decode since the last decode that went well.
+
     Raises:
         ModelError: there is not enough memory.
     """
@@ -75,6 +78,7 @@ class RunningBatch:
         self._context = self._make_context(tapped=tapped)
         self._slots = Slots(self._context, PrefixCache(cache_ram * _MIB))
         self._lanes: list[Lane] = []
+        self.failures = 0
 
     def __enter__(self) -> RunningBatch:
         return self
@@ -248,6 +252,7 @@ class RunningBatch:
 
     def _fail(self, lane: Lane, error: Exception) -> None:
         lane.error = error
+        self.failures += 1
         for slot in (lane.slot, lane.twin):
             if slot is not None:
                 self._slots.drop(slot)
@@ -256,6 +261,7 @@ class RunningBatch:
         ends = np.cumsum([len(part.tokens) for part in parts])
         self._prepare(parts)
         self._context.decode(batch_of(parts, ends))
+        self.failures = 0
         for part in parts:
             part.slot.written.add(part.tokens, part.edit)
         n_tokens = int(ends[-1])

@@ -28,7 +28,8 @@ from localsteer.policy.audit import Decision
 from localsteer.policy.controller import Controller
 from localsteer.reading.prompt import changed_span, chat_stop, chat_tokens
 from localsteer.server.beside import Beside
-from localsteer.server.engine import Ended, Engine, Event, Failed, Job, Ticket
+from localsteer.server.engine import Engine
+from localsteer.server.jobs import Ended, Event, Failed, Job, Ticket
 from localsteer.server.steerings import Steerings, parse_requested
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import Mode

@@ -26,6 +26,8 @@ from localsteer.server.guard import Access, Guard
 from localsteer.server.metrics import CountRequests, Metrics
 
 _PAGE = Path(__file__).parent / "page"
+# Answers in a row that fail: one bad answer is bad luck.
+_FAILING = 3
 # The page asks nobody but this server.
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -55,10 +57,18 @@ def make_app(service: Service, access: Access) -> ASGIApp:
     app.add_exception_handler(Exception, _failed)
 
     @app.get("/health", tags=["Server"])
-    async def health() -> dict[str, Any]:
-        """Whether it answers, and how busy it is."""
+    async def health(response: Response) -> dict[str, Any]:
+        """Whether it answers, and how busy it is; 503 where one answer after another fails."""
         engine = service.engine
-        return {"status": "ok", "model": service.steerings.name, "running": engine.running, "waiting": engine.waiting}
+        failing = engine.failures >= _FAILING
+        if failing:
+            response.status_code = 503
+        return {
+            "status": "failing" if failing else "ok",
+            "model": service.steerings.name,
+            "running": engine.running,
+            "waiting": engine.waiting,
+        }
 
     @app.get("/metrics", tags=["Server"], response_class=Response)
     async def read_metrics() -> Response:

@@ -19,8 +19,8 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.audit import Decision
 from localsteer.server.answers import Answers, JSONLines, Prompt, RequestError, Service, Wishes, applied, schema_grammar
-from localsteer.server.engine import Ended, Failed, Job
 from localsteer.server.errors import decision_document, error_document
+from localsteer.server.jobs import Ended, Failed, Job
 from localsteer.server.schema import SamplingFields, SteeringHeader
 
 _NANOSECONDS = 1e9

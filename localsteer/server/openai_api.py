@@ -17,8 +17,8 @@ from localsteer.engine.request import Answer, FinishReason, TokenLogprob
 from localsteer.llama.model import Model
 from localsteer.policy.audit import Decision
 from localsteer.server.answers import Answers, EventStream, Finished, Prompt, RequestError, Service, applied
-from localsteer.server.engine import Ended, Event, Failed, Job
 from localsteer.server.errors import decision_document, error_document
+from localsteer.server.jobs import Ended, Event, Failed, Job
 from localsteer.server.schema import ChatRequest, Common, CompletionRequest, SteeringHeader
 from localsteer.steering.plan import Plan
 

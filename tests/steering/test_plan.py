@@ -184,7 +184,7 @@ def test_doses_of_the_smallest_and_the_largest_numbers_are_limited(value: float)
     assert found.relative_dose is not None
     assert 0 < found.relative_dose < np.inf
     with pytest.raises(LocalsteerError, match=r"--max-dose allows 0\.1"):
-        found.refuse_above(0.1)
+        DoseLimit(0.1, norms).check(found.steering, found.edit, found.relative_dose)
 
 
 @pytest.mark.parametrize("expression", ["a + u", "u + a"])
