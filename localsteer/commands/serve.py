@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     type=click.IntRange(0),
     default=DEFAULT_CACHE_RAM,
     show_default=True,
-    help="MiB of main memory for conversations that others have taken the place of, so that going back to one reads nothing anew.",
+    help="MiB of main memory for conversations that lost their place to others: going back to one reads nothing anew.",
 )
 @steer_option_with("Steering of requests that name none; several add up.")
 @click.option("--anchored", is_flag=True, help="Anchor answers by default: the unsteered model has a say in every token.")

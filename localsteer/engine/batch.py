@@ -17,7 +17,7 @@ from localsteer.engine.answering import Answering, Logits, next_run
 from localsteer.engine.checks import check_anchored_batch, check_prompt, check_steering, default_context, needs_tap
 from localsteer.engine.gate import Gate
 from localsteer.engine.lane import Lane, Part, again, batch_of, planned
-from localsteer.engine.prefix_cache import WORTH_KEEPING, PrefixCache
+from localsteer.engine.prefix_cache import DEFAULT_CACHE_RAM, WORTH_KEEPING, PrefixCache
 from localsteer.engine.request import Request
 from localsteer.engine.slots import Slots
 from localsteer.llama.context import N_UBATCH, Context, undivided
@@ -47,7 +47,8 @@ class RunningBatch:
         parallel: most answers at once; an anchored one takes two places, the other for the unsteered model.
         n_ctx: tokens of context that each of them has; None means 4096, or less where the model was trained for less.
         n_cells: tokens that all of them hold together; None means `parallel` times as many.
-        cache_ram: MiB of main memory for sequences that lost their place.
+        cache_ram: MiB of main memory for sequences that lost their place; 0 for none, and then what others left in the KV cache may
+            move an answer by rounding.
         tapped: whether its context has a tap from the beginning; sequences that move into another context share nothing there.
         smooth: whether somebody watches the answers come, and long prompts are read in parts meanwhile.
 
@@ -65,7 +66,7 @@ class RunningBatch:
         parallel: int = 4,
         n_ctx: int | None = None,
         n_cells: int | None = None,
-        cache_ram: int = 0,
+        cache_ram: int = DEFAULT_CACHE_RAM,
         tapped: bool = False,
         smooth: bool = True,
     ) -> None:

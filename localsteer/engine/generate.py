@@ -118,7 +118,7 @@ def generate_many(
         # Some are read while others are written: with any steering, there are two in a decode.
         tapped = any(request.response_edit is not None for request in group) and steerability(model).readable
         cells = _cells(model, group)
-        with RunningBatch(model, parallel=places, n_ctx=n_ctx, n_cells=cells, tapped=tapped, smooth=False) as batch:
+        with RunningBatch(model, parallel=places, n_ctx=n_ctx, n_cells=cells, cache_ram=0, tapped=tapped, smooth=False) as batch:
             lanes = [batch.join(request) for request in group]
             running = len(lanes)
             while running:

@@ -358,7 +358,7 @@ def test_a_prompt_that_begins_as_one_before_reuses_what_they_share(keeping: Mode
 def test_what_was_computed_under_other_steering_is_not_reused(keeping: Model) -> None:
     plan, other = (plan_of(random_edit(keeping, seed=seed), steer_prompt=True) for seed in (5, 6))
     in_response = replace(plan, mode="response")
-    with RunningBatch(keeping, parallel=4, n_ctx=128) as batch:
+    with RunningBatch(keeping, parallel=4, n_ctx=128, cache_ram=0) as batch:
 
         def reused_and_said(plan: Plan | None, prompt: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
             request = Request(prompt, plan, GREEDY, 8)
@@ -500,7 +500,7 @@ def test_one_that_merely_begins_alike_takes_nothing_from_a_conversation(keeping:
 
 def test_the_conversation_that_rested_longest_makes_room(tiny: Model) -> None:
     prompts = [random_tokens(40, seed=seed) for seed in range(4)]
-    with RunningBatch(tiny, parallel=3, n_ctx=64) as batch:
+    with RunningBatch(tiny, parallel=3, n_ctx=64, cache_ram=0) as batch:
         for number in (0, 1, 2, 0, 3):
             answered(batch, Request(prompts[number], None, GREEDY, 4))
         reused = [answered(batch, Request(prompts[number], None, GREEDY, 1)).timing.reused_tokens for number in (0, 2, 3, 1)]
@@ -655,7 +655,7 @@ def test_each_gate_is_shown_the_mean_over_its_own_message(kind: Model) -> None:
     ]
     requests = [Request(prompt, plan, GREEDY, 3, message=message) for prompt, message, plan in asked]
     gates = [Script(request.response_edit, prompt_layers=(number % 3,)) for number, request in enumerate(requests)]
-    with RunningBatch(kind, parallel=6, n_ctx=512) as batch:
+    with RunningBatch(kind, parallel=6, n_ctx=512, cache_ram=0) as batch:
         answered(batch, Request((*stem, 65), None, GREEDY, 1))
         batch.join(Request(OTHER_PROMPT, None, GREEDY, 60))
         steps(batch, 2)

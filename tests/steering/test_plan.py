@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from localsteer.errors import LocalsteerError, VectorError
+from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import parse_steering
 from localsteer.steering.plan import resolve, resolve_opposite
 from localsteer.vector.calibration import Mode, Pole
