@@ -150,7 +150,7 @@ def read_header(
     *,
     kind: str = "file",
     not_gguf: str | None = None,
-    most: int | None = None,
+    most: int = -1,
     on_architecture: Callable[[str], None] | None = None,
 ) -> GGUFHeader:
     """Read a small GGUF file at once, and make sure that all that its header promises lies within it.
@@ -160,7 +160,7 @@ def read_header(
         error: what to raise.
         kind: what to call the file where it is missing.
         not_gguf: what to do where it is no GGUF file.
-        most: how many bytes to read, all if None; `GGUFHeader.size` tells whether there are more.
+        most: how many bytes to read, -1 for all; `GGUFHeader.size` tells whether there are more.
         on_architecture: called with `general.architecture` as soon as it is read, before the rest of the header: a wrong kind of
             file is best refused by that.
 

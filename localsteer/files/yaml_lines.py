@@ -15,6 +15,9 @@ from localsteer.errors import LocalsteerError
 Document = TypeVar("Document", bound=BaseModel)
 Location = Sequence[str | int]
 
+# That of libyaml, where PyYAML was built with it: 0.02 s for 19 concepts and policies, which otherwise take 0.16 s.
+_FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 # What pydantic says in a programmer's words ("Extra inputs are not permitted").
 _WORDS = {"extra_forbidden": "there is no such key"}
 
@@ -47,8 +50,7 @@ class YamlFile:
             LocalsteerError: of the class `error`: it is no YAML, or holds no keys; the message names the line.
         """
         try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
-            data = yaml.safe_load(text)
+            node, data = _load(text)
         except Exception as problem:  # PyYAML raises whatever a date that does not exist or a wrong tag leads to
             # What is not closed is found at the end of the file; the context is where it was opened.
             unclosed = "end of stream" in (getattr(problem, "problem", None) or "")
@@ -133,6 +135,14 @@ def _said(kind: str, message: str, value: object) -> str:
         meaning = "true or false" if isinstance(value, bool) else "a number" if isinstance(value, int | float) else "a date"
         return f"{message} (YAML takes this for {meaning}; in quotes it is a text)"
     return _WORDS.get(kind, message.partition(" or instance of ")[0])  # of a class that the file's writer does not know
+
+
+def _load(text: str) -> tuple[yaml.Node | None, Any]:
+    """A text's tree of nodes, and its contents."""
+    try:
+        return yaml.compose(text, Loader=_FAST), yaml.load(text, Loader=_FAST)
+    except Exception:  # told by PyYAML's own reader: libyaml has other words for a mistake, and sometimes another line
+        return yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
 
 
 def _repeated_key(root: yaml.Node | None) -> yaml.ScalarNode | None:

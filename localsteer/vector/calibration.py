@@ -80,8 +80,8 @@ class Side:
         shown: whether answers at the dose do anything beyond doubt; otherwise it was chosen by its cost alone.
 
     Raises:
-        VectorError: a layer that cannot be steered or stands there twice, a dose or length that is no finite number or negative,
-            another number of lengths than of layers, or a curve out of order.
+        VectorError: a layer that cannot be steered or stands there twice, a dose without measurements, a dose or length that is
+            no finite number or negative, another number of lengths than of layers, or a curve out of order.
     """
 
     layers: tuple[int, ...]
@@ -99,6 +99,8 @@ class Side:
         if self.dose is not None:
             if not (0 < self.dose < math.inf and len(self.norms) == len(self.layers) > 0):
                 raise VectorError(f"a dose of {self.dose} with {len(self.norms)} lengths for {len(self.layers)} layers is none")
+            if self.effect is None or self.cost is None or not self.curve:
+                raise VectorError(f"a dose of {self.dose} has no measurements")
             if not all(0 <= norm < math.inf for norm in self.norms):
                 raise VectorError("a length of what is added is negative, or no finite number")
         if any(later.dose < earlier.dose for earlier, later in itertools.pairwise(self.curve)):

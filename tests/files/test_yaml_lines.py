@@ -4,10 +4,21 @@ from collections.abc import Sequence
 from typing import Literal
 
 import pytest
+import yaml
 from pydantic import BaseModel, ConfigDict
 
 from localsteer.errors import ContrastError, PolicyError
+from localsteer.files import yaml_lines
 from localsteer.files.yaml_lines import YamlFile
+
+
+@pytest.fixture(autouse=True, params=["CSafeLoader", "SafeLoader"])
+def _reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All holds with libyaml and without it, as PyYAML may be built."""
+    if not hasattr(yaml, request.param):
+        pytest.skip("PyYAML was built without libyaml")
+    monkeypatch.setattr(yaml_lines, "_FAST", getattr(yaml, request.param))
+
 
 TEXT = """\
 # A recipe.
@@ -196,3 +207,9 @@ def test_a_text_that_yaml_takes_for_something_else_is_told_to_get_quotes(value: 
 
 def test_classes_that_a_file_knows_nothing_of_are_not_named() -> None:
     assert "Part" not in refusal(TEXT.replace("{what: leek, grams: 300}", "leek"))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "- " * 100_000, "{a: " * 100_000, "? " * 100_000])
+def test_a_text_of_nothing_but_depth_is_refused(text: str) -> None:
+    with pytest.raises(PolicyError, match=r"soup\.yaml"):
+        parse(f"name: soup\nparts: {text}" if text[0] in "[{" else text)

@@ -113,6 +113,8 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], None]] = {
     "a length beyond all numbers": with_value([1.0, 10**400], *SIDE, "norms"),
     "a dose of nothing": with_value(0, *SIDE, "dose"),
     "a negative dose": with_value(-0.3, *SIDE, "dose"),
+    "a dose without an effect": with_value(None, *SIDE, "effect"),
+    "a dose without a curve": with_value([], *SIDE, "curve"),
     "a dose of no layers": lambda document: document["sides"]["positive/response"].update(layers=[], norms=[]),
     "block 0": with_value([0, 2], *SIDE, "layers"),
     "a layer twice": with_value([2, 2], *SIDE, "layers"),
