@@ -26,7 +26,7 @@ from localsteer.calibration.calibrate import Calibrator
 from localsteer.calibration.effort import THOROUGH
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.engine.generate import Generator, generate_many
-from localsteer.engine.request import Request
+from localsteer.engine.request import Request, answering_seconds
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
@@ -219,7 +219,7 @@ def _batch_speeds(model: Model) -> tuple[float, float]:
     tokens = sum(len(answer.tokens) for answer in answers)
     start = time.perf_counter()
     answer_nll(model, [Scored(request.prompt, answer.tokens) for request, answer in zip(asked, answers, strict=True)])
-    return tokens / answers[0].timing.answer_seconds, tokens / (time.perf_counter() - start)
+    return tokens / answering_seconds([answer.timing for answer in answers]), tokens / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from localsteer.calibration.instrument import Instrument, half_of
 from localsteer.calibration.shapes import Directions, Shape
 from localsteer.concepts.contrast import Contrast
 from localsteer.engine.generate import MAX_PARALLEL, generate_many
-from localsteer.engine.request import Request
+from localsteer.engine.request import Request, answering_seconds
 from localsteer.errors import CalibrationError
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
@@ -44,7 +44,7 @@ _READ_UNDER_PERSONAS = 16
 # How many readings of answers that makes: once as they are, twice under a persona at half the price.
 INSTRUMENT_READINGS = _FITTED_ON + _READ_UNDER_PERSONAS
 # Of what is kept on disk: counted up when the same trial would read otherwise.
-_VERSION = 1
+_VERSION = 2
 _PROBE_ANSWERS = 8
 _PROBE_TOKENS = 8
 
@@ -227,7 +227,6 @@ class Laboratory:
         """Measured on a few unsteered tokens."""
         requests = [replace(self._request(Trial(number)), max_tokens=_PROBE_TOKENS) for number in range(_PROBE_ANSWERS)]
         answers = generate_many(self.model, requests)
-        timing = answers[0].timing
         tokens = sum(len(answer.tokens) for answer in answers)
         if not tokens:
             raise self._no_answers()
@@ -235,7 +234,10 @@ class Laboratory:
         start = time.perf_counter()
         reread(self.model, scored)
         seconds = time.perf_counter() - start
-        return Speed(tokens / timing.answer_seconds, sum(len(pair.prompt) + len(pair.answer) for pair in scored) / seconds)
+        return Speed(
+            tokens / answering_seconds([answer.timing for answer in answers]),
+            sum(len(pair.prompt) + len(pair.answer) for pair in scored) / seconds,
+        )
 
     def _no_answers(self) -> CalibrationError:
         return CalibrationError(
