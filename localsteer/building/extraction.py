@@ -17,8 +17,8 @@ from localsteer.engine.request import Request
 from localsteer.errors import ContrastError, LocalsteerError
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
-from localsteer.reading.activations import Activations, read_activations
-from localsteer.reading.rows import Span
+from localsteer.reading.activations import read_activations
+from localsteer.reading.rows import Means, Span
 from localsteer.vector.control_vector import ControlVector, Provenance, format_layers
 
 Floats = NDArray[np.float32]
@@ -79,8 +79,7 @@ def extract(
         if progress is not None:
             progress("reading", done, total)
 
-    activations = read_activations(model, spans, layers, reading)
-    measured = _measure(model.n_layer, activations, estimate)
+    measured = _measure(model.n_layer, layers, read_activations(model, spans, layers, reading), estimate)
     steered = tuple(layers) if settings.layers is not None else default_layers(measured.reliability)
     directions = scale_to_dose(measured.direction, measured.hidden_norm, steered, DEFAULT_DOSE)
     provenance = Provenance(
@@ -110,10 +109,9 @@ class _Measured:
     hidden_norm: Floats
 
 
-def _measure(n_layer: int, activations: Activations, estimate: Estimator) -> _Measured:
-    n_pairs = len(activations.values) // 2
-    positive, negative = activations.values[:n_pairs], activations.values[n_pairs:]
-    read = list(activations.layers)
+def _measure(n_layer: int, layers: Sequence[int], activations: Means, estimate: Estimator) -> _Measured:
+    positive, negative = np.split(activations.values, 2)
+    read = list(layers)
     direction = np.zeros((n_layer, activations.values.shape[2]), np.float32)
     direction[read] = estimate(positive, negative)
     agreement, hidden = (np.full(n_layer, np.nan, np.float32) for _ in range(2))

@@ -16,8 +16,7 @@ from localsteer.errors import ContrastError, LocalsteerError, ModelError
 from localsteer.llama.fingerprint import hash_texts
 from localsteer.llama.model import Model
 from localsteer.reading import activations
-from localsteer.reading.activations import Activations
-from localsteer.reading.rows import Progress, Span
+from localsteer.reading.rows import Means, Progress, Span
 from tests.conftest import Floats, TinyModel, run_alone
 from tests.tiny_models import write_tiny_model
 
@@ -209,7 +208,7 @@ def test_a_model_that_hides_its_residual_stream_is_an_error(tiny_model: TinyMode
 def test_the_response_is_what_the_model_itself_answers(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Span] = []
 
-    def reading(model: Model, spans: Sequence[Span], layers: Sequence[int], progress: Progress | None = None) -> Activations:
+    def reading(model: Model, spans: Sequence[Span], layers: Sequence[int], progress: Progress | None = None) -> Means:
         read.extend(spans)
         return activations.read_activations(model, spans, layers, progress)
 
