@@ -27,8 +27,8 @@ from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
 from localsteer.reading.activations import read_activations
 from localsteer.reading.prompt import prompt_tokens
-from localsteer.reading.rows import Span
-from localsteer.reading.scoring import Reread, Scored, reread
+from localsteer.reading.rows import Means, Span
+from localsteer.reading.scoring import Scored, reread
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import POLES, Mode, Pole
@@ -219,7 +219,7 @@ class Laboratory:
         found = reread(self.model, [self._scored(trial) for trial in unsteered], layers)
         questions = [self.question_of(trial) for trial in unsteered]
         directions = self._persona_directions(unsteered, layers) if self.contrast.personas else self._pair_directions(layers)
-        instrument = Instrument.fit(layers, directions, found.activations, questions)
+        instrument = Instrument.fit(layers, directions, found.values, questions)
         self._file_readings(unsteered, found, instrument)
         return instrument
 
@@ -282,8 +282,8 @@ class Laboratory:
         found = reread(self.model, [self._scored(trial) for trial in trials], instrument.layers)
         self._file_readings(trials, found, instrument)
 
-    def _file_readings(self, trials: Sequence[Trial], found: Reread, instrument: Instrument) -> None:
-        readings = instrument.read(found.activations, [self.question_of(trial) for trial in trials])
+    def _file_readings(self, trials: Sequence[Trial], found: Means, instrument: Instrument) -> None:
+        readings = instrument.read(found.values, [self.question_of(trial) for trial in trials])
         for trial, nll, reading in zip(trials, found.nll, readings, strict=True):
             self._outcomes[trial.key] = replace(self._outcomes[trial.key], nll=float(nll), reading=float(reading))
         new = [trial for trial in trials if trial.key not in self._read]

@@ -202,7 +202,7 @@ def use(vector: ControlVector, path: Path, capfd: pytest.CaptureFixture[str]) ->
         vector.check_fits(model)
         calibrate._shapes(vector, calibrate._directions(cast(Any, opened), vector, cast(Any, None)), None)
     with contextlib.suppress(LocalsteerError):
-        json.dumps(vectors_api._describe(cast(Any, SimpleNamespace(model=opened)), "v", vector), allow_nan=False)
+        json.dumps(vectors_api._details(cast(Any, SimpleNamespace(model=opened)), "v", vector), allow_nan=False)
     for options in ((), ("--json",)):
         shown = run(capfd, "vectors", "show", path, *options)
         assert shown.code == 0, shown.err

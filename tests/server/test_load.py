@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 
-from localsteer.engine.batch import Lane
+from localsteer.engine.lane import Lane
 from localsteer.llama.model import Model
 from localsteer.server.answers import Answers
-from localsteer.server.engine import Job, Ticket
+from localsteer.server.jobs import Job, Ticket
 from tests.server.conftest import PATIENCE, Listen, Live, read_metrics, wait_until
 
 REQUESTS = int(os.environ.get("LOCALSTEER_REQUESTS", "100"))
