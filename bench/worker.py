@@ -7,6 +7,7 @@ Run by `bench.sections`, as `python -m bench.worker decode MODEL VECTOR ...`, li
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import statistics
@@ -134,9 +135,11 @@ def _policy(model: Model, vector: Path, n_tokens: int, repeats: int) -> dict[str
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     prompt = tuple(model.tokenize(ENDLESS_PROMPT))
     request = Request(prompt, sampling=Sampling(temperature=0.0, seed=0), max_tokens=n_tokens)
-    with Generator(model) as generator:
+    with contextlib.ExitStack() as stack:
+        # Each has its own: a context that was once given a tap keeps it.
+        generators = {name: stack.enter_context(Generator(model)) for name in ways}
         for _ in range(repeats + 1):
-            for name in ways:
+            for name, generator in generators.items():
                 gate = controllers[name].answer(ENDLESS_PROMPT) if name in controllers else None
                 answer = generator.generate(request, gate=gate, on_text=lambda _text: None)
                 if len(answer.tokens) < n_tokens or (gate is not None and any(one.action != "pass" for one in gate.decisions)):
