@@ -86,8 +86,8 @@ def returning(model: Path, threads: int, llama_server: Path) -> Section:
     ones = Series((1.0,) * conversations)
     return Section(
         "Going back to an earlier conversation",
-        f"{conversations} conversations of some 2,000 tokens, one after another, {places} places; then each of them goes on with a "
-        "new message. Tokens of the prompt that were computed again, and how long the first token took. Both servers keep what lost "
+        f"{conversations} conversations of some 2,000 tokens, one after another, {places} places; then each goes on with a new "
+        "message. Tokens of the prompt that were computed again, and how long the first token took. Both servers keep what lost "
         "its place in main memory.",
         (
             Comparison("computed again", "tokens", ours, "(one token)", ones, ours.over(ones), "tokens", target),
