@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from localsteer.calibration.fits import Values, mean_interval
-from localsteer.engine.parallel import generate_many
+from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model

@@ -32,7 +32,7 @@ from localsteer.calibration.shapes import Floats
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.names import LibraryConcept, shipped_folder
-from localsteer.engine.parallel import generate_many
+from localsteer.engine.generate import generate_many
 from localsteer.errors import LocalsteerError
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model

@@ -25,8 +25,7 @@ from localsteer.building.extraction import extract
 from localsteer.calibration.calibrate import Calibrator
 from localsteer.calibration.effort import THOROUGH
 from localsteer.concepts.concept_file import parse_concept
-from localsteer.engine.generate import Generator
-from localsteer.engine.parallel import generate_many
+from localsteer.engine.generate import Generator, generate_many
 from localsteer.engine.request import Request
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model

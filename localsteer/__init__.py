@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from localsteer.concepts.concept_file import load_concept
     from localsteer.concepts.contrast import Contrast, read_prompt_files
     from localsteer.discovery import find_models, resolve_model
-    from localsteer.engine.generate import Generator
-    from localsteer.engine.parallel import generate_many
+    from localsteer.engine.generate import Generator, generate_many
     from localsteer.engine.request import Answer, Request
     from localsteer.errors import LocalsteerError
     from localsteer.export.bake import bake
@@ -67,7 +66,7 @@ _HOMES = {
     "extract": "building.extraction",
     "find_models": "discovery",
     "fit_probe": "policy.fit",
-    "generate_many": "engine.parallel",
+    "generate_many": "engine.generate",
     "import_vector": "vector.importing",
     "load_concept": "concepts.concept_file",
     "load_vector": "building.library",

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localsteer.errors import LocalsteerError
+from localsteer.llama.model_file import is_later_part, model_parts, model_stem
 
 logger = logging.getLogger("localsteer")
 
@@ -41,9 +42,6 @@ OLLAMA_SERVICE_MODELS = Path("/usr/share/ollama/.ollama/models")
 OLLAMA_MODEL_LAYER = "application/vnd.ollama.image.model"
 # As `BlobsPath` in Ollama's manifest/paths.go: anything else could point out of the blobs folder.
 OLLAMA_DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
-
-# `llama_split_path` in llama.cpp: "%s-%05d-of-%05d.gguf", counted from 1.
-SPLIT_PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 
 # Folders whose names begin so: hidden, or of a Hugging Face cache but not for models.
 NOT_SEARCHED = (".", "datasets--", "spaces--")
@@ -294,15 +292,11 @@ def _models_below(folder: Path, source: str) -> Iterator[_Candidate]:
     """The models of a folder tree; a split model by its first part, which is the one that llama.cpp opens."""
     root = Path(os.path.abspath(folder))
     for path in _gguf_files(root):
-        name, parts = path.stem, [path]
-        if split := SPLIT_PART.fullmatch(path.stem):
-            if int(split["number"]) != 1:
-                continue
-            name, count = split["name"], split["count"]
-            endings = (f"{number:05d}-of-{count}{path.suffix}" for number in range(1, int(count) + 1))
-            parts = [path.with_name(f"{name}-{ending}") for ending in endings]
+        if is_later_part(path):
+            continue
+        name = model_stem(path)
         try:
-            size_bytes = sum(part.stat().st_size for part in parts)
+            size_bytes = sum(part.stat().st_size for part in model_parts(path))
         except OSError as error:
             logger.warning("Skipped the model %s: %s", path, error)
             continue

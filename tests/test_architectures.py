@@ -10,7 +10,7 @@ import pytest
 
 from localsteer.building.extraction import extract
 from localsteer.concepts.contrast import Contrast, Pair, Prompt
-from localsteer.engine.parallel import generate_many
+from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import time
@@ -28,6 +29,9 @@ State = Literal["built", "there", "shipped", "failed", "missing"]
 
 # What these are about is one concept; others may well be built.
 _OF_ONE_CONCEPT = (ContrastError, CalibrationError, VectorError)
+# A server looks at every concept again and again, and one takes it 9 ms to parse; a library holds some dozens.
+_parse = functools.lru_cache(maxsize=256)(parse_concept)
+
 # As llama.cpp and those who publish its models write it: Q4_K_M, IQ2_XS, UD-Q8_0, TQ1_0, MXFP4_MOE, BF16.
 _QUANTISATION = re.compile(r"[-._](UD-)?((I|T)?Q\d[A-Z0-9_]*|MXFP4[A-Z0-9_]*|BF16|FP?16|FP?32)$", re.IGNORECASE)
 
@@ -88,24 +92,27 @@ class Shelf:
         folder: None for the user's cache, where every command finds them by name; shipped vectors count as there. Otherwise
             they are in FOLDER/CONCEPT/MODEL.gguf, and only what is there counts.
         slug: the model's part of that name.
+        read: reads a vector's file.
     """
 
     content: str
     folder: Path | None
     slug: str
+    read: Callable[[Path], ControlVector] = read_vector
 
     @classmethod
-    def for_model(cls, path: Path, folder: Path | None = None) -> Shelf:
+    def for_model(cls, path: Path, folder: Path | None = None, read: Callable[[Path], ControlVector] = read_vector) -> Shelf:
         """The shelf of a model.
 
         Args:
             path: the model's file.
             folder: as above.
+            read: likewise.
 
         Raises:
             ModelError: the model's file cannot be read.
         """
-        return cls(content_hash(path), folder, model_slug(path))
+        return cls(content_hash(path), folder, model_slug(path), read)
 
     def check_writable(self) -> None:
         """Find out before the work whether vectors can be kept.
@@ -119,9 +126,9 @@ class Shelf:
         """Whether a concept's vector is there; what is wrong with the concept becomes the place's error."""
         try:
             source = concept.source()
-            contrast = parse_concept(source, str(concept.file))
+            contrast = _parse(source, str(concept.file))
             path = self._path(concept, source)
-            found = find_vector(concept, source, self.content) if self.folder is None else self._read(path, source)
+            found = find_vector(concept, source, self.content, self.read) if self.folder is None else self._read(path, source)
         except _OF_ONE_CONCEPT as error:
             return Place(concept, error=error)
         return Place(concept, path, contrast, found)
@@ -178,7 +185,7 @@ class Shelf:
         if not path.exists():
             return None
         try:
-            vector = read_vector(path)
+            vector = self.read(path)
         except VectorError as error:
             logger.warning("%s; it is built again", error.message)
             return None

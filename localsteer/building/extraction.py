@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from localsteer.building.default_dose import DEFAULT_DOSE, default_layers, readable_layers, scale_to_dose
 from localsteer.building.estimators import Estimator, estimator, reliability
 from localsteer.concepts.contrast import Contrast
-from localsteer.engine.parallel import generate_many
+from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request
 from localsteer.errors import ContrastError, LocalsteerError
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
-from localsteer.reading.activations import Activations, Span, read_activations
+from localsteer.reading.activations import Activations, read_activations
+from localsteer.reading.rows import Span
 from localsteer.vector.control_vector import ControlVector, Provenance, format_layers
 
 Floats = NDArray[np.float32]

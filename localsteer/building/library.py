@@ -46,7 +46,9 @@ class FoundVector:
         return cls(vector, path, shipped, calibration is not None and calibration.content == content)
 
 
-def find_vector(concept: LibraryConcept, source: str, content: str) -> FoundVector | None:
+def find_vector(
+    concept: LibraryConcept, source: str, content: str, read: Callable[[Path], ControlVector] = read_vector
+) -> FoundVector | None:
     """Where a concept's vector for a model lies; None where it is not built yet. No model is needed for that.
 
     A calibrated one comes first, and one from the cache before one beside the concept.
@@ -55,15 +57,16 @@ def find_vector(concept: LibraryConcept, source: str, content: str) -> FoundVect
         concept: the concept.
         source: its text. A vector from another wording is another one.
         content: hash of the model's file (`model_file.content_hash`).
+        read: reads a vector's file.
     """
     found = []
     cached = cache_path(concept.name, source, content)
     if cached.exists():
         try:
-            found.append(FoundVector.of(read_vector(cached), cached, content))
+            found.append(FoundVector.of(read(cached), cached, content))
         except VectorError as error:
             logger.warning("%s; it is built again", error.message)
-    for path, vector in concept.beside():
+    for path, vector in concept.beside(read):
         if is_built_from(vector, source, content):
             found.append(FoundVector.of(vector, path, content, shipped=concept.shipped))
     return next((one for one in found if one.calibrated), found[0] if found else None)

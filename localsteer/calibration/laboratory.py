@@ -18,15 +18,16 @@ from localsteer.building.default_dose import middle_layers
 from localsteer.calibration.instrument import Instrument, half_of
 from localsteer.calibration.shapes import Directions, Shape
 from localsteer.concepts.contrast import Contrast
-from localsteer.engine.parallel import MAX_PARALLEL, generate_many
+from localsteer.engine.generate import MAX_PARALLEL, generate_many
 from localsteer.engine.request import Request
 from localsteer.errors import CalibrationError
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
-from localsteer.reading.activations import Span, read_activations
+from localsteer.reading.activations import read_activations
 from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.rows import Span
 from localsteer.reading.scoring import Reread, Scored, reread
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan

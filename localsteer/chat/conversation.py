@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import bisect
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,8 @@ class Conversation:
         LocalsteerError: this model, or what is drawn in this way, cannot be anchored.
 
     Attributes:
-        turns: user and assistant messages so far.
+        turns: user and assistant messages so far, one of each in turn.
+        dropped_turns: how many of the oldest are left out, because the context is full.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Conversation:
         self.max_tokens = max_tokens
         self.mode = mode
         self.turns: list[Message] = []
+        self.dropped_turns = 0
         self._opposite_for = opposite_for
         if mode == "anchored":
             check_anchored(generator.model, self.sampling)
@@ -71,16 +74,19 @@ class Conversation:
         on_text: Callable[[str], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Answer:
-        """Answer the next user message; both become part of the conversation.
+        """Answer the next user message; both become part of the conversation, unless there is no text in the answer.
 
         Raises:
             LocalsteerError: the message alone does not fit the context.
         """
-        question = Message("user", text)
-        request = self._request([*self.turns, question])
+        turns = [*self.turns, Message("user", text)]
+        request, dropped = self._request(turns)
         gate = self.controller.answer(text, self.plan) if self.controller is not None else None
         answer = self.generator.generate(request, gate=gate, on_text=on_text, should_stop=should_stop)
-        self.turns += [question, Message("assistant", answer.text.strip())]
+        # Templates refuse an assistant's turn without text, and two user's turns in a row.
+        if reply := answer.text.strip():
+            self.turns = [*turns, Message("assistant", reply)]
+            self.dropped_turns = dropped
         return answer
 
     def compare(self, text: str | None = None, *, should_stop: Callable[[], bool] | None = None) -> list[tuple[str, Answer]]:
@@ -91,12 +97,10 @@ class Conversation:
         Returns:
             A title and an answer for each way; nothing where there is no message yet.
         """
-        turns = list(self.turns) if text is None else [*self.turns, Message("user", text)]
-        while turns and turns[-1].role == "assistant":
-            turns.pop()
+        turns = self.turns[:-1] if text is None else [*self.turns, Message("user", text)]
         if not turns:
             return []
-        request = self._request(turns).seeded()
+        request = self._request(turns)[0].seeded()
         opposite = self._opposite_for(self.plan) if self._opposite_for is not None and self.plan is not None else None
         plans = [opposite, None, self.plan] if opposite is not None else [None, self.plan]
         answers: list[tuple[str, Answer]] = []
@@ -110,6 +114,7 @@ class Conversation:
     def reset(self) -> None:
         """Forget all turns; the system message, the steering and the policy stay."""
         self.turns = []
+        self.dropped_turns = 0
         if self.controller is not None:
             self.controller.reset()
 
@@ -131,31 +136,42 @@ class Conversation:
         if self.controller is not None and policy is not None:
             self.controller.policy = policy
 
-    @property
-    def dropped_turns(self) -> int:
-        """How many of the oldest turns no longer fit the context together with an answer."""
-        return self._fitting(self.turns)[1]
-
-    def _request(self, turns: list[Message]) -> Request:
+    def _request(self, turns: list[Message]) -> tuple[Request, int]:
+        """The request to answer the last of these turns, and how many of the first ones are left out."""
         prompt, dropped = self._fitting(turns)
         message = None
         if self.controller is not None:
             before, last = turns[dropped:-1], turns[-1]
-            message = changed_span(lambda text: self._tokens([*before, replace(last, content=text)]), last.content)
+
+            def tokens_with(content: str) -> tuple[int, ...]:
+                return prompt if content == last.content else self._tokens([*before, replace(last, content=content)])
+
+            message = changed_span(tokens_with, last.content)
         stop = chat_stop(self.generator.model)
-        return Request(prompt, self.plan, self.sampling, self.max_tokens, stop, message, mode=self.mode)
+        return Request(prompt, self.plan, self.sampling, self.max_tokens, stop, message, mode=self.mode), dropped
 
     def _fitting(self, turns: list[Message]) -> tuple[tuple[int, ...], int]:
-        """The prompt, without as many of the oldest exchanges as leave room for an answer."""
+        """The prompt without as many of the oldest turns as leave room for an answer, and how many those are.
+
+        Where the next ones have to go, half of what can go does so at once. The model then reads what is left anew, at most half
+        of the context; the turns that follow go on from there, and read what is new. Dropping as few as possible, every turn
+        would begin at another place and be read anew as a whole.
+        """
         # Half the context at most is kept free: a long --max-tokens must not drop all that was said.
         room = self.generator.n_ctx - min(self.max_tokens, self.generator.n_ctx // 2)
-        dropped = 0
-        while True:
-            prompt = self._tokens(turns[dropped:])
-            if len(prompt) <= room or len(turns) - dropped <= 2:
-                return prompt, dropped
-            dropped += 2
+        dropped = self.dropped_turns
+        prompt = self._tokens(turns[dropped:])
+        questions = range(dropped + 2, len(turns), 2)
+        if len(prompt) <= room or not questions:
+            return prompt, dropped
+        least = len(self._tokens(turns[-1:]))
+        enough = least + (room - least) // 2
+        # A few tokenisations, at a turn out of many; the last question stays in any case.
+        first = bisect.bisect_left(
+            questions, True, hi=len(questions) - 1, key=lambda start: len(self._tokens(turns[start:])) <= enough
+        )
+        return self._tokens(turns[questions[first] :]), questions[first]
 
-    def _tokens(self, turns: list[Message]) -> tuple[int, ...]:
+    def _tokens(self, turns: Sequence[Message]) -> tuple[int, ...]:
         messages = [Message("system", self.system), *turns] if self.system else turns
-        return chat_tokens(self.generator.model, messages) if messages else ()
+        return chat_tokens(self.generator.model, messages)

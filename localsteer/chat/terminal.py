@@ -86,6 +86,7 @@ class Terminal:
         return f"{self._status()} | policy: {', '.join(fired) or 'armed'}"
 
     def _answer(self, text: str) -> None:
+        dropped_before = self.conversation.dropped_turns
         with self.stoppable() as should_stop:
             answer = self.conversation.ask(text, on_text=lambda piece: click.echo(piece, nl=False), should_stop=should_stop)
         click.echo()
@@ -99,7 +100,10 @@ class Terminal:
         if self.conversation.controller is not None:
             told = (one for one in self.conversation.controller.decisions if one.action != "pass")
             remarks += [str(decision) for decision in told]
-        if dropped := self.conversation.dropped_turns:
+        if not answer.text.strip():
+            remarks.append("without text: your message is not kept either")
+        dropped = self.conversation.dropped_turns
+        if dropped > dropped_before:
             remarks.append(f"the context is full: the oldest {dropped} messages are left out from now on")
         if remarks:
             click.secho(f"[{'; '.join(remarks)}]", err=True, dim=True)

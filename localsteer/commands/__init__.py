@@ -9,6 +9,7 @@ import difflib
 import importlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -81,7 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console that cannot show ‖ or an emoji shows a question mark
     try:
-        code = command.main(arguments, prog_name="localsteer", standalone_mode=False)
+        # click itself looks only whether it writes to a terminal.
+        plain = os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
+        code = command.main(arguments, prog_name="localsteer", standalone_mode=False, color=False if plain else None)
     except LocalsteerError as error:
         click.echo(f"localsteer: {error}", err=True)
         sys.exit(error.exit_code)

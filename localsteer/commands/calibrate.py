@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from localsteer.commands.options import ModelOptions, json_option, layers_option, with_model_options
+from localsteer.commands.options import (
+    ModelOptions,
+    force_option,
+    json_option,
+    layers_option,
+    refuse_to_replace,
+    with_model_options,
+)
 from localsteer.commands.output import console, note, print_json, print_table, progress_bar
 from localsteer.vector.calibration import DEFAULT_BUDGET, MODE_NAMES, POLES, SIGN
 
@@ -78,6 +85,7 @@ def duration(seconds: float) -> str:
 @click.option("--seed", type=click.IntRange(0, 20_000), default=0, show_default=True, help="Of the sampled answers.")
 @click.option("--fresh", is_flag=True, help="Measure again what an earlier run has measured.")
 @layers_option
+@force_option
 @json_option
 @with_model_options
 def command(
@@ -92,6 +100,7 @@ def command(
     seed: int,
     fresh: bool,
     layers: tuple[int, int] | None,
+    force: bool,
     as_json: bool,
     model_options: ModelOptions,
 ) -> None:
@@ -112,6 +121,8 @@ def command(
     if target is not None:
         check_vector_path(target)
     with model_options.open() as opened, progress_bar() as progress:
+        if target is not None and not force:
+            refuse_to_replace(target, opened.fingerprint.content, calibrates=True)
         target = target or place_for(vector, opened)
         loaded = load_vector(vector, opened, progress)
         contrast = _concept_of(loaded, vector, concept)

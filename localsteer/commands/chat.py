@@ -11,6 +11,7 @@ from localsteer.commands.options import (
     anchored_option,
     armed_policy,
     context_option,
+    limit_for,
     make_opposite,
     make_plan,
     max_dose_option,
@@ -61,17 +62,18 @@ def command(
 
         load_policy(policy_file)  # a mistake in it is told before the model is loaded
     with model_options.open() as opened:
+        limit = limit_for(opened, max_dose)
 
         def plan_for(steering: Steering, mode: Mode) -> Plan | None:
-            return make_plan(steering, opened, mode=mode, max_dose=max_dose)
+            return make_plan(steering, opened, mode=mode, limit=limit)
 
         def opposite_for(plan: Plan) -> Plan | None:
-            return make_opposite(plan.steering, opened, mode=plan.mode, max_dose=max_dose)
+            return make_opposite(plan.steering, opened, mode=plan.mode, limit=limit)
 
         mode: Mode = "anchored" if anchored else "response"
         plan = plan_for(steering, mode)
         with (
-            armed_policy(policy_file, opened, max_dose, mode) as armed,
+            armed_policy(policy_file, opened, limit, mode) as armed,
             open_generator(opened, n_ctx) as generator,
         ):
             conversation = Conversation(
@@ -94,5 +96,5 @@ def command(
                 show_compared=lambda answers: print_side_by_side(
                     [(title, answer.text, answer.timing.seconds) for title, answer in answers]
                 ),
-                policy_for=None if armed is None else lambda mode: policy_for(armed, max_dose, mode),
+                policy_for=None if armed is None else lambda mode: policy_for(armed, mode),
             ).run()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from localsteer.commands.options import ModelOptions, json_option, with_model_options
+from localsteer.commands.options import ModelOptions, force_option, json_option, refuse_to_replace, with_model_options
 from localsteer.commands.output import format_bytes, note, print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -34,9 +33,18 @@ def command() -> None:
 @_OUTPUT
 @click.option("--strength", type=float, default=1.0, show_default=True, help="Multiply the whole expression by this.")
 @_VERIFY
+@force_option
 @json_option
 @with_model_options
-def llama_cpp(expression: str, output: Path, strength: float, verify: bool, as_json: bool, model_options: ModelOptions) -> None:
+def llama_cpp(
+    expression: str,
+    output: Path,
+    strength: float,
+    verify: bool,
+    force: bool,
+    as_json: bool,
+    model_options: ModelOptions,
+) -> None:
     """Write the control vector file that EXPRESSION is for llama.cpp's own programs.
 
     They steer the prompt as well as the answer: at scale 1 the file is the dose that was calibrated for that. With --no-verify
@@ -51,6 +59,8 @@ def llama_cpp(expression: str, output: Path, strength: float, verify: bool, as_j
 
     steering = at_strength(_parse(expression), strength)
     check_vector_path(output, ExportError)
+    if not force:
+        refuse_to_replace(output)
     named = any(not is_path(term.vector) for term in steering.terms)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_bar())
@@ -94,19 +104,12 @@ def bake(expression: str, output: Path, verify: bool, as_json: bool, model_optio
 
     Everything in the model file keeps its bytes; a split model becomes one file. An Ollama Modelfile is written beside it.
     """
-    from localsteer.discovery import resolve_model
-    from localsteer.errors import ExportError
     from localsteer.export.bake import bake as bake_into
-    from localsteer.files.atomic import check_writable
-    from localsteer.llama.model import Model
     from localsteer.vector.control_vector import format_layers
 
     steering = _parse(expression)
-    check_writable(output, ExportError)
-    source = resolve_model(model_options.model)
-    open_model = functools.partial(Model, gpu_layers=model_options.gpu_layers, threads=model_options.threads)
     with progress_bar() as progress:
-        baked = bake_into(source, steering, output, verify=verify, open_model=open_model, progress=progress)
+        baked = bake_into(model_options.path(), steering, output, verify=verify, open_model=model_options.open, progress=progress)
     for text in baked.plan.notes:
         note(text)
     if as_json:

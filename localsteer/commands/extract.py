@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from localsteer.commands.options import ModelOptions, json_option, layers_option, with_model_options
+from localsteer.commands.options import (
+    ModelOptions,
+    force_option,
+    json_option,
+    layers_option,
+    refuse_to_replace,
+    with_model_options,
+)
 from localsteer.commands.output import note, print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
     help="Read the last prompt token, or the mean over an answer that the model gives first.",
 )
 @layers_option
+@force_option
 @json_option
 @with_model_options
 def command(
@@ -44,6 +52,7 @@ def command(
     method: str,
     position: str,
     layers: tuple[int, int] | None,
+    force: bool,
     as_json: bool,
     model_options: ModelOptions,
 ) -> None:
@@ -54,6 +63,7 @@ def command(
     """
     from localsteer.building.estimators import MIN_PAIRS
     from localsteer.building.extraction import ExtractionSettings, extract
+    from localsteer.llama.model_file import content_hash
     from localsteer.vector.file import check_vector_path, write_vector
 
     if [concept, concept_from, positive or negative].count(None) != 2:
@@ -67,6 +77,8 @@ def command(
         contrast = _contrast(concept, positive, negative, output)
     output = output or Path(f"{contrast.name}.gguf")
     check_vector_path(output)
+    if not force and output.exists():
+        refuse_to_replace(output, content_hash(model_options.path()))
     settings = ExtractionSettings(method, "response" if position == "response" else "last", layers)
     opened = time.perf_counter()
     with model_options.open() as opened_model, progress_bar() as progress:
@@ -77,25 +89,11 @@ def command(
         from localsteer.concepts.descriptions import write_concept
 
         write_concept(contrast.source, made)
-    was_calibrated = _is_calibrated(output)
     write_vector(vector, output)
-    if was_calibrated:
-        note(f"{output} was calibrated, and the new vector is not: `localsteer calibrate {output}` measures its doses.")
     if len(contrast.pairs) < MIN_PAIRS:
         note(f"{len(contrast.pairs)} pairs are too few to tell how reliable each layer is: all of the middle ones are used.")
     seconds = (start - opened, time.perf_counter() - start)
     _print(vector, output, made, model_name, seconds, as_json)
-
-
-def _is_calibrated(path: Path) -> bool:
-    """Whether there is a calibrated vector of that name, which a new one is about to replace."""
-    from localsteer.errors import VectorError
-    from localsteer.vector.file import read_vector
-
-    try:
-        return path.is_file() and read_vector(path).provenance.calibration is not None
-    except VectorError:  # an empty file, or one that was cut short
-        return False
 
 
 def _contrast(concept: Path | None, positive: Path | None, negative: Path | None, output: Path | None) -> Contrast:

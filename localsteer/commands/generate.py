@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +12,7 @@ from localsteer.commands.options import (
     armed_policy,
     context_option,
     json_option,
+    limit_for,
     make_opposite,
     make_plan,
     max_dose_option,
@@ -24,6 +24,7 @@ from localsteer.commands.options import (
     with_sampling_options,
 )
 from localsteer.commands.output import interrupt_stops_answer, note, print_json, print_side_by_side
+from localsteer.commands.piped import with_stdin
 
 if TYPE_CHECKING:
     from localsteer.engine.request import Answer, Request
@@ -76,7 +77,10 @@ def command(
     as_json: bool,
     model_options: ModelOptions,
 ) -> None:
-    """Answer PROMPT (- reads it from stdin)."""
+    """Answer PROMPT (- reads it from stdin).
+
+    What is piped in stands in front of PROMPT: cat notes.txt | localsteer generate "Sum this up."
+    """
     from localsteer.engine.request import Request
     from localsteer.llama.chat_template import Message
     from localsteer.reading.prompt import latest_message, prompt_tokens
@@ -89,28 +93,28 @@ def command(
         raise click.UsageError("--system has no place in plain text: leave out --raw.")
     if anchored and steer_prompt:
         raise click.UsageError("--anchored steers the response alone: leave out --steer-prompt.")
-    if prompt == "-":
-        prompt = sys.stdin.read()
     if policy_file is not None:
         from localsteer.policy.policy_file import load_policy
 
         load_policy(policy_file)  # a mistake in it is told before the model is loaded
     with model_options.open() as opened:
+        prompt = with_stdin(prompt)
         if not raw and opened.chat_template is None:
             note(f"{opened.name} has no chat template (a base model): it continues the prompt as plain text.")
         messages = [Message("system", system)] if system is not None else []
         messages.append(Message("user", prompt))
         tokens = prompt_tokens(opened, messages, raw=raw)
         mode: Mode = "anchored" if anchored else "prompt" if steer_prompt else "response"
-        plan = make_plan(steering, opened, mode=mode, max_dose=max_dose)
-        opposite = make_opposite(steering, opened, mode=mode, max_dose=max_dose) if compare else None
+        limit = limit_for(opened, max_dose)
+        plan = make_plan(steering, opened, mode=mode, limit=limit)
+        opposite = make_opposite(steering, opened, mode=mode, limit=limit) if compare else None
         name = opened.name
         message = latest_message(opened, messages, raw=raw) if policy_file is not None else None
         if plan is None and policy_file is None:
             mode = "response"  # where nothing steers there is nothing to anchor
         request = Request(tokens, plan, sampling, max_tokens, stop, message, mode=mode).seeded()
         with (
-            armed_policy(policy_file, opened, max_dose, mode) as armed,
+            armed_policy(policy_file, opened, limit, mode) as armed,
             open_generator(opened, n_ctx) as generator,
             interrupt_stops_answer() as interrupt,
         ):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from localsteer.policy.arm import ArmedPolicy
     from localsteer.policy.controller import Controller
     from localsteer.policy.policy import Policy
+    from localsteer.steering.dose import DoseLimit
     from localsteer.steering.expression import Steering
     from localsteer.steering.plan import Plan
     from localsteer.vector.calibration import Mode
@@ -33,13 +34,13 @@ class ModelOptions:
     threads: int | None
     rpc: str | None
 
-    def open(self) -> Model:
-        """The model, or the default one (LOCALSTEER_MODEL, then the demo model)."""
+    def open(self, path: Path | None = None) -> Model:
+        """The model, or the default one (LOCALSTEER_MODEL, then the demo model); or in the same way the one in a file."""
         from localsteer.llama import rpc
         from localsteer.llama.model import Model
 
         rpc.connect([server.strip() for server in (self.rpc or "").split(",") if server.strip()])
-        return Model(self.path(), gpu_layers=self.gpu_layers, threads=self.threads)
+        return Model(path if path is not None else self.path(), gpu_layers=self.gpu_layers, threads=self.threads)
 
     def path(self) -> Path:
         """The file of the model that `open` opens.
@@ -91,31 +92,77 @@ def _gathering(function: Command, options: Sequence[Callable[[Any], Any]], name:
     return cast(Command, command)
 
 
-def model_option(function: Command) -> Command:
-    """-m."""
-    return click.option(
-        "-m",
-        "--model",
-        help="A GGUF file, or a name that `localsteer models list` shows. Default: $LOCALSTEER_MODEL, then the demo model.",
-    )(function)
-
-
 def with_model_options(function: Command) -> Command:
     """-m, --gpu-layers, --threads, --rpc; the command gets `model_options: ModelOptions`."""
     options = (
         click.option(
             "--rpc", metavar="HOST:PORT,...", help="Spread the layers over machines that run ggml-rpc-server (docs/rpc.md)."
         ),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core."),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core allowed."),
         click.option("--gpu-layers", type=click.IntRange(0), help="Layers on the GPU; by default all, where there is one."),
-        model_option,
+        click.option(
+            "-m",
+            "--model",
+            help="A GGUF file, or a name that `localsteer models list` shows. Default: $LOCALSTEER_MODEL, then the demo model.",
+        ),
     )
-    return _gathering(function, options, "model_options", ModelOptions)
+    return _gathering(_with_hints_for_the_model(function), options, "model_options", ModelOptions)
+
+
+def _with_hints_for_the_model(function: Command) -> Command:
+    from localsteer.commands.output import for_this_model
+    from localsteer.errors import LocalsteerError
+
+    @functools.wraps(function)
+    def command(**given: Any) -> Any:
+        try:
+            return function(**given)
+        except LocalsteerError as error:
+            error.args = (for_this_model(str(error)),)
+            raise
+
+    return cast(Command, command)
 
 
 def json_option(function: Command) -> Command:
     """--json."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(function)
+
+
+def force_option(function: Command) -> Command:
+    """--force."""
+    text = "Replace a vector that is calibrated, or was made for another model."
+    return click.option("--force", is_flag=True, help=text)(function)
+
+
+def refuse_to_replace(path: Path, content: str | None = None, *, calibrates: bool = False) -> None:
+    """Find out before the work that a vector would be lost which cannot be had again as fast.
+
+    Args:
+        path: where a new vector shall be.
+        content: hash of the model's file (`model_file.content_hash`) that the new one is for; None where that is unknown.
+        calibrates: the new one will be calibrated for that model, so only doses for another one would be lost.
+
+    Raises:
+        VectorError: what is there is calibrated, or was made for another model.
+    """
+    from localsteer.errors import VectorError
+    from localsteer.vector.file import read_vector
+
+    if not path.is_file():
+        return
+    try:
+        own = read_vector(path).provenance
+    except VectorError:  # an empty file, or one that was cut short
+        return
+    calibration, model = own.calibration, own.model
+    if calibration is not None and not (calibrates and calibration.content == content):
+        known = f"is calibrated for {calibration.model}"
+    elif not calibrates and model is not None and content is not None and model.content != content:
+        known = f"was made for {model.name}"
+    else:
+        return
+    raise VectorError(f"{path} {known}.", hint="Give the new vector another name with -o, or --force to replace it.")
 
 
 def steer_option(function: Command) -> Command:
@@ -145,7 +192,7 @@ def max_dose_option(function: Command) -> Command:
     return click.option(
         "--max-dose",
         type=click.FloatRange(0, min_open=True),
-        help="Refuse to steer by more than this relative dose (`localsteer vectors show` tells a vector's).",
+        help="Never steer by more than this relative dose (`localsteer vectors show` tells a vector's).",
     )(function)
 
 
@@ -178,20 +225,21 @@ def with_sampling_options(function: Command) -> Command:
             type=click.FloatRange(-2, 2),
             default=default.presence_penalty,
             show_default=True,
-            help="Off the logits of recent tokens.",
+            help="Likewise, once however often they occurred.",
         ),
         click.option(
             "--frequency-penalty",
             type=click.FloatRange(-2, 2),
             default=default.frequency_penalty,
             show_default=True,
-            help="Likewise, for each time they occurred.",
+            help="Taken off their logits for each time they occurred.",
         ),
         click.option(
             "--repeat-penalty",
             type=click.FloatRange(0, min_open=True),
             default=default.repeat_penalty,
             show_default=True,
+            help="The logits of the last 64 tokens, of prompt and answer, are divided by this.",
         ),
         click.option("--min-p", type=click.FloatRange(0, 1), default=default.min_p, show_default=True),
         click.option("--top-p", type=click.FloatRange(0, 1), default=default.top_p, show_default=True),
@@ -222,17 +270,35 @@ def _parse_layers(_context: click.Context, _parameter: click.Parameter, value: s
         raise click.BadParameter(f'"{value}" is not a range of layers such as 8-23.') from None
 
 
-def make_plan(steering: Steering, model: Model, *, mode: Mode = "response", max_dose: float | None = None) -> Plan | None:
+def limit_for(model: Model, max_dose: float | None) -> DoseLimit | None:
+    """What --max-dose means on this model, whose hidden norms are measured for it; None for any dose.
+
+    Raises:
+        ModelError: they cannot be measured.
+    """
+    if max_dose is None:
+        return None
+    from localsteer.errors import ModelError
+    from localsteer.reading.hidden_norm import read_hidden_norm
+    from localsteer.steering.dose import DoseLimit
+
+    try:
+        return DoseLimit(max_dose, read_hidden_norm(model))
+    except ModelError as error:
+        raise ModelError(f"No dose can be told on this model: {error.message}", hint="Leave out --max-dose.") from error
+
+
+def make_plan(steering: Steering, model: Model, *, mode: Mode = "response", limit: DoseLimit | None = None) -> Plan | None:
     """The plan of an expression for this model, its vectors found by name or path; None for the empty expression.
 
     Args:
         steering: the expression.
         model: the model to steer.
         mode: what is steered.
-        max_dose: the largest relative dose that is allowed; None for any.
+        limit: the largest relative dose; None for any.
 
     Raises:
-        LocalsteerError: its relative dose is above `max_dose`, or cannot be told.
+        LocalsteerError: the limit does not allow it.
     """
     from localsteer.building.library import loader
     from localsteer.commands.output import note, progress_bar
@@ -241,35 +307,30 @@ def make_plan(steering: Steering, model: Model, *, mode: Mode = "response", max_
     if not steering:
         return None
     with progress_bar() as progress:
-        plan = resolve(steering, model.fingerprint, loader(model, progress), mode)
-    if max_dose is not None:
-        plan.refuse_above(max_dose)
+        plan = resolve(steering, model.fingerprint, loader(model, progress), mode, limit)
     for text in plan.notes:
         note(text)
     return plan
 
 
-def make_opposite(steering: Steering, model: Model, *, mode: Mode, max_dose: float | None) -> Plan | None:
+def make_opposite(steering: Steering, model: Model, *, mode: Mode, limit: DoseLimit | None) -> Plan | None:
     """The plan of an expression with all signs turned, to compare with; None where there is none.
 
     Raises:
-        LocalsteerError: its relative dose is above `max_dose`, or cannot be told.
+        LocalsteerError: the limit does not allow it.
     """
     from localsteer.building.library import loader
     from localsteer.steering.plan import resolve_opposite
 
-    plan = resolve_opposite(steering, model.fingerprint, loader(model), mode) if steering else None
-    if plan is not None and max_dose is not None:
-        plan.refuse_above(max_dose)
-    return plan
+    return resolve_opposite(steering, model.fingerprint, loader(model), mode, limit) if steering else None
 
 
 @contextlib.contextmanager
-def armed_policy(path: str | None, model: Model, max_dose: float | None, mode: Mode) -> Iterator[ArmedPolicy | None]:
+def armed_policy(path: str | None, model: Model, limit: DoseLimit | None, mode: Mode) -> Iterator[ArmedPolicy | None]:
     """A policy file armed for a model; None without one.
 
     Raises:
-        LocalsteerError: the policy cannot be used, or steers by more than `max_dose`.
+        LocalsteerError: the policy cannot be used, or the limit does not allow it.
     """
     if path is None:
         yield None
@@ -279,24 +340,21 @@ def armed_policy(path: str | None, model: Model, max_dose: float | None, mode: M
 
     with contextlib.ExitStack() as stack:
         with progress_bar() as progress:
-            armed = stack.enter_context(arm(path, model, progress))
-        policy_for(armed, max_dose, mode)
+            armed = stack.enter_context(arm(path, model, progress, limit=limit, mode=mode))
         for text in armed.notes:
             note(text)
         yield armed
 
 
-def policy_for(armed: ArmedPolicy, max_dose: float | None, mode: Mode) -> Policy:
+def policy_for(armed: ArmedPolicy, mode: Mode) -> Policy:
     """The policy with the doses that answers of a mode take; what the user should know of them is shown.
 
     Raises:
-        LocalsteerError: it steers by more than `max_dose`.
+        LocalsteerError: the limit does not allow them.
     """
     from localsteer.commands.output import note
 
     policy = armed.for_answers(mode)
-    if max_dose is not None:
-        policy.refuse_above(max_dose)
     for text in dict.fromkeys(text for rule in policy.rules for text in rule.plan.notes):
         if text not in armed.notes:
             note(text)

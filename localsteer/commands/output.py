@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +22,21 @@ if TYPE_CHECKING:
 
 def note(text: str) -> None:
     """A remark that is no result."""
-    click.secho(text, err=True, dim=True)
+    click.secho(for_this_model(text), err=True, dim=True)
+
+
+# Those whose result depends on the model.
+_OF_A_MODEL = re.compile(r"`localsteer (?:calibrate|extract|vectors build|policy fit)\b(?![^`]* -m )[^`]*(?=`)")
+
+
+def for_this_model(text: str) -> str:
+    """A text whose `commands` are for the model that the running one was given by -m: pasted, they would take the default one."""
+    context = click.get_current_context(silent=True)
+    model = context.params.get("model") if context is not None else None
+    if model is None:
+        return text
+    name = shlex.quote(model)
+    return _OF_A_MODEL.sub(lambda found: f"{found[0]} -m {name}", text).replace("-m MODEL`", f"-m {name}`")
 
 
 def print_json(document: Any) -> None:

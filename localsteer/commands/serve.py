@@ -14,12 +14,14 @@ from localsteer.commands.options import (
     ModelOptions,
     armed_policy,
     json_option,
+    limit_for,
     max_dose_option,
     policy_option,
     steer_option_with,
     with_model_options,
 )
 from localsteer.commands.output import note, print_json, progress_bar
+from localsteer.engine.prefix_cache import DEFAULT_CACHE_RAM
 from localsteer.steering.expression import Steering
 from localsteer.vector.calibration import Mode
 
@@ -42,6 +44,13 @@ if TYPE_CHECKING:
 @click.option("--queue", type=click.IntRange(0), default=32, show_default=True, help="Answers that may wait.")
 @click.option(
     "--context", "n_ctx", type=click.IntRange(8), help="Tokens of context of each answer. Default: 4096, or the model's."
+)
+@click.option(
+    "--cache-ram",
+    type=click.IntRange(0),
+    default=DEFAULT_CACHE_RAM,
+    show_default=True,
+    help="MiB of main memory for conversations that lost their place to others: going back to one reads nothing anew.",
 )
 @steer_option_with("Steering of requests that name none; several add up.")
 @click.option("--anchored", is_flag=True, help="Anchor answers by default: the unsteered model has a say in every token.")
@@ -68,6 +77,7 @@ def command(
     parallel: int,
     queue: int,
     n_ctx: int | None,
+    cache_ram: int,
     steering: Steering,
     anchored: bool,
     presets_file: Path | None,
@@ -108,6 +118,7 @@ def command(
             check_anchored_batch(model, Sampling(), parallel)  # as requests that say nothing are drawn
 
         def prepare() -> tuple[Steerings, ArmedPolicy | None, RunningBatch]:
+            limit = limit_for(model, max_dose)
             with progress_bar() as progress:
                 steerings = Steerings(
                     model,
@@ -116,16 +127,17 @@ def command(
                     presets=presets,
                     default=steering,
                     mode=mode,
-                    max_dose=max_dose,
+                    limit=limit,
                     progress=progress,
                 )
-            armed = stack.enter_context(armed_policy(policy_file, model, max_dose, mode))
-            return steerings, armed, RunningBatch(model, parallel=parallel, n_ctx=n_ctx)
+            armed = stack.enter_context(armed_policy(policy_file, model, limit, mode))
+            return steerings, armed, RunningBatch(model, parallel=parallel, n_ctx=n_ctx, cache_ram=cache_ram)
 
         steerings, armed, batch = compute_apart(prepare)
         engine = Engine(batch, queue=queue)
         stack.enter_context(engine)
         service = Service(model, engine, steerings, armed)
+        stack.callback(service.stop)
         app = make_app(service, access)
         url = f"http://{_in_url(host)}:{listening.getsockname()[1]}"
 
@@ -134,7 +146,7 @@ def command(
                 print_json({"url": url, "model": name, "parallel": parallel, "context": engine.n_ctx})
             note(f"{name} at {url} (Ctrl-C ends it)")
 
-        run(app, listening, engine, ready)
+        run(app, listening, service, ready)
 
 
 def _access(host: str, api_key: str | None, hosts: tuple[str, ...], origins: tuple[str, ...]) -> Access:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from localsteer.commands.options import ModelOptions, json_option, model_option, with_model_options
+from localsteer.commands.options import ModelOptions, force_option, json_option, refuse_to_replace, with_model_options
 from localsteer.commands.output import note, print_facts, print_folded_table, print_json, print_table, progress_bar
 from localsteer.commands.vectors_build import command as build
 from localsteer.commands.vectors_import import import_vector
@@ -31,13 +32,13 @@ command.add_command(build, "build")
 
 @command.command("list")
 @json_option
-@model_option
-def list_vectors(as_json: bool, model: str | None) -> None:
+@with_model_options
+def list_vectors(as_json: bool, model_options: ModelOptions) -> None:
     """The concepts that can be named in an expression, and whether their vectors for the model are there."""
     from localsteer.concepts.names import CONCEPT_FILE, concepts, user_folder
     from localsteer.errors import ContrastError
 
-    hand = _model_at_hand(model)
+    hand = _model_at_hand(model_options)
     documents = []
     for concept in concepts().values():
         try:
@@ -54,17 +55,16 @@ def list_vectors(as_json: bool, model: str | None) -> None:
     note(f"Concepts of your own: {user_folder() / 'NAME' / CONCEPT_FILE}.")
 
 
-def _model_at_hand(model: str | None) -> tuple[Path, str] | None:
+def _model_at_hand(model_options: ModelOptions) -> tuple[Path, str] | None:
     """The file of the model, and its content hash; None where none is named and there is no default."""
-    from localsteer.discovery import resolve_model
     from localsteer.errors import LocalsteerError
     from localsteer.llama.model_file import content_hash
 
     try:
-        path = resolve_model(model)
+        path = model_options.path()
         return path, content_hash(path)
     except LocalsteerError as error:
-        if model is not None:
+        if model_options.model is not None:
             raise
         note(f"Which vectors are there depends on the model: {error.message}")
         return None
@@ -114,12 +114,12 @@ def _list_row(document: dict[str, Any]) -> tuple[str, ...]:
 @command.command("show")
 @click.argument("vector")
 @json_option
-@model_option
-def show(vector: str, as_json: bool, model: str | None) -> None:
+@with_model_options
+def show(vector: str, as_json: bool, model_options: ModelOptions) -> None:
     """Where VECTOR (a name or a file) comes from, and its directions layer by layer."""
     from localsteer.vector.control_vector import format_layers
 
-    loaded = _to_show(vector, model)
+    loaded = _to_show(vector, model_options)
     provenance = loaded.provenance
     built_on = provenance.model
     facts: dict[str, Any] = {
@@ -171,7 +171,8 @@ def show(vector: str, as_json: bool, model: str | None) -> None:
         note(f"Strength 1 is what the file holds ({provenance.origin}).")
         return
     if calibration is None:
-        note("Not calibrated: strength 1 is the default dose. `localsteer calibrate` measures how strong it may be.")
+        measures = f"`localsteer calibrate {shlex.quote(vector)}` measures how strong it may be."
+        note(f"Not calibrated: strength 1 is the default dose. {measures}")
         return
     from localsteer.calibration.report import CURVE_HEADERS, curve_rows
     from localsteer.commands.calibrate import print_doses
@@ -187,7 +188,7 @@ def show(vector: str, as_json: bool, model: str | None) -> None:
         print_table(CURVE_HEADERS, list(curve_rows(calibration, mode)))
 
 
-def _to_show(vector: str, model: str | None) -> ControlVector:
+def _to_show(vector: str, model_options: ModelOptions) -> ControlVector:
     """That for the model at hand; with a note that for another one, where there is none for the model that is the default.
 
     Raises:
@@ -198,10 +199,10 @@ def _to_show(vector: str, model: str | None) -> ControlVector:
     from localsteer.errors import LocalsteerError
 
     if is_path(vector):
-        if model is not None:
+        if model_options.model is not None:
             raise LocalsteerError("A vector's file is shown as it is, whatever the model.", hint="Leave out -m.")
         return load_for_showing(vector)
-    hand = _model_at_hand(model)
+    hand = _model_at_hand(model_options)
     if hand is None:
         return load_for_showing(vector)
     path, content = hand
@@ -209,8 +210,8 @@ def _to_show(vector: str, model: str | None) -> ControlVector:
     built_on = loaded.provenance.model
     if built_on is None or built_on.content != content:
         message = f'The concept "{vector}" is not built for {path.name} yet'
-        if model is not None:
-            raise LocalsteerError(f"{message}.", hint=f"`localsteer vectors build {vector} -m {model}` builds it.")
+        if model_options.model is not None:
+            raise LocalsteerError(f"{message}.", hint=f"`localsteer vectors build {vector}` builds it.")
         note(f"{message}: this is its vector for {built_on.name if built_on is not None else 'a model that it does not name'}.")
     return loaded
 
@@ -221,9 +222,10 @@ command.add_command(import_vector)
 @command.command("combine")
 @click.argument("expression")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new vector file.")
+@force_option
 @json_option
 @with_model_options
-def combine(expression: str, output: Path, as_json: bool, model_options: ModelOptions) -> None:
+def combine(expression: str, output: Path, force: bool, as_json: bool, model_options: ModelOptions) -> None:
     """Write the vector that EXPRESSION, such as "0.5 happy + 0.3 formal.gguf@10-20", stands for.
 
     Names stand for concepts of the library, as they are for the model; with files alone no model is opened. Strength 1 of the new
@@ -240,6 +242,8 @@ def combine(expression: str, output: Path, as_json: bool, model_options: ModelOp
         raise click.UsageError("The expression is empty.")
     refuse_removal(steering)
     check_vector_path(output)
+    if not force:
+        refuse_to_replace(output)
     vectors = _load([term.vector for term in steering.terms], model_options)
     total = combined(steering, vectors.__getitem__)
     write_vector(total, output)
@@ -262,7 +266,7 @@ def _load(names: Sequence[str], model_options: ModelOptions) -> dict[str, Contro
 
 
 def _dose(vector: ControlVector) -> float | None:
-    from localsteer.steering.plan import relative_dose
+    from localsteer.steering.dose import relative_dose
 
     norms = vector.provenance.hidden_norm
     return None if norms is None else relative_dose(vector.rows(len(norms)), norms)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from localsteer.commands.options import json_option
+from localsteer.commands.options import ModelOptions, force_option, json_option, refuse_to_replace, with_model_options
 from localsteer.commands.output import note, print_json
 
 
@@ -19,24 +19,27 @@ from localsteer.commands.output import note, print_json
     help="Add this to the file's layer numbers, such as -1 for one block late. By default it is found out.",
 )
 @click.option("--name", help="What to call the vector.")
-@click.option("-m", "--model", help="The model that it is for: its shape is compared with the file's.")
+@force_option
 @json_option
-def import_vector(file: Path, output: Path, shift: int | None, name: str | None, model: str | None, as_json: bool) -> None:
+@with_model_options
+def import_vector(
+    file: Path, output: Path, shift: int | None, name: str | None, force: bool, as_json: bool, model_options: ModelOptions
+) -> None:
     """Make a vector of ours from FILE: GGUF (repeng, llama-cvector-generator, jukofyork), .npz or .safetensors.
 
-    Directions that stand one block late are moved to the block where they were read, as far as the file tells.
+    Directions that stand one block late are moved to the block where they were read, as far as the file tells. Only with -m a
+    model is opened: that which the vector is for, whose shape is compared with the file's.
     """
     from localsteer.vector.control_vector import format_layers
     from localsteer.vector.file import check_vector_path, write_vector
     from localsteer.vector.importing import import_vector as imported_from
 
     check_vector_path(output)
+    if not force:
+        refuse_to_replace(output)
     fingerprint = None
-    if model is not None:
-        from localsteer.discovery import resolve_model
-        from localsteer.llama.model import Model
-
-        with Model(resolve_model(model)) as opened:
+    if model_options.model is not None:
+        with model_options.open() as opened:
             fingerprint = opened.fingerprint
     imported = imported_from(file, shift=shift, name=name, model=fingerprint)
     vector = imported.vector
@@ -58,4 +61,4 @@ def import_vector(file: Path, output: Path, shift: int | None, name: str | None,
         click.echo(finding)
     click.echo(f"{output}: {vector.provenance.concept}, layers {format_layers(vector.layers)}, n_embd {vector.n_embd}")
     if vector.provenance.calibration is None:
-        note("Not calibrated: strength 1 is what the file says. `localsteer vectors show` tells how large that is.")
+        note(f"Not calibrated: strength 1 is what the file says. `localsteer vectors show {output}` tells how large that is.")

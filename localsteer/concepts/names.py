@@ -8,7 +8,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +53,11 @@ class LibraryConcept:
         """
         return read_text(self.file, ContrastError)
 
-    def beside(self) -> Iterator[tuple[Path, ControlVector]]:
-        """The vectors that lie beside it, for whatever models."""
+    def beside(self, read: Callable[[Path], ControlVector] = read_vector) -> Iterator[tuple[Path, ControlVector]]:
+        """The vectors that lie beside it, for whatever models; `read` reads their files."""
         for path in sorted(self.folder.glob("*.gguf")):
             try:
-                yield path, read_vector(path)
+                yield path, read(path)
             except VectorError as error:
                 logger.warning("%s", error)
 
@@ -106,9 +106,9 @@ def find_concept(name: str) -> LibraryConcept:
         if known[name].hides_shipped:
             _note_hidden(known[name].file)
         return known[name]
-    near = difflib.get_close_matches(name, known, n=3)
+    near = [name.lower()] if name.lower() in known else difflib.get_close_matches(name.lower(), known, n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known are: {', '.join(sorted(known))}."
-    if opposite := _with_negative(name, known.values()):
+    if opposite := _with_negative(name.lower(), known.values()):
         hint = f'It is the other pole of {" and of ".join(opposite)}: in an expression "-{opposite[0]}".'
     if os.path.exists(name):
         is_concept = name.endswith((".yaml", ".yml"))
@@ -128,7 +128,7 @@ def _with_negative(pole: str, known: Iterable[LibraryConcept]) -> list[str]:
     found = []
     for concept in known:
         with contextlib.suppress(ContrastError):
-            if parse_concept(concept.source(), concept.name).negative == pole:
+            if parse_concept(concept.source(), concept.name).negative.lower() == pole:
                 found.append(concept.name)
     return sorted(found)
 

@@ -250,7 +250,8 @@ class Answering:
         seed = self.request.sampling.seed
         assert seed is not None
         settings = replace(self.request.sampling, seed=seed if not rewinds else (seed + rewinds * _REWIND_SEED_STEP) % MAX_SEED)
-        sampler = Sampler(settings, self._model, self.request.grammar, anchored=self.request.anchored)
+        request = self.request
+        sampler = Sampler(settings, self._model, request.grammar, recent=request.prompt, anchored=request.anchored)
         for token in self.draft.tokens:
             sampler.accept(token)
         return sampler

@@ -14,6 +14,11 @@ from localsteer.llama.steerability import steerability
 DEFAULT_CONTEXT = 4096
 
 
+def default_context(model: Model) -> int:
+    """Tokens of context where nobody asks for a number."""
+    return min(DEFAULT_CONTEXT, model.n_ctx_train or DEFAULT_CONTEXT)
+
+
 def check_prompt(prompt: Sequence[int], n_ctx: int) -> None:
     """Make sure that a prompt can be answered in a context of this many tokens.
 
@@ -48,33 +53,6 @@ def check_anchored(model: Model, sampling: Sampling) -> None:
         )
 
 
-def default_context(model: Model) -> int:
-    """Tokens of context where nobody asks for a number."""
-    return min(DEFAULT_CONTEXT, model.n_ctx_train or DEFAULT_CONTEXT)
-
-
-def needs_tap(edits: Sequence[Edit | None], model: Model) -> bool:
-    """Whether a batch needs the tap: different edits, removals, or an architecture without a control vector of its own.
-
-    Raises:
-        ModelError: the model allows neither way.
-    """
-    if all(edit is None for edit in edits):
-        return False
-    same = all(edit is edits[0] for edit in edits)
-    removes = any(edit is not None and edit.removed for edit in edits)
-    possible = steerability(model)
-    if same and not removes and possible.native:
-        return False
-    if possible.readable:
-        return True
-    what = "steered" if not possible.native else "steered in this way (removal, or several steerings at once)"
-    raise ModelError(
-        f"{model.name} (architecture {model.architecture}) cannot be {what}: {possible.reason}.",
-        hint="Another architecture can: `localsteer doctor -m MODEL` says which way a model allows.",
-    )
-
-
 def check_anchored_batch(model: Model, sampling: Sampling, parallel: int) -> None:
     """Make sure that a batch of so many places can anchor an answer that is drawn in this way.
 
@@ -87,3 +65,36 @@ def check_anchored_batch(model: Model, sampling: Sampling, parallel: int) -> Non
             "An anchored answer takes two places, its own and one for the unsteered model, and there is only one here.",
             hint="Serve with --parallel 2 or more.",
         )
+
+
+def check_steering(model: Model, edits: Sequence[Edit | None], *, tapped: bool = False) -> None:
+    """Make sure that a model can be steered by each of these edits.
+
+    Args:
+        model: the model.
+        edits: what is done to tokens.
+        tapped: its residual stream must be read, or steered otherwise than by a vector.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    steered = [edit for edit in edits if edit is not None]
+    if not steered and not tapped:
+        return
+    possible = steerability(model)
+    tapped = tapped or any(edit.removed for edit in steered)
+    if possible.readable or (possible.native and not tapped):
+        return
+    what = "steered in this way (removal, a probe, or an anchored answer)" if possible.native else "steered"
+    raise ModelError(
+        f"{model.name} (architecture {model.architecture}) cannot be {what}: {possible.reason}.",
+        hint="Another architecture can: `localsteer doctor -m MODEL` says which way a model allows.",
+    )
+
+
+def needs_tap(model: Model, edits: Sequence[Edit | None]) -> bool:
+    """Whether a decode needs the tap for what it does to its tokens: llama.cpp's own control vector adds the same to all."""
+    first = edits[0]
+    if any(edit != first for edit in edits[1:]):
+        return True
+    return first is not None and (bool(first.removed) or not steerability(model).native)

@@ -1,41 +1,44 @@
-"""A prompt and a plan -> tokens, one answer at a time, with the KV cache reused from answer to answer.
+"""Requests -> answers, one at a time or many side by side: loops over the steps of a batch.
 
 Steering applies to the response: every forward pass that predicts a token of the answer, the one over the last prompt token
-included. A plan of mode "prompt" applies to the whole prompt too, as in llama.cpp's own programs.
+included. In the mode "prompt" it applies to the whole prompt too, as in llama.cpp's own programs.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Literal
 
-from localsteer.engine.answering import Answering, Logits, Run, next_run
-from localsteer.engine.checks import check_anchored, check_prompt, default_context, needs_tap
+from localsteer.engine.batch import RunningBatch
+from localsteer.engine.checks import check_prompt, default_context
 from localsteer.engine.gate import Gate
-from localsteer.engine.prefix_cache import KVCache
+from localsteer.engine.prefix_cache import WORTH_KEEPING
 from localsteer.engine.request import Answer, Request
-from localsteer.llama.context import Context
 from localsteer.llama.model import Model
-from localsteer.llama.residual import ResidualTap
+from localsteer.llama.residual import Edit
+from localsteer.llama.steerability import steerability
+from localsteer.reading.prefix_tree import lay_out
 
-# The contexts of a generator: with llama.cpp's own control vector, with a tap, and with a tap and an unsteered twin.
-_Kind = Literal["native", "tapped", "anchored"]
+# Attention of every token runs over the cells of all sequences, so ever larger batches stop paying.
+MAX_PARALLEL = 32
+# MiB for what a generator has read: a conversation of 4,000 tokens on an 8B model.
+_CACHE_RAM = 512
 
 
 class Generator:
-    """Answers requests one after another. A context manager.
+    """Answers requests one after another; what they begin alike with is read once. A context manager.
 
     Args:
         model: the model.
         n_ctx: tokens of context; None means 4096, or less where the model was trained for less.
+        cache_ram: MiB of main memory for prompts and answers that others have taken the place of.
     """
 
-    def __init__(self, model: Model, *, n_ctx: int | None = None) -> None:
+    def __init__(self, model: Model, *, n_ctx: int | None = None, cache_ram: int = _CACHE_RAM) -> None:
         self.model = model
         self.n_ctx = n_ctx if n_ctx is not None else default_context(model)
-        self._caches: dict[_Kind, KVCache] = {}
+        self._cache_ram = cache_ram
+        self._batch: RunningBatch | None = None
 
     def __enter__(self) -> Generator:
         return self
@@ -44,10 +47,10 @@ class Generator:
         self.close()
 
     def close(self) -> None:
-        """Free the contexts."""
-        for cache in self._caches.values():
-            cache.context.close()
-        self._caches = {}
+        """Free the context."""
+        if self._batch is not None:
+            self._batch.close()
+            self._batch = None
 
     def generate(
         self,
@@ -68,77 +71,74 @@ class Generator:
         Raises:
             LocalsteerError: the prompt does not fit the context, or the model cannot be steered as the plan asks.
         """
-        request = request.seeded()
         check_prompt(request.prompt, self.n_ctx)
-        should_stop = should_stop if should_stop is not None else _never
-        answering = Answering(self.model, request, gate=gate, on_text=on_text, n_ctx=self.n_ctx)
-        kind = self._kind(request, answering.gate)
-        cache = self._cache(kind)
-        prefix = answering.reusable
-        steps = answering.steps(cache.keep_common(prefix, [request.prompt_edit] * len(prefix)))
-        with contextlib.closing(steps):
-            run = None if should_stop() else next_run(steps)
-            while run is not None:
-                cache = self._cache_for(run, kind, cache)
-                logits = _compute(run, cache, should_stop)
-                run = None if logits is None or should_stop() else next_run(steps, logits)
-        main = self._cache(kind)
-        if cache is not main:
-            main.match(cache)  # for the next answer
-        return answering.end()
-
-    def _cache_for(self, run: Run, kind: _Kind, before: KVCache) -> KVCache:
-        """Where a run is computed. What must be read needs a tap, which slows every decode down; the rest does without."""
-        cache = self._cache("tapped" if kind == "native" and run.layers else kind)
-        if cache is not before:
-            before.cut(run.start)
-            cache.match(before)
-        return cache
-
-    def _kind(self, request: Request, gate: Gate) -> _Kind:
-        """llama.cpp's own control vector where it can do the edits (it costs nothing), the tap where not."""
-        # All asked, so that a model that allows neither way is refused before the answer begins.
-        edits = [request.prompt_edit, *gate.edits]
-        steered = [edit for edit in edits if edit is not None]
-        if request.anchored and steered:
-            check_anchored(self.model, request.sampling)
-            needs_tap([None, *steered], self.model)
-            return "anchored"
-        tapped = any([bool(gate.output_layers), *(needs_tap([edit], self.model) for edit in edits)]) or (
-            # A recurrent model's state cannot be copied from one context to another in part.
-            bool(gate.prompt_layers) and not self.model.sequences_share_tokens
-        )
-        return "tapped" if tapped else "native"
-
-    def _cache(self, kind: _Kind) -> KVCache:
-        if kind not in self._caches:
-            tap = ResidualTap(self.model.n_layer, self.model.n_embd) if kind != "native" else None
-            # The unsteered twin of an anchored answer is a third sequence, with cells of its own.
-            n_seq = 3 if kind == "anchored" else 2 if self.model.sequences_share_tokens else 1
-            n_ctx = self.n_ctx * (2 if kind == "anchored" else 1)
-            self._caches[kind] = KVCache(Context(self.model, n_ctx=n_ctx, n_seq=n_seq, tap=tap))
-        return self._caches[kind]
+        if self._batch is None:
+            self._batch = RunningBatch(self.model, parallel=1, n_ctx=self.n_ctx, cache_ram=self._cache_ram)
+        batch = self._batch
+        batch.widen(batch.places_for(request, gate))
+        lane = batch.join(request, gate=gate, on_text=on_text)
+        try:
+            while should_stop is None or not should_stop():
+                if batch.step():
+                    return lane.end()
+            batch.leave(lane)
+        except BaseException:  # Ctrl-C in the middle of a step: what the cache holds is unknown
+            self.close()
+            raise
+        return lane.end()
 
 
-def _compute(run: Run, cache: KVCache, should_stop: Callable[[], bool]) -> Logits | None:
-    """Decode what an answer asks for; None if it was interrupted."""
-    if len(cache.tokens) > run.start:
-        cache.cut(run.start)
-    if cache.context.tap is not None:
-        cache.watch(run.layers)
-    if run.anchored:
-        row, unsteered = cache.run_anchored(run.tokens[0], run.edit)
-        run.took(1, cache.rows)
-        return Logits(cache.context, row, unsteered)
-    row = 0
-    while rest := run.rest:
-        if run.computed and should_stop():
-            return None
-        part = rest[: cache.context.n_ubatch]
-        row = cache.run(part, run.edit)
-        run.took(len(part), cache.rows)
-    return Logits(cache.context, row)
+def generate_many(
+    model: Model,
+    requests: Sequence[Request],
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Answer]:
+    """Answer many requests, up to 32 at once in one batch. What their prompts have in common is computed once.
+
+    An answer equals the one that the request gets alone up to the noise floor of quantised inference, which depends on how a
+    batch is composed: a sampled text may part from it after some tokens.
+
+    Args:
+        model: the model.
+        requests: what to answer.
+        on_progress: told how many answers are finished, and of how many.
+
+    Returns:
+        The answers in the order of the requests.
+
+    Raises:
+        LocalsteerError: the model cannot be steered as a plan asks, or memory does not suffice.
+    """
+    answers: list[Answer] = []
+    for start in range(0, len(requests), MAX_PARALLEL):
+        group = requests[start : start + MAX_PARALLEL]
+        places = sum(2 if request.anchored and request.response_edit is not None else 1 for request in group)
+        n_ctx = max(len(request.prompt) + request.max_tokens for request in group) + 1
+        # Some are read while others are written: with any steering, there are two in a decode.
+        tapped = any(request.response_edit is not None for request in group) and steerability(model).readable
+        cells = _cells(model, group)
+        with RunningBatch(model, parallel=places, n_ctx=n_ctx, n_cells=cells, cache_ram=0, tapped=tapped, smooth=False) as batch:
+            lanes = [batch.join(request) for request in group]
+            running = len(lanes)
+            while running:
+                if ended := len(batch.step()):
+                    running -= ended
+                    if on_progress is not None:
+                        on_progress(start + len(lanes) - running, len(requests))
+            answers += [lane.end() for lane in lanes]
+    return answers
 
 
-def _never() -> bool:
-    return False
+def _cells(model: Model, requests: Sequence[Request]) -> int:
+    """Tokens that these requests hold together: what their prompts share, once, and as much of an answer as each may have."""
+    answers = sum((request.max_tokens + 1) * (2 if request.anchored else 1) for request in requests)
+    if not model.sequences_share_tokens:
+        return sum(len(request.prompt) for request in requests) + answers
+    by_edit: dict[Edit | None, list[tuple[int, ...]]] = {}
+    for request in requests:
+        if request.prompt:
+            by_edit.setdefault(request.prompt_edit, []).append(request.prompt)
+    nodes = sum(len(tree.batch) for prompts in by_edit.values() for tree in lay_out(model, prompts))
+    # A prompt does not wait for another one to save fewer tokens than these.
+    return nodes + WORTH_KEEPING * len(requests) + answers

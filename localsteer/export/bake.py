@@ -21,7 +21,7 @@ from localsteer.building.library import loader
 from localsteer.errors import ExportError, shown
 from localsteer.export.gguf_rewrite import ModelFile, Progress, open_model_file, rewrite
 from localsteer.export.verify import Fidelity, Reference, predictions, reference
-from localsteer.files.atomic import atomic_path
+from localsteer.files.atomic import atomic_path, check_writable
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.llama.model import Model
 from localsteer.steering.combination import describe, refuse_removal
@@ -108,30 +108,35 @@ def bake(
     Raises:
         LocalsteerError: the expression removes a component.
         VectorError: a vector is missing or damaged, or does not fit the model.
-        ExportError: the model takes no such biases, the file cannot be written, or does not steer as we do. No file is left then.
+        ExportError: the model takes no such biases, a file cannot be written, or does not steer as we do. No new file is left
+            then, and an old one of that name is as it was.
     """
     refuse_removal(steering)
-    file = open_model_file(source)
-    refuse_unbakeable(file)
-    check_room(output, file)
+    for_ollama = modelfile_path(output)
+    if for_ollama == output:
+        raise ExportError(f"{output} is the name of the Modelfile.", hint=f"Name the model {output.with_suffix('.gguf')}.")
+    for path in (output, for_ollama):
+        check_writable(path, ExportError)
     ours: Reference | None = None
-    with open_model(source) as model:
-        load = functools.cache(loader(model, progress))
-        plan = resolve(steering, model.fingerprint, load, "prompt")
-        label = describe(steering, load)
-        baking = prepare(plan, label, file, model.fingerprint)
-        if verify:
-            ours = reference(model, plan.edit.added)
     fidelity: Fidelity | None = None
-    with atomic_path(output, ExportError) as temporary:
-        rewrite(file, temporary, tensors=baking.tensors, keys=baking.keys, progress=progress)
+    # The Modelfile gets its name last: it is of no use alone, and cannot fail but where the model's own renaming would.
+    with atomic_path(for_ollama, ExportError) as beside, atomic_path(output, ExportError) as temporary:
+        with open_model_file(source) as file:
+            refuse_unbakeable(file)
+            check_room(output, file)
+            with open_model(source) as model:
+                load = functools.cache(loader(model, progress))
+                plan = resolve(steering, model.fingerprint, load, "prompt")
+                label = describe(steering, load)
+                baking = prepare(plan, label, file, model.fingerprint)
+                if verify:
+                    ours = reference(model, plan.edit.added)
+            beside.write_text(modelfile(output, label), encoding="utf-8")
+            rewrite(file, temporary, tensors=baking.tensors, keys=baking.keys, progress=progress)
         if ours is not None:
             with open_model(temporary) as baked:
                 fidelity = ours.compare(predictions(baked, ours.texts))
             fidelity.refuse_if_far()
-    for_ollama = modelfile_path(output)
-    with atomic_path(for_ollama, ExportError) as temporary:
-        temporary.write_text(modelfile(output, label), encoding="utf-8")
     return Baked(label, plan, baking.layers, output.stat().st_size, for_ollama, fidelity)
 
 

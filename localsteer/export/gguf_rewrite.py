@@ -6,8 +6,9 @@ entries are copied as bytes, and their data in chunks.
 
 from __future__ import annotations
 
+import contextlib
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,14 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.errors import ExportError
-from localsteer.files.gguf_header import FLOAT32, MAGIC, STRING_TYPE, GGUFHeader, TensorInfo, align, read_header, type_name
+from localsteer.files.gguf_header import GGUFHeader, open_header, type_name
+from localsteer.files.gguf_layout import FLOAT32, MAGIC, STRING_TYPE, TensorInfo, align
 from localsteer.llama.model_file import model_parts
 
 Floats = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
-# Larger ones are no faster: 4 MiB already keep a disk busy.
-_CHUNK = 4 << 20
 # Only true of the parts of a split model; the whole needs none of them (llama_model_loader reads them where they are).
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
@@ -57,13 +57,19 @@ class ModelFile:
         return np.frombuffer(part.tensor_bytes(tensor), "<f4").astype(np.float32)
 
 
-def open_model_file(path: Path) -> ModelFile:
-    """The headers of a model; of a split one the path is that of its first part.
+@contextlib.contextmanager
+def open_model_file(path: Path) -> Iterator[ModelFile]:
+    """A model, whose tensors can be read within the block; of a split one the path is that of its first part.
 
     Raises:
-        ExportError: a part is missing, damaged, cut short, or not of this model.
+        ExportError: a part is missing, damaged, cut short, or not of this model; or somebody wrote to one within the block.
     """
-    first = read_header(path, ExportError, kind="model file")
+    with contextlib.ExitStack() as opened:
+        yield _open_parts(path, opened)
+
+
+def _open_parts(path: Path, opened: contextlib.ExitStack) -> ModelFile:
+    first = opened.enter_context(open_header(path, ExportError, kind="model file"))
     count = first.whole_number("split.count") or 1
     parts = [first]
     if count > 1:
@@ -74,7 +80,7 @@ def open_model_file(path: Path) -> ModelFile:
                 hint=f"Give the first part, which ends in -00001-of-{count:05d}.gguf.",
             )
         for number in range(1, count):
-            part = read_header(paths[number], ExportError, kind="part of the model")
+            part = opened.enter_context(open_header(paths[number], ExportError, kind="part of the model"))
             if part.whole_number("split.no") != number:
                 raise ExportError(f"{part.path} is not part {number + 1} of {path.name}.")
             parts.append(part)
@@ -99,7 +105,7 @@ def rewrite(
         progress: told what is done, how many MB, and of how many.
 
     Raises:
-        ExportError: the model file shrinks while it is read.
+        ExportError: the model file cannot be read, or became shorter.
     """
     first = model.first
     entries = [(part, tensor) for part in model.parts for tensor in part.tensors.values()]
@@ -116,16 +122,14 @@ def rewrite(
 
     with target.open("wb") as file:
         file.write(MAGIC + struct.pack("<IQQ", first.version, len(entries) + len(added), len(kept_keys) + len(keys)))
-        with first.path.open("rb") as source:
-            for field in kept_keys:
-                _copy(source, field.start, field.stop - field.start, file)
+        for field in kept_keys:
+            first.copy(field.start, field.stop, file)
         for key, text in keys.items():
             file.write(_text(key) + struct.pack("<I", STRING_TYPE) + _text(text))
         offset = 0
         for part, tensor in entries:
-            with part.path.open("rb") as source:
-                # All of the entry but the offset, its last eight bytes.
-                _copy(source, tensor.entry[0], tensor.entry[1] - tensor.entry[0] - 8, file)
+            # All of the entry but the offset, its last eight bytes.
+            part.copy(tensor.entry[0], tensor.entry[1] - 8, file)
             file.write(struct.pack("<Q", offset))
             offset = align(offset + tensor.size, first.alignment)
         for name, array in added.items():
@@ -136,24 +140,12 @@ def rewrite(
             if tensor.name in tensors:
                 tell(file.write(_bytes(tensors[tensor.name])))
             else:
-                with part.path.open("rb") as source:
-                    _copy(source, part.data_start + tensor.offset, tensor.size, file, tell)
+                start = part.data_start + tensor.offset
+                part.copy(start, start + tensor.size, file, tell)
             _pad(file, first.alignment)
         for array in added.values():
             tell(file.write(_bytes(array)))
             _pad(file, first.alignment)
-
-
-def _copy(source: BinaryIO, start: int, length: int, target: BinaryIO, tell: Callable[[int], None] | None = None) -> None:
-    source.seek(start)
-    while length:
-        chunk = source.read(min(length, _CHUNK))
-        if not chunk:
-            raise ExportError(f"{source.name} became shorter while it was copied.")
-        target.write(chunk)
-        length -= len(chunk)
-        if tell is not None:
-            tell(len(chunk))
 
 
 def _pad(file: BinaryIO, alignment: int) -> None:

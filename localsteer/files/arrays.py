@@ -5,6 +5,7 @@ torch's own files (`.pt`, `.bin`) are pickles, which run whatever code they hold
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import zipfile
@@ -37,15 +38,15 @@ def read_arrays(path: Path) -> dict[str, Floats]:
     """
     try:
         with path.open("rb") as file:
-            magic, size = file.read(4), os.fstat(file.fileno()).st_size
+            data, size = file.read(MAX_BYTES), os.fstat(file.fileno()).st_size
         if path.suffix.lower() in _PICKLES:
             raise VectorError(f"{path} is a pickle.", hint=_PICKLE_HINT)
         if size > MAX_BYTES:
             raise VectorError(f"{path} is larger than any vector: {size:,} bytes, and at most {MAX_BYTES:,} are read.")
         if path.suffix.lower() == ".safetensors":
-            return _read_safetensors(path)
-        if magic == b"PK\x03\x04":
-            return _read_npz(path)
+            return _read_safetensors(path, data)
+        if data.startswith(b"PK\x03\x04"):
+            return _read_npz(path, data)
     except FileNotFoundError:
         raise VectorError(f"There is no file {path}.") from None
     except OSError as problem:
@@ -53,11 +54,11 @@ def read_arrays(path: Path) -> dict[str, Floats]:
     raise VectorError(f"{path} is no file of vectors.", hint="Give a .gguf, .npz or .safetensors file.")
 
 
-def _read_safetensors(path: Path) -> dict[str, Floats]:
+def _read_safetensors(path: Path, data: bytes) -> dict[str, Floats]:
     from safetensors import SafetensorError, deserialize
 
     try:
-        tensors = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+        tensors = deserialize(data)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise _damaged(path, error) from error
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
@@ -76,9 +77,9 @@ def _read_safetensors(path: Path) -> dict[str, Floats]:
     return arrays
 
 
-def _read_npz(path: Path) -> dict[str, Floats]:
+def _read_npz(path: Path, data: bytes) -> dict[str, Floats]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
             if any(entry.filename.endswith("data.pkl") for entry in entries):
                 raise VectorError(f"{path} is a pickle.", hint=_PICKLE_HINT)

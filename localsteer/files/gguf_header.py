@@ -1,112 +1,55 @@
-"""The header of a GGUF file, read without trusting it: every length is checked against the file before it is followed.
+"""A GGUF file, read without trusting it: its values and tensors.
 
-The format is that of ggml/docs/gguf.md; what is refused here, llama.cpp's `gguf_init_from_file` refuses, too. Nothing but the
-header is read, and of it only what is asked for is kept, so a file of any size costs little memory.
+A file may be replaced or written over at any moment, and places told by one version in the bytes of another hold garbage that
+looks like numbers. So all of a file is read through one open file, or from one copy of its bytes.
 """
 
 from __future__ import annotations
 
-import math
-import mmap
+import contextlib
+import io
+import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError, shown
+from localsteer.files.gguf_layout import (
+    ARRAY_TYPE,
+    SCALARS,
+    STRING_TYPE,
+    DamagedError,
+    Layout,
+    OtherKindError,
+    TensorInfo,
+    UnknownError,
+    read_layout,
+)
 
-MAGIC = b"GGUF"
-_VERSIONS = (2, 3)
-_DEFAULT_ALIGNMENT = 32
-# GGML_MAX_DIMS and GGML_MAX_NAME of ggml.h.
-_MAX_DIMENSIONS = 4
-_MAX_TENSOR_NAME = 64
-
-# enum gguf_type of gguf.h.
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-_STRING, _ARRAY = 8, 9
-STRING_TYPE, UINT32_TYPE, INT32_TYPE = _STRING, 4, 5
-
-# The type that every tensor of a vector has, of enum ggml_type of ggml.h. Known here, so that using one does not import the gguf
-# package for its table of types, which takes 0.07 s, ten times what reading the vector does.
-FLOAT32 = 0
+# Of a tensor that is copied. Larger ones are no faster: 4 MiB already keep a disk busy.
+_CHUNK = 4 << 20
 
 Value = str | int | float | bool
 
 
-class _DamagedError(Exception):
-    """What is wrong with the bytes."""
-
-
-class _UnknownError(Exception):
-    """What is newer than this reader, or made for another machine."""
-
-
 @dataclass(frozen=True)
-class Field:
-    """Where one key and its value stand in the file.
-
-    Attributes:
-        kind: GGUF's number of the value's type.
-        start: first byte of the key's length.
-        value_start: first byte of the value.
-        stop: the byte behind the value.
-    """
-
-    kind: int
-    start: int
-    value_start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of the file.
-
-    Attributes:
-        name: its name.
-        shape: GGUF's order, the fastest running dimension first.
-        kind: ggml's number of its type.
-        offset: first byte, from the start of the data section.
-        size: bytes.
-        entry: first byte of its entry in the header, and the byte behind it.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kind: int
-    offset: int
-    size: int
-    entry: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class GGUFHeader:
+class GGUFHeader(Layout):
     """What a GGUF file says of itself.
 
     Attributes:
         path: the file.
+        file: its bytes: a copy in memory, or the open file.
         error: what is raised where a value is not what it should be.
-        version: of the format.
-        fields: by key, in the file's order.
-        tensors: by name, in the file's order.
-        alignment: of the data section and of each tensor in it.
-        data_start: first byte of the data section.
-        size: bytes of the whole file.
     """
 
     path: Path
+    file: BinaryIO
     error: type[LocalsteerError]
-    version: int
-    fields: Mapping[str, Field]
-    tensors: Mapping[str, TensorInfo]
-    alignment: int
-    data_start: int
-    size: int
 
     def value(self, key: str) -> Value | None:
         """A number or a text; None where the file does not have the key.
@@ -117,15 +60,15 @@ class GGUFHeader:
         field = self.fields.get(key)
         if field is None:
             return None
-        data = self._bytes(field.value_start, field.stop)
-        if field.kind == _STRING:
+        data = self.read(field.value_start, field.stop)
+        if field.kind == STRING_TYPE:
             try:
                 return data[8:].decode("utf-8")
             except UnicodeDecodeError:
                 raise self._damaged(f"the key {key} is not UTF-8 text") from None
-        if field.kind == _ARRAY:
+        if field.kind == ARRAY_TYPE:
             raise self._damaged(f"the key {key} is an array")
-        value: Value = struct.unpack(_SCALARS[field.kind], data)[0]
+        value: Value = struct.unpack(SCALARS[field.kind], data)[0]
         return value
 
     def text(self, key: str) -> str | None:
@@ -159,22 +102,38 @@ class GGUFHeader:
         field = self.fields.get(key)
         if field is None:
             return None
-        data = self._bytes(field.value_start, field.stop) if field.kind == _ARRAY else b""
-        kind = struct.unpack_from("<I", data)[0] if data else _ARRAY
-        if kind not in _SCALARS:
+        data = self.read(field.value_start, field.stop) if field.kind == ARRAY_TYPE else b""
+        kind = struct.unpack_from("<I", data)[0] if data else ARRAY_TYPE
+        if kind not in SCALARS:
             raise self._damaged(f"the key {key} is no array of numbers")
-        return np.frombuffer(data, _SCALARS[kind], offset=12).astype(np.float32)
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite
+            return np.frombuffer(data, SCALARS[kind], offset=12).astype(np.float32)
 
     def tensor_bytes(self, tensor: TensorInfo) -> bytes:
         """The data of one tensor."""
         start = self.data_start + tensor.offset
-        return self._bytes(start, start + tensor.size)
+        return self.read(start, start + tensor.size)
 
-    def _bytes(self, start: int, stop: int) -> bytes:
+    def copy(self, start: int, stop: int, target: BinaryIO, tell: Callable[[int], object] | None = None) -> None:
+        """Write bytes of this file into another, and tell how many after each chunk.
+
+        Raises:
+            LocalsteerError: they cannot be read, or are no longer there.
+        """
+        for at in range(start, stop, _CHUNK):
+            written = target.write(self.read(at, min(at + _CHUNK, stop)))
+            if tell is not None:
+                tell(written)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes of the file.
+
+        Raises:
+            LocalsteerError: they cannot be read, or are no longer there.
+        """
         try:
-            with self.path.open("rb") as file:
-                file.seek(start)
-                data = file.read(stop - start)
+            self.file.seek(start)
+            data = self.file.read(stop - start)
         except OSError as problem:
             raise self.error(f"{self.path} cannot be read: {problem.strerror}.") from problem
         if len(data) != stop - start:
@@ -191,40 +150,55 @@ def read_header(
     *,
     kind: str = "file",
     not_gguf: str | None = None,
+    most: int = -1,
     on_architecture: Callable[[str], None] | None = None,
 ) -> GGUFHeader:
-    """Read the header of a GGUF file, and make sure that all it promises lies within the file.
+    """Read a small GGUF file at once, and make sure that all that its header promises lies within it.
 
     Args:
         path: the file.
         error: what to raise.
         kind: what to call the file where it is missing.
         not_gguf: what to do where it is no GGUF file.
+        most: how many bytes to read, -1 for all; `GGUFHeader.size` tells whether there are more.
         on_architecture: called with `general.architecture` as soon as it is read, before the rest of the header: a wrong kind of
             file is best refused by that.
 
     Raises:
         LocalsteerError: of the class `error`: it is missing, cannot be read, is no GGUF file, damaged or cut short.
     """
-    try:
-        with path.open("rb") as file:
-            if file.read(4) != MAGIC:
-                raise error(f"{path} is not a GGUF file.", hint=not_gguf)
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(path, error, data, on_architecture)
-    except FileNotFoundError:
-        raise error(f"There is no {kind} {path}.") from None
-    except OSError as problem:
-        raise error(f"The {kind} {path} cannot be read: {problem.strerror}.") from problem
-    except _DamagedError as problem:
-        raise error(f"{path} is damaged: {shown(problem)}.", hint="Make or download it again.") from None
-    except _UnknownError as problem:
-        raise error(f"{path} cannot be read: {shown(problem)}.") from None
+    with _open(path, error, kind) as file, _refusals(path, error, kind, not_gguf):
+        size, data = os.fstat(file.fileno()).st_size, io.BytesIO(file.read(-1 if most is None else most))
+        layout = read_layout(data, size, on_architecture=on_architecture)
+    return GGUFHeader(**vars(layout), path=path, file=data, error=error)
 
 
-def align(position: int, alignment: int) -> int:
-    """The first multiple of `alignment` from `position` on."""
-    return -(-position // alignment) * alignment
+@contextlib.contextmanager
+def open_header(
+    path: Path, error: type[LocalsteerError], *, kind: str = "file", not_gguf: str | None = None, measure: bool = True
+) -> Iterator[GGUFHeader]:
+    """The header of a GGUF file of any size, whose tensors can be read within the block.
+
+    Args:
+        path: the file.
+        error: what to raise.
+        kind: what to call the file where it is missing.
+        not_gguf: what to do where it is no GGUF file.
+        measure: find out the size of every tensor, for which the installed gguf package has to know its type, and make sure that
+            it lies within the file.
+
+    Raises:
+        LocalsteerError: of the class `error`: it is missing, cannot be read, is no GGUF file, damaged or cut short, or somebody
+            wrote to it within the block.
+    """
+    with _open(path, error, kind) as file:
+        with _refusals(path, error, kind, not_gguf):
+            before = os.fstat(file.fileno())
+            layout = read_layout(file, before.st_size, measure=measure)
+        yield GGUFHeader(**vars(layout), path=path, file=file, error=error)
+        after = os.fstat(file.fileno())
+    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise error(f"{path} was written to while it was read.", hint="Try again when it is whole.")
 
 
 def type_name(kind: int) -> str:
@@ -237,144 +211,25 @@ def type_name(kind: int) -> str:
         return f"type {kind}"
 
 
-def _parse(
-    path: Path, error: type[LocalsteerError], data: mmap.mmap, on_architecture: Callable[[str], None] | None
-) -> GGUFHeader:
-    cursor = _Cursor(data)
-    cursor.at = len(MAGIC)
-    version = cursor.number("<I")
-    if version not in _VERSIONS:
-        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
-        what = "its bytes are in big-endian order" if swapped in _VERSIONS else f"it is GGUF version {version}, not 2 or 3"
-        raise _UnknownError(what)
-    n_tensors, n_fields = cursor.number("<Q"), cursor.number("<Q")
-    fields: dict[str, Field] = {}
-    # Every key takes 13 bytes, every tensor 24, or more.
-    cursor.expect(n_fields, 13)
-    for _ in range(n_fields):
-        start = cursor.at
-        key = cursor.name()
-        kind = cursor.number("<I")
-        value_start = cursor.at
-        cursor.skip_value(kind)
-        if key in fields:
-            raise _DamagedError(f"the key {key} stands there twice")
-        fields[key] = Field(kind, start, value_start, cursor.at)
-        if key == "general.architecture" and on_architecture is not None:
-            on_architecture(shown(bytes(data[value_start + 8 : cursor.at]).decode("utf-8", "replace")) if kind == _STRING else "")
-    alignment = _alignment(data, fields)
-    cursor.expect(n_tensors, 24)
-    tensors: dict[str, TensorInfo] = {}
-    for _ in range(n_tensors):
-        tensor = cursor.tensor()
-        if tensor.name in tensors:
-            raise _DamagedError(f"the tensor {tensor.name} stands there twice")
-        tensors[tensor.name] = tensor
-    data_start = align(cursor.at, alignment)
-    for tensor in tensors.values():
-        if tensor.offset % alignment or data_start + tensor.offset + tensor.size > len(data):
-            raise _DamagedError(f"the tensor {tensor.name} does not lie within the file")
-    return GGUFHeader(path, error, version, fields, tensors, alignment, data_start, len(data))
-
-
-def _alignment(data: mmap.mmap, fields: Mapping[str, Field]) -> int:
-    field = fields.get("general.alignment")
-    if field is None:
-        return _DEFAULT_ALIGNMENT
-    alignment = struct.unpack_from("<I", data, field.value_start)[0] if field.kind == UINT32_TYPE else 0
-    if alignment == 0 or alignment & (alignment - 1):
-        raise _DamagedError("its alignment is not a power of two")
-    return int(alignment)
-
-
-class _Cursor:
-    """A place in the file that never leaves it."""
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self.data = data
-        self.size = len(data)
-        self.at = 0
-
-    def skip(self, length: int) -> None:
-        if length > self.size - self.at:
-            raise _DamagedError("it ends too early")
-        self.at += length
-
-    def expect(self, count: int, least: int) -> None:
-        """Make sure that `count` things of at least so many bytes can follow."""
-        if count * least > self.size - self.at:
-            raise _DamagedError("it ends too early")
-
-    def number(self, form: str) -> int:
-        start = self.at
-        self.skip(struct.calcsize(form))
-        value: int = struct.unpack_from(form, self.data, start)[0]
-        return value
-
-    def name(self) -> str:
-        length = self.number("<Q")
-        start = self.at
-        self.skip(length)
-        try:
-            text = bytes(self.data[start : self.at]).decode("utf-8")
-        except UnicodeDecodeError:
-            raise _DamagedError("a name in it is not UTF-8 text") from None
-        if not text.isprintable():
-            raise _DamagedError(f"a name in it holds control characters ({text})")
-        return text
-
-    def skip_value(self, kind: int) -> None:
-        if kind == _STRING:
-            self.skip(self.number("<Q"))
-        elif kind == _ARRAY:
-            kind, count = self.number("<I"), self.number("<Q")
-            if kind == _STRING:
-                self.skip_texts(count)
-            elif kind in _SCALARS:
-                self.skip(count * struct.calcsize(_SCALARS[kind]))
-            else:
-                raise _DamagedError(f"it holds an array of type {kind}")
-        elif kind in _SCALARS:
-            self.skip(struct.calcsize(_SCALARS[kind]))
-        else:
-            raise _DamagedError(f"it holds a value of type {kind}")
-
-    def skip_texts(self, count: int) -> None:
-        # A vocabulary has up to 300,000 texts and as many merges: a loop without calls takes 0.1 s.
-        self.expect(count, 8)
-        at, last, data = self.at, self.size - 8, self.data
-        length_of = struct.Struct("<Q").unpack_from
-        for _ in range(count):
-            if at > last:
-                raise _DamagedError("it ends too early")
-            at += 8 + length_of(data, at)[0]
-        if at > self.size:
-            raise _DamagedError("it ends too early")
-        self.at = at
-
-    def tensor(self) -> TensorInfo:
-        start = self.at
-        name = self.name()
-        if len(name.encode()) >= _MAX_TENSOR_NAME:
-            raise _DamagedError(f"the name of a tensor is longer than {_MAX_TENSOR_NAME - 1} bytes")
-        n_dimensions = self.number("<I")
-        if n_dimensions > _MAX_DIMENSIONS:
-            raise _DamagedError(f"the tensor {name} has {n_dimensions} dimensions")
-        shape = tuple(self.number("<Q") for _ in range(n_dimensions))
-        kind, offset = self.number("<I"), self.number("<Q")
-        return TensorInfo(name, shape, kind, offset, _tensor_size(name, shape, kind), (start, self.at))
-
-
-def _tensor_size(name: str, shape: tuple[int, ...], kind: int) -> int:
-    if kind == FLOAT32:
-        return 4 * math.prod(shape)
-    import gguf
-
-    sizes: Mapping[Any, tuple[int, int]] = gguf.GGML_QUANT_SIZES
+def _open(path: Path, error: type[LocalsteerError], kind: str) -> BinaryIO:
     try:
-        block, block_bytes = sizes[gguf.GGMLQuantizationType(kind)]
-    except (ValueError, KeyError):
-        raise _UnknownError(f"{name} is of type {kind}, which the installed gguf package does not know (upgrade it)") from None
-    if math.prod(shape[:1]) % block:
-        raise _DamagedError(f"the rows of the tensor {name} are not whole blocks")
-    return math.prod(shape) // block * block_bytes
+        return path.open("rb")
+    except FileNotFoundError:
+        raise error(f"There is no {kind} {path}.") from None
+    except OSError as problem:
+        raise error(f"The {kind} {path} cannot be read: {problem.strerror}.") from problem
+
+
+@contextlib.contextmanager
+def _refusals(path: Path, error: type[LocalsteerError], kind: str, not_gguf: str | None) -> Iterator[None]:
+    """Say for a person what is found to be wrong within the block."""
+    try:
+        yield
+    except OtherKindError:
+        raise error(f"{path} is not a GGUF file.", hint=not_gguf) from None
+    except DamagedError as problem:
+        raise error(f"{path} is damaged: {shown(problem)}.", hint="Make or download it again.") from None
+    except UnknownError as problem:
+        raise error(f"{path} cannot be read: {shown(problem)}.") from None
+    except OSError as problem:
+        raise error(f"The {kind} {path} cannot be read: {problem.strerror}.") from problem

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -70,11 +69,15 @@ class Batch:
             outputs=np.ones(n, np.int8),
         )
 
-    def split(self, size: int) -> Iterator[Batch]:
-        """The batch in consecutive parts of at most `size` tokens."""
+    def split(self, size: int, n_outputs: int | None = None) -> Iterator[Batch]:
+        """The batch in consecutive parts of at most `size` tokens, at most `n_outputs` of which ask for logits."""
         ends = np.concatenate(([0], np.cumsum(self.sequence_counts)))
-        for start in range(0, len(self), size):
+        asked = np.concatenate(([0], np.cumsum(self.outputs, dtype=np.intp)))
+        start = 0
+        while start < len(self):
             stop = min(start + size, len(self))
+            if n_outputs is not None:
+                stop = min(stop, int(np.searchsorted(asked, asked[start] + n_outputs, side="right")) - 1)
             yield Batch(
                 self.tokens[start:stop],
                 self.positions[start:stop],
@@ -82,6 +85,7 @@ class Batch:
                 self.sequence_ids[ends[start] : ends[stop]],
                 self.outputs[start:stop],
             )
+            start = stop
 
 
 def undivided(model: Model, sequences: Sequence[int]) -> Iterator[slice]:
@@ -198,7 +202,6 @@ class Context:
         self.n_seq = n_seq
         self.n_ubatch = int(llama.llama_n_ubatch(self._context))
         self._control_vector: NDArray[np.float32] | None = None
-        self._changed = True
         self._batch = _NativeBatch(self.n_ubatch)
 
     def __enter__(self) -> Context:
@@ -232,10 +235,8 @@ class Context:
         if self.tap is not None:
             self.tap.begin(n, np.flatnonzero(batch.outputs))
         library.forget_errors()
-        # Besides the tap only the log calls back into Python, when the graph is reserved anew.
-        with InterruptsAfter() if self.tap is not None or self._changed else contextlib.nullcontext():
+        with InterruptsAfter():  # the tap calls back into Python, and so does the log, when the graph is reserved anew
             status = llama.llama_decode(self._context, c_batch)
-        self._changed = False
         if self.tap is not None:
             self.tap.raise_failure()
         if status == 1:
@@ -302,7 +303,6 @@ class Context:
         if status != 0:
             raise ModelError(f"llama.cpp refuses a control vector for {self.model.path}.")
         self._control_vector = added
-        self._changed = True
 
     def forget(self, sequence: int, start: int = 0) -> bool:
         """Drop a sequence's tokens from position `start` on.
@@ -316,31 +316,29 @@ class Context:
         """Let `target` share all that `source` holds."""
         self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
-    def cells(self, start: int, stop: int) -> ctypes.Array[ctypes.c_uint8]:
-        """The KV cells of sequence 0 from position `start` to `stop`, for `put_cells` of another context of the same model.
+    def sequence_bytes(self, sequence: int) -> int:
+        """How many bytes `sequence_state` would be."""
+        return int(self._llama.llama_state_seq_get_size(self._context, sequence))
 
-        The context must have a second sequence, and the model must let sequences share tokens.
-        """
-        self._llama.llama_memory_seq_cp(self._memory, 0, 1, start, stop)
-        try:
-            data = (ctypes.c_uint8 * int(self._llama.llama_state_seq_get_size(self._context, 1)))()
-            written = self._llama.llama_state_seq_get_data(self._context, data, len(data), 1)
-        finally:
-            self.forget(1)
-        if written != len(data):
-            raise ModelError(f"llama.cpp cannot copy the KV cache of {self.model.path}.")
-        return data
-
-    def put_cells(self, data: ctypes.Array[ctypes.c_uint8], start: int, stop: int) -> None:
-        """Take over cells of another context as positions `start` to `stop` of sequence 0.
+    def sequence_state(self, sequence: int) -> NDArray[np.uint8]:
+        """All that a sequence holds, for `restore_sequence` of a context of the same model (llama_state_seq_get_data).
 
         Raises:
-            ModelError: the KV cache is full.
+            ModelError: llama.cpp cannot copy it.
         """
-        if self._llama.llama_state_seq_set_data(self._context, data, len(data), 1) == 0:
-            raise ModelError(f"The context of {self.n_ctx} tokens is full.", hint="Use a larger one with --context.")
-        self._llama.llama_memory_seq_cp(self._memory, 1, 0, start, stop)
-        self.forget(1)
+        state = np.empty(self.sequence_bytes(sequence), np.uint8)
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if self._llama.llama_state_seq_get_data(self._context, pointer, len(state), sequence) != len(state):
+            raise ModelError(f"llama.cpp cannot copy the KV cache of {self.model.path}.")
+        return state
+
+    def restore_sequence(self, sequence: int, state: NDArray[np.uint8]) -> bool:
+        """Let a sequence hold what it, or another one, held before; False, and it is empty, where there is no room."""
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if self._llama.llama_state_seq_set_data(self._context, pointer, len(state), sequence) == len(state):
+            return True
+        self.forget(sequence)
+        return False
 
     def clear(self) -> None:
         """Empty the KV cache."""

@@ -5,13 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-
-# 1 MiB of header holds the hyperparameters and the start of the vocabulary; 16 samples of 64 KiB tell one quantisation or
-# fine-tune from another without reading gigabytes (10 ms on a cold 5 GB file, where hashing all of it takes half a minute).
-_HEADER_BYTES = 1 << 20
-_SAMPLE_BYTES = 1 << 16
-_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -24,7 +17,8 @@ class Fingerprint:
         n_layer: number of transformer blocks.
         n_embd: width of the residual stream.
         vocabulary: sha256 over all token texts.
-        content: sha256 over the file's header and samples of its tensor bytes; another quantisation differs.
+        content: sha256 over the file's header and a sample of every tensor (see `model_file.content_hash`); another
+            quantisation differs.
     """
 
     name: str
@@ -53,25 +47,4 @@ def hash_texts(texts: Iterable[bytes]) -> str:
     for text in texts:
         digest.update(len(text).to_bytes(4, "little"))
         digest.update(text)
-    return digest.hexdigest()
-
-
-def hash_model_files(paths: Iterable[Path]) -> str:
-    """sha256 over the size, the first MiB and 16 evenly spaced samples of each file.
-
-    Args:
-        paths: the model's file, or the parts of a split model in order.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    digest = hashlib.sha256()
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(size.to_bytes(8, "little"))
-        with path.open("rb") as file:
-            digest.update(file.read(_HEADER_BYTES))
-            for index in range(_SAMPLES):
-                file.seek(max(0, (size - _SAMPLE_BYTES) * index // (_SAMPLES - 1)))
-                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()

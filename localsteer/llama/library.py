@@ -7,6 +7,7 @@ import ctypes
 import functools
 import importlib
 import logging
+import math
 import os
 import platform
 import subprocess
@@ -193,7 +194,8 @@ def build_features() -> BuildFeatures:
 def default_threads() -> int:
     """Physical cores that this process may use; on Apple silicon the performance cores only.
 
-    A second hyper-thread of a core adds nothing to matrix products, and efficiency cores hold the fast ones back.
+    A second hyper-thread of a core adds nothing to matrix products, efficiency cores hold the fast ones back, and threads beyond
+    a container's quota of processor time only use it up in waiting for each other.
     """
     if platform.system() == "Darwin":
         try:
@@ -201,7 +203,43 @@ def default_threads() -> int:
             return max(1, int(answer.stdout))
         except (OSError, ValueError, subprocess.CalledProcessError):
             pass  # An Intel Mac has no performance levels.
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    allowed = [psutil.cpu_count(logical=False) or os.cpu_count() or 1]
     if hasattr(os, "sched_getaffinity"):
-        cores = min(cores, len(os.sched_getaffinity(0)))
-    return max(1, cores)
+        allowed.append(len(os.sched_getaffinity(0)))
+    if platform.system() == "Linux":
+        allowed += _quotas()
+    return max(1, min(allowed))
+
+
+# Where Linux tells the groups of this process, and where they are by cgroups(7).
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def _quotas() -> list[int]:
+    """The processors that each control group of this process may use, as `docker run --cpus` sets them; a part counts as one."""
+    try:
+        lines = _OWN_GROUPS.read_text().splitlines()
+    except OSError:
+        return []
+    quotas = []
+    for _, controllers, place in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        own = Path(place.lstrip("/"))
+        # Version 2 has no name. A container may see its own group as the root, while its path tells where the host has it.
+        for group in (own, *own.parents):
+            quota = _quota(_GROUPS / controllers / group, version=1 if controllers else 2)
+            if quota is not None:
+                quotas.append(quota)
+    return quotas
+
+
+def _quota(group: Path, version: int) -> int | None:
+    """Microseconds of processor time in each period, over the period, rounded up; None where there is no limit."""
+    files = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    try:
+        quota, period = " ".join((group / name).read_text() for name in files).split()
+        return math.ceil(int(quota) / int(period)) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):  # "max", or the controller is off
+        return None

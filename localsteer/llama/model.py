@@ -32,6 +32,8 @@ class Model:
         threads: CPU threads; None means one for each physical core.
 
     Attributes:
+        gpu_layers: as it was asked for.
+        threads: CPU threads.
         n_layer: number of transformer blocks.
         n_embd: width of the residual stream.
         n_vocab: number of tokens in the vocabulary.
@@ -47,6 +49,7 @@ class Model:
         self.path = Path(path)
         check_model_file(self.path)
         self._llama = llama = library.load()
+        self.gpu_layers = gpu_layers
         self.threads = threads if threads is not None else library.default_threads()
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers if gpu_layers is not None else _ALL_LAYERS

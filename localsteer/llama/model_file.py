@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
 from localsteer.errors import ModelError
-from localsteer.llama.fingerprint import hash_model_files
+from localsteer.files.gguf_header import open_header
 
 # `llama_split_path` in llama.cpp: "%s-%05d-of-%05d.gguf", counted from 1.
-_SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$")
+_SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})(?P<ending>\.gguf)$", re.IGNORECASE)
+# One page of a disk: less is not read any faster.
+_SAMPLE_BYTES = 4096
 
 
 def check_model_file(path: Path) -> None:
@@ -39,9 +42,8 @@ def model_parts(path: Path) -> list[Path]:
     match = _SPLIT_NAME.match(path.name)
     if match is None:
         return [path]
-    count = int(match["count"])
-    names = (f"{match['stem']}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1))
-    return [path.with_name(name) for name in names]
+    parts = range(1, int(match["count"]) + 1)
+    return [path.with_name(f"{match['stem']}-{part:05d}-of-{match['count']}{match['ending']}") for part in parts]
 
 
 def model_stem(path: Path) -> str:
@@ -50,17 +52,33 @@ def model_stem(path: Path) -> str:
     return path.stem if match is None else match["stem"]
 
 
+def is_later_part(path: Path) -> bool:
+    """Whether it is a part of a split model, and not the first, which is the one to open."""
+    match = _SPLIT_NAME.match(path.name)
+    return match is not None and int(match["part"]) != 1
+
+
 def content_hash(path: Path) -> str:
-    """`Fingerprint.content` of a model, in some 10 ms.
+    """`Fingerprint.content` of a model: sha256 over each part's size, header and the middle 4 KiB of every tensor.
+
+    Whatever is done to a tensor, and be it the only one, mostly touches all of its rows, and shows without reading gigabytes:
+    0.05 to 0.1 s for a file of 1.1 GB, with 339 tensors and 300,000 texts in the header.
 
     Args:
         path: the GGUF file (of a split model: the first part).
 
     Raises:
-        ModelError: a file is missing, cannot be read, or is no GGUF.
+        ModelError: a file is missing, cannot be read, is no GGUF, or damaged.
     """
-    check_model_file(path)
-    try:
-        return hash_model_files(model_parts(path))
-    except OSError as error:
-        raise ModelError(f"The model file {error.filename or path} cannot be read: {error.strerror}.") from error
+    digest = hashlib.sha256()
+    for part in model_parts(path):
+        check_model_file(part)
+        # Not measured: llama.cpp may know types of tensors that the gguf package does not.
+        with open_header(part, ModelError, kind="model file", measure=False) as header:
+            digest.update(header.size.to_bytes(8, "little"))
+            digest.update(header.read(0, header.data_start))
+            for tensor in sorted(header.tensors.values(), key=lambda one: one.offset):
+                length = min(tensor.size, _SAMPLE_BYTES)
+                start = header.data_start + tensor.offset + (tensor.size - length) // 2
+                digest.update(header.read(start, start + length))
+    return digest.hexdigest()

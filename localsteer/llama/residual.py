@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,11 @@ class Edit:
         """What is added in sum at one layer: (n_embd,); None for nothing."""
         total = _sum_of([(rows[layer], scale) for rows, scale in self.terms])
         return total if total.any() else None
+
+    def scaled(self, factor: float) -> Edit:
+        """The same components removed, and so many times the rows added."""
+        beside = tuple((rows, scale * factor) for rows, scale in self.beside)
+        return replace(self, scale=self.scale * factor, beside=beside)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Edit):

@@ -31,7 +31,7 @@ class Sampling:
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the most likely tokens up to this summed probability; 1 keeps all.
         min_p: drop tokens less likely than this share of the most likely one; 0 drops none.
-        repeat_penalty: divide the logits of the last 64 tokens by this; 1 changes nothing.
+        repeat_penalty: divide the logits of the last 64 tokens, the prompt's among them, by this; 1 changes nothing.
         frequency_penalty: take this from the logit of a token for each time it is among the last 64; 0 changes nothing.
         presence_penalty: likewise, once however often.
         seed: of the random draw; None draws a new one each time.
@@ -70,6 +70,7 @@ class Sampler:
         settings: `settings.seed` must be set; `fresh_seed` makes one.
         model: whose tokens are drawn.
         grammar: a GBNF grammar that they follow; None for none.
+        recent: what was said before, the prompt for one; penalties look back on its last tokens, as those of llama-server do.
         anchored: draw only what the settings' filters (top-k, top-p, min-p) keep of the unsteered model's predictions as well, as
             likely as the steered model has it (DExperts, Liu et al. 2021, cut by the base model; the plausibility constraint of
             Li et al. 2023, Contrastive Decoding). Where nothing is steered, these are the draws that are made anyway.
@@ -78,7 +79,15 @@ class Sampler:
         LocalsteerError: the seed is missing or out of range, or llama.cpp cannot read the grammar.
     """
 
-    def __init__(self, settings: Sampling, model: Model, grammar: str | None = None, *, anchored: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Sampling,
+        model: Model,
+        grammar: str | None = None,
+        *,
+        recent: Sequence[int] = (),
+        anchored: bool = False,
+    ) -> None:
         # llama.cpp takes 2**32 - 1 for "a random seed", and others modulo 2**32.
         if settings.seed is None or not 0 <= settings.seed <= MAX_SEED:
             raise LocalsteerError(f"{settings.seed} is no seed.", hint=f"Give a whole number from 0 to {MAX_SEED}.")
@@ -88,6 +97,9 @@ class Sampler:
         penalties, filters, draw = self._penalties(settings, model), self._filters(settings), self._draw(settings)
         self._chain = self._chain_of([*penalties, *([] if anchored else filters), *draw])
         self._filter = self._chain_of([*self._penalties(settings, model), *filters]) if anchored else None
+        if settings.penalties is not None:
+            for token in recent[-_PENALTY_WINDOW:]:
+                self._remember(token)
 
     def __enter__(self) -> Sampler:
         return self
@@ -132,10 +144,13 @@ class Sampler:
 
     def accept(self, token: int) -> None:
         """Count a token that was drawn before among the recent ones."""
-        for chain in self._chains:
-            self._llama.llama_sampler_accept(chain, token)
+        self._remember(token)
         if self._grammar is not None:
             self._grammar.accept(token)
+
+    def _remember(self, token: int) -> None:
+        for chain in self._chains:
+            self._llama.llama_sampler_accept(chain, token)
 
     def _plausible(self, logits: NDArray[np.float32]) -> NDArray[np.int32]:
         """The tokens that the filters keep, in the order that they leave them in."""
@@ -160,7 +175,10 @@ class Sampler:
         candidates = _Candidates(logits)
         grammar.restrict(candidates)
         if self._filter is not None:
-            self._llama.llama_sampler_apply(self._filter, candidates.handle)
+            allowed = candidates.logits
+            among = self._plausible(allowed)
+            # Anew, for the filter has taken the penalties off already, and the chain takes them again.
+            candidates = _Candidates(allowed[among], among)
         token = self._drawn(candidates)
         if not grammar.allows(token):
             raise ModelError("No token of the model's vocabulary goes on as the grammar wants.")
@@ -230,6 +248,11 @@ class _Candidates:
     def tokens(self) -> NDArray[np.int32]:
         """Those that are left, in their present order."""
         return np.array([self._array.data[place].id for place in range(self._array.size)], np.int32)
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """(n,) of the tokens in their present order, a copy."""
+        return self._data["logit"].copy()
 
     @property
     def any_is_possible(self) -> bool:

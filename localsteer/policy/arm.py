@@ -11,7 +11,7 @@ from localsteer.building.extraction import Progress
 from localsteer.building.library import load_vector
 from localsteer.concepts.names import is_path
 from localsteer.discovery import resolve_model
-from localsteer.engine.checks import needs_tap
+from localsteer.engine.checks import check_steering
 from localsteer.errors import PolicyError
 from localsteer.llama.model import Model
 from localsteer.llama.steerability import steerability
@@ -22,6 +22,7 @@ from localsteer.policy.pattern_classifier import RuleClassifier, Search
 from localsteer.policy.policy import Policy, Rule, naming
 from localsteer.policy.policy_file import ClassifierSpec, PolicyDocument, ProbeSpec, RuleSpec, load_policy
 from localsteer.policy.probe_classifier import ProbeClassifier
+from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan, resolve
 from localsteer.vector.calibration import Mode
@@ -37,14 +38,16 @@ class ArmedPolicy:
         folder: what relative paths in it start from.
         model: the model that answers.
         progress: told about the building of a vector that is not there yet.
+        limit: the largest relative dose, of each rule and of all that is added to a token; None for any.
+        mode: what is steered, as a rule.
 
     Attributes:
-        policy: for `Controller`.
+        policy: for `Controller`, with the doses of `mode`.
         audit: where its decisions go; None where the policy names no file.
         notes: what the user should know, such as a vector read from another quantisation.
 
     Raises:
-        PolicyError: a probe does not fit the model, or a file is missing.
+        PolicyError: a probe does not fit the model, a rule is above the limit, or a file is missing.
         LocalsteerError: a vector cannot be found or does not fit, or the audit log cannot be written.
     """
 
@@ -54,6 +57,9 @@ class ArmedPolicy:
         folder: Path,
         model: Model,
         progress: Progress | None = None,
+        *,
+        limit: DoseLimit | None = None,
+        mode: Mode = "response",
     ) -> None:
         self._folder = folder
         self._model = model
@@ -63,8 +69,8 @@ class ArmedPolicy:
         notes: dict[str, None] = {}
         classifiers = {name: self._classifier(name, spec, notes) for name, spec in document.classifiers.items()}
         self._document = document
-        self._anchored: Policy | None = None
-        rules = self._rules("response", progress)
+        self._limit = limit
+        rules = self._rules(mode, progress)
         for rule in rules:
             notes |= dict.fromkeys(rule.plan.notes)
         used = {name for rule in rules for name in rule.condition.names}
@@ -76,7 +82,9 @@ class ArmedPolicy:
             document.on_error,
             document.stride,
             document.audit_text,
+            limit,
         )
+        self._by_mode = {mode: self.policy}
         self.audit: AuditLog | None = None
         if document.audit is not None:
             self.audit = AuditLog(self._path(document.audit), max_bytes=document.audit_max_bytes, files=document.audit_files)
@@ -112,7 +120,7 @@ class ArmedPolicy:
                     )
         for rule in self.policy.rules:
             with naming(f'The rule "{rule.name}"'):
-                needs_tap([rule.plan.edit], self._model)
+                check_steering(self._model, [rule.plan.edit])
 
     def _classifier(self, name: str, spec: ClassifierSpec, notes: dict[str, None]) -> Classifier:
         with naming(f'The classifier "{name}"'):
@@ -157,7 +165,7 @@ class ArmedPolicy:
         def open_model() -> Model:
             if path.resolve() == self._model.path.resolve():
                 return self._model
-            model = Model(path, threads=self._model.threads)
+            model = Model(path, gpu_layers=self._model.gpu_layers, threads=self._model.threads)
             self._opened.append(model)
             return model
 
@@ -171,28 +179,26 @@ class ArmedPolicy:
         """The policy with the doses that answers of a mode take. A rule never steers a prompt.
 
         Raises:
-            LocalsteerError: a vector is gone.
+            LocalsteerError: a vector is gone, or a rule is above the limit.
         """
-        if mode != "anchored":
-            return self.policy
-        if self._anchored is None:
-            self._anchored = replace(self.policy, rules=self._rules("anchored", None))
-        return self._anchored
+        if mode not in self._by_mode:
+            self._by_mode[mode] = replace(self.policy, rules=self._rules(mode, None))
+        return self._by_mode[mode]
 
     def _rules(self, mode: Mode, progress: Progress | None) -> tuple[Rule, ...]:
         rules = []
         for spec in self._document.rules:
             with naming(f'The rule "{spec.name}"'):
-                plan = self._plan(self._document.steering(spec), progress, mode)
+                plan = self._plan(spec.steer, progress, mode)
             hold = None if spec.hold == "response" else spec.hold
-            rules.append(Rule(spec.name, self._document.condition(spec), plan, hold, spec.ramp, spec.rewind))
+            rules.append(Rule(spec.name, spec.when, plan, hold, spec.ramp, spec.rewind))
         return tuple(rules)
 
     def _plan(self, steering: Steering, progress: Progress | None, mode: Mode) -> Plan:
         def load(name: str) -> ControlVector:
             return read_vector(self._path(name)) if is_path(name) else load_vector(name, self._model, progress)
 
-        return resolve(steering, self._model.fingerprint, load, mode)
+        return resolve(steering, self._model.fingerprint, load, "response" if mode == "prompt" else mode, self._limit)
 
     def _path(self, name: str) -> Path:
         try:
@@ -201,13 +207,20 @@ class ArmedPolicy:
             raise PolicyError(f"{name} names the home of someone who is not known here.") from error
 
 
-def arm(path: str | Path, model: Model, progress: Progress | None = None) -> ArmedPolicy:
-    """Load a policy file for a model.
+def arm(
+    path: str | Path,
+    model: Model,
+    progress: Progress | None = None,
+    *,
+    limit: DoseLimit | None = None,
+    mode: Mode = "response",
+) -> ArmedPolicy:
+    """Load a policy file for a model; see `ArmedPolicy`.
 
     Raises:
         PolicyError: the file is missing or breaks a rule, or something that it names is missing or does not fit.
     """
-    return ArmedPolicy(load_policy(path), Path(path).parent, model, progress)
+    return ArmedPolicy(load_policy(path), Path(path).parent, model, progress, limit=limit, mode=mode)
 
 
 def classifier_name(path: Path) -> str:

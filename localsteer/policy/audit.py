@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import os
+import re
+import stat
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +16,16 @@ from typing import Any, Literal
 from localsteer.errors import PolicyError
 from localsteer.vector.calibration import without_nan
 
-Action = Literal["pass", "fire", "release", "rewind", "rewinds exhausted", "error"]
+Action = Literal["pass", "fire", "release", "rewind", "rewinds exhausted", "limited", "error"]
 # A rule came to steer, or would have taken tokens back.
 FIRED: tuple[Action, ...] = ("fire", "rewind", "rewinds exhausted")
 
 # Within a process one line is written after the other: a look at the end of the file must not fall into somebody's writing.
 _writing = threading.Lock()
+
+# How each of our lines begins. Nothing behind it is asked for: a full disk may have cut the line short.
+_OURS = re.compile(rb'\{"time": "[^"]*", "conversation": "[^"]*", "answer": \d')
+_LONGEST_BEGINNING = 200
 
 logger = logging.getLogger("localsteer")
 
@@ -35,13 +41,14 @@ class Decision:
         position: tokens of the answer so far; 0 is right after the prompt.
         rule: the rule that it is about; empty for an error, which may concern several.
         action: "pass" (looked at, and not fired), "fire", "release", "rewind" (fired, and the latest tokens were taken back),
-            "rewinds exhausted" (would have been a rewind, but the answer had its share), or "error".
+            "rewinds exhausted" (would have been a rewind, but the answer had its share), "limited" (what is added in all is held
+            at the largest dose; told once in an answer), or "error".
         classifier: the one that decided.
         score: its score; None where it has none.
         threshold: what it was compared with.
         strength: 1 where the rule steers from here on (at the end of its ramp), else 0.
         steer: the rule's expression.
-        detail: what went wrong, or how many tokens were taken back.
+        detail: what went wrong, how many tokens were taken back, or the dose that it would have been.
         text: the message, or the answer so far; empty unless the policy asks for texts.
     """
 
@@ -75,18 +82,19 @@ class Decision:
 
 
 class AuditLog:
-    """A file of JSON lines that is rotated by size.
+    """A file of JSON lines that is rotated by size when a line is written.
 
     Each line is written by one call, to a file opened for it: several processes may share a log, and a log that was renamed or
-    removed by someone else begins anew.
+    removed by someone else begins anew. A policy can name any file of its user's: what is no audit log is neither written to nor
+    replaced.
 
     Args:
-        path: the file.
+        path: the file; made where there is none.
         max_bytes: a line that would make the file larger goes into a new one.
         files: how many older ones are kept, as `.1` (the latest), `.2` ...
 
     Raises:
-        PolicyError: it cannot be written.
+        PolicyError: it cannot be written, or it (or an older one) is something else than an audit log.
     """
 
     def __init__(self, path: Path, *, max_bytes: int, files: int) -> None:
@@ -95,7 +103,8 @@ class AuditLog:
         self.files = files
         self._failed = False
         try:
-            self._append(b"")
+            os.close(self._open())
+            self._refuse_foreign()
         except OSError as error:
             raise PolicyError(f"The audit log {path} cannot be written: {error.strerror}.") from error
 
@@ -104,9 +113,10 @@ class AuditLog:
         try:
             with _writing:
                 self._append(json.dumps(decision.document(), ensure_ascii=True, allow_nan=False).encode() + b"\n")
-        except OSError as error:
+        except (OSError, PolicyError) as error:
             if not self._failed:
-                logger.warning("the audit log %s cannot be written: %s", self.path, error.strerror)
+                reason = error.strerror if isinstance(error, OSError) else error.message
+                logger.warning("the audit log %s cannot be written: %s", self.path, reason)
             self._failed = True
 
     def _append(self, line: bytes) -> None:
@@ -114,9 +124,8 @@ class AuditLog:
             self._rotate()
         handle = self._open()
         try:
-            if line:
-                # Another process may have been killed in the middle of a line.
-                os.write(handle, line if self._is_complete(handle) else b"\n" + line)
+            # Another process may have been killed in the middle of a line.
+            os.write(handle, line if self._is_complete(handle) else b"\n" + line)
         finally:
             os.close(handle)
 
@@ -128,6 +137,7 @@ class AuditLog:
         return size > 0 and size + more > self.max_bytes
 
     def _open(self) -> int:
+        _refuse_foreign(self.path)
         # Only its owner may read it: it may hold what people said.
         return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
 
@@ -138,10 +148,36 @@ class AuditLog:
         os.lseek(handle, -1, os.SEEK_END)
         return os.read(handle, 1) == b"\n"
 
+    def _refuse_foreign(self) -> None:
+        for number in range(self.files + 1):
+            _refuse_foreign(self._numbered(number))
+
     def _rotate(self) -> None:
+        self._refuse_foreign()
         for number in range(self.files, 0, -1):
             with contextlib.suppress(FileNotFoundError):  # not there yet, or another process was faster
                 self._numbered(number - 1).replace(self._numbered(number))
 
     def _numbered(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{number}") if number else self.path
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Make sure that a file is an audit log, or empty, or not there.
+
+    Raises:
+        PolicyError: it is something else.
+    """
+    try:
+        # A device or a pipe is not even opened.
+        if stat.S_ISREG(path.stat().st_mode):
+            with path.open("rb") as file:
+                beginning = file.read(_LONGEST_BEGINNING)
+            if not beginning or _OURS.match(beginning):
+                return
+    except FileNotFoundError:
+        return
+    raise PolicyError(
+        f"{path} is no audit log of localsteer's, so it is left alone.",
+        hint="Let `audit:` name a file that is not there yet, or an older audit log.",
+    )

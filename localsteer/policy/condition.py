@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Far beyond what anyone writes, and far below what Python's stack holds.
 _DEEPEST = 100
@@ -25,7 +25,7 @@ class Condition:
 
     text: str
     names: tuple[str, ...]
-    _root: ast.expr
+    _root: ast.expr = field(compare=False, repr=False)
 
     def holds(self, value_of: Callable[[str], bool]) -> bool:
         """Whether it is true. As in Python, what cannot change the outcome any more is not asked for."""

@@ -57,7 +57,7 @@ class Controller:
 
         Args:
             message: the user's latest message.
-            plan: steering that is on whatever the policy says.
+            plan: steering that is on whatever the policy says, by itself within the policy's limit.
         """
         self._answers += 1
         base = plan.effect if plan is not None else None
@@ -154,6 +154,7 @@ class AnswerGate:
             [one for one in self._activities if watch in policy.watched(one.rule)] for watch in ("prompt", "output")
         )
         self._combined: dict[tuple[float, ...], Edit | None] = {}
+        self._removed: dict[tuple[_Activity, ...], Mapping[int, Rows]] = {}
         self._seen = Seen(message)
         self._heard = 0  # length of the answer's text that text classifiers have seen
         self._moments: list[_Moment] = []  # one for each position
@@ -210,8 +211,6 @@ class AnswerGate:
         self._remember(position, len(draft.text))
         self._rewind(taken_back)
         return self._verdict(rewind=taken_back, again=bool(fired))
-
-    # ---- what is armed, for people
 
     @property
     def active(self) -> list[tuple[str, float]]:
@@ -344,17 +343,26 @@ class AnswerGate:
     def _verdict(self, *, rewind: int = 0, again: bool = False) -> Verdict:
         levels = tuple(one.level for one in self._activities)
         if levels not in self._combined:
-            self._combined[levels] = self._combine(levels)
+            self._combined[levels] = self._combine()
         return Verdict(self._combined[levels], again=again, rewind=rewind, stop=self._stopped)
 
-    def _combine(self, levels: tuple[float, ...]) -> Edit | None:
-        """The steering of all active rules, added up."""
-        parts = [(self._base, 1.0)] if self._base is not None else []
-        parts += [(one.rule.plan.edit, level) for one, level in zip(self._activities, levels, strict=True) if level > 0]
-        if not any(level > 0 for level in levels):
+    def _combine(self) -> Edit | None:
+        """The steering of all active rules, added up, and weakened where that is more than the largest dose."""
+        active = tuple(one for one in self._activities if one.level > 0)
+        if not active:
             return self._base
-        (rows, scale), *beside = [(rows, scale * level) for edit, level in parts for rows, scale in edit.terms]
-        return Edit(rows, join_removals([edit.removed for edit, _ in parts]), scale, tuple(beside))
+        parts = [self._base] if self._base is not None else []
+        parts += [one.rule.plan.edit.scaled(one.level) for one in active]
+        if active not in self._removed:  # a ramp changes the strength alone
+            self._removed[active] = join_removals([part.removed for part in parts])
+        (rows, scale), *beside = [term for part in parts for term in part.terms]
+        edit, limit = Edit(rows, self._removed[active], scale, tuple(beside)), self._policy.limit
+        if limit is None or limit.allows(dose := limit.dose_of(edit)):
+            return edit
+        if not any(one.action == "limited" for one in self.decisions):
+            detail = f"relative dose {dose:.2f} held at {limit.dose:g}"
+            self._decide("limited", self._deciding(active[-1].rule), active[-1], detail=detail)
+        return edit.scaled(limit.dose / dose)
 
     def _deciding(self, rule: Rule) -> Classifier:
         """The last classifier of a rule: of those that failed, are true, or were asked in this answer, or of all."""

@@ -20,7 +20,8 @@ from localsteer.llama.model import Model
 from localsteer.policy.examples import Example
 from localsteer.policy.probe_classifier import Scores, moving_mean, projection
 from localsteer.policy.statistics import auroc, measure
-from localsteer.policy.text_rows import Reader
+from localsteer.policy.text_rows import answer_span, message_span
+from localsteer.reading.rows import Progress, Span, read_means, read_tokens
 from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.probe import Metrics, Probe, Watch
 
@@ -99,7 +100,7 @@ def fit_probe(
         settings: how.
         unseen: texts for the report; by default a share of the examples.
         name: of the probe.
-        on_progress: told what is read, how many texts of it are done, and of how many.
+        on_progress: told what is read, how many tokens of it are done, and of how many.
 
     Raises:
         PolicyError: too few texts of a kind, a text that is too long, or texts that no layer tells apart.
@@ -117,9 +118,9 @@ def fit_probe(
     fitted, reported = (list(examples), list(unseen)) if unseen is not None else _split(examples, settings)
     _check(fitted, reported, settings.watch)
     layers = range(first, last + 1)
-    with Reader(model, layers) as reader:
-        read = [_mean_row(reader, one, settings.watch) for one in _told(fitted, "fitting", on_progress)]
-    values, truth = np.stack(read), np.array([bool(one.label) for one in fitted])
+    spans, unseen_spans = ([_span(model, one, settings.watch) for one in part] for part in (fitted, reported))
+    values = read_means(model, spans, layers, progress=_told("fitting", on_progress)).values
+    truth = np.array([bool(one.label) for one in fitted])
     folds = _folds(truth, settings.seed)
     scores = [_unfitted_scores(values[:, index], truth, folds) for index in range(len(layers))]
     best = max(range(len(layers)), key=lambda index: (auroc(scores[index], truth), _separation(scores[index], truth)))
@@ -132,13 +133,11 @@ def fit_probe(
     if settings.watch == "output":
         # A text counts by the highest mean on its way, as an answer does while it is written.
         lines = [_line(values[fold, best], truth[fold]) for fold in folds.fitted]
-        with Reader(model, [layer]) as reader:
-            told = zip(folds.of, _told(fitted, "choosing", on_progress), strict=True)
-            chosen_scores = np.array([_score(reader, one, settings, *lines[fold]) for fold, one in told], np.float64)
+        chosen_scores = _scores(model, spans, layer, lines, folds.of, settings, _told("choosing", on_progress))
     threshold = choose_threshold(chosen_scores, truth, settings.target)
-    # A reader of its own, as `policy run` has one: what is read depends a little on what was read before.
-    with Reader(model, [layer]) as reader:
-        unseen_scores = [_score(reader, one, settings, weights, bias) for one in _told(reported, "reporting", on_progress)]
+    one_line = np.zeros(len(reported), np.intp)
+    told = _told("reporting", on_progress)
+    unseen_scores = _scores(model, unseen_spans, layer, [(weights, bias)], one_line, settings, told)
     positive = [bool(one.label) for one in reported]
     probe = Probe(
         layer,
@@ -253,25 +252,33 @@ def _separation(scores: Scores, truth: NDArray[np.bool_]) -> float:
     return float((scores[truth].mean() - scores[~truth].mean()) / spread) if spread > 0 else math.inf
 
 
-def _rows(reader: Reader, example: Example, watch: Watch) -> Floats:
-    """(n_tokens, n_layers, n_embd) of a text: of all tokens of an answer, or the mean of a message."""
+def _span(model: Model, example: Example, watch: Watch) -> Span:
+    """The tokens of a text that are read."""
     try:
         if watch == "prompt":
-            return reader.prompt(example.message)[np.newaxis]
-        return reader.answer(example.message_before, example.answer)
+            return message_span(model, example.message)
+        return answer_span(model, example.message_before, example.answer)
     except LocalsteerError as error:
         raise PolicyError(f"{example.place}: {error.message}", hint=error.hint) from error
 
 
-def _mean_row(reader: Reader, example: Example, watch: Watch) -> Floats:
-    """(n_layers, n_embd) of a text."""
-    return np.asarray(_rows(reader, example, watch).mean(axis=0), np.float32)
-
-
-def _score(reader: Reader, example: Example, settings: FitSettings, weights: Scores, bias: float) -> float:
-    """The score of a text as the controller would find it: of an answer the highest moving mean."""
-    scores = np.array([row @ weights + bias for row in _rows(reader, example, settings.watch)[:, 0]], np.float64)
-    return float(moving_mean(scores, settings.window).max())
+def _scores(
+    model: Model,
+    spans: Sequence[Span],
+    layer: int,
+    lines: Sequence[tuple[Scores, float]],
+    of: NDArray[np.intp],
+    settings: FitSettings,
+    progress: Progress | None,
+) -> Scores:
+    """(n,) what the controller would find of each text by its line (`of` says which): of an answer the highest moving mean."""
+    weights = np.stack([line for line, _ in lines], axis=1)
+    bias = np.array([one for _, one in lines])
+    scores = np.empty(len(spans), np.float64)
+    for number, found in read_tokens(model, spans, [layer], lambda part: part.rows(layer) @ weights + bias, progress=progress):
+        own = found[:, of[number]]
+        scores[number] = own.mean() if settings.watch == "prompt" else moving_mean(own, settings.window).max()
+    return scores
 
 
 def _split(examples: Sequence[Example], settings: FitSettings) -> tuple[list[Example], list[Example]]:
@@ -331,8 +338,5 @@ def _notes(fitted: Sequence[Example], reported: Sequence[Example], settings: Fit
         )
 
 
-def _told(examples: Sequence[Example], what: str, on_progress: Callable[[str, int, int], None] | None) -> Iterator[Example]:
-    for number, example in enumerate(examples):
-        yield example
-        if on_progress is not None:
-            on_progress(what, number + 1, len(examples))
+def _told(what: str, on_progress: Callable[[str, int, int], None] | None) -> Progress | None:
+    return None if on_progress is None else lambda done, total: on_progress(what, done, total)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from localsteer.engine.prefix_cache import KVCache
 from localsteer.errors import PolicyError
 from localsteer.llama.chat_template import Message
-from localsteer.llama.context import Context
 from localsteer.llama.model import Model
 from localsteer.policy.classifier import Classifier, Observer, Seen
+from localsteer.reading.predictor import Predictor
 
 # Texts are judged in pieces of this many tokens, half of each shared with the next, and the highest score counts: a long text
 # costs time in proportion to its length, and nothing can hide in the middle of one.
@@ -39,7 +38,7 @@ class Judge:
     def __init__(self, open_model: Callable[[], Model], where: str) -> None:
         self._open = open_model
         self._where = where
-        self._cache: KVCache | None = None
+        self._predictor: Predictor | None = None
         self._remembered_score = functools.lru_cache(_REMEMBERED)(self._score)
 
     @functools.cached_property
@@ -66,9 +65,9 @@ class Judge:
 
     def close(self) -> None:
         """Free the context (not the model)."""
-        if self._cache is not None:
-            self._cache.context.close()
-            self._cache = None
+        if self._predictor is not None:
+            self._predictor.close()
+            self._predictor = None
 
     def ask(self, question: str, text: str) -> float:
         """p(yes) / (p(yes) + p(no)) of the first word of the answer, the highest of all pieces of the text.
@@ -76,9 +75,9 @@ class Judge:
         Raises:
             LocalsteerError: the model cannot be opened, cannot say yes and no, or the question is too long.
         """
-        cache = self._ready()
+        predictor = self._ready()
         head, tail = self._frame(question)
-        room = cache.context.n_ctx - len(head) - len(tail)
+        room = predictor.n_ctx - len(head) - len(tail)
         if room < 2:
             raise PolicyError(f"The question is too long for {self._where}.", hint="Ask a shorter one.")
         # Special tokens in the text are read as plain text: it must not be able to end the message and answer itself.
@@ -87,12 +86,12 @@ class Judge:
         # NumPy's maximum, which a score that is not a number does not hide in.
         return float(np.max([*map(self._remembered_score, outgrown), self._score(last)]))
 
-    def _ready(self) -> KVCache:
-        if self._cache is None:
+    def _ready(self) -> Predictor:
+        if self._predictor is None:
             limit = PIECE + _ROOM
-            self._cache = KVCache(Context(self.model, n_ctx=min(limit, self.model.n_ctx_train or limit)))
+            self._predictor = Predictor(self.model, min(limit, self.model.n_ctx_train or limit))
         _ = self._answers
-        return self._cache
+        return self._predictor
 
     def _frame(self, question: str) -> tuple[list[int], list[int]]:
         """The tokens before and after the text."""
@@ -107,12 +106,7 @@ class Judge:
         return self.model.tokenize(head), self.model.tokenize(tail, add_special=False)
 
     def _score(self, tokens: tuple[int, ...]) -> float:
-        cache = self._ready()
-        kept = cache.keep_common(tokens[:-1], [None] * (len(tokens) - 1))
-        row = 0
-        for start in range(kept, len(tokens), cache.context.n_ubatch):
-            row = cache.run(tokens[start : start + cache.context.n_ubatch], None)
-        logits = cache.context.logits(row).astype(np.float64)
+        logits = self._ready().after(tokens).astype(np.float64)
         with np.errstate(invalid="ignore"):  # the controller tells of a score that is not a number
             yes, no = (np.logaddexp.reduce(logits[side]) for side in self._answers)
             return float(np.exp(yes - np.logaddexp(yes, no)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from localsteer.errors import LocalsteerError, PolicyError
 from localsteer.policy.classifier import Classifier, OnError
 from localsteer.policy.condition import Condition
+from localsteer.steering.dose import DoseLimit
 from localsteer.steering.plan import Plan
 
 
@@ -43,6 +44,7 @@ class Policy:
         on_error: what happens where a classifier fails.
         stride: rules are looked at after every so many tokens.
         audit_text: whether decisions carry texts.
+        limit: the largest relative dose of all that is added to a token; None for any. No rule alone is above it.
     """
 
     classifiers: Mapping[str, Classifier]
@@ -50,6 +52,7 @@ class Policy:
     on_error: OnError = "steer"
     stride: int = 1
     audit_text: bool = False
+    limit: DoseLimit | None = None
 
     def layers(self, watch: str) -> frozenset[int]:
         """The layers that classifiers of the prompt or the output read."""
@@ -58,16 +61,6 @@ class Policy:
     def watched(self, rule: Rule) -> set[str]:
         """What the classifiers of a rule watch."""
         return {self.classifiers[name].watch for name in rule.condition.names}
-
-    def refuse_above(self, max_dose: float) -> None:
-        """Make sure that no rule steers by more than a relative dose.
-
-        Raises:
-            PolicyError: one does, or its dose is unknown.
-        """
-        for rule in self.rules:
-            with naming(f'The rule "{rule.name}"'):
-                rule.plan.refuse_above(max_dose)
 
 
 @contextlib.contextmanager

@@ -6,8 +6,8 @@ import keyword
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, PlainValidator, Tag
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from localsteer.errors import ExpressionError, PolicyError
 from localsteer.files.text import read_text
@@ -31,6 +31,33 @@ def _checked_name(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_checked_name)]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise PydanticKnownError("string_type")
+    if not value:
+        raise PydanticKnownError("string_too_short", {"min_length": 1})
+    return value
+
+
+def _condition(value: object) -> Condition:
+    try:
+        return parse_condition(_text(value))
+    except ConditionError as error:
+        raise PydanticCustomError("when", "{problem}", {"problem": str(error)}) from error
+
+
+def _steering(value: object) -> Steering:
+    try:
+        steering = parse_steering(_text(value))
+    except ExpressionError as error:
+        problem = error.message.partition("\n")[0].rstrip(".")
+        where = f'{problem} (column {error.column + 1} of "{error.expression}")'
+        raise PydanticCustomError("steer", "{problem}", {"problem": where}) from error
+    if not steering:
+        raise PydanticCustomError("steer", "it steers by nothing")
+    return steering
 
 
 class _Strict(BaseModel):
@@ -84,16 +111,16 @@ class RuleOfPolicy(_Strict):
 
     Attributes:
         name: for the audit.
-        when: classifiers joined by and, or, not.
-        steer: a steering expression.
+        when: classifiers joined by and, or, not, parsed.
+        steer: the steering, parsed.
         hold: for how many tokens at least, or to the end of the response.
         ramp: over how many tokens the strength rises, and falls again.
         rewind: how many of the latest tokens are taken back and written anew.
     """
 
     name: Text
-    when: Text
-    steer: Text
+    when: Annotated[Condition, PlainValidator(_condition)]
+    steer: Annotated[Steering, PlainValidator(_steering)]
     hold: Literal["response"] | Annotated[int, Field(ge=1)] = "response"
     ramp: int = Field(0, ge=0, le=1000)
     rewind: int = Field(0, ge=0, le=1000)
@@ -120,7 +147,7 @@ class PolicyDocument(_Strict):
     audit: Text | None = None
     audit_text: bool = False
     audit_max_bytes: int = Field(10_000_000, ge=1000)
-    audit_files: int = Field(5, ge=1)
+    audit_files: int = Field(5, ge=1, le=1000)
 
     def inconsistency(self) -> tuple[Location, str] | None:
         """The first rule between keys that is broken: the key, and what is wrong."""
@@ -136,36 +163,10 @@ class PolicyDocument(_Strict):
                 return ("rules", number, *broken[0]), broken[1]
         return None
 
-    def condition(self, rule: RuleOfPolicy) -> Condition:
-        """The parsed condition of a rule.
-
-        Raises:
-            ConditionError: it does not parse.
-        """
-        return parse_condition(rule.when)
-
-    def steering(self, rule: RuleOfPolicy) -> Steering:
-        """The parsed expression of a rule.
-
-        Raises:
-            ExpressionError: it does not parse.
-        """
-        return parse_steering(rule.steer)
-
     def _broken_rule(self, rule: RuleOfPolicy) -> tuple[Location, str] | None:
-        try:
-            condition = self.condition(rule)
-        except ConditionError as error:
-            return ("when",), str(error)
-        if unknown := [name for name in condition.names if name not in self.classifiers]:
+        if unknown := [name for name in rule.when.names if name not in self.classifiers]:
             return ("when",), f'there is no classifier "{unknown[0]}"; there are: {", ".join(self.classifiers)}'
-        try:
-            if not self.steering(rule):
-                return ("steer",), "it steers by nothing"
-        except ExpressionError as error:
-            problem = error.message.partition("\n")[0].rstrip(".")
-            return ("steer",), f'{problem} (column {error.column + 1} of "{error.expression}")'
-        specs = [self.classifiers[name] for name in condition.names]
+        specs = [self.classifiers[name] for name in rule.when.names]
         if rule.rewind and all(spec.watch == "prompt" for spec in specs):
             return ("rewind",), "the rule watches the prompt only, and at its end there is nothing to take back yet"
         if 0 < rule.rewind < self.stride:

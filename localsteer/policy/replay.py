@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from localsteer.engine.draft import Draft
 from localsteer.errors import PolicyError
 from localsteer.llama.model import Model
+from localsteer.llama.residual import Rows
 from localsteer.policy.audit import Decision
 from localsteer.policy.classifier import Classifier
-from localsteer.policy.controller import AnswerGate, Controller
+from localsteer.policy.controller import Controller
 from localsteer.policy.examples import Example
 from localsteer.policy.policy import Policy
 from localsteer.policy.statistics import measure
-from localsteer.policy.text_rows import Reader
+from localsteer.policy.text_rows import answer_span, answer_tokens, message_span
+from localsteer.reading.rows import Part, Span, read_tokens
 from localsteer.vector.probe import Metrics
 
 
@@ -52,14 +56,51 @@ def replay(
     Raises:
         ModelError: the model's residual stream cannot be read.
     """
-    layers = policy.layers("prompt") | policy.layers("output")
-    results = []
-    with Reader(model, layers or {1}) as reader:
-        for number, example in enumerate(examples, 1):
-            results.append(_replay(policy, reader, example))
-            if on_progress is not None:
-                on_progress(number, len(examples))
-    return results
+    prompt_layers, output_layers = (sorted(policy.layers(watch)) for watch in ("prompt", "output"))
+    told = [(number, one) for number, one in enumerate(examples) if prompt_layers and one.message]
+    messages = _spans(told, lambda one: message_span(model, one.message))
+    answered = [(number, one) for number, one in enumerate(examples) if output_layers and one.answer]
+    answers = _spans(answered, lambda one: answer_span(model, one.message_before, one.answer))
+    results: dict[int, Replayed] = {}
+    means: dict[int, Rows] = {}
+
+    def show(number: int, rows: Rows | None = None) -> None:
+        mean = dict(zip(prompt_layers, means.pop(number, ()), strict=False))
+        by_token = None if rows is None else [dict(zip(output_layers, row, strict=True)) for row in rows]
+        results[number] = _replay(policy, model, examples[number], mean, by_token)
+        if on_progress is not None:
+            on_progress(len(results), len(examples))
+
+    for number, rows in _rows(model, messages, prompt_layers):
+        means[number] = rows.mean(axis=0)
+        if number not in answers:
+            show(number)
+    for number, rows in _rows(model, answers, output_layers):
+        show(number, rows)
+    for number in range(len(examples)):
+        if number not in results:  # nothing of it could be read, or needed to be
+            show(number)
+    return [results[number] for number in range(len(examples))]
+
+
+def _spans(examples: Sequence[tuple[int, Example]], span_of: Callable[[Example], Span]) -> dict[int, Span]:
+    """What is read of texts. One that is too long is missing: its probe fails for want of rows, and says so."""
+    spans = {}
+    for number, example in examples:
+        with contextlib.suppress(PolicyError):
+            spans[number] = span_of(example)
+    return spans
+
+
+def _rows(model: Model, spans: Mapping[int, Span], layers: Sequence[int]) -> Iterator[tuple[int, Rows]]:
+    """(n_tokens, n_layers, n_embd) of each text by its number, in the order in which they are read."""
+    numbers = list(spans)
+
+    def keep(part: Part) -> Rows:
+        return np.stack([part.rows(layer) for layer in layers], axis=1)
+
+    for place, rows in read_tokens(model, list(spans.values()), layers, keep):
+        yield numbers[place], rows
 
 
 def measure_replayed(results: Sequence[Replayed], classifier: Classifier) -> Metrics | None:
@@ -71,37 +112,22 @@ def measure_replayed(results: Sequence[Replayed], classifier: Classifier) -> Met
     return measure([one.scores[classifier.name] for one in known], labels, classifier.threshold)
 
 
-def _replay(policy: Policy, reader: Reader, example: Example) -> Replayed:
+def _replay(
+    policy: Policy, model: Model, example: Example, mean: Mapping[int, Rows], rows: Sequence[Mapping[int, Rows]] | None
+) -> Replayed:
+    """Shows a text to the controller, with the mean rows of its message and the rows of each token of its answer."""
     # A text that is there already cannot be taken back.
     rules = tuple(replace(rule, rewind=0) for rule in policy.rules)
     gate = Controller(replace(policy, rules=rules), thorough=True).answer(example.message)
-    _show_prompt(gate, reader, example)
-    _show_answer(gate, reader, example)
+    gate.after_prompt(mean)
+    if example.answer:
+        draft = Draft(model.token_bytes, (), None)
+        for position, token in enumerate(answer_tokens(model, example.answer)):
+            draft.push(token)
+            gate.after_token(draft, final=False)
+            if gate.output_layers:
+                gate.after_run(draft, {} if rows is None else rows[position])
+        draft.finish()
+        gate.after_token(draft, final=True)
     fired = dict.fromkeys(one.rule for one in gate.decisions if one.action == "fire")
     return Replayed(example, dict(gate.scores), tuple(fired), tuple(gate.decisions), dict(gate.failures))
-
-
-def _show_prompt(gate: AnswerGate, reader: Reader, example: Example) -> None:
-    rows = {}
-    if gate.prompt_layers and example.message:
-        with contextlib.suppress(PolicyError):  # too long: the probe fails for want of rows, and says so
-            layers = sorted(gate.prompt_layers)
-            rows = dict(zip(layers, reader.prompt(example.message, layers), strict=True))
-    gate.after_prompt(rows)
-
-
-def _show_answer(gate: AnswerGate, reader: Reader, example: Example) -> None:
-    if not example.answer:
-        return
-    rows = None
-    if gate.output_layers:
-        with contextlib.suppress(PolicyError):  # as above
-            rows = reader.answer(example.message_before, example.answer)
-    draft = Draft(reader.model.token_bytes, (), None)
-    for position, token in enumerate(reader.tokens_of(example.answer)):
-        draft.push(token)
-        gate.after_token(draft, final=False)
-        if gate.output_layers:
-            gate.after_run(draft, {} if rows is None else dict(zip(reader.layers, rows[position], strict=True)))
-    draft.finish()
-    gate.after_token(draft, final=True)

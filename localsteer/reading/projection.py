@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError
-from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
-from localsteer.llama.residual import ResidualTap
+from localsteer.reading.rows import Part, Span, read_tokens
 from localsteer.vector.control_vector import ControlVector
 
-# One graph at most: longer texts are read in parts.
-_N_UBATCH = 512
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,49 +46,61 @@ def project(model: Model, texts: Sequence[str], vectors: Mapping[str, ControlVec
         LocalsteerError: a text is longer.
         ModelError: the model's residual stream cannot be read.
     """
-    found = []
-    layers = sorted({layer for vector in vectors.values() for layer in vector.layers})
-    tap = ResidualTap(model.n_layer, model.n_embd)
-    tap.watch(layers)
-    with Context(model, n_ctx=n_ctx, n_ubatch=_N_UBATCH, n_outputs=_N_UBATCH, tap=tap) as context:
-        for text in texts:
-            tokens = model.tokenize(text)
-            skipped = len(tokens) - len(model.tokenize(text, add_special=False))
-            if len(tokens) > n_ctx:
-                raise LocalsteerError(f"A text has {len(tokens)} tokens, and {n_ctx} can be read.", hint="Shorten it.")
-            rows = _read(context, tap, tokens, layers) if len(tokens) > 1 else {}
-            after_first = {name: _along(vector, rows, len(tokens)) for name, vector in vectors.items()}
-            along = {name: np.pad(values, (1, 0))[skipped:][: len(tokens) - skipped] for name, values in after_first.items()}
-            found.append(Projected(tuple(tokens[skipped:]), along))
-    return found
+    units = _Units.of(vectors)
+    skipped, spans = [], []
+    for text in texts:
+        tokens = tuple(model.tokenize(text))
+        if len(tokens) > n_ctx:
+            raise LocalsteerError(f"A text has {len(tokens)} tokens, and {n_ctx} can be read.", hint="Shorten it.")
+        skipped.append(len(tokens) - len(model.tokenize(text, add_special=False)))
+        spans.append(Span(tokens, start=1))
+    along = [np.zeros((len(span.tokens), len(vectors)), np.float32) for span in spans]
+    for number, kept in read_tokens(model, spans, units.layers, units.project):
+        along[number][1:] = units.shares(kept)
+    return [
+        Projected(span.tokens[first:], dict(zip(vectors, own[first:].T, strict=True)))
+        for span, own, first in zip(spans, along, skipped, strict=True)
+    ]
 
 
-def _read(context: Context, tap: ResidualTap, tokens: Sequence[int], layers: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-    """(n_tokens, n_embd) by layer."""
-    context.clear()
-    parts: dict[int, list[NDArray[np.float32]]] = {layer: [] for layer in layers}
-    whole = Batch.of_one_sequence(tokens, start=0)
-    # In the last block only the rows of tokens that ask for logits are computed.
-    whole.outputs[:] = 1
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """The directions of some vectors, each 1 long.
 
-    def take(_part: Batch, _offset: int) -> None:
-        for layer in layers:
-            parts[layer].append(tap.rows(layer))
+    Attributes:
+        layers: the n_read layers of any of them.
+        directions: (n_read, n_embd, n_vectors); zero where a vector has none.
+        n_layers: (n_vectors,) how many layers each has; 1 for one that is zero everywhere.
+    """
 
-    context.decode_all(whole, after_part=take)
-    return {layer: np.concatenate(rows) for layer, rows in parts.items()}
+    layers: tuple[int, ...]
+    directions: Floats
+    n_layers: NDArray[np.intp]
 
+    @staticmethod
+    def of(vectors: Mapping[str, ControlVector]) -> _Units:
+        units = [
+            {layer: row / norm for layer, row in vector.directions.items() if (norm := np.linalg.norm(row)) > 0}
+            for vector in vectors.values()
+        ]
+        layers = tuple(sorted({layer for own in units for layer in own}))
+        n_embd = max((vector.n_embd for vector in vectors.values()), default=0)
+        directions = np.zeros((len(layers), n_embd, len(units)), np.float32)
+        for number, own in enumerate(units):
+            for layer, unit in own.items():
+                directions[layers.index(layer), :, number] = unit
+        return _Units(layers, directions, np.array([max(len(own), 1) for own in units], np.intp))
 
-def _along(vector: ControlVector, rows: Mapping[int, NDArray[np.float32]], n_tokens: int) -> NDArray[np.float32]:
-    """(n_tokens - 1,) for all tokens but the first."""
-    shares = []
-    for layer, direction in vector.directions.items():
-        length = float(np.linalg.norm(direction))
-        if layer in rows and length > 0:
-            later = rows[layer][1:]
-            norm = float(np.linalg.norm(later, axis=1).mean())
-            shares.append(later @ (direction / np.float32(length)) / np.float32(max(norm, 1e-12)))
-    if not shares:
-        return np.zeros(max(n_tokens - 1, 0), np.float32)
-    mean = np.mean(shares, axis=0)
-    return np.asarray(mean - mean.mean(), np.float32)
+    def project(self, part: Part) -> Floats:
+        """(n_tokens, n_read, n_vectors + 1): how far each row reaches along the vectors, and how long it is."""
+        kept = []
+        for layer, directions in zip(self.layers, self.directions, strict=True):
+            rows = part.rows(layer)
+            kept.append(np.column_stack([rows @ directions, np.linalg.norm(rows, axis=1)]))
+        return np.stack(kept, axis=1)
+
+    def shares(self, kept: Floats) -> Floats:
+        """(n_tokens, n_vectors) of a text, from what `project` gives for its tokens."""
+        norms = np.maximum(kept[:, :, -1:].mean(axis=0), np.float32(1e-12))
+        mean = (kept[:, :, :-1] / norms).sum(axis=1) / self.n_layers.astype(np.float32)
+        return np.asarray(mean - mean.mean(axis=0), np.float32)

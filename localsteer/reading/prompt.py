@@ -8,6 +8,7 @@ from dataclasses import replace
 from localsteer.errors import LocalsteerError
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
+from localsteer.reading.prefix_tree import common_beginning
 
 # What stands between the turns of a conversation where a base model reads them as plain text.
 PARAGRAPH = "\n\n"
@@ -67,13 +68,6 @@ def changed_span(tokens_of: Callable[[str], tuple[int, ...]], content: str) -> t
     tokens = tokens_of(content)
     # No content begins or ends as both of these do.
     others = [tokens_of(other) for other in ("~", "7")]
-    start = min(_common(tokens, other) for other in others)
-    stop = len(tokens) - min(_common(tokens[::-1], other[::-1]) for other in others)
+    start = min(common_beginning(tokens, other) for other in others)
+    stop = len(tokens) - min(common_beginning(tokens[::-1], other[::-1]) for other in others)
     return (start, stop) if start < stop else (len(tokens) - 1, len(tokens))
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the longest beginning that both have."""
-    return next(
-        (place for place, (left, right) in enumerate(zip(one, other, strict=False)) if left != right), min(len(one), len(other))
-    )

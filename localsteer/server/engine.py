@@ -15,17 +15,20 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from localsteer.engine.batch import Lane, RunningBatch
+from localsteer.engine.batch import RunningBatch
 from localsteer.engine.gate import Gate
+from localsteer.engine.lane import Lane
 from localsteer.engine.request import Answer, Request, TokenLogprob
 from localsteer.errors import LocalsteerError
 from localsteer.policy.audit import Decision
 from localsteer.policy.controller import AnswerGate
+from localsteer.server.jobs import Ended, Event, Failed, Job, Piece, Ticket
 
 logger = logging.getLogger("localsteer.server")
 
 # Share of the newest answer in the running mean of how long one takes: the last ten or so count.
 _MEMORY = 0.1
+
 # What an answer is taken to last before one has ended, seconds.
 _FIRST_GUESS = 5.0
 
@@ -44,66 +47,6 @@ class BusyError(LocalsteerError):
 
 class StoppingError(LocalsteerError):
     """The server is about to end."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One answer that is wanted.
-
-    Attributes:
-        request: what to answer.
-        gate: the policy's, if any.
-    """
-
-    request: Request
-    gate: AnswerGate | None = None
-
-
-@dataclass(frozen=True)
-class Piece:
-    """More of an answer: text that is certain, the tokens it took, and what the policy decided meanwhile."""
-
-    choice: int
-    text: str
-    logprobs: tuple[TokenLogprob, ...] = ()
-    decisions: tuple[Decision, ...] = ()
-
-
-@dataclass(frozen=True)
-class Ended:
-    """An answer came to its end; what follows the last piece is in here."""
-
-    choice: int
-    answer: Answer
-    decisions: tuple[Decision, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass(frozen=True)
-class Failed:
-    """An answer could not be given."""
-
-    choice: int
-    error: Exception
-
-
-Event = Piece | Ended | Failed
-
-
-@dataclass(eq=False)
-class Ticket:
-    """The answers that one request wants.
-
-    Attributes:
-        jobs: what they are.
-        tell: called in the engine's thread with everything that happens.
-        cancelled: nobody waits for them any more.
-    """
-
-    jobs: Sequence[Job]
-    tell: Callable[[Event], None]
-    cancelled: bool = False
-    waiting: deque[int] = field(default_factory=deque)
 
 
 @dataclass(eq=False)
@@ -214,6 +157,11 @@ class Engine:
     def most(self, job: Job) -> int:
         """How many answers like this one there is room for, running and waiting."""
         return self._batch.parallel // self._places(job) + self._limit
+
+    @property
+    def failures(self) -> int:
+        """Answers that failed one after another, with none in between for whom llama.cpp computed anything."""
+        return self._batch.failures
 
     @property
     def kept_tokens(self) -> int:

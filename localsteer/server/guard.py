@@ -72,10 +72,11 @@ class Guard:
         if refusal is not None:
             await _refuse(scope, send, *refusal)
             return
+        # In place, not in a copy: the application writes into the scope which route it took.
         # `curl -d` calls everything a form, and so do the examples of Ollama's programs; every body here is JSON. A web page
         # from elsewhere, which may send forms without asking first, was refused above by its Origin.
         others = [header for header in scope["headers"] if header[0].lower() != b"content-type"]
-        scope = {**scope, "headers": [*others, (b"content-type", b"application/json")]}
+        scope["headers"] = [*others, (b"content-type", b"application/json")]
         started = False
         received = 0
 
@@ -109,7 +110,12 @@ class Guard:
         if host not in self._hosts and host != address:
             return 403, f'The server is not called "{host}".', "wrong_host"
         origin = headers.get("origin")
-        if origin is not None and not self._is_own(origin, headers["host"]):
+        own = origin is not None and self._is_own(origin, headers["host"])
+        # An <img> of another page asks without an Origin, but browsers say where it stands. A link to the page may be followed.
+        elsewhere = headers.get("sec-fetch-site") == "cross-site" and not (
+            path == "/" and headers.get("sec-fetch-mode") == "navigate"
+        )
+        if (origin is not None or elsewhere) and not own:
             return 403, "Web pages from elsewhere may not talk to this server.", "wrong_origin"
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 20 or int(length) > MAX_BODY:

@@ -11,40 +11,40 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from localsteer.server.engine import Engine
+from localsteer.server.answers import Service
 
-# Seconds that answers have to come to their end, and then those that their connections have to close.
+# Seconds that answers (and builds) have to come to their end, and then those that their connections have to close.
 _GRACE = 2
 _CLOSING = 5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self._engine = engine
+        self._service = service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         # uvicorn itself would cancel what still runs: its clients would see the connection break, and the user a traceback.
-        ending = loop.call_later(_GRACE, lambda: loop.run_in_executor(None, self._engine.stop))
+        ending = loop.call_later(_GRACE, lambda: loop.run_in_executor(None, self._service.stop))
         await super().shutdown(sockets)
         ending.cancel()
 
 
-def run(app: ASGIApp, bound: socket.socket, engine: Engine, ready: Callable[[], None]) -> None:
+def run(app: ASGIApp, bound: socket.socket, service: Service, ready: Callable[[], None]) -> None:
     """Serve until SIGINT or SIGTERM; both are the usual way to end, and no error.
 
     Args:
         app: what to serve.
         bound: a socket with the address.
-        engine: stopped where answers do not come to their end in time.
+        service: stopped where answers do not come to their end in time.
         ready: called when clients may connect and signals may come.
     """
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE + _CLOSING
     )
-    server = _Server(config, engine)
+    server = _Server(config, service)
 
     def end(_number: int, _frame: FrameType | None) -> None:
         server.should_exit = True

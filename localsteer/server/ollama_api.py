@@ -19,10 +19,9 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.audit import Decision
 from localsteer.server.answers import Answers, JSONLines, Prompt, RequestError, Service, Wishes, applied, schema_grammar
-from localsteer.server.engine import Ended, Failed
 from localsteer.server.errors import decision_document, error_document
+from localsteer.server.jobs import Ended, Failed, Job
 from localsteer.server.schema import SamplingFields, SteeringHeader
-from localsteer.steering.plan import Plan
 
 _NANOSECONDS = 1e9
 
@@ -202,17 +201,18 @@ async def _answer(
     header: str | None,
     http: HTTPRequest,
 ) -> Response | dict[str, Any]:
-    def prepare() -> tuple[Prompt, Plan | None, Any]:
-        options = body.options or Options()
-        steering = body.steering if body.steering is not None else options.steering
-        steer_prompt = body.steer_prompt if body.steer_prompt is not None else options.steer_prompt
-        anchored = body.anchored if body.anchored is not None else options.anchored
-        mode = service.mode(steer_prompt=steer_prompt is True, anchored=anchored)
-        plan = service.plan(steering, header, body.model, mode)
-        prompt = make_prompt()
-        return prompt, plan, service.jobs([prompt], plan, body.wishes(), mode)
+    options = body.options or Options()
+    steering = body.steering if body.steering is not None else options.steering
+    steer_prompt = body.steer_prompt if body.steer_prompt is not None else options.steer_prompt
+    anchored = body.anchored if body.anchored is not None else options.anchored
+    mode = service.mode(steer_prompt=steer_prompt is True, anchored=anchored)
+    plan = await service.plan(steering, header, body.model, mode, http)
 
-    prompt, plan, jobs = await run_in_threadpool(prepare)
+    def prepare() -> tuple[Prompt, list[Job]]:
+        prompt = make_prompt()
+        return prompt, service.jobs([prompt], plan, body.wishes(), mode)
+
+    prompt, jobs = await run_in_threadpool(prepare)
     answers = Answers(service.engine, jobs)
 
     def last(answer: Answer, decisions: Sequence[Decision], text: str) -> dict[str, Any]:
@@ -248,10 +248,8 @@ async def _answer(
 
     if body.stream:
         return JSONLines(lines(), answers)
-    finished = await answers.all(http)
-    if finished is None:
-        return Response(status_code=499)
-    return last(finished[0].answer, finished[0].decisions, finished[0].answer.text)
+    (finished,) = await answers.all(http)
+    return last(finished.answer, finished.decisions, finished.answer.text)
 
 
 def ollama_error(error: Exception) -> dict[str, str]:

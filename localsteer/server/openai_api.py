@@ -17,8 +17,8 @@ from localsteer.engine.request import Answer, FinishReason, TokenLogprob
 from localsteer.llama.model import Model
 from localsteer.policy.audit import Decision
 from localsteer.server.answers import Answers, EventStream, Finished, Prompt, RequestError, Service, applied
-from localsteer.server.engine import Ended, Event, Failed, Job
 from localsteer.server.errors import decision_document, error_document
+from localsteer.server.jobs import Ended, Event, Failed, Job
 from localsteer.server.schema import ChatRequest, Common, CompletionRequest, SteeringHeader
 from localsteer.steering.plan import Plan
 
@@ -279,19 +279,18 @@ async def _answer(
     header: str | None,
     http: HTTPRequest,
 ) -> Response | dict[str, Any]:
+    mode = service.mode(steer_prompt=body.steer_prompt, anchored=body.anchored)
+    plan = await service.plan(body.steering, header, body.model, mode, http)
+
     def prepare() -> _Reply:
-        mode = service.mode(steer_prompt=body.steer_prompt, anchored=body.anchored)
-        plan = service.plan(body.steering, header, body.model, mode)
         prompts, wishes = make_prompts(), body.wishes(max_tokens=max_tokens, logprobs=logprobs)
         jobs = service.jobs(prompts, plan, wishes, mode)
         name = body.model or service.steerings.name
         return _Reply(service, form, plan, jobs, logprobs is not None, name, sum(len(prompt.tokens) for prompt in prompts))
 
-    # Vectors may have to be built, schemas to be converted: not in the loop that serves everybody.
-    reply = await run_in_threadpool(prepare)
+    reply = await run_in_threadpool(prepare)  # schemas may have to be converted: not in the loop that serves everybody
     answers = Answers(service.engine, reply.jobs)
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
         return EventStream(reply.stream(answers, include_usage=usage), answers)
-    finished = await answers.all(http)
-    return reply.whole(finished) if finished is not None else Response(status_code=499)
+    return reply.whole(await answers.all(http))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import threading
 from collections import OrderedDict
@@ -13,20 +14,22 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from localsteer.building.ahead import Shelf
 from localsteer.building.extraction import Progress
-from localsteer.building.library import load_vector
-from localsteer.concepts.names import LibraryConcept, concepts, is_path
+from localsteer.building.library import is_built_from, load_vector
+from localsteer.concepts.contrast import Contrast
+from localsteer.concepts.names import concepts, is_path
 from localsteer.errors import LocalsteerError, VectorError
 from localsteer.files.text import read_text
+from localsteer.files.unchanged import WhileUnchanged
 from localsteer.files.yaml_lines import YamlFile
 from localsteer.llama.model import Model
-from localsteer.llama.threads import compute_apart
+from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import NOTHING, Steering, Term, parse_steering
 from localsteer.steering.plan import Plan, resolve
 from localsteer.vector.calibration import Mode
-from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import read_vector
 
-# Expressions whose plans are kept: 16 MB each for an 8B model (32 layers of 4,096 floats, and its opposite).
+# Expressions whose plans are kept: 0.5 MB each for an 8B model (32 layers of 4,096 floats).
 _KEPT_PLANS = 64
 
 MAX_TERMS = 8
@@ -44,6 +47,10 @@ class UnknownModelError(LocalsteerError):
 
 class UnknownVectorError(VectorError):
     """A name that no vector has."""
+
+
+class UnbuiltVectorError(VectorError):
+    """A concept whose vector is not there yet."""
 
 
 def parse_requested(expression: str) -> Steering:
@@ -78,7 +85,7 @@ def check_steering(steering: Steering) -> Steering:
 class Steerings:
     """The steerings that can be asked for.
 
-    The same expression always gives the same plan object: prefixes are shared between requests of one steering only.
+    Vectors are as their files are at the time of a request; as long as those stay the same, an expression gives the same plan.
 
     Args:
         model: the model that is served.
@@ -87,7 +94,7 @@ class Steerings:
         presets: names for expressions (`load_presets`).
         default: what requests that name none are steered by.
         mode: what is steered where a request says nothing.
-        max_dose: largest relative dose that is allowed; None for any.
+        limit: the largest relative dose; None for any.
         progress: told about the building of the default's vectors.
 
     Raises:
@@ -106,7 +113,7 @@ class Steerings:
         presets: Mapping[str, Steering] | None = None,
         default: Steering = NOTHING,
         mode: Mode = "response",
-        max_dose: float | None = None,
+        limit: DoseLimit | None = None,
         progress: Progress | None = None,
     ) -> None:
         if folder is not None and not folder.is_dir():
@@ -116,14 +123,16 @@ class Steerings:
         self.presets = dict(presets or {})
         self.mode = mode
         self._folder = folder
-        self._max_dose = max_dose
-        self._vectors: dict[str, ControlVector] = {}
-        self._lock = threading.Lock()  # of the dictionaries; nothing long happens under it
-        self._building: dict[str, threading.Lock] = {}  # by vector
-        self._plans: OrderedDict[tuple[Steering, Mode], Plan] = OrderedDict()
-        self._progress = progress
+        self._limit = limit
+        self._read = WhileUnchanged(read_vector)
+        self._shelf = Shelf.for_model(model.path, read=self._read)
+        self._unkept: dict[str, ControlVector] = {}
+        self._lock = threading.Lock()  # of the plans; nothing long happens under it
+        self._plans: OrderedDict[tuple[Steering, Mode], tuple[dict[str, ControlVector], Plan]] = OrderedDict()
+        for term in check_steering(default).terms:
+            if self.find(term.vector) is None:
+                self.build(term.vector, progress)
         self.default = default
-        self._progress = None  # requests have nobody to show it to
 
     @property
     def default(self) -> Steering:
@@ -174,120 +183,111 @@ class Steerings:
         return check_steering(Steering(tuple(terms)))
 
     def plan(self, steering: Steering, mode: Mode = "response") -> Plan | None:
-        """What an expression does to the model; None where it steers nothing. It may take the time to build a vector.
+        """What an expression does to the model; None where it steers nothing.
 
         Raises:
+            UnbuiltVectorError: it names a concept whose vector is not built yet.
             LocalsteerError: it asks for too much, or names a vector that there is not, or is stronger than allowed.
         """
         if not check_steering(steering):
             return None
+        vectors = {term.vector: self.vector(term.vector) for term in steering.terms}
         key = steering, mode
         with self._lock:
-            plan = self._plans.get(key)
-        if plan is None:
-            plan = resolve(steering, self.model.fingerprint, self._load, mode)
-        self.check_dose(plan)
+            kept = self._plans.get(key)
+        if kept is None or kept[0] != vectors:
+            kept = vectors, resolve(steering, self.model.fingerprint, vectors.__getitem__, mode, self._limit)
         with self._lock:
-            plan = self._plans.pop(key, plan)  # another request may have been faster
-            self._plans[key] = plan
+            self._plans[key] = kept
+            self._plans.move_to_end(key)
             if len(self._plans) > _KEPT_PLANS:
                 self._plans.popitem(last=False)
-        return plan
+        return kept[1]
 
-    def check_dose(self, plan: Plan) -> None:
-        """Make sure that a plan stays within the largest dose, if there is one.
+    def find(self, name: str) -> ControlVector | None:
+        """A vector by its name; None where it is to be built first.
 
         Raises:
-            LocalsteerError: it does not.
+            LocalsteerError: there is none, or it is damaged or does not fit the model.
         """
-        if self._max_dose is not None:
-            plan.refuse_above(self._max_dose)
+        return self._look(name)[0]
 
     def vector(self, name: str) -> ControlVector:
-        """A vector by its name, built where it is not there yet.
+        """A vector that is there.
 
         Raises:
-            LocalsteerError: there is none, or it does not fit the model.
+            UnbuiltVectorError: it is to be built first.
+            LocalsteerError: as `find`.
         """
-        if is_path(name):
-            raise UnknownVectorError(f'There is no vector "{name}".', hint="GET /v1/vectors lists them.")
-        vector = self._load(name)
-        vector.check_fits(self.model.fingerprint, name=name)
+        vector = self.find(name)
+        if vector is None:
+            raise UnbuiltVectorError(f'The vector "{name}" is not built yet.', hint=f"POST /v1/vectors/{name} builds it.")
         return vector
 
+    def build(self, name: str, progress: Progress | None = None) -> None:
+        """Build the vector of a concept, so that `find` finds it.
+
+        Raises:
+            LocalsteerError: there is no such concept, or it cannot be built.
+        """
+        vector = load_vector(name, self.model, progress)
+        if self.find(name) is None:
+            self._unkept[name] = vector  # the cache cannot be written
+
+    def describe(self, name: str) -> dict[str, object]:
+        """A vector's state and what it is about, without building it.
+
+        Raises:
+            LocalsteerError: there is none, or it cannot be used.
+        """
+        vector, about = self._look(name)
+        calibration = vector.provenance.calibration if vector is not None else None
+        return {
+            "id": name,
+            "object": "vector",
+            "positive": about.positive,
+            "negative": about.negative,
+            "description": about.description,
+            "state": "ready" if vector is not None else "built at first use",
+            "calibrated": calibration is not None and calibration.content == self.model.fingerprint.content,
+        }
+
     def list_vectors(self) -> list[dict[str, object]]:
-        """The vectors that can be named, without building any."""
-        own = {name: self._own_document(name) for name in self._own_files()}
-        shelf = Shelf.for_model(self.model.path)
-        library = {name: _document(concept, shelf) for name, concept in concepts().items() if name not in own}
-        return [document for _, document in sorted({**library, **own}.items()) if document is not None]
+        """The vectors that can be named; what cannot be used is left out."""
+        documents = []
+        for name in sorted({*self._own_files(), *concepts()}):
+            with contextlib.suppress(LocalsteerError):
+                documents.append(self.describe(name))
+        return documents
 
     def _own_files(self) -> dict[str, Path]:
         files = self._folder.glob("*.gguf") if self._folder is not None else ()
         return {file.stem: file for file in files}
 
-    def _own_document(self, name: str) -> dict[str, object] | None:
-        try:
-            vector = self.vector(name)
-        except LocalsteerError:
-            return None
-        own = vector.provenance
-        calibrated = own.calibration is not None and own.calibration.content == self.model.fingerprint.content
-        return _described(name, own.positive, own.negative, own.description, ready=True, calibrated=calibrated)
-
-    def _load(self, name: str) -> ControlVector:
-        if name in self._vectors:
-            return self._vectors[name]
-        with self._lock:
-            building = self._building.setdefault(name, threading.Lock())
-        # Who wants this vector waits while it is built; everybody else does not.
-        with building:
-            if name not in self._vectors:
-                try:
-                    self._vectors[name] = self._find(name)
-                finally:
-                    self._building.pop(name, None)
-            return self._vectors[name]
-
-    def _find(self, name: str) -> ControlVector:
-        file = self._own_files().get(name)
-        if file is not None:
+    def _look(self, name: str) -> tuple[ControlVector | None, Contrast | Provenance]:
+        """A vector, None where it is not built, and what it is about."""
+        own = self._own_files()
+        if name in own:
             try:
-                return read_vector(file)
+                vector = self._read(own[name])
             except VectorError as error:
-                raise VectorError(error.message.replace(str(file), name), hint=error.hint) from None
-        if name in (known := concepts()):
-            return compute_apart(lambda: load_vector(name, self.model, self._progress))  # it may have to be built
-        near = difflib.get_close_matches(name, {*known, *self._own_files()}, n=3)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "GET /v1/vectors lists them."
-        raise UnknownVectorError(f'There is no vector "{name}".', hint=hint)
-
-
-def _document(concept: LibraryConcept, shelf: Shelf) -> dict[str, object] | None:
-    place = shelf.look(concept)
-    if place.contrast is None:
-        return None  # broken: it cannot be used
-    contrast = place.contrast
-    return _described(
-        concept.name,
-        contrast.positive,
-        contrast.negative,
-        contrast.description,
-        ready=place.found is not None,
-        calibrated=place.calibrated,
-    )
-
-
-def _described(name: str, positive: str, negative: str, description: str, *, ready: bool, calibrated: bool) -> dict[str, object]:
-    return {
-        "id": name,
-        "object": "vector",
-        "positive": positive,
-        "negative": negative,
-        "description": description,
-        "state": "ready" if ready else "built at first use",
-        "calibrated": calibrated,
-    }
+                raise VectorError(error.message.replace(str(own[name]), name), hint=error.hint) from None
+            vector.check_fits(self.model.fingerprint, name=name)
+            return vector, vector.provenance
+        known = concepts()
+        if name not in known:
+            near = difflib.get_close_matches(name, {*known, *own}, n=3)
+            hint = f"Did you mean {' or '.join(near)}?" if near else "GET /v1/vectors lists them."
+            raise UnknownVectorError(f'There is no vector "{name}".', hint=hint)
+        place = self._shelf.look(known[name])
+        if place.error is not None:
+            raise place.error
+        assert place.contrast is not None  # or else there is an error
+        if place.found is not None:
+            return place.found.vector, place.contrast
+        unkept = self._unkept.get(name)
+        fits = unkept is not None and is_built_from(unkept, place.contrast.source, self._shelf.content)
+        return unkept if fits else None, place.contrast
 
 
 # What stands behind the colon of a model's name must not look like a steering.

@@ -26,6 +26,11 @@ class Term:
     ablate: bool = False
 
     def __str__(self) -> str:
+        return f"-{self.unsigned}" if self.strength < 0 else self.unsigned
+
+    @property
+    def unsigned(self) -> str:
+        """The term without its sign, as it stands behind a + or -."""
         name = self.vector if _BARE.fullmatch(self.vector) and not _NUMBER.fullmatch(self.vector) else _quote(self.vector)
         suffix = "" if self.layers is None else f"@{self.layers[0]}-{self.layers[1]}"
         if self.ablate:
@@ -45,7 +50,7 @@ class Steering:
         for term in self.terms:
             negative = term.strength < 0
             sign = (" - " if negative else " + ") if text else ("-" if negative else "")
-            text += f"{sign}{term}"
+            text += f"{sign}{term.unsigned}"
         return text
 
     def __bool__(self) -> bool:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from localsteer.llama.fingerprint import Fingerprint
+from localsteer.steering.dose import DOSE_TOLERANCE
+from localsteer.steering.expression import Steering, Term
 from localsteer.vector.calibration import Calibration, Mode, Side, pole_of
 from localsteer.vector.control_vector import ControlVector
-
-if TYPE_CHECKING:
-    from localsteer.steering.expression import Steering, Term
-
-# Two doses are the same up to this factor: rounding of float32, and of two ways to sum up one dose.
-DOSE_TOLERANCE = 1.001
 
 
 def notes(
@@ -30,8 +25,8 @@ def notes(
     """
     for term in steering.terms:
         yield from _of_term(term, vectors[term.vector], model, mode)
-    if dose is not None and (past := _past_calibration(steering, dose, vectors, mode)) is not None:
-        yield past
+    if dose is not None:
+        yield from _past_calibration(steering, dose, vectors, mode)
 
 
 def _of_term(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) -> Iterator[str]:
@@ -53,27 +48,28 @@ def _of_term(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) 
     pole = pole_of(term.strength)
     names = {"positive": vector.provenance.positive, "negative": vector.provenance.negative}
     side = calibration.side(term.strength, mode)
-    if side.dose is not None and not calibration.has_own(term.strength, mode):
-        if (pole, mode) in calibration.sides:
-            yield (
-                f"{term}: calibration found no dose for anchored answers toward {names[pole]} that does anything within "
-                f"{calibration.budget:g} nats a token; that of others is used."
-            )
-        else:
-            yield (
-                f"{term}: there is no dose for anchored answers, which may take a stronger one; that of others is used. "
-                f"`localsteer calibrate {term.vector} --anchored` looks for it."
-            )
     if side.dose is None:
         where = " with the prompt steered as well" if mode == "prompt" else ""
         yield (
             f"{term}: calibration found no dose toward {names[pole]}{where} that does anything within "
             f"{calibration.budget:g} nats a token; that of the response toward {names[calibration.main_pole]} is used."
         )
+    elif calibration.has_own(term.strength, mode):
+        return
+    elif (pole, mode) in calibration.sides:
+        yield (
+            f"{term}: calibration found no dose for anchored answers toward {names[pole]} that does anything within "
+            f"{calibration.budget:g} nats a token; that of others is used."
+        )
+    else:
+        yield (
+            f"{term}: there is no dose for anchored answers, which may take a stronger one; that of others is used. "
+            f"`localsteer calibrate {term.vector} --anchored` looks for it."
+        )
 
 
-def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, ControlVector], mode: Mode) -> str | None:
-    """What to say of a dose that is stronger than any of the vectors' calibrated ones; None where it is not, or none is."""
+def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, ControlVector], mode: Mode) -> Iterator[str]:
+    """What to say of a dose that is stronger than any of the vectors' calibrated ones."""
     calibrated = [
         (_measured(calibration, term.strength, mode), side.dose, calibration.budget)
         for term in steering.terms
@@ -82,15 +78,16 @@ def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, Con
     ]
     limit = max((own for _, own, _ in calibrated), default=None)
     if limit is None or dose <= limit * DOSE_TOLERANCE:
-        return None
+        return
     text = f"{steering} is past the calibrated range: relative dose {dose:.2f}, calibrated up to {limit:.2f}."
     if len(steering.terms) > 1:
-        return f"{text} What the mixture costs was not measured."
+        yield f"{text} What the mixture costs was not measured."
+        return
     side, _, budget = calibrated[0]
     measured = side.curve[-1].dose
     within = dose <= measured * DOSE_TOLERANCE
     at = f"at {dose:.2f}" if within else f"already at {measured:.2f}, the strongest one measured,"
-    return f"{text} Answers {at} cost {side.cost_at(dose):.2f} nats a token, and the budget was {budget:g}."
+    yield f"{text} Answers {at} cost {side.cost_at(dose):.2f} nats a token, and the budget was {budget:g}."
 
 
 def _measured(calibration: Calibration, strength: float, mode: Mode) -> Side:

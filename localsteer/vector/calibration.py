@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -10,7 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from localsteer.errors import VectorError
+from localsteer.errors import VectorError, shown
+from localsteer.files.json_values import build, read_json
 
 Pole = Literal["positive", "negative"]
 Mode = Literal["response", "prompt", "anchored"]
@@ -46,6 +48,9 @@ class Point:
         cost: coherence cost, nats a token.
         distinct: share of distinct 3-grams of tokens, 1 where nothing repeats.
         ended: share of answers that ended by themselves.
+
+    Raises:
+        VectorError: the dose is negative, or no finite number.
     """
 
     dose: float
@@ -54,6 +59,10 @@ class Point:
     cost: Interval
     distinct: float
     ended: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dose < math.inf:
+            raise VectorError(f"a dose that was measured is {self.dose}")
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,10 @@ class Side:
         cost: likewise.
         curve: the measurements, by ascending dose.
         shown: whether answers at the dose do anything beyond doubt; otherwise it was chosen by its cost alone.
+
+    Raises:
+        VectorError: a layer that cannot be steered or stands there twice, a dose without measurements, a dose or length that is
+            no finite number or negative, another number of lengths than of layers, or a curve out of order.
     """
 
     layers: tuple[int, ...]
@@ -79,6 +92,19 @@ class Side:
     cost: float | None
     curve: tuple[Point, ...]
     shown: bool = True
+
+    def __post_init__(self) -> None:
+        if any(layer < 1 for layer in self.layers) or len(set(self.layers)) < len(self.layers):
+            raise VectorError(f"layers {', '.join(map(str, self.layers))} cannot be steered")
+        if self.dose is not None:
+            if not (0 < self.dose < math.inf and len(self.norms) == len(self.layers) > 0):
+                raise VectorError(f"a dose of {self.dose} with {len(self.norms)} lengths for {len(self.layers)} layers is none")
+            if self.effect is None or self.cost is None or not self.curve:
+                raise VectorError(f"a dose of {self.dose} has no measurements")
+            if not all(0 <= norm < math.inf for norm in self.norms):
+                raise VectorError("a length of what is added is negative, or no finite number")
+        if any(later.dose < earlier.dose for earlier, later in itertools.pairwise(self.curve)):
+            raise VectorError("the measurements of a curve are not in the order of their doses")
 
     def cost_at(self, dose: float) -> float:
         """Coherence cost at a dose, linear between what was measured (0 at 0); beyond the last point, that of the last point.
@@ -107,6 +133,9 @@ class Calibration:
         scale: what an effect of 1 is, for each pole: the shift under its "persona"; where the model does not measurably follow
             that one, under the "other persona" (the other way); else a standard "deviation" of the unsteered answers.
         sides: by pole and mode; "anchored" only where it was asked for.
+
+    Raises:
+        VectorError: a side is missing, or there is one too many.
     """
 
     model: str
@@ -119,6 +148,12 @@ class Calibration:
     personas: Mapping[Pole, Point]
     scale: Mapping[Pole, str]
     sides: Mapping[tuple[Pole, Mode], Side]
+
+    def __post_init__(self) -> None:
+        modes = [mode for mode in MODES if mode != "anchored" or any((pole, mode) in self.sides for pole in POLES)]
+        if set(self.sides) != {(pole, mode) for pole in POLES for mode in modes}:
+            found = ", ".join(sorted(f"{pole}/{mode}" for pole, mode in self.sides))
+            raise VectorError(f"it has sides for {found or 'nothing'}, and needs one for each pole and mode")
 
     def side(self, strength: float, mode: Mode) -> Side:
         """The side that a strength of this sign moves toward; that of the response, where there is no anchored dose."""
@@ -166,16 +201,27 @@ class Calibration:
             VectorError: it is damaged.
         """
         try:
-            document = json.loads(text)
-            document["unsteered"] = _point(document["unsteered"])
-            document["personas"] = {pole: _point(point) for pole, point in document["personas"].items()}
-            sides = document["sides"]
-            modes = [mode for mode in MODES if mode != "anchored" or any(f"{pole}/{mode}" in sides for pole in POLES)]
-            document["sides"] = {(pole, mode): _side(sides[f"{pole}/{mode}"]) for pole in POLES for mode in modes}
-            document["budget"] = _number(document["budget"])
-            return cls(**document)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise VectorError(f"the calibration is damaged: {error}.", hint="Calibrate the vector again.") from error
+            read = build(_Document, read_json(text))
+            sides = {tuple(key.split("/")): side for key, side in read.sides.items()}
+            return cls(**{**vars(read), "model": shown(read.model), "sides": sides})
+        except (ValueError, VectorError) as error:
+            raise VectorError(f"the calibration is damaged: {shown(error)}.", hint="Calibrate the vector again.") from error
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A calibration as it stands in a file, whose sides have names such as "positive/response"."""
+
+    model: str
+    content: str
+    budget: float
+    seed: int
+    questions: int
+    generated_tokens: int
+    unsteered: Point
+    personas: Mapping[Pole, Point]
+    scale: Mapping[Pole, str]
+    sides: Mapping[str, Side]
 
 
 def pole_of(strength: float) -> Pole:
@@ -190,34 +236,3 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _number(value: Any) -> float:
-    """A number, NaN for null."""
-    if value is None:
-        return math.nan
-    if not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is no number")
-    return float(value)
-
-
-def _interval(document: Mapping[str, Any]) -> Interval:
-    return Interval(**{name: _number(value) for name, value in document.items()})
-
-
-def _point(document: Mapping[str, Any]) -> Point:
-    values = dict(document)
-    numbers = {name: _number(values[name]) for name in ("dose", "distinct", "ended")}
-    return Point(**{**values, **numbers, "effect": _interval(values["effect"]), "cost": _interval(values["cost"])})
-
-
-def _side(document: Mapping[str, Any]) -> Side:
-    values = dict(document)
-    values |= {name: None if values[name] is None else _number(values[name]) for name in ("dose", "effect", "cost")}
-    values |= {"layers": tuple(map(int, values["layers"])), "norms": tuple(map(_number, values["norms"]))}
-    if values["dose"] is not None and len(values["norms"]) != len(values["layers"]):
-        raise ValueError("layers and norms differ in number")
-    values["curve"] = tuple(_point(point) for point in values["curve"])
-    if not isinstance(values.get("shown", True), bool):
-        raise TypeError(f"{values['shown']!r} is neither true nor false")
-    return Side(**values)

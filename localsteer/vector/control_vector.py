@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 
 from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.vector.calibration import Calibration, Mode
+from localsteer.vector.calibration import POLES, Calibration, Mode
 from localsteer.vector.probe import Probe
 
 Floats = NDArray[np.float32]
+
+# They are counted in 32 bits in a vector's file.
+_MAX_PAIRS = (1 << 32) - 1
+_ANEW = "Build or download the vector again."
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +44,10 @@ class Provenance:
         origin: how the file came about where it was not built here: what it was imported or exported from.
         calibration: what a calibration found, if there was one.
         probe: how the direction tells texts apart, where the vector was fitted for that.
+
+    Raises:
+        VectorError: a number of pairs that is none, values for another number of layers than the model has, a hidden norm that is
+            not positive, or an infinite value.
     """
 
     concept: str = ""
@@ -60,6 +68,30 @@ class Provenance:
     calibration: Calibration | None = None
     probe: Probe | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.n_pairs <= _MAX_PAIRS:
+            raise VectorError(f"The number of pairs (localsteer.n_pairs) is {self.n_pairs}.", hint=_ANEW)
+        for name, values, n_dimensions in (
+            ("reliability", self.reliability, 1),
+            ("hidden_norm", self.hidden_norm, 1),
+            ("estimate", self.estimate, 2),
+        ):
+            if values is None:
+                continue
+            if values.ndim != n_dimensions or len(values) != self.n_layer:
+                raise VectorError(
+                    f"The {name} (localsteer.{name}) is of shape {values.shape}, for {self.n_layer} layers.", hint=_ANEW
+                )
+            if np.isinf(values).any() or (name == "hidden_norm" and (values <= 0).any()):
+                raise VectorError(f"The {name} (localsteer.{name}) holds a value that it cannot have.", hint=_ANEW)
+
+    @property
+    def n_layer(self) -> int | None:
+        """Number of blocks of the model that it comes from; None where nothing tells."""
+        if self.model is not None:
+            return self.model.n_layer
+        return next((len(rows) for rows in (self.estimate, self.hidden_norm, self.reliability) if rows is not None), None)
+
 
 @dataclass(frozen=True, eq=False)
 class ControlVector:
@@ -73,8 +105,8 @@ class ControlVector:
         provenance: where it comes from.
 
     Raises:
-        VectorError: no layers, a direction for block 0, widths that differ, a value that is not finite, or an estimate,
-            calibration or probe that does not go with the rest.
+        VectorError: no layers, a direction for block 0 or one that the model does not have, widths that differ, a value that is
+            not finite, or an estimate, calibration or probe that does not go with the rest.
     """
 
     directions: Mapping[int, Floats]
@@ -94,10 +126,20 @@ class ControlVector:
                 )
             if not np.isfinite(direction).all():
                 raise VectorError(f"direction.{layer} holds a value that is not a finite number.")
+        model, n_layer = self.provenance.model, self.provenance.n_layer
+        if (n_layer is not None and max(self.directions) >= n_layer) or (model is not None and (model.n_embd,) not in widths):
+            raise VectorError(
+                f"The vector has directions up to layer {max(self.directions)}, {next(iter(widths))[0]} wide, and is said to "
+                f"be of a model with {n_layer} layers{f' and n_embd {model.n_embd}' if model is not None else ''}."
+            )
         estimate, calibration = self.provenance.estimate, self.provenance.calibration
-        if estimate is not None and (estimate.ndim != 2 or (estimate.shape[1],) not in widths or not np.isfinite(estimate).all()):
-            raise VectorError("The estimate (localsteer.estimate) is damaged, or of another width than the directions.")
+        if estimate is not None and ((estimate.shape[1],) not in widths or np.isnan(estimate).any()):
+            raise VectorError(
+                "The estimate (localsteer.estimate) is damaged, or of another width than the directions.", hint=_ANEW
+            )
         if calibration is not None:
+            if all(calibration.sides[pole, "response"].dose is None for pole in POLES):
+                raise VectorError("The calibration has no dose for a response toward either pole.", hint="Calibrate it again.")
             steered = {layer for side in calibration.sides.values() if side.dose is not None for layer in side.layers}
             known = set() if estimate is None else {int(layer) for layer in np.flatnonzero(estimate.any(axis=1))}
             if missing := sorted(steered - known):
@@ -155,10 +197,11 @@ class ControlVector:
         side = calibration.side(strength, mode) if calibration is not None else None
         if side is None or side.dose is None or estimate is None:
             return scaled
-        lengths = np.linalg.norm(estimate, axis=1)
+        # In float64, in which the squares of the largest and the smallest float32 are numbers, too.
+        rows = {layer: estimate[layer].astype(np.float64) for layer in side.layers}
         directions = {
-            layer: (estimate[layer] * np.float32(strength * norm / lengths[layer])).astype(np.float32)
-            for layer, norm in zip(side.layers, side.norms, strict=True)
+            layer: (row * (strength * norm / np.linalg.norm(row))).astype(np.float32)
+            for (layer, row), norm in zip(rows.items(), side.norms, strict=True)
         }
         return ControlVector(directions, scaled.provenance)
 
@@ -200,8 +243,7 @@ class ControlVector:
         Raises:
             VectorError: its width or its number of layers is another.
         """
-        own = self.provenance.model
-        n_layer = own.n_layer if own is not None else None
+        own, n_layer = self.provenance.model, self.provenance.n_layer
         if self.n_embd != model.n_embd or self.layers[-1] >= model.n_layer or n_layer not in (None, model.n_layer):
             blocks = f"{n_layer} layers" if n_layer is not None else f"directions up to layer {self.layers[-1]}"
             raise VectorError(
@@ -220,24 +262,24 @@ class ControlVector:
     def _combine(self, other: ControlVector, operation: Callable[[Floats, Floats], Floats], sign: str) -> ControlVector:
         if self.n_embd != other.n_embd:
             raise VectorError(f"Vectors of different widths cannot be combined: n_embd {self.n_embd} and {other.n_embd}.")
-        mine, theirs = self.provenance.model, other.provenance.model
-        if mine is not None and theirs is not None and not mine.same_shape(theirs):
+        first, second = self.provenance, other.provenance
+        if None not in (first.n_layer, second.n_layer) and first.n_layer != second.n_layer:
+            names = [one.model.name if one.model is not None else "the other" for one in (first, second)]
             raise VectorError(
-                f"Vectors of different models cannot be combined: {mine.name} has {mine.n_layer} layers, "
-                f"{theirs.name} has {theirs.n_layer}."
+                f"Vectors of different models cannot be combined: {names[0]} has {first.n_layer} layers, "
+                f"{names[1]} has {second.n_layer}."
             )
         zero = np.zeros(self.n_embd, np.float32)
         directions = {
             layer: operation(self.directions.get(layer, zero), other.directions.get(layer, zero))
             for layer in {*self.directions, *other.directions}
         }
-        first, second = self.provenance, other.provenance
         provenance = Provenance(
             concept=f"{first.concept} {sign} {second.concept}",
             description="A combination.",
             method=first.method if first.method == second.method else "mixed",
             position=first.position if first.position == second.position else "mixed",
-            model=mine if mine is not None else theirs,
+            model=first.model if first.model is not None else second.model,
             hidden_norm=merge_norms(first.hidden_norm, second.hidden_norm),
         )
         return ControlVector(directions, provenance)
@@ -245,7 +287,7 @@ class ControlVector:
 
 def merge_norms(one: Floats | None, other: Floats | None) -> Floats | None:
     """Hidden norms of two readings of one model, (n_layer,), which may cover different layers; None for none."""
-    if one is None or other is None or len(one) != len(other):
+    if one is None or other is None:
         return one if one is not None else other
     merged: Floats = np.where(np.isnan(one), other, one)
     return merged

@@ -12,7 +12,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError, VectorError, shown
 from localsteer.files.atomic import atomic_path, check_writable
-from localsteer.files.gguf_header import FLOAT32, GGUFHeader, read_header, type_name
+from localsteer.files.gguf_header import GGUFHeader, read_header, type_name
+from localsteer.files.gguf_layout import FLOAT32
+from localsteer.files.json_values import build, read_json
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.calibration import Calibration
 from localsteer.vector.control_vector import ControlVector, Provenance
@@ -137,6 +139,7 @@ def read_vector_header(path: Path) -> GGUFHeader:
         VectorError,
         kind="vector file",
         not_gguf="Control vectors are GGUF files, as llama.cpp makes them.",
+        most=MAX_BYTES,
         on_architecture=refuse_others,
     )
     if "general.architecture" not in header.fields:
@@ -168,6 +171,8 @@ def read_directions(header: GGUFHeader) -> dict[int, Floats]:
             raise VectorError(f"{name} in {header.path} belongs to no model: they have up to {MAX_LAYERS} layers.")
         if not 0 < tensor.shape[0] <= MAX_WIDTH:
             raise VectorError(f"{name} in {header.path} is {tensor.shape[0]:,} wide: no model is.")
+        if layer in directions:
+            raise VectorError(f"{header.path} holds two directions for block {layer}.")
         directions[layer] = np.frombuffer(header.tensor_bytes(tensor), "<f4").astype(np.float32)
     return directions
 
@@ -178,25 +183,27 @@ def read_provenance(header: GGUFHeader) -> Provenance:
     Raises:
         VectorError: a key is damaged.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"model_hint": shown(header.text(f"{ARCHITECTURE}.model_hint") or "")}
     for name in _TEXTS:
         if (text := header.text(f"localsteer.{name}")) is not None:
-            values[name] = text
+            # Names and descriptions go to terminals as they are; the concept's text is YAML, which allows no control characters.
+            values[name] = text if name == "source" else "\n".join(map(shown, text.splitlines()))
     for name in _LAYER_ARRAYS:
         if (numbers := header.numbers(f"localsteer.{name}")) is not None:
             values[name] = numbers
     if (n_pairs := header.whole_number("localsteer.n_pairs")) is not None:
         values["n_pairs"] = n_pairs
-    for name, read in _DOCUMENTS.items():
-        key = f"localsteer.{name}"
-        if (text := header.text(key)) is not None:
-            try:
-                values[name] = read(text)
-            except (ValueError, TypeError, KeyError, IndexError) as error:
-                raise VectorError(f"{header.path}: the key {key} is damaged: {shown(error)}.") from error
-            except VectorError as error:
-                raise VectorError(f"{header.path}: {shown(error.message)}", hint=error.hint) from error
-    return Provenance(**values, model_hint=header.text(f"{ARCHITECTURE}.model_hint") or "")
+    try:
+        for name, read in _DOCUMENTS.items():
+            if (document := header.text(f"localsteer.{name}")) is not None:
+                values[name] = read(document)
+        return Provenance(**values)
+    except ValueError as error:
+        raise VectorError(
+            f"{header.path}: the key localsteer.{name} is damaged: {shown(error)}.", hint="Build it again."
+        ) from error
+    except VectorError as error:
+        raise VectorError(f"{header.path}: {shown(error.message)}", hint=error.hint) from error
 
 
 def _pack(rows: Floats) -> str:
@@ -206,20 +213,36 @@ def _pack(rows: Floats) -> str:
     return json.dumps({"shape": rows.shape, "layers": read.tolist(), "float32": data})
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """What `_pack` writes: the shape of all rows, which of them are there, and their float32 as base64."""
+
+    shape: tuple[int, int]
+    layers: tuple[int, ...]
+    float32: str
+
+
 def _unpack(text: str) -> Floats:
-    document = json.loads(text)
-    data = np.frombuffer(base64.b64decode(document["float32"]), "<f4")
-    (n_layer, n_embd), layers = document["shape"], document["layers"]
+    packed = build(_Packed, read_json(text))
+    data = np.frombuffer(base64.b64decode(packed.float32), "<f4")
+    (n_layer, n_embd), layers = packed.shape, packed.layers
     # Checked before room is made for it.
     if not (0 <= n_layer <= MAX_LAYERS and 0 < n_embd <= MAX_WIDTH) or len(layers) * n_embd != len(data):
         raise ValueError(f"{len(data)} numbers for {len(layers)} of {n_layer} layers of {n_embd}")
+    if not set(layers) <= set(range(n_layer)):
+        raise ValueError(f"layers that are none of {n_layer}")
     rows = np.zeros((n_layer, n_embd), np.float32)
-    rows[layers] = data.reshape(len(layers), n_embd)
+    rows[list(layers)] = data.reshape(len(layers), n_embd)
     return rows
 
 
+def _model(text: str) -> Fingerprint:
+    model = build(Fingerprint, read_json(text))
+    return replace(model, name=shown(model.name), architecture=shown(model.architecture))
+
+
 _DOCUMENTS: Mapping[str, Callable[[str], Any]] = {
-    "model": lambda text: Fingerprint(**json.loads(text)),
+    "model": _model,
     "estimate": _unpack,
     "calibration": Calibration.from_json,
     "probe": Probe.from_json,

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from localsteer.errors import VectorError, shown
 from localsteer.files.arrays import read_arrays
-from localsteer.files.gguf_header import INT32_TYPE, MAGIC, GGUFHeader
+from localsteer.files.gguf_header import GGUFHeader
+from localsteer.files.gguf_layout import INT32_TYPE, MAGIC
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.control_vector import ControlVector, Provenance, format_layers
 from localsteer.vector.file import MAX_LAYERS, read_directions, read_provenance, read_vector_header

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from localsteer.errors import VectorError
+from localsteer.errors import VectorError, shown
+from localsteer.files.json_values import build, read_json
 from localsteer.vector.calibration import Interval, without_nan
 
 Watch = Literal["prompt", "output"]
@@ -72,6 +73,9 @@ class Probe:
         fitted: positive and negative texts that the direction, layer and threshold come from.
         target: the false positive rate that the threshold was chosen for; None where both kinds of mistakes count alike.
         unseen: how it did on texts that no choice has seen.
+
+    Raises:
+        VectorError: a bias, threshold or target that is no finite number, or a window of no tokens.
     """
 
     layer: int
@@ -82,6 +86,11 @@ class Probe:
     fitted: tuple[int, int]
     target: float | None
     unseen: Metrics
+
+    def __post_init__(self) -> None:
+        numbers = (self.bias, self.threshold, self.target if self.target is not None else 0.0)
+        if not all(map(math.isfinite, numbers)) or self.window < 1:
+            raise VectorError(f"bias, threshold and target of {numbers} with a window of {self.window}")
 
     def to_json(self) -> str:
         """As text, for a vector's metadata."""
@@ -95,23 +104,8 @@ class Probe:
             VectorError: it is damaged.
         """
         try:
-            document = json.loads(text)
-            unseen = document["unseen"]
-            rates = {name: Interval(**{key: _number(value) for key, value in unseen[name].items()}) for name in RATES}
-            names = ("bias", "threshold") if document["target"] is None else ("bias", "threshold", "target")
-            numbers = {name: float(document[name]) for name in names}
-            if not all(map(math.isfinite, numbers.values())):
-                raise ValueError("a number is not finite")
-            positive, negative = document["fitted"]
-            metrics = Metrics(**{**unseen, **rates})
-            probe = cls(**{**document, **numbers, "fitted": (positive, negative), "unseen": metrics})
-            whole = (probe.layer, probe.window, positive, negative, metrics.positives, metrics.negatives)
-            if probe.watch not in ("prompt", "output") or not all(isinstance(one, int) for one in whole) or probe.window < 1:
-                raise ValueError("a value is none that it can have")
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            raise VectorError(f"the probe is damaged: {error}.", hint="Fit it again with `localsteer policy fit`.") from error
-        return probe
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+            return build(cls, read_json(text))
+        except (ValueError, VectorError) as error:
+            raise VectorError(
+                f"the probe is damaged: {shown(error)}.", hint="Fit it again with `localsteer policy fit`."
+            ) from error

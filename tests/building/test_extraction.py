@@ -16,7 +16,8 @@ from localsteer.errors import ContrastError, LocalsteerError, ModelError
 from localsteer.llama.fingerprint import hash_texts
 from localsteer.llama.model import Model
 from localsteer.reading import activations
-from localsteer.reading.activations import Activations, Progress, Span
+from localsteer.reading.activations import Activations
+from localsteer.reading.rows import Progress, Span
 from tests.conftest import Floats, TinyModel, run_alone
 from tests.tiny_models import write_tiny_model
 
@@ -219,7 +220,7 @@ def test_the_response_is_what_the_model_itself_answers(tiny: Model, monkeypatch:
     prompts = [tuple(tiny.tokenize(text)) for text in (*POSITIVE, *NEGATIVE)]
     assert len(read) == len(prompts)
     for span, prompt in zip(read, prompts, strict=True):
-        assert span.tokens[: span.read_from] == prompt
+        assert span.tokens[: span.places.start] == prompt
         assert len(span.tokens) == len(prompt) + 10
     assert vector.provenance.position == "response"
     assert cosine(vector.directions[2], extract(tiny, HAPPY).directions[2]) < 0.99

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from localsteer.calibration import laboratory
-from localsteer.engine.parallel import generate_many
+from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Answer, Request
 from localsteer.llama.model import Model
 

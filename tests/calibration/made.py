@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from localsteer.calibration import calibrate, fits
 from localsteer.calibration.calibrate import Calibrated
@@ -15,9 +16,13 @@ from localsteer.calibration.findings import Findings, Quoted, ShapeResult
 from localsteer.calibration.search import Search
 from localsteer.calibration.shapes import Shape
 from localsteer.llama.fingerprint import Fingerprint
+from localsteer.llama.model import Model
+from localsteer.reading.hidden_norm import read_hidden_norm
 from localsteer.vector.calibration import Calibration, Interval, Mode, Point, Pole, Side
 from localsteer.vector.control_vector import ControlVector, Provenance
 from tests.commands import runner
+
+Floats = NDArray[np.float32]
 
 # That of the commands' tests, with as many held-out questions as a calibration needs.
 CONCEPT = runner.CONCEPT.replace('["How are you?"]', '["How are you?", "Who is there?", "Where is it?", "When was it?"]')
@@ -40,12 +45,12 @@ def point(dose: float, *, effect: float = 1.0, cost: float = 0.2) -> Point:
     return Point(dose, 8, Interval(effect, effect - 0.1, effect + 0.1), Interval(cost, cost - 0.1, cost + 0.1), 0.95, 0.5)
 
 
-def hidden_norms(model: Fingerprint) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def hidden_norms(model: Fingerprint) -> Floats:
     """(n_layer,) as if measured: 2, 4, 6 ... from layer 1 on."""
     return np.array([np.nan, *(2.0 * layer for layer in range(1, model.n_layer))], np.float32)
 
 
-def side(pole: Pole, dose: float, hidden: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Side:
+def side(pole: Pole, dose: float, hidden: Floats) -> Side:
     """Measured at half the dose, at it, and at twice it, where the cost is 1."""
     layers = LAYERS[pole]
     norms = tuple(float(hidden[layer]) * dose / len(layers) for layer in layers)
@@ -58,9 +63,9 @@ def nothing(found: Side) -> Side:
     return replace(found, norms=(), dose=None, effect=None, cost=None)
 
 
-def calibration(model: Fingerprint, *, without: tuple[tuple[Pole, Mode], ...] = ()) -> Calibration:
+def calibration(model: Fingerprint, *, without: tuple[tuple[Pole, Mode], ...] = (), hidden: Floats | None = None) -> Calibration:
     """A calibration on a model; `without` names the sides for which it found no dose."""
-    hidden = hidden_norms(model)
+    hidden = hidden_norms(model) if hidden is None else hidden
     # Anchored doses are looked for around those of the response.
     without = (*without, *((pole, "anchored") for pole, mode in without if mode == "response"))
     sides = {key: side(key[0], dose, hidden) for key, dose in DOSES.items()}
@@ -79,10 +84,15 @@ def calibration(model: Fingerprint, *, without: tuple[tuple[Pole, Mode], ...] = 
 
 
 def calibrated(
-    model: Fingerprint, *, without: tuple[tuple[Pole, Mode], ...] = (), seed: int = 0, concept: str = "loud"
+    model: Fingerprint,
+    *,
+    without: tuple[tuple[Pole, Mode], ...] = (),
+    seed: int = 0,
+    concept: str = "loud",
+    hidden: Floats | None = None,
 ) -> ControlVector:
     """A vector as a calibration leaves it: its directions are what its first side with a dose adds at strength 1."""
-    found = calibration(model, without=without)
+    found = calibration(model, without=without, hidden=hidden)
     estimate = np.random.default_rng(seed).standard_normal((model.n_layer, model.n_embd)).astype(np.float32)
     estimate[0] = 0
     main = next(one for one in found.sides.values() if one.dose is not None)
@@ -95,12 +105,17 @@ def calibrated(
         positive="loud",
         negative="quiet",
         model=model,
-        hidden_norm=hidden_norms(model),
+        hidden_norm=hidden_norms(model) if hidden is None else hidden,
         estimate=estimate,
         source=CONCEPT,
         calibration=found,
     )
     return ControlVector(directions, provenance)
+
+
+def calibrated_on(model: Model) -> ControlVector:
+    """The same by the norms that this model has, which --max-dose goes by."""
+    return calibrated(model.fingerprint, hidden=read_hidden_norm(model))
 
 
 def findings(found: Calibration) -> Findings:

@@ -15,7 +15,7 @@ from localsteer.calibration.shapes import PROFILES, Shape
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.errors import CalibrationError, LocalsteerError, VectorError
 from localsteer.llama.model import Model
-from localsteer.steering.plan import relative_dose
+from localsteer.steering.dose import relative_dose
 from localsteer.vector.calibration import MODES, POLES, Mode
 from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import read_vector, write_vector

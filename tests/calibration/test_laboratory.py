@@ -15,7 +15,7 @@ from localsteer.calibration.laboratory import Laboratory, Outcome, Trial
 from localsteer.calibration.shapes import Directions, Shape
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.contrast import Contrast
-from localsteer.engine.parallel import generate_many
+from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Answer, Request
 from localsteer.errors import CalibrationError
 from localsteer.llama.chat_template import Message

@@ -13,8 +13,8 @@ from localsteer.calibration.plots import check_available, draw_curves, draw_shap
 from localsteer.calibration.shapes import Shape
 from localsteer.errors import CalibrationError
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.vector.calibration import Calibration, Interval, Mode, Pole
-from tests.calibration.made import DOSES, calibration, result
+from localsteer.vector.calibration import Calibration, Interval
+from tests.calibration.made import calibration, result
 
 MODEL = Fingerprint("Tiny", "llama", 6, 4, "vocabulary", "content")
 MADE = result(MODEL)
@@ -40,13 +40,12 @@ def carrying(made: Calibration) -> Calibrated:
     return replace(MADE, vector=replace(MADE.vector, provenance=replace(MADE.vector.provenance, calibration=made)))
 
 
-@pytest.mark.parametrize("without", [(("negative", "response"), ("negative", "prompt")), tuple(DOSES)])
-def test_a_side_without_a_dose_is_left_out_of_the_curves(tmp_path: Path, without: tuple[tuple[Pole, Mode], ...]) -> None:
+def test_a_side_without_a_dose_is_left_out_of_the_curves(tmp_path: Path) -> None:
     path = tmp_path / "curves.svg"
-    draw_curves(carrying(calibration(MODEL, without=without)), path, "svg")
+    draw_curves(carrying(calibration(MODEL, without=(("negative", "response"), ("negative", "prompt")))), path, "svg")
     drawn = texts(path)
     assert "negative, response" not in drawn
-    assert ("positive, response" in drawn) is (len(without) == 2)
+    assert "positive, response" in drawn
 
 
 def test_a_concept_without_personas_has_no_lines_for_them(tmp_path: Path) -> None:

@@ -96,6 +96,101 @@ def test_the_oldest_turns_make_room(tiny: Model) -> None:
         assert len(conversation.turns) == 12
 
 
+@pytest.mark.parametrize("controlled", [False, True])
+def test_past_the_end_of_the_context_the_prefix_is_reused(tiny: Model, controller: Controller, controlled: bool) -> None:
+    """A turn reads what is left of the conversation anew, at most half of the context, and the next ones go on from there."""
+    n_ctx, n_turns = 512, 30
+    with Generator(tiny, n_ctx=n_ctx) as generator:
+        conversation = Conversation(
+            generator,
+            system="Be brief.",
+            controller=controller if controlled else None,
+            sampling=SAMPLING,
+            max_tokens=10,
+        )
+        reading, left_out, reused = [], [], []
+        for number in range(n_turns):
+            timing = conversation.ask(f"Question number {number}").timing
+            reading.append(timing.prompt_tokens)
+            reused.append(timing.reused_tokens)
+            left_out.append(conversation.dropped_turns)
+    dropping = [turn for turn in range(1, n_turns) if left_out[turn] > left_out[turn - 1]]
+    assert len(dropping) >= 2
+    # Half of 500 tokens is 4 turns of these and more.
+    assert min(np.diff(dropping)) >= 4
+    system = len(tiny.tokenize("<|im_start|>system\nBe brief.<|im_end|>\n"))
+    for turn in range(1, n_turns):
+        if turn in dropping:
+            assert reading[turn] <= n_ctx // 2
+            assert reused[turn] >= system
+        else:
+            assert reading[turn] < 80  # the last answer and the question
+            assert reused[turn] + reading[turn] > reused[turn - 1] + reading[turn - 1]
+    # And no more is dropped than that: a quarter of the context at least is still said.
+    assert min(one + other for one, other in zip(reading[dropping[0] :], reused[dropping[0] :], strict=True)) > n_ctx // 4
+
+
+def test_a_conversation_is_tokenised_once_a_turn(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    tokenize = Model.tokenize
+
+    def counting(self: Model, text: str, **more: Any) -> list[int]:
+        texts.append(text)
+        return tokenize(self, text, **more)
+
+    monkeypatch.setattr(Model, "tokenize", counting)
+    counts = []
+    with Generator(tiny, n_ctx=512) as generator:
+        conversation = Conversation(generator, sampling=SAMPLING, max_tokens=4)
+        for number in range(40):
+            texts.clear()
+            before = conversation.dropped_turns
+            conversation.ask(f"Question number {number}")
+            if conversation.dropped_turns == before:
+                counts.append(len(texts))
+            else:
+                assert len(texts) < 8
+    assert set(counts) == {1}
+
+
+def test_a_long_message_drops_what_is_said_for_itself_alone(tiny: Model) -> None:
+    """One that is refused leaves the conversation as it is, and so does one that is only compared."""
+    with Generator(tiny, n_ctx=256) as generator:
+        conversation = Conversation(generator, sampling=SAMPLING, max_tokens=10)
+        for number in range(3):
+            conversation.ask(f"Question {number}")
+        before = (list(conversation.turns), conversation.dropped_turns)
+        assert before[1] == 0
+        with pytest.raises(LocalsteerError):
+            conversation.ask("x" * 500)
+        conversation.compare("x" * 180)
+        assert (conversation.turns, conversation.dropped_turns) == before
+        conversation.ask("x" * 180)
+        assert conversation.dropped_turns == 6
+
+
+NO_EMPTY_TURN = (
+    "{% for message in messages %}"
+    "{% if not message['content'] %}{{ raise_exception('a turn needs content') }}{% endif %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns must alternate') }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{{ '<|im_start|>assistant\n' }}"
+)
+
+
+def test_after_an_answer_without_text_the_next_message_is_answered(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "strict.gguf", chat_template=NO_EMPTY_TURN)
+    with Model(path, threads=1) as strict, Generator(strict) as generator:
+        conversation = Conversation(generator, sampling=SAMPLING, max_tokens=4)
+        first = conversation.ask("Hello")
+        assert conversation.ask("Are you", should_stop=lambda: True).tokens == ()
+        assert [turn.content for turn in conversation.turns] == ["Hello", first.text.strip()]
+        assert len(conversation.compare()) == 1
+        again = conversation.ask("Are you there?")
+        assert [turn.content for turn in conversation.turns[2:]] == ["Are you there?", again.text.strip()]
+
+
 def test_reset_forgets_the_turns_and_keeps_the_system_message(tiny: Model) -> None:
     with Generator(tiny) as generator:
         conversation = Conversation(generator, system="Be brief.", sampling=SAMPLING, max_tokens=6)
@@ -279,6 +374,6 @@ def test_a_policy_may_end_the_answer(tiny: Model, controller: Controller, monkey
         conversation = Conversation(generator, controller=controller, sampling=SAMPLING, max_tokens=8)
         answer = conversation.ask("A pig")
         assert (answer.finish_reason, answer.tokens) == ("policy", ())
-        assert [message.role for message in conversation.turns] == ["user", "assistant"]
+        assert conversation.turns == []  # an answer without text is not kept, nor what it answers
         controller.policy = replace(controller.policy, on_error="pass")
         assert conversation.ask("A pig").finish_reason == "length"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,7 +24,7 @@ from localsteer.policy.policy import Policy
 from localsteer.vector.calibration import Mode
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import write_vector
-from tests.calibration.made import calibrated
+from tests.calibration.made import calibrated_on
 from tests.commands.runner import Result, run
 
 TinyPath = Callable[[str], Path]
@@ -49,7 +50,7 @@ def vector(tmp_path: Path) -> Path:
 @pytest.fixture
 def loud(tiny: Model, tmp_path: Path) -> Path:
     path = tmp_path / "loud.gguf"
-    write_vector(calibrated(tiny.fingerprint), path)
+    write_vector(calibrated_on(tiny), path)
     return path
 
 
@@ -137,6 +138,20 @@ def test_system_message_is_set_and_removed(chat: Chat) -> None:
     result = chat("/system You are a pirate.", "/system", "/system off")
     assert result.out == "System message: You are a pirate.\nSystem message: You are a pirate.\nSystem message: none\n"
     assert chat("Hello").out != chat("/system You are a pirate.", "Hello").out.partition("\n")[2]
+
+
+def test_that_the_context_is_full_is_said_when_it_happens_and_not_again(chat: Chat) -> None:
+    err = chat(*["Question"] * 12, options=("--context", "256")).err
+    told = [int(count) for count in re.findall(r"the oldest (\d+) messages are left out", err)]
+    assert 1 <= len(told) <= 5
+    assert told == sorted(set(told))
+
+
+def test_that_an_answer_had_no_text_is_said(tiny: Model, capfd: pytest.CaptureFixture[str]) -> None:
+    with Generator(tiny) as generator:
+        conversation = Conversation(generator, sampling=Sampling(seed=2), max_tokens=6)
+        Terminal(conversation, lambda *_: None, lambda: nullcontext(lambda: True), lambda _: None)._answer("Hello")
+    assert "[stopped; without text: your message is not kept either]" in capfd.readouterr().err
 
 
 def test_help_lists_every_command(chat: Chat) -> None:

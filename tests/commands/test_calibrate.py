@@ -20,7 +20,7 @@ from localsteer.calibration.laboratory import Speed
 from localsteer.commands.calibrate import calibrator_for, duration, price
 from localsteer.concepts import names
 from localsteer.concepts.concept_file import parse_concept
-from localsteer.engine.parallel import generate_many
+from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Answer, Request
 from localsteer.llama.model import Model
 from localsteer.vector.control_vector import ControlVector, Provenance

@@ -1,8 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
 import pytest
 
-from tests.commands.runner import run
+from localsteer.commands import command
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.file import write_vector
+from tests.commands.runner import CONCEPT, assert_one_clear_line, run
+from tests.conftest import TinyPath
 
 
 def test_an_unknown_command_is_answered_with_the_nearest(capfd: pytest.CaptureFixture[str]) -> None:
@@ -10,3 +19,92 @@ def test_an_unknown_command_is_answered_with_the_nearest(capfd: pytest.CaptureFi
     assert result.code == 2
     assert "Did you mean generate?" in result.err
     assert "Did you mean" not in run(capfd, "xyz").err
+
+
+def commands_with_a_model(group: click.Group = command, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        found = group.get_command(context, name)
+        assert found is not None
+        if isinstance(found, click.Group):
+            yield from commands_with_a_model(found, *path, name)
+        elif any(option.name == "model" for option in found.params):
+            yield (*path, name), found
+
+
+def test_every_command_that_takes_a_model_takes_it_in_the_same_ways() -> None:
+    commands = dict(commands_with_a_model())
+    assert {("generate",), ("vectors", "list"), ("vectors", "import"), ("export", "bake"), ("policy", "fit")} <= commands.keys()
+    for path, found in commands.items():
+        assert {"model", "gpu_layers", "threads", "rpc"} <= {option.name for option in found.params}, path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "Hello"),
+        ("chat",),
+        ("extract", "CONCEPT", "-o", "OUT"),
+        ("calibrate", "VECTOR", "-o", "OUT"),
+        ("export", "bake", "VECTOR", "-o", "OUT"),
+        ("export", "llama-cpp", "VECTOR", "-o", "OUT"),
+        ("vectors", "build", "happy", "-o", "DIR"),
+        ("vectors", "import", "VECTOR", "-o", "OUT"),
+        ("models", "show"),
+        ("doctor",),
+    ],
+    ids=" ".join,
+)
+def test_every_command_that_opens_a_model_asks_the_rpc_servers(
+    arguments: tuple[str, ...], tiny_path: TinyPath, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loud.yaml").write_text(CONCEPT)
+    write_vector(ControlVector({1: np.full(64, 3, np.float32)}), tmp_path / "push.gguf")
+    places = {
+        "CONCEPT": tmp_path / "loud.yaml",
+        "VECTOR": tmp_path / "push.gguf",
+        "OUT": tmp_path / "out.gguf",
+        "DIR": tmp_path / "vectors",
+    }
+    given = [places.get(argument, argument) for argument in arguments]
+    result = run(capfd, *given, "-m", tiny_path("llama"), "--rpc", "no-address")
+    assert_one_clear_line(result, "RPC")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_hints_are_for_the_model_that_was_given(tiny_path: TinyPath, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Pasted without -m they would calibrate, or build for, the default model."""
+    model = tmp_path / "my model.gguf"
+    model.symlink_to(tiny_path("llama"))
+    vector = tmp_path / "push.gguf"
+    write_vector(ControlVector({1: np.full(64, 3, np.float32)}), vector)
+    result = run(capfd, "generate", "Hello", "-n", "2", "-s", vector, "--anchored", "--max-dose", "1", "-m", model)
+    assert_one_clear_line(result, "localsteer calibrate", f" -m '{model}'`")
+    result = run(capfd, "vectors", "show", "happy", "-m", model)
+    assert_one_clear_line(result, f"`localsteer vectors build happy -m '{model}'`")
+    # What is asked of the default model is for that.
+    assert f"`localsteer calibrate {vector}`" in run(capfd, "vectors", "show", vector).err
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("HAPPY", "Did you mean happy?"), ("Hapy", "Did you mean happy"), ("SAD", '"-happy"')]
+)
+def test_a_name_in_capitals_is_answered_with_the_nearest(
+    name: str, hint: str, tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert_one_clear_line(run(capfd, "generate", "Hello", "-s", name, "-m", tiny_path("llama")), hint)
+
+
+@pytest.mark.parametrize(("variables", "escapes"), [({}, True), ({"TERM": "dumb"}, False), ({"NO_COLOR": "1"}, False)])
+def test_a_terminal_that_knows_no_escape_codes_gets_none(
+    variables: dict[str, str],
+    escapes: bool,
+    tiny_path: TinyPath,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert ("\x1b" in run(capfd, "generate", "Hello", "-n", "2", "-m", tiny_path("llama")).err) == escapes

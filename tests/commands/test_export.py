@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,24 @@ def test_the_model_itself_is_not_written_over(push: Path, tiny_path: TinyPath, t
     result = run(capfd, "export", "bake", push, "-o", tiny_path("llama"), "-m", tiny_path("llama"))
     assert_one_clear_line(result, "is the model itself")
     assert tiny_path("llama").read_bytes() == before
+
+
+def test_where_no_modelfile_can_be_written_there_is_no_model_either(
+    push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ("export", "bake", push, "-m", tiny_path("llama"), "-o")
+    output, for_ollama = tmp_path / "steered.gguf", tmp_path / "steered.Modelfile"
+    for_ollama.mkdir()
+    assert_one_clear_line(run(capfd, *common, output), str(for_ollama), "is a folder")
+    for_ollama.rmdir()
+    assert_one_clear_line(run(capfd, *common, for_ollama), str(for_ollama), str(output))
+
+    def full(_path: Path, _text: str, **_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert_one_clear_line(run(capfd, *common, output), str(for_ollama), "No space left")
+    assert files(tmp_path) == {"push.gguf"}
 
 
 def test_nothing_is_verified_where_nobody_wants_it(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 
 from localsteer.concepts.concept_file import load_concept
 from localsteer.llama.model import Model
+from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import read_vector, write_vector
 from tests.calibration.made import calibrated
 from tests.commands.runner import CONCEPT, Result, assert_one_clear_line, run
+from tests.made_files import write_foreign_vector
 
 TinyPath = Callable[[str], Path]
 
@@ -189,15 +192,33 @@ def test_an_older_vector_is_replaced(
         assert read_vector(output).layers == layers
 
 
-def test_says_that_a_calibration_is_lost(
-    tiny_path: TinyPath, concept: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_what_is_calibrated_or_of_another_model_is_replaced_by_force_only(
+    tiny: Model, tiny_path: TinyPath, concept: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "out.gguf"
-    with Model(tiny_path("llama")) as model:
-        write_vector(calibrated(model.fingerprint), output)
-    arguments = ("extract", concept, "-m", tiny_path("llama"), "-o", output, "--layers", "1-2")
-    assert "out.gguf was calibrated, and the new vector is not" in run(capfd, *arguments).err
-    assert "was calibrated" not in run(capfd, *arguments).err
+    output, late = tmp_path / "out.gguf", tmp_path / "late.gguf"
+    write_foreign_vector(late, {block + 1: np.ones(64, np.float32) for block in range(3)}, layer_count=3, signed=True)
+    mine, other = tiny.fingerprint, replace(tiny.fingerprint, content="0" * 64, name="Other")
+    extract = ("extract", concept, "--layers", "1-2", "-m", tiny_path("llama"), "-o", output)
+    imports = ("vectors", "import", late, "-o", output)
+    combines = ("vectors", "combine", late, "-o", output)
+    exports = ("export", "llama-cpp", late, "--no-verify", "-o", output)
+    built = ControlVector({1: np.ones(64, np.float32)}, Provenance(model=other))
+    for vector, known, commands in (
+        (calibrated(mine), mine.name, (extract, imports, combines, exports)),
+        (calibrated(other), "Other", (extract, imports, combines, exports, ("calibrate", output, "-m", tiny_path("llama")))),
+        (built, "Other", (extract,)),
+    ):
+        for arguments in commands:
+            write_vector(vector, output)
+            before = output.read_bytes()
+            assert_one_clear_line(run(capfd, *arguments), str(output), known, "-o", "--force")
+            assert output.read_bytes() == before
+            if arguments[0] != "calibrate":
+                result = run(capfd, *arguments, "--force")
+                assert result.code == 0, result.err
+                assert output.read_bytes() != before
+                # What was made in that way can be made again.
+                assert run(capfd, *arguments).code == 0
 
 
 def test_a_full_disk_leaves_no_file(

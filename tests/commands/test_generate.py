@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from localsteer.llama.model import Model
-from localsteer.vector.control_vector import ControlVector
+from localsteer.reading.hidden_norm import read_hidden_norm
+from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import write_vector
-from tests.calibration.made import DOSES, calibrated
+from tests.calibration.made import DOSES, calibrated_on
 from tests.commands.runner import assert_one_clear_line, run
 from tests.tiny_models import UNSTEERABLE_ARCHITECTURE
 
@@ -240,7 +241,7 @@ def test_ctrl_c_ends_the_answer_not_the_program(
 def loud(tiny: Model, tmp_path: Path) -> Path:
     """A vector whose doses are 0.3 and 0.4, or 0.12 and 0.16 with the prompt steered as well."""
     path = tmp_path / "loud.gguf"
-    write_vector(calibrated(tiny.fingerprint), path)
+    write_vector(calibrated_on(tiny), path)
     return path
 
 
@@ -290,7 +291,7 @@ def test_a_dose_above_the_largest_allowed_is_refused(tiny_path: TinyPath, loud: 
     common = ("-m", tiny_path("llama"), "--max-dose", "0.35")
     # Of the negative pole, whose dose is larger.
     result = run(capfd, "generate", "Hello", "-s", f"-{loud}", *common)
-    assert_one_clear_line(result, f"-{loud}", "0.40", "--max-dose", "0.35")
+    assert_one_clear_line(result, f"-{loud} has a relative dose of 0.40 on this model", "--max-dose allows 0.35")
     assert run(capfd, "generate", "Hello", "-s", f"-{loud}", "-n", "3", "--steer-prompt", *common).code == 0
     assert_one_clear_line(run(capfd, "chat", "-s", f"-{loud}", *common), "0.40", "--max-dose")
 
@@ -304,12 +305,27 @@ def test_compare_stays_within_the_largest_allowed_dose_both_ways(
     assert_one_clear_line(run(capfd, *common, "--max-dose", "0.35"), "0.40", "--max-dose", "0.35")
 
 
-def test_a_dose_that_is_unknown_cannot_be_held_below_one(
-    tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]
+def test_what_a_file_says_or_not_of_hidden_norms_is_no_way_past_the_largest_dose(
+    tiny: Model, tiny_path: TinyPath, tmp_path: Path, vector: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    common = ("generate", "Hello", "-m", tiny_path("llama"), "-n", "3", "--max-dose", "5")
-    assert_one_clear_line(run(capfd, *common, "-s", vector), "unknown", "localsteer calibrate", "--max-dose")
+    common = ("generate", "Hello", "-m", tiny_path("llama"), "-n", "3", "--max-dose", "0.5")
+    assert_one_clear_line(run(capfd, *common, "-s", f"100 {vector}"), "--max-dose")  # it says nothing
+    assert run(capfd, *common, "-s", f"0.001 {vector}").code == 0
     assert_one_clear_line(run(capfd, *common, "-s", f"!{vector}"), "removes", "--max-dose")
+    lying = tmp_path / "lying.gguf"
+    norms = read_hidden_norm(tiny) * np.float32(1e6)
+    write_vector(ControlVector({1: np.ones(tiny.n_embd, np.float32)}, Provenance(hidden_norm=norms)), lying)
+    assert_one_clear_line(run(capfd, *common, "-s", f"100 {lying}"), "--max-dose")
+    result = run(capfd, *common, "-s", f"0.01 {lying}")
+    assert result.code == 0
+    assert "--max-dose goes by the model" in result.err
+
+
+def test_a_model_whose_hidden_states_cannot_be_measured_has_no_largest_dose(
+    tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]
+) -> None:
+    common = ("-m", tiny_path(UNSTEERABLE_ARCHITECTURE), "--max-dose", "0.5")
+    assert_one_clear_line(run(capfd, "generate", "Hello", *common), "Leave out --max-dose")
 
 
 @pytest.mark.parametrize("dose", ["0", "-1", "x"])
@@ -328,7 +344,7 @@ def test_what_has_no_quotes_is_told_to_get_some(capfd: pytest.CaptureFixture[str
 def test_doses_that_were_not_measured_for_anchored_answers_are_those_of_the_others(
     tiny: Model, tiny_path: TinyPath, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    vector = calibrated(tiny.fingerprint)
+    vector = calibrated_on(tiny)
     known = vector.provenance.calibration
     assert known is not None
     sides = {key: side for key, side in known.sides.items() if key[1] != "anchored"}

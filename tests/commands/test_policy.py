@@ -19,7 +19,7 @@ from localsteer.policy.examples import Example
 from localsteer.policy.probe_classifier import projection
 from localsteer.reading.prompt import latest_message, prompt_tokens
 from localsteer.vector.file import read_vector, write_vector
-from tests.calibration.made import calibrated
+from tests.calibration.made import calibrated_on
 from tests.commands.runner import Result, assert_one_clear_line, run
 from tests.conftest import TinyPath, run_alone
 from tests.policy.made import alike, low_and_high, probe_vector, push, yes_and_no_are_letters
@@ -519,12 +519,15 @@ def test_a_policy_has_no_place_in_a_comparison(call: Call, write: Write, tmp_pat
 
 
 def test_a_rule_above_the_largest_allowed_dose_is_refused(call: Call, write: Write, tiny: Model, tmp_path: Path) -> None:
-    write_vector(calibrated(tiny.fingerprint), tmp_path / "loud.gguf")
+    write_vector(calibrated_on(tiny), tmp_path / "loud.gguf")
     path = write(rules="  - {name: calm, when: asked, steer: loud.gguf}\n")
     for command in (("generate", "A hen"), ("chat",)):
         result = call(*command, "--policy", path, "--max-dose", "0.25")
-        assert_one_clear_line(result, 'rule "calm"', "loud.gguf", "0.30", "--max-dose", "0.25")
-    assert generated(call, "A pig", path, "--max-dose", "0.31")["policy"][0]["action"] == "fire"
+        assert_one_clear_line(result, 'The rule "calm": loud.gguf has a relative dose of 0.30', "--max-dose allows 0.25")
+    assert [one["action"] for one in generated(call, "A pig", path, "--max-dose", "0.31")["policy"]] == ["fire"]
+    both = generated(call, "A pig", path, "--max-dose", "0.31", "-s", tmp_path / "loud.gguf")
+    assert [one["action"] for one in both["policy"]] == ["fire", "limited"]
+    assert both["policy"][1]["detail"] == "relative dose 0.60 held at 0.31"
 
 
 def test_the_audit_log_is_written_beside_the_policy(

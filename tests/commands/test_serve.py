@@ -11,12 +11,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from localsteer.building.cache import cache_path, one_at_a_time
+from localsteer.concepts.names import find_concept
 from localsteer.vector.file import write_vector
 from tests.commands.runner import assert_one_clear_line, run
 from tests.conftest import TinyModel, TinyPath
@@ -93,8 +96,11 @@ def test_what_cannot_be_used_is_one_clear_line(capfd: Capture, tiny_path: TinyPa
 
 
 @contextlib.contextmanager
-def started(model: Path, *arguments: str | Path, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    program = "from localsteer.commands import main; main()"
+def started(
+    model: Path, *arguments: str | Path, environment: dict[str, str] | None = None, before: str = ""
+) -> Iterator[subprocess.Popen[str]]:
+    """A server in a process of its own, which runs `before` before it begins."""
+    program = f"{before}\nfrom localsteer.commands import main; main()"
     command = [sys.executable, "-c", program, "serve", "-m", str(model), "--port", "0", "--json", *map(str, arguments)]
     process = subprocess.Popen(
         command,
@@ -185,6 +191,59 @@ def test_a_signal_ends_it_cleanly_while_a_request_streams(endless: Path, number:
     assert out == ""
     assert "Traceback" not in err
     assert "rror" not in err
+
+
+# Reads a concept's prompts again and again: as a large model does, it computes for minutes.
+SLOW_BUILDS = """
+import sys
+import localsteer.building.library as library
+def extract(*arguments, real=library.extract, **options):
+    while True:
+        real(*arguments, **options)
+        print("still building", file=sys.stderr, flush=True)
+library.extract = extract
+"""
+
+
+def wait_for_line(process: subprocess.Popen[str], words: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if words in line:
+            return
+    raise AssertionError(f"it never said {words}")
+
+
+def test_ctrl_c_ends_it_while_the_default_is_built(tiny_path: TinyPath) -> None:
+    with started(tiny_path("llama"), "-s", "happy", before=SLOW_BUILDS) as process:
+        wait_for_line(process, "still building")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "localsteer: interrupted"
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_while_a_vector_is_built_for_a_request(tiny_path: TinyPath, number: signal.Signals) -> None:
+    with started(tiny_path("llama"), before=SLOW_BUILDS) as process, ThreadPoolExecutor(1) as pool:
+        url = first_document(process)["url"]
+        waiting = pool.submit(httpx.post, f"{url}/v1/vectors/happy", timeout=PATIENCE)
+        wait_for_line(process, "still building")
+        process.send_signal(number)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert waiting.result().status_code == 503
+    assert (process.returncode, out) == (0, "")
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_ends_it_while_another_process_builds_the_default(tiny_path: TinyPath, tiny_model: TinyModel) -> None:
+    concept = find_concept("happy")
+    path = cache_path("happy", concept.source(), tiny_model("llama").fingerprint.content)
+    with one_at_a_time(path), started(tiny_path("llama"), "-s", "happy") as process:
+        wait_for_line(process, "another process is building")
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
 
 
 def test_the_help_names_every_option(capfd: Capture) -> None:

@@ -15,7 +15,7 @@ from localsteer.calibration import calibrate, laboratory
 from localsteer.calibration.calibrate import CalibrationSettings, Calibrator
 from localsteer.calibration.effort import Effort
 from localsteer.concepts.concept_file import load_concept
-from localsteer.engine.parallel import generate_many
+from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model

@@ -12,7 +12,7 @@ from localsteer.building.extraction import extract
 from localsteer.building.library import loader
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.names import concepts, find_concept
-from localsteer.engine.parallel import generate_many
+from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model

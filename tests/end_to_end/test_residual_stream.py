@@ -12,8 +12,9 @@ from localsteer.concepts.concept_file import load_concept
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
-from localsteer.reading.activations import Span, read_activations
+from localsteer.reading.activations import read_activations
 from localsteer.reading.prefix_tree import lay_out
+from localsteer.reading.rows import Span
 from tests.end_to_end.conftest import HAPPY
 
 REFERENCE = Path(__file__).parents[1] / "reference"

@@ -234,7 +234,7 @@ def test_the_vectors_that_come_with_it_are_listed_as_ready(running: Running) -> 
     listed = httpx.get(f"{running.url}/v1/vectors", timeout=PATIENCE).json()["data"]
     ready = {one["id"] for one in listed if one["state"] == "ready"}
     assert "happy" in ready
-    document = httpx.get(f"{running.url}/v1/vectors/happy", timeout=10 * PATIENCE).json()
+    document = httpx.post(f"{running.url}/v1/vectors/happy", timeout=10 * PATIENCE).json()
     assert document["calibrated"]
     activations = httpx.post(
         f"{running.url}/v1/vectors/activations",

@@ -9,8 +9,7 @@ import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from localsteer.concepts.concept_file import load_concept
-from localsteer.engine.generate import Generator
-from localsteer.engine.parallel import generate_many
+from localsteer.engine.generate import Generator, generate_many
 from localsteer.engine.request import Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from localsteer.engine import batch as running_batch
-from localsteer.engine.batch import Lane, RunningBatch
+from localsteer.engine import checks
+from localsteer.engine.batch import RunningBatch
 from localsteer.engine.gate import Verdict
 from localsteer.engine.generate import Generator
+from localsteer.engine.lane import Lane
 from localsteer.engine.request import Answer, Request
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama.context import Batch, Context
@@ -356,7 +358,7 @@ def test_a_prompt_that_begins_as_one_before_reuses_what_they_share(keeping: Mode
 def test_what_was_computed_under_other_steering_is_not_reused(keeping: Model) -> None:
     plan, other = (plan_of(random_edit(keeping, seed=seed), steer_prompt=True) for seed in (5, 6))
     in_response = replace(plan, mode="response")
-    with RunningBatch(keeping, parallel=4, n_ctx=128) as batch:
+    with RunningBatch(keeping, parallel=4, n_ctx=128, cache_ram=0) as batch:
 
         def reused_and_said(plan: Plan | None, prompt: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
             request = Request(prompt, plan, GREEDY, 8)
@@ -498,7 +500,7 @@ def test_one_that_merely_begins_alike_takes_nothing_from_a_conversation(keeping:
 
 def test_the_conversation_that_rested_longest_makes_room(tiny: Model) -> None:
     prompts = [random_tokens(40, seed=seed) for seed in range(4)]
-    with RunningBatch(tiny, parallel=3, n_ctx=64) as batch:
+    with RunningBatch(tiny, parallel=3, n_ctx=64, cache_ram=0) as batch:
         for number in (0, 1, 2, 0, 3):
             answered(batch, Request(prompts[number], None, GREEDY, 4))
         reused = [answered(batch, Request(prompts[number], None, GREEDY, 1)).timing.reused_tokens for number in (0, 2, 3, 1)]
@@ -653,7 +655,7 @@ def test_each_gate_is_shown_the_mean_over_its_own_message(kind: Model) -> None:
     ]
     requests = [Request(prompt, plan, GREEDY, 3, message=message) for prompt, message, plan in asked]
     gates = [Script(request.response_edit, prompt_layers=(number % 3,)) for number, request in enumerate(requests)]
-    with RunningBatch(kind, parallel=6, n_ctx=512) as batch:
+    with RunningBatch(kind, parallel=6, n_ctx=512, cache_ram=0) as batch:
         answered(batch, Request((*stem, 65), None, GREEDY, 1))
         batch.join(Request(OTHER_PROMPT, None, GREEDY, 60))
         steps(batch, 2)
@@ -829,7 +831,7 @@ def test_an_anchored_answer_that_cannot_be_had_is_refused(
 
     refused(tiny, 1, "takes two places.*--parallel 2")
     refused(tiny_model("mamba"), 2, "is recurrent, and cannot anchor")
-    monkeypatch.setattr(running_batch, "steerability", lambda model: Steerability(False, True, "its blocks are hidden"))
+    monkeypatch.setattr(checks, "steerability", lambda model: Steerability(False, True, "its blocks are hidden"))
     refused(tiny, 2, "its blocks are hidden")
 
 
@@ -943,34 +945,58 @@ def test_a_grammar_that_cannot_be_read_ends_its_answer_only(tiny: Model) -> None
         assert_answers(tiny, request, finish(batch, lane)[0])
 
 
-@pytest.mark.parametrize(("error", "run"), [(ModelError("out of luck"), False), (MemoryError("out of luck"), True)])
-def test_a_decode_that_fails_ends_all_answers_and_the_batch_goes_on(
+FAILURES = [(ModelError("out of luck"), False), (ValueError("out of luck"), True)]
+"""What a decode fails with, and whether its tokens are in the KV cache then."""
+
+
+def failing_while(monkeypatch: pytest.MonkeyPatch, error: Exception, run: bool, fails: Callable[[Batch], bool]) -> None:
+    decode = Context.decode
+
+    def decode_or_fail(self: Context, batch: Batch) -> None:
+        failing = fails(batch)
+        if run or not failing:
+            decode(self, batch)
+        if failing:
+            raise error
+
+    monkeypatch.setattr(Context, "decode", decode_or_fail)
+
+
+@pytest.mark.parametrize(("error", "run"), FAILURES)
+def test_a_decode_that_fails_once_is_tried_again_answer_by_answer(
     kind: Model, error: Exception, run: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(random_edit(kind, seed=5))
     requests = [Request(PROMPT, plan, GREEDY, 12), Request(OTHER_PROMPT, None, GREEDY, 12)]
-    decode = Context.decode
-    failures = [error]
-
-    def fail_once(self: Context, batch: Batch) -> None:
-        if run or not failures:
-            decode(self, batch)
-        if failures:
-            raise failures.pop()
-
     with RunningBatch(kind, parallel=2, n_ctx=64) as batch:
         lanes = [batch.join(request) for request in requests]
         steps(batch, 6)
-        monkeypatch.setattr(Context, "decode", fail_once)
-        assert batch.step() == lanes
-        for lane in lanes:
-            with pytest.raises(type(error), match="out of luck"):
-                lane.end()
-        assert batch.places == 2
-        answers = finish(batch, *map(batch.join, requests))
+        left = iter([True])
+        failing_while(monkeypatch, error, run, lambda _batch: next(left, False))
+        answers = finish(batch, *lanes)
     for request, answer in zip(requests, answers, strict=True):
-        assert answer.timing.reused_tokens == 0
         assert_answers(kind, request, answer)
+
+
+@pytest.mark.parametrize(("error", "run"), FAILURES)
+def test_an_answer_whose_decode_fails_ends_alone_and_nothing_of_it_is_used_again(
+    kind: Model, error: Exception, run: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing, going = Request(PROMPT, None, GREEDY, 12), Request(OTHER_PROMPT, None, GREEDY, 12)
+    with RunningBatch(kind, parallel=2, n_ctx=64) as batch:
+        lane, other = batch.join(failing), batch.join(going)
+        steps(batch, 6)
+        with monkeypatch.context() as patch:
+            failing_while(patch, error, run, lambda one: lane.begun.sequence in one.sequence_ids)
+            while lane not in batch.step():
+                pass
+        with pytest.raises(type(error), match="out of luck"):
+            lane.end()
+        assert batch.places == 1
+        assert_answers(kind, going, finish(batch, other)[0])
+        again = answered(batch, failing)
+    assert again.timing.reused_tokens == 0
+    assert_answers(kind, failing, again)
 
 
 # What is refused
@@ -996,18 +1022,24 @@ def test_answers_have_as_much_context_as_a_generator_gives_them(tiny: Model) -> 
         assert batch.n_ctx == 64
 
 
-def test_steering_that_a_model_does_not_allow_is_refused(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    hidden = Steerability(readable=False, native=True, reason="its blocks are hidden")
-    monkeypatch.setattr(running_batch, "steerability", lambda model: hidden)
+@pytest.fixture
+def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model shows its blocks; llama.cpp's own control vector works."""
+    for module in (checks, running_batch):
+        monkeypatch.setattr(module, "steerability", lambda _model: Steerability(False, True, "its blocks are hidden"))
+
+
+@pytest.mark.usefixtures("hidden")
+def test_steering_that_a_model_does_not_allow_is_refused(tiny: Model) -> None:
     edit = random_edit(tiny, seed=5)
+    removal = Edit(np.zeros_like(edit.rows), {1: random_basis(tiny, 8, seed=1)})
     plain = Request(PROMPT, None, GREEDY, 8)
     refused: list[tuple[Request, Script | None]] = [
-        (replace(plain, plan=plan_of(edit)), None),
-        (in_mode(replace(plain, plan=plan_of(edit)), "prompt"), None),
-        (in_mode(replace(plain, plan=plan_of(edit)), "prompt"), Script()),
+        (replace(plain, plan=plan_of(removal)), None),
         (plain, Script(prompt_layers=(1,))),
         (plain, Script(output_layers=(1,))),
-        (plain, Script(tokens={7: Verdict(edit)})),
+        (plain, Script(tokens={7: Verdict(removal)})),
+        (in_mode(replace(plain, plan=plan_of(edit), sampling=LIVELY), "anchored"), None),
     ]
     with RunningBatch(tiny, parallel=2, n_ctx=64) as batch:
         for request, gate in refused:
@@ -1015,10 +1047,15 @@ def test_steering_that_a_model_does_not_allow_is_refused(tiny: Model, monkeypatc
                 with pytest.raises(ModelError, match=r"tiny \(architecture llama\).*its blocks are hidden.*localsteer doctor"):
                     refuse(request, gate=gate)
         assert batch.places == 2
-        nothing = plan_of(Edit(np.zeros((tiny.n_layer, tiny.n_embd), np.float32)))
-        allowed = [batch.join(plain), batch.join(replace(plain, plan=nothing), gate=Script(tokens={4: Verdict(None, rewind=2)}))]
-        for answer in finish(batch, *allowed):
-            assert_answers(tiny, plain, answer)
+
+
+@pytest.mark.usefixtures("hidden")
+def test_a_model_that_takes_one_steering_a_decode_answers_each_under_its_own(tiny: Model) -> None:
+    plans = [None, *(plan_of(random_edit(tiny, seed=seed, norm=6.0), steer_prompt=seed == 6) for seed in (5, 6))]
+    requests = [Request(prompt, plan, GREEDY, 8) for prompt, plan in zip(PROMPTS[:3], plans, strict=True)]
+    with RunningBatch(tiny, parallel=3, n_ctx=64) as batch:
+        for request, answer in zip(requests, finish(batch, *map(batch.join, requests)), strict=True):
+            assert_answers(tiny, request, answer)
 
 
 def test_a_model_that_cannot_be_steered_answers_without(tiny_model: TinyModel) -> None:

@@ -5,242 +5,211 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from localsteer.engine.prefix_cache import KVCache
-from localsteer.errors import ModelError
-from localsteer.llama.context import Context
+from localsteer.engine.batch import RunningBatch
+from localsteer.engine.prefix_cache import PrefixCache, Written
+from localsteer.engine.request import Answer, Request
 from localsteer.llama.model import Model
-from localsteer.llama.residual import Edit, ResidualTap
-from tests.conftest import LOGIT_NOISE, ROW_NOISE, Floats, TinyModel, random_basis, random_edit, random_tokens, run_alone
+from localsteer.llama.residual import Edit
+from localsteer.llama.sampling import Sampling
+from tests.conftest import LOGIT_NOISE, TinyModel, assert_greedy, plan_of, random_edit, random_tokens
 
-PROMPT = random_tokens(24, seed=1)
-# What comes after it where something is taken back and written anew.
-OTHER = random_tokens(8, seed=2)
-
-
-def cache_for(model: Model, *, tapped: bool = False, n_ctx: int = 256, n_ubatch: int = 512) -> KVCache:
-    tap = ResidualTap(model.n_layer, model.n_embd) if tapped else None
-    n_seq = 2 if model.sequences_share_tokens else 1
-    return KVCache(Context(model, n_ctx=n_ctx, n_seq=n_seq, n_ubatch=n_ubatch, tap=tap))
+GREEDY = Sampling(temperature=0)
+LIVELY = Sampling(temperature=1.5, seed=7)
+TALKS = [random_tokens(60, seed=seed) for seed in range(8)]
+EDIT = Edit(np.ones((2, 4), np.float32))
 
 
-def logits_of(cache: KVCache, tokens: Sequence[int], edit: Edit | None = None) -> Floats:
-    return cache.context.logits(cache.run(tokens, edit)).copy()
+def written(*parts: tuple[int, Edit | None]) -> Written:
+    """Tokens 0, 1, 2 ..., so many under each steering."""
+    made = Written()
+    for count, edit in parts:
+        made.add(range(len(made), len(made) + count), edit)
+    return made
 
 
-def assert_as_fresh(model: Model, cache: KVCache, tokens: Sequence[int], edits: Sequence[Edit | None]) -> None:
-    """The cache holds these tokens, and the one after them is predicted as if they had just been computed under these edits."""
-    assert (cache.tokens, cache.edits) == (list(tokens), list(edits))
-    fresh = run_alone(model, (*tokens, 65), [*edits, None], read=False).logits[-1]
-    np.testing.assert_allclose(logits_of(cache, [65]), fresh, atol=LOGIT_NOISE)
+def state(size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return np.zeros(size, np.uint8)
 
 
-@pytest.fixture
-def cache(tiny: Model) -> Iterator[KVCache]:
-    cache = cache_for(tiny)
-    with cache.context:
-        yield cache
+# What was written
 
 
-# What is kept
+def test_what_is_common_ends_where_the_tokens_or_the_steering_part() -> None:
+    made = written((10, None), (5, EDIT))
+    assert made.common(range(20), None) == 10
+    assert made.common([*range(4), 99], None) == 4
+    assert made.common(range(20), EDIT) == 0
+    assert written((15, EDIT)).common(range(20), Edit(EDIT.rows.copy())) == 15
 
 
-def test_the_longest_common_beginning_is_kept(cache: KVCache, tiny: Model) -> None:
-    cache.run(PROMPT, None)
-    wanted = (*PROMPT[:10], *OTHER)
-    assert cache.keep_common(wanted, [None] * len(wanted)) == 10
-    cache.run(OTHER, None)
-    assert_as_fresh(tiny, cache, wanted, [None] * len(wanted))
+def test_steering_that_does_the_same_goes_on() -> None:
+    made = written((3, None), (1, None), (2, EDIT), (2, Edit(EDIT.rows.copy())), (1, EDIT.scaled(0.5)))
+    assert [(end, edit is None) for end, edit in made.spans()] == [(4, True), (8, False), (9, False)]
 
 
-def test_nothing_is_dropped_from_a_cache_that_goes_on(cache: KVCache) -> None:
-    cache.run(PROMPT, None)
-    longer = (*PROMPT, *OTHER)
-    assert cache.keep_common(longer, [None] * len(longer)) == len(PROMPT)
-    assert cache.tokens == list(PROMPT)
+@pytest.mark.parametrize(("start", "spans"), [(0, []), (2, [2]), (3, [3]), (4, [3, 4]), (5, [3, 5]), (9, [3, 5])])
+def test_what_is_cut_is_gone(start: int, spans: list[int]) -> None:
+    made = written((3, None), (2, EDIT))
+    kept = made.copy()
+    made.cut(start)
+    assert made.tokens == list(range(min(start, 5)))
+    assert [end for end, _ in made.spans()] == spans
+    assert len(kept) == 5
 
 
-def test_only_what_was_computed_under_the_same_steering_is_kept(cache: KVCache, tiny: Model) -> None:
-    edit, equal = random_edit(tiny, seed=3), random_edit(tiny, seed=3)
-    cache.run(PROMPT[:6], None)
-    cache.run(PROMPT[6:], edit)
-    edits = [None] * 6 + [edit] * 18
-    assert cache.keep_common(PROMPT, edits) == 24
-    assert cache.keep_common(PROMPT, [*edits[:20], equal, *edits[21:]]) == 20
-    assert cache.keep_common(PROMPT, [None] * 24) == 6
-    assert cache.keep_common(PROMPT, [edit] * 24) == 0
-    assert (cache.tokens, cache.edits) == ([], [])
+# Main memory
 
 
-def test_a_recurrent_model_keeps_all_or_nothing(tiny_model: TinyModel) -> None:
-    cache = cache_for(tiny_model("mamba"))
-    with cache.context:
-        cache.run(PROMPT, None)
-        assert cache.keep_common((*PROMPT, 65), [None] * 25) == 24
-        assert cache.keep_common(PROMPT[:-1], [None] * 23) == 0
-        assert cache.tokens == []
-        cache.run(PROMPT, None)
-        assert_as_fresh(cache.context.model, cache, PROMPT, [None] * 24)
+def test_the_one_that_goes_on_longest_is_found() -> None:
+    cache = PrefixCache(100)
+    for count in (5, 9, 7):
+        cache.put(written((count, None)), state(10))
+    kept, length = cache.best(range(8), None, whole=False)
+    assert kept is not None
+    assert (len(kept.written), length) == (9, 8)
+    kept, length = cache.best(range(8), None, whole=True)
+    assert kept is not None
+    assert (len(kept.written), length) == (7, 7)
+    assert cache.best(range(8), EDIT, whole=False) == (None, 0)
+    assert cache.best([99], None, whole=False) == (None, 0)
 
 
-# What is cut
+def test_those_that_were_not_used_for_longest_are_forgotten() -> None:
+    cache = PrefixCache(25)
+    first, second = written((40, None)), written((40, EDIT))
+    cache.put(first, state(10))
+    cache.put(second, state(10))
+    kept, _ = cache.best(range(3), None, whole=False)
+    assert kept is not None
+    cache.take(kept, 3)  # it goes on beyond that, and stays
+    cache.put(written((30, EDIT.scaled(2))), state(10))
+    assert cache.bytes == 20
+    assert cache.best(range(3), EDIT, whole=False) == (None, 0)
+    assert cache.best(range(3), None, whole=False)[1] == 3
 
 
-@pytest.mark.parametrize("length", [0, 5, 9, 17, 24])
-def test_a_cut_leaves_what_comes_before_as_it_was_computed(steerable: Model, length: int) -> None:
-    # Parts longer and shorter than a ubatch, and a removal, which only the tap can do.
-    zero = np.zeros((steerable.n_layer, steerable.n_embd), np.float32)
-    parts = ((PROMPT[:5], None), (PROMPT[5:15], random_edit(steerable, seed=3)))
-    removal = Edit(zero, {2: random_basis(steerable, 8, seed=4)})
-    edits = [edit for tokens, edit in (*parts, (PROMPT[15:], removal)) for _ in tokens]
-    cache = cache_for(steerable, tapped=True, n_ubatch=4)
-    with cache.context:
-        for token, edit in zip(PROMPT, edits, strict=True):
-            cache.run([token], edit)
-        cache.cut(length)
-        assert_as_fresh(steerable, cache, PROMPT[:length], edits[:length])
+def test_what_is_too_large_is_not_kept_and_drives_nothing_out() -> None:
+    cache = PrefixCache(25)
+    cache.put(written((5, None)), state(10))
+    cache.put(written((9, None)), state(26))
+    assert (len(cache), cache.bytes) == (1, 10)
 
 
-def test_a_cut_computes_nothing_where_the_model_can_go_back(cache: KVCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache.run(PROMPT, None)
-    monkeypatch.setattr(Context, "decode", lambda *_: pytest.fail("something was computed"))
-    cache.cut(7)
-    assert cache.tokens == list(PROMPT[:7])
+def test_what_got_its_place_back_whole_is_there_no_more() -> None:
+    cache = PrefixCache(25)
+    cache.put(written((40, None)), state(10))
+    kept, length = cache.best(range(40), None, whole=True)
+    assert kept is not None
+    cache.take(kept, length)
+    assert len(cache) == 0
 
 
-# What is read
+# In a batch
 
 
-def test_the_rows_are_those_of_the_last_token_that_was_run(steerable: Model) -> None:
-    alone = run_alone(steerable, (*PROMPT, 65))
-    cache = cache_for(steerable, tapped=True)
-    layers = range(steerable.n_layer)
-    with cache.context:
-        cache.watch(layers)
-        for tokens, place in ((PROMPT, 23), ([65], 24)):
-            cache.run(tokens, None)
-            rows = cache.last_rows(layers)
-            for layer in layers:
-                np.testing.assert_allclose(rows[layer], alone.rows[layer][place], atol=ROW_NOISE)
+@pytest.fixture(params=["llama", "gemma3", "mamba"])
+def kind(request: pytest.FixtureRequest, tiny_model: TinyModel) -> Model:
+    return tiny_model(request.param)
 
 
-# Two caches
-
-
-def test_a_cache_that_matches_another_goes_on_like_it(transformer: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    edit = random_edit(transformer, seed=3)
-    one, other = cache_for(transformer), cache_for(transformer, tapped=True)
-    with one.context, other.context:
-        one.run(PROMPT[:10], None)
-        one.run(PROMPT[10:], edit)
-        # The other holds some of it, and then something else.
-        other.run(PROMPT[:10], None)
-        other.run(OTHER, edit)
-        with monkeypatch.context() as patch:
-            patch.setattr(Context, "decode", lambda *_: pytest.fail("something was computed"))
-            other.match(one)
-        assert (other.tokens, other.edits) == (one.tokens, one.edits)
-        np.testing.assert_array_equal(logits_of(other, [65]), logits_of(one, [65]))
-        # And back again.
-        other.run([66], None)
-        one.match(other)
-        np.testing.assert_array_equal(logits_of(other, [67], edit), logits_of(one, [67], edit))
-        assert_as_fresh(transformer, one, (*PROMPT, 65, 66, 67), [*[None] * 10, *[edit] * 14, None, None, edit])
-
-
-def test_a_cache_that_holds_more_than_the_one_it_matches_drops_it(cache: KVCache, tiny: Model) -> None:
-    shorter = cache_for(tiny)
-    with shorter.context:
-        shorter.run(PROMPT[:10], None)
-        cache.run(PROMPT, None)
-        cache.match(shorter)
-        assert_as_fresh(tiny, cache, PROMPT[:10], [None] * 10)
-
-
-def test_a_cache_matches_itself(cache: KVCache, tiny: Model) -> None:
-    cache.run(PROMPT, None)
-    cache.match(cache)
-    assert_as_fresh(tiny, cache, PROMPT, [None] * 24)
-
-
-def test_a_cache_that_is_too_small_to_match_another_is_empty_then(cache: KVCache, tiny: Model) -> None:
-    larger = cache_for(tiny, n_ctx=512)
-    tokens = random_tokens(300, seed=5)
-    with larger.context:
-        larger.run(tokens, None)
-        cache.run(tokens[:20], None)
-        with pytest.raises(ModelError, match="context of 256 tokens is full"):
-            cache.match(larger)
-    cache.run(PROMPT, None)
-    assert_as_fresh(tiny, cache, PROMPT, [None] * 24)
-
-
-def test_a_failed_run_leaves_an_empty_cache(cache: KVCache, tiny: Model) -> None:
-    cache.run(PROMPT, None)
-    with pytest.raises(ModelError, match="invalid token"):
-        cache.run([65, tiny.n_vocab], None)
-    assert (cache.tokens, cache.edits) == ([], [])
-    cache.run(OTHER, None)
-    assert_as_fresh(tiny, cache, OTHER, [None] * len(OTHER))
-
-
-# The unsteered twin
+def answered(batch: RunningBatch, request: Request) -> Answer:
+    lane = batch.join(request)
+    while lane not in batch.step():
+        pass
+    return lane.end()
 
 
 @pytest.fixture
-def anchored(tiny: Model) -> Iterator[KVCache]:
-    with Context(tiny, n_ctx=256, n_seq=3, tap=ResidualTap(tiny.n_layer, tiny.n_embd)) as context:
-        yield KVCache(context)
+def batch(kind: Model) -> Iterator[RunningBatch]:
+    with RunningBatch(kind, parallel=2, n_ctx=256, cache_ram=64) as batch:
+        yield batch
 
 
-def assert_both(model: Model, cache: KVCache, edits: Sequence[Edit | None], token: int, edit: Edit | None) -> None:
-    """Both rows say what the same tokens say under their own steering, and without any."""
-    before = list(cache.tokens)
-    steered, unsteered = cache.run_anchored(token, edit)
-    rows = [cache.context.logits(row).copy() for row in (steered, unsteered)]
-    alone = [
-        run_alone(model, (*before, token), under, read=False).logits[-1] for under in ([*edits, edit], [None] * len(cache.tokens))
-    ]
-    for row, expected in zip(rows, alone, strict=True):
-        np.testing.assert_allclose(row, expected, atol=LOGIT_NOISE)
-    if edit is not None:
-        assert np.abs(alone[0] - alone[1]).max() > 10 * LOGIT_NOISE
+def test_going_back_to_a_conversation_reads_its_new_tokens_only(batch: RunningBatch) -> None:
+    plan = plan_of(random_edit(batch.model, seed=3), steer_prompt=True)
+    plans = [plan if number % 2 else None for number in range(len(TALKS))]
+    talks: list[Sequence[int]] = list(TALKS)
+    for turn in range(3):
+        for number, one in enumerate(plans):
+            request = Request((*talks[number], *random_tokens(5, seed=90 + turn)), one, GREEDY, 4)
+            answer = answered(batch, request)
+            assert_greedy(batch.model, request.prompt, answer.tokens, request.response_edit, steer_prompt=one is not None)
+            if turn:
+                # All but the last token of an answer was run; a steered one only counts where the prompt is steered as well.
+                assert answer.timing.prompt_tokens <= 5 + 2
+            talks[number] = (*request.prompt, *answer.tokens)
 
 
-def test_the_twin_reads_the_same_tokens_unsteered(anchored: KVCache, tiny: Model) -> None:
-    edit = random_edit(tiny, seed=3)
-    anchored.run(PROMPT, None)
-    edits: list[Edit | None] = [None] * len(PROMPT)
-    for token in OTHER:
-        assert_both(tiny, anchored, edits, token, edit)
-        edits.append(edit)
+def test_without_main_memory_what_lost_its_place_is_read_anew(kind: Model) -> None:
+    with RunningBatch(kind, parallel=2, n_ctx=256) as batch:
+        for _ in range(2):
+            reused = [answered(batch, Request(talk, None, GREEDY, 4)).timing.reused_tokens for talk in TALKS]
+    assert reused == [0] * len(TALKS)
 
 
-def test_the_twin_follows_a_rewind(anchored: KVCache, tiny: Model) -> None:
-    edit = random_edit(tiny, seed=3)
-    anchored.run(PROMPT, None)
-    for token in OTHER[:4]:
-        anchored.run_anchored(token, edit)
-    anchored.cut(len(PROMPT) + 2)
-    anchored.run_anchored(OTHER[5], None)
-    edits = [*[None] * len(PROMPT), edit, edit, None]
-    assert_both(tiny, anchored, edits, OTHER[6], edit)
+def test_what_was_kept_is_not_found_under_another_steering(batch: RunningBatch) -> None:
+    plan = plan_of(random_edit(batch.model, seed=3), steer_prompt=True)
+    for talk in TALKS[:4]:
+        answered(batch, Request(talk, plan, GREEDY, 4))
+    assert answered(batch, Request(TALKS[0], None, GREEDY, 4)).timing.reused_tokens == 0
+    same = plan_of(random_edit(batch.model, seed=3), steer_prompt=True)
+    assert same.edit is not plan.edit
+    if batch.model.sequences_share_tokens:
+        assert answered(batch, Request(TALKS[0], same, GREEDY, 4)).timing.reused_tokens == len(TALKS[0]) - 1
 
 
-def test_the_twin_holds_the_answer_as_the_next_prompt_has_it(anchored: KVCache, tiny: Model) -> None:
-    edit = random_edit(tiny, seed=3)
-    anchored.run(PROMPT, None)
-    for token in OTHER:
-        anchored.run_anchored(token, edit)
-    following = (*PROMPT, *OTHER, 70, 71)
-    assert anchored.keep_common(following, [None] * len(following)) == len(PROMPT) + len(OTHER)
-    assert_as_fresh(tiny, anchored, following[:-2], [None] * (len(PROMPT) + len(OTHER)))
+def logprobs_of(answer: Answer) -> list[float]:
+    return [one.logprob for one in answer.logprobs]
 
 
-def test_another_prompt_leaves_nothing_of_the_twin_behind(anchored: KVCache, tiny: Model) -> None:
-    edit = random_edit(tiny, seed=3)
-    anchored.run(PROMPT, None)
-    anchored.run_anchored(OTHER[0], edit)
-    another = (*PROMPT[:5], *OTHER)
-    assert anchored.keep_common(another, [None] * len(another)) == 5
-    anchored.run(another[5:], None)
-    assert_both(tiny, anchored, [None] * len(another), 65, edit)
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_same_seed_gives_the_same_answer_after_others(kind: Model, beside: bool) -> None:
+    request = Request(TALKS[0], plan_of(random_edit(kind, seed=5)), LIVELY, 12, logprobs=1)
+    others = [Request(talk, plan_of(random_edit(kind, seed=9), steer_prompt=True), GREEDY, 20) for talk in TALKS[1:4]]
+    with RunningBatch(kind, parallel=3, n_ctx=256, cache_ram=64) as batch:
+        alone = answered(batch, request)
+    with RunningBatch(kind, parallel=3, n_ctx=256, cache_ram=64) as batch:
+        if beside:
+            running = {batch.join(other) for other in others}
+            while running:
+                running.difference_update(batch.step())
+        for other in others:
+            answered(batch, other)
+        after = answered(batch, request)
+        again = answered(batch, request)
+    assert after.tokens == alone.tokens == again.tokens
+    # To the last bit: no seed tells them apart.
+    assert logprobs_of(after) == logprobs_of(alone) == logprobs_of(again)
+
+
+def test_after_one_that_begins_alike_only_rounding_differs(kind: Model) -> None:
+    # What they share was computed in a batch of another size.
+    request = Request(TALKS[0], None, GREEDY, 12, logprobs=1)
+    alike = Request((*TALKS[0][:40], *TALKS[5]), None, GREEDY, 9)
+    with RunningBatch(kind, parallel=2, n_ctx=256, cache_ram=64) as batch:
+        alone = answered(batch, request)
+    with RunningBatch(kind, parallel=2, n_ctx=256, cache_ram=64) as batch:
+        answered(batch, alike)
+        after = answered(batch, request)
+    assert after.timing.reused_tokens == (40 if kind.sequences_share_tokens else 0)
+    np.testing.assert_allclose(logprobs_of(after)[:1], logprobs_of(alone)[:1], atol=LOGIT_NOISE)
+
+
+def test_a_context_that_gets_a_tap_goes_on_where_it_was(kind: Model) -> None:
+    first = Request(TALKS[0], plan_of(random_edit(kind, seed=5)), GREEDY, 24)
+    second = Request(TALKS[1], plan_of(random_edit(kind, seed=6)), GREEDY, 12)
+    with RunningBatch(kind, parallel=2, n_ctx=256) as batch:
+        lane = batch.join(first)
+        for _ in range(6):
+            assert batch.step() == []
+        other = batch.join(second)
+        running = {lane, other}
+        while running:
+            running.difference_update(batch.step())
+        answers = lane.end(), other.end()
+        follow_up = Request((*TALKS[0], *answers[0].tokens, 65), None, GREEDY, 2)
+        reused = answered(batch, follow_up).timing.reused_tokens
+    for request, answer in zip((first, second), answers, strict=True):
+        assert_greedy(kind, request.prompt, answer.tokens, request.response_edit)
+    if kind.sequences_share_tokens:
+        assert reused == len(TALKS[0]) - 1  # read before there was a tap

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from localsteer.export.gguf_rewrite import open_model_file, rewrite
 from localsteer.files.gguf_header import read_header
 from localsteer.llama.model import Model
 from tests.conftest import TinyPath, random_tokens, run_alone
+from tests.export.conftest import Opened
 from tests.made_files import gguf_bytes, key, split_model, tensor
 from tests.tiny_models import write_tiny_model
 
@@ -34,16 +36,16 @@ def assert_kept(before: Path, after: Path) -> None:
         assert old.tensor_bytes(found) == new.tensor_bytes(new.tensors[name]), name
 
 
-def test_nothing_added_is_the_same_file(tiny_path: TinyPath, tmp_path: Path) -> None:
-    rewrite(open_model_file(tiny_path("llama")), tmp_path / "m.gguf", tensors={}, keys={})
+def test_nothing_added_is_the_same_file(opened: Opened, tiny_path: TinyPath, tmp_path: Path) -> None:
+    rewrite(opened(tiny_path("llama")), tmp_path / "m.gguf", tensors={}, keys={})
     assert (tmp_path / "m.gguf").read_bytes() == tiny_path("llama").read_bytes()
 
 
-def test_what_is_added_stands_behind_what_was_there(tiny_path: TinyPath, tmp_path: Path) -> None:
+def test_what_is_added_stands_behind_what_was_there(opened: Opened, tiny_path: TinyPath, tmp_path: Path) -> None:
     target = tmp_path / "m.gguf"
     told: list[tuple[int, int]] = []
     rewrite(
-        open_model_file(tiny_path("llama")),
+        opened(tiny_path("llama")),
         target,
         tensors={"blk.1.ffn_down.bias": BIAS, "blk.2.ffn_down.bias": 2 * BIAS},
         keys={"mine.text": "größer"},
@@ -63,17 +65,47 @@ def test_what_is_added_stands_behind_what_was_there(tiny_path: TinyPath, tmp_pat
         pass
 
 
-def test_the_data_of_a_tensor_can_be_replaced(tiny_path: TinyPath, tmp_path: Path) -> None:
-    model = open_model_file(tiny_path("llama"))
+def replaced(path: Path, data: bytes) -> None:
+    (path.parent / "new.gguf").write_bytes(data)
+    (path.parent / "new.gguf").replace(path)
+
+
+def test_a_model_that_is_replaced_while_it_is_copied_is_copied_whole(opened: Opened, tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "m.gguf")
+    before, model = path.read_bytes(), opened(path)
+    replaced(path, write_tiny_model(tmp_path / "other.gguf", n_layer=3, seed=1).read_bytes())
+    norm = model.floats("blk.1.ffn_norm.weight")
+    rewrite(model, tmp_path / "n.gguf", tensors={"blk.1.ffn_norm.weight": norm}, keys={})
+    assert (tmp_path / "n.gguf").read_bytes() == before
+
+
+def test_a_model_that_is_written_to_while_it_is_copied_is_refused(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "m.gguf")
+    os.utime(path, (1, 1))  # a file system's clock may tick 100 times a second only
+    other = write_tiny_model(tmp_path / "other.gguf", seed=1).read_bytes()
+
+    def copy(data: bytes) -> None:
+        with open_model_file(path) as model:
+            path.write_bytes(data)
+            rewrite(model, tmp_path / "n.gguf", tensors={}, keys={})
+
+    with pytest.raises(ExportError, match=r"m\.gguf was written to"):
+        copy(other)
+    with pytest.raises(ExportError, match=r"m\.gguf is damaged"):
+        copy(other[:5000])
+
+
+def test_the_data_of_a_tensor_can_be_replaced(opened: Opened, tiny_path: TinyPath, tmp_path: Path) -> None:
+    model = opened(tiny_path("llama"))
     name = "blk.1.ffn_norm.weight"
     rewrite(model, tmp_path / "m.gguf", tensors={name: model.floats(name) + BIAS}, keys={})
-    again = open_model_file(tmp_path / "m.gguf")
+    again = opened(tmp_path / "m.gguf")
     assert list(again.tensors) == list(model.tensors)
     np.testing.assert_array_equal(again.floats(name), model.floats(name) + BIAS)
 
 
 @pytest.mark.parametrize("alignment", [8, 32, 4096])
-def test_another_alignment_is_kept_to(tmp_path: Path, alignment: int) -> None:
+def test_another_alignment_is_kept_to(opened: Opened, tmp_path: Path, alignment: int) -> None:
     names = ["a", "b"]
     align = struct.pack("<Q", 17) + b"general.alignment" + struct.pack("<II", 4, alignment)
     offsets = [0, -(-12 // alignment) * alignment]
@@ -86,18 +118,18 @@ def test_another_alignment_is_kept_to(tmp_path: Path, alignment: int) -> None:
     for offset, value in zip(offsets, (1, 2), strict=True):
         data[start + offset : start + offset + 12] = np.full(3, value, "<f4").tobytes()
     (tmp_path / "m.gguf").write_bytes(data)
-    rewrite(open_model_file(tmp_path / "m.gguf"), tmp_path / "n.gguf", tensors={"c": np.full(5, 3, np.float32)}, keys={"x": "y"})
-    made = open_model_file(tmp_path / "n.gguf")
+    rewrite(opened(tmp_path / "m.gguf"), tmp_path / "n.gguf", tensors={"c": np.full(5, 3, np.float32)}, keys={"x": "y"})
+    made = opened(tmp_path / "n.gguf")
     assert made.first.data_start % alignment == 0
     assert all(one.offset % alignment == 0 for one in made.tensors.values())
     assert [made.floats(name).tolist() for name in "abc"] == [[1.0] * 3, [2.0] * 3, [3.0] * 5]
 
 
 @pytest.mark.parametrize("counts", [(20, 19), (0, 30, 9), (1, 1, 37)])
-def test_a_split_model_becomes_one_file(tiny_path: TinyPath, tmp_path: Path, counts: tuple[int, ...]) -> None:
+def test_a_split_model_becomes_one_file(opened: Opened, tiny_path: TinyPath, tmp_path: Path, counts: tuple[int, ...]) -> None:
     whole = tiny_path("llama")
     parts = split_model(whole, tmp_path, counts)
-    rewrite(open_model_file(parts[0]), tmp_path / "m.gguf", tensors={"blk.1.ffn_down.bias": 0 * BIAS}, keys={})
+    rewrite(opened(parts[0]), tmp_path / "m.gguf", tensors={"blk.1.ffn_down.bias": 0 * BIAS}, keys={})
     made = read_header(tmp_path / "m.gguf", ExportError)
     assert not [name for name in made.fields if name.startswith("split.")]
     assert_kept(parts[0], tmp_path / "m.gguf")
@@ -110,43 +142,43 @@ def test_a_split_model_becomes_one_file(tiny_path: TinyPath, tmp_path: Path, cou
         assert np.array_equal(run_alone(one, tokens).logits, run_alone(other, tokens).logits)
 
 
-def test_a_split_model_with_something_wrong_is_refused(tiny_path: TinyPath, tmp_path: Path) -> None:
+def test_a_split_model_with_something_wrong_is_refused(opened: Opened, tiny_path: TinyPath, tmp_path: Path) -> None:
     parts = split_model(tiny_path("llama"), tmp_path, (20, 19))
     with pytest.raises(ExportError, match="00001-of-00002"):
-        open_model_file(parts[1])
+        opened(parts[1])
     parts[0].rename(tmp_path / "renamed.gguf")
     with pytest.raises(ExportError, match="00001-of-00002"):
-        open_model_file(tmp_path / "renamed.gguf")
+        opened(tmp_path / "renamed.gguf")
     (tmp_path / "renamed.gguf").rename(parts[0])
     second = parts[1].read_bytes()
     parts[1].unlink()
-    with pytest.raises(ExportError, match="00002-of-00002"):
-        open_model_file(parts[0])
+    with pytest.raises(ExportError, match=r"no part of the model .*00002-of-00002"):
+        opened(parts[0])
     parts[1].write_bytes(second[:-40])
-    with pytest.raises(ExportError, match="00002-of-00002"):
-        open_model_file(parts[0])
+    with pytest.raises(ExportError, match=r"00002-of-00002.* is damaged"):
+        opened(parts[0])
     parts[1].write_bytes(parts[0].read_bytes())
-    with pytest.raises(ExportError, match="part 2"):
-        open_model_file(parts[0])
+    with pytest.raises(ExportError, match="is not part 2"):
+        opened(parts[0])
     split_model(tiny_path("llama"), tmp_path, (20, 18))
     parts[1].write_bytes(second)
-    with pytest.raises(ExportError, match=r"39 tensors.* 38"):
-        open_model_file(parts[0])
+    with pytest.raises(ExportError, match="hold 39 tensors together, and 38 are expected"):
+        opened(parts[0])
 
 
-def test_a_model_cut_short_is_refused(tiny_path: TinyPath, tmp_path: Path) -> None:
+def test_a_model_cut_short_is_refused(opened: Opened, tiny_path: TinyPath, tmp_path: Path) -> None:
     data = tiny_path("llama").read_bytes()
     for length in (100, 5000, len(data) // 2, len(data) - 64):
         (tmp_path / "m.gguf").write_bytes(data[:length])
-        with pytest.raises(ExportError, match=r"m\.gguf"):
-            open_model_file(tmp_path / "m.gguf")
+        with pytest.raises(ExportError, match=r"m\.gguf is damaged"):
+            opened(tmp_path / "m.gguf")
 
 
-def test_only_float32_can_be_added_to(tmp_path: Path) -> None:
+def test_only_float32_can_be_added_to(opened: Opened, tmp_path: Path) -> None:
     made = gguf_bytes([key("general.architecture", "llama")], [tensor("t", [4], 1, 0)], bytes(8))
     (tmp_path / "m.gguf").write_bytes(made)
-    with pytest.raises(ExportError, match=r"t .*m\.gguf.* F16"):
-        open_model_file(tmp_path / "m.gguf").floats("t")
+    with pytest.raises(ExportError, match=r"t in .*m\.gguf is F16"):
+        opened(tmp_path / "m.gguf").floats("t")
 
 
 _MEASURE = """
@@ -154,7 +186,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from localsteer.export.gguf_rewrite import open_model_file, rewrite
-rewrite(open_model_file(Path(sys.argv[1])), Path(sys.argv[2]), tensors={"x": np.ones(64, np.float32)}, keys={})
+with open_model_file(Path(sys.argv[1])) as model:
+    rewrite(model, Path(sys.argv[2]), tensors={"x": np.ones(64, np.float32)}, keys={})
 # Not getrusage, whose peak holds that of the process that started this one.
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
@@ -174,9 +207,9 @@ def test_a_large_file_takes_little_memory(tmp_path: Path) -> None:
     assert peak < 150_000  # KiB; Python, numpy and gguf-py alone take 50,000
 
 
-def test_the_header_of_a_model_with_a_large_vocabulary_is_read(tmp_path: Path) -> None:
+def test_the_header_of_a_model_with_a_large_vocabulary_is_read(opened: Opened, tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path / "m.gguf")
     texts = b"".join(struct.pack("<Q", 6) + b"abcdef" for _ in range(300_000))
     array = struct.pack("<Q", 6) + b"tokens" + struct.pack("<IIQ", 9, 8, 300_000) + texts
     path.write_bytes(gguf_bytes([key("general.architecture", "llama"), array], []))
-    assert len(open_model_file(path).first.fields) == 2
+    assert len(opened(path).first.fields) == 2

@@ -103,10 +103,10 @@ def test_a_rename_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: py
 
 
 def test_a_folder_that_takes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object, **options: object) -> tuple[int, str]:
+    def refuse(*arguments: object, **options: object) -> int:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(LocalsteerError, match=r"file\.txt cannot be written: Read-only file system"):
         write(tmp_path / "file.txt", "x")
 
@@ -170,3 +170,74 @@ def test_the_file_is_as_readable_as_any_other(tmp_path: Path, umask: int) -> Non
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == stat.S_IMODE((tmp_path / "other.txt").stat().st_mode)
     assert left == umask
+
+
+def test_the_umask_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It is one for all threads: between two calls of os.umask another one's files would be everybody's.
+    def refuse(mask: int) -> int:
+        raise AssertionError("the umask was changed")
+
+    monkeypatch.setattr("os.umask", refuse)
+    write(tmp_path / "file.txt", "x")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows read-only alone")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666, 0o755, 0o444])
+def test_a_file_keeps_its_permissions(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    path.chmod(mode)
+    with atomic_path(path) as temporary:
+        # Nobody may read meanwhile what they may not read afterwards.
+        assert stat.S_IMODE(temporary.stat().st_mode) & ~mode & 0o077 == 0
+        temporary.write_text("new")
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", mode)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_link_points_to_is_written(tmp_path: Path, there: bool) -> None:
+    target, link = tmp_path / "folder" / "file.txt", tmp_path / "link.txt"
+    target.parent.mkdir()
+    if there:
+        target.write_text("old")
+    link.symlink_to(Path("folder") / "file.txt")
+    check_writable(link)
+    write(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_link_into_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    link = tmp_path / "link.txt"
+    link.symlink_to(tmp_path / "missing" / "file.txt")
+    for attempt in (check_writable, lambda path, error: write(path, "x", error)):
+        with pytest.raises(VectorError, match=r"link\.txt cannot be written"):
+            attempt(link, VectorError)
+    assert link.is_symlink()
+
+
+def test_the_bytes_are_on_the_disk_before_the_file_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    synced: list[tuple[bool, str]] = []
+
+    def sync(handle: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(handle).st_mode), path.read_text()))
+
+    monkeypatch.setattr("os.fsync", sync)
+    write(path, "new")
+    assert synced == [(False, "old"), (True, "new")]
+
+
+def test_a_disk_that_fails_at_the_end_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def fail(handle: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(VectorError, match=os.strerror(errno.EIO)):
+        write(path, "new", VectorError)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]

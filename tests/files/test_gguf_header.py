@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from localsteer.errors import ExportError, VectorError
-from localsteer.files.gguf_header import read_header
+from localsteer.files.gguf_header import open_header, read_header
 from tests.conftest import TinyPath
 from tests.made_files import gguf_bytes, key, tensor, text
 
@@ -37,6 +37,29 @@ def test_it_finds_what_gguf_py_finds(tiny_path: TinyPath) -> None:
         assert tensor.shape == tuple(found.shape.tolist())
         assert (header.data_start + tensor.offset, tensor.size) == (found.data_offset, found.n_bytes)
         assert header.tensor_bytes(tensor) == found.data.tobytes()
+
+
+def test_a_header_longer_than_a_window_is_read(tmp_path: Path) -> None:
+    texts = b"".join(text("x" * (n % 97)) for n in range(40_000))
+    tokens = scalar("tokens", 9, struct.pack("<IQ", 8, 40_000) + texts)
+    scores = scalar("scores", 9, struct.pack("<IQ", 6, 1_000_000) + bytes(4_000_000))
+    path = write(tmp_path / "v.gguf", gguf_bytes([tokens, scores, ARCHITECTURE], [tensor("t", [8], 0, 0)], FLOATS))
+    with open_header(path, VectorError) as header:
+        assert (list(header.fields), header.text("general.architecture")) == (
+            ["tokens", "scores", "general.architecture"],
+            "controlvector",
+        )
+        assert header.tensor_bytes(header.tensors["t"]) == FLOATS
+
+
+def test_a_type_that_nobody_knows_yet_takes_the_room_up_to_the_next_tensor(tmp_path: Path) -> None:
+    entries = [tensor("a", [8], 999, 0), tensor("b", [3], 999, 64), tensor("c", [3], 0, 32)]
+    path = write(tmp_path / "v.gguf", gguf_bytes([ARCHITECTURE], entries, bytes(76)))
+    with open_header(path, VectorError, measure=False) as header:
+        assert [(one.offset, one.size) for one in header.tensors.values()] == [(0, 32), (64, 12), (32, 32)]
+    path.write_bytes(path.read_bytes()[:-13])
+    with pytest.raises(VectorError, match=r"v\.gguf is damaged: the tensor"), open_header(path, VectorError, measure=False):
+        pass
 
 
 def test_the_alignment_that_a_file_names_is_kept_to(tmp_path: Path) -> None:

@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,21 +22,32 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from localsteer.calibration import calibrate
+from localsteer.concepts.names import shipped_folder
 from localsteer.errors import ExportError, LocalsteerError, VectorError
 from localsteer.export.bake import refuse_unbakeable
 from localsteer.export.gguf_rewrite import open_model_file, rewrite
-from localsteer.files.gguf_header import read_header
+from localsteer.files.gguf_header import GGUFHeader, read_header
+from localsteer.files.gguf_layout import ARRAY_TYPE, STRING_TYPE
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.vector.file import write_vector
+from localsteer.server import vectors_api
+from localsteer.steering.expression import parse_steering
+from localsteer.steering.plan import resolve
+from localsteer.vector.calibration import MODES
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.file import read_vector, write_vector
 from localsteer.vector.importing import import_vector
 from tests.calibration.made import calibrated
-from tests.made_files import write_foreign_vector
+from tests.commands.runner import run
+from tests.made_files import gguf_bytes, text, write_foreign_vector
 from tests.tiny_models import write_tiny_model
 
 EXAMPLES = int(os.environ.get("LOCALSTEER_MUTATIONS", "400"))
 MODEL = Fingerprint("Tiny", "llama", 6, 8, "a" * 64, "b" * 64)
 ROWS = np.random.default_rng(0).standard_normal((7, 8)).astype(np.float32)
 MEMORY = 1 << 30
+SHIPPED = shipped_folder() / "happy" / "smollm2-135m-instruct.gguf"
+PROBE = Path(__file__).parents[2] / "docs" / "policies" / "hostile.gguf"
 
 # What lengths and offsets are likely to be mistaken for.
 _NUMBERS = st.sampled_from([0, 1, 2, 8, 255, 512, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1])
@@ -130,6 +145,102 @@ def test_a_damaged_vector_is_imported_or_refused(
         check()
 
 
+# What a value of a document is likely to be mistaken for, and what no vector should hold.
+_VALUES = ["null", "true", "0", "-1", "1", "3", "29", "30", "512", str(2**63), str(10**400), "0.5", "-0.5", "1e-320", "1e30"]
+_VALUES += ["1e308", '""', '"1"', '"\\u001b[2J"', "[]", "[0]", "{}"]
+_TEXTS = ["", "NaN", "Infinity", "-Infinity", "1e999", "{", "null", "[]", "[" * 100_000, "\x1b[31m"]
+
+
+def change_document(document: Any, random: Random) -> None:
+    """Change one value of a document, somewhere in it."""
+    while isinstance(document, dict | list) and document:
+        place = random.choice(list(document) if isinstance(document, dict) else range(len(document)))
+        if not isinstance(document[place], dict | list) or random.random() < 0.1:
+            how = random.random()
+            if how < 0.1:
+                del document[place]
+            elif how < 0.2 and isinstance(document, list):
+                document.append(document[place])
+            else:
+                document[place] = json.loads(random.choice(_VALUES))
+            return
+        document = document[place]
+
+
+def change_field(header: GGUFHeader, name: str, random: Random) -> bytes:
+    """A key with another value, as it stands in a file."""
+    field = header.fields[name]
+    head = text(name) + struct.pack("<I", field.kind)
+    if field.kind == STRING_TYPE:
+        value = header.text(name) or ""
+        if value.startswith("{") and random.random() < 0.9:
+            document = json.loads(value)
+            for _ in range(random.randint(1, 2)):
+                change_document(document, random)
+            return head + text(json.dumps(document))
+        return head + text(random.choice(_TEXTS))
+    if field.kind == ARRAY_TYPE:
+        numbers = np.array(header.numbers(name))
+        if random.random() < 0.3:
+            numbers = numbers[: random.randint(0, len(numbers))]
+        else:
+            numbers[random.randrange(len(numbers))] = random.choice([0, -1, np.nan, np.inf, -np.inf, 1e-45, 3e38])
+        return head + struct.pack("<IQ", 6, len(numbers)) + numbers.astype("<f4").tobytes()
+    return text(name) + struct.pack("<Iq", 11, random.choice([-1, 0, 1, 2**32, 2**62]))
+
+
+def use(vector: ControlVector, path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """All that a vector is looked at for; nothing but a LocalsteerError may come out of it."""
+    model = read_vector(SHIPPED).provenance.model
+    assert model is not None
+    for expression in ("v", "-1 v", "1e30 v", "0.5 v@8-12", "!v"):
+        for mode in MODES:
+            with contextlib.suppress(LocalsteerError):
+                resolve(parse_steering(expression), model, lambda _name: vector, mode).refuse_above(0.1)
+    opened = SimpleNamespace(fingerprint=model, n_layer=model.n_layer)
+    with contextlib.suppress(LocalsteerError):
+        vector.check_fits(model)
+        calibrate._shapes(vector, calibrate._directions(cast(Any, opened), vector, cast(Any, None)), None)
+    with contextlib.suppress(LocalsteerError):
+        json.dumps(vectors_api._describe(cast(Any, SimpleNamespace(model=opened)), "v", vector), allow_nan=False)
+    for options in ((), ("--json",)):
+        shown = run(capfd, "vectors", "show", path, *options)
+        assert shown.code == 0, shown.err
+        assert "\x1b" not in shown.out + shown.err
+
+
+@pytest.mark.parametrize("source", [SHIPPED, PROBE], ids=["calibrated", "probe"])
+def test_damaged_metadata_of_a_vector_is_used_or_refused(
+    source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "_hidden_norms", lambda model, _contrast, _layers: np.ones(model.n_layer, np.float32))
+    header = read_header(source, VectorError)
+    entries = [header.read(*one.entry) for one in header.tensors.values()]
+    data = header.read(header.data_start, header.size)
+    path = tmp_path / "mutated.gguf"
+
+    @settings(max_examples=-(-EXAMPLES // 6), suppress_health_check=list(HealthCheck))
+    @given(random=st.randoms(use_true_random=False))
+    def check(random: Random) -> None:
+        changed = random.choice([name for name in header.fields if name.startswith("localsteer.")])
+        keys = [
+            change_field(header, name, random) if name == changed else header.read(field.start, field.stop)
+            for name, field in header.fields.items()
+        ]
+        path.write_bytes(gguf_bytes(keys, entries, data))
+        try:
+            vector = read_vector(path)
+        except VectorError as error:
+            assert_clear(error, path.name)
+            return
+        use(vector, path, capfd)
+        write_vector(vector, path)
+        read_vector(path)
+
+    with np.errstate(all="ignore"):
+        check()
+
+
 def test_a_damaged_model_is_rewritten_or_refused(tmp_path: Path) -> None:
     source, target = tmp_path / "m.gguf", tmp_path / "out.gguf"
     original = write_tiny_model(source, n_layer=2, n_embd=8).read_bytes()
@@ -140,17 +251,15 @@ def test_a_damaged_model_is_rewritten_or_refused(tmp_path: Path) -> None:
     @example(edits=[])
     def check(edits: Edits) -> None:
         source.write_bytes(mutate(original, edits, within=header))
-        refused = None
         try:
-            file = open_model_file(source)
-            refuse_unbakeable(file)
+            with open_model_file(source) as file:
+                refuse_unbakeable(file)
+                rewrite(file, target, tensors={"blk.1.ffn_down.bias": ROWS[0]}, keys={"localsteer.baked.by": "x"})
         except ExportError as error:
-            refused = error
-        if refused is not None:
-            assert_clear(refused, "m.gguf")
+            assert_clear(error, "m.gguf")
         else:
-            rewrite(file, target, tensors={"blk.1.ffn_down.bias": ROWS[0]}, keys={"localsteer.baked.by": "x"})
-            assert "blk.1.ffn_down.bias" in open_model_file(target).tensors
+            with open_model_file(target) as made:
+                assert "blk.1.ffn_down.bias" in made.tensors
             target.unlink()
         assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
 

@@ -4,10 +4,21 @@ from collections.abc import Sequence
 from typing import Literal
 
 import pytest
+import yaml
 from pydantic import BaseModel, ConfigDict
 
 from localsteer.errors import ContrastError, PolicyError
+from localsteer.files import yaml_lines
 from localsteer.files.yaml_lines import YamlFile
+
+
+@pytest.fixture(autouse=True, params=["CSafeLoader", "SafeLoader"])
+def _reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All holds with libyaml and without it, as PyYAML may be built."""
+    if not hasattr(yaml, request.param):
+        pytest.skip("PyYAML was built without libyaml")
+    monkeypatch.setattr(yaml_lines, "_FAST", getattr(yaml, request.param))
+
 
 TEXT = """\
 # A recipe.
@@ -181,3 +192,24 @@ def test_a_key_that_stands_there_twice_is_refused(text: str, line: int, key: str
 
 def test_an_alias_is_no_repetition() -> None:
     assert parse("a: &one {x: 1}\nb: *one\n").data == {"a": {"x": 1}, "b": {"x": 1}}
+
+
+@pytest.mark.parametrize(
+    ("value", "meaning"),
+    [("Yes", "true or false"), ("off", "true or false"), ("12", "a number"), ("1.5", "a number"), ("2024-05-01", "a date")],
+)
+def test_a_text_that_yaml_takes_for_something_else_is_told_to_get_quotes(value: str, meaning: str) -> None:
+    said = refusal(TEXT.replace("name: soup", f"name: {value}"))
+    assert said.startswith("soup.yaml, line 2: name: ")
+    assert f"YAML takes this for {meaning}" in said
+    assert "quotes" in said
+
+
+def test_classes_that_a_file_knows_nothing_of_are_not_named() -> None:
+    assert "Part" not in refusal(TEXT.replace("{what: leek, grams: 300}", "leek"))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "- " * 100_000, "{a: " * 100_000, "? " * 100_000])
+def test_a_text_of_nothing_but_depth_is_refused(text: str) -> None:
+    with pytest.raises(PolicyError, match=r"soup\.yaml"):
+        parse(f"name: soup\nparts: {text}" if text[0] in "[{" else text)

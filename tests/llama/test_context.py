@@ -44,6 +44,14 @@ def test_the_parts_of_a_batch_keep_the_sequences_of_shared_tokens() -> None:
     assert [part.outputs.tolist() for part in batch.split(2)] == [[0, 0], [1, 0], [1]]
 
 
+def test_a_part_asks_for_no_more_logits_than_told() -> None:
+    batch = Batch.of_one_sequence(range(8), start=0)
+    batch.outputs[:] = [1, 0, 1, 1, 1, 0, 0, 1]
+    assert [part.tokens.tolist() for part in batch.split(4, 2)] == [[0, 1, 2], [3, 4, 5, 6], [7]]
+    assert [part.tokens.tolist() for part in batch.split(8, 1)] == [[0, 1], [2], [3], [4, 5, 6], [7]]
+    assert [len(part) for part in batch.split(3, 8)] == [3, 3, 2]
+
+
 def test_only_the_last_token_of_a_sequence_asks_for_logits() -> None:
     assert Batch.of_one_sequence([4, 5, 6], start=7).outputs.tolist() == [0, 0, 1]
     assert Batch.of_one_sequence([4, 5, 6], start=7).positions.tolist() == [7, 8, 9]
@@ -208,52 +216,37 @@ def read(context: Context, tokens: Sequence[int], *, start: int = 0) -> None:
         context.decode(Batch.of_one_sequence([token], start=place))
 
 
-def test_copied_cells_give_the_very_logits_of_the_next_token(transformer: Model) -> None:
+def test_a_restored_sequence_gives_the_very_logits_of_the_next_token(steerable: Model) -> None:
     # Longer than gemma3's sliding window of 64 tokens.
     prompt = random_tokens(150, seed=12)
-    with Context(transformer, n_ctx=256, n_seq=2) as one, Context(transformer, n_ctx=256, n_seq=2) as other:
+    with Context(steerable, n_ctx=256, n_seq=2) as one, Context(steerable, n_ctx=512, n_seq=3) as other:
         one.decode(Batch.of_one_sequence(prompt, start=0))
-        other.put_cells(one.cells(0, 150), 0, 150)
+        assert one.sequence_bytes(0) == one.sequence_state(0).nbytes
+        assert other.restore_sequence(0, one.sequence_state(0))
         for context in (one, other):
             read(context, (65, 66), start=150)
         np.testing.assert_array_equal(other.logits(0), one.logits(0))
-        np.testing.assert_allclose(one.logits(0), run_alone(transformer, (*prompt, 65, 66)).logits[-1], atol=LOGIT_NOISE)
+        np.testing.assert_allclose(one.logits(0), run_alone(steerable, (*prompt, 65, 66)).logits[-1], atol=LOGIT_NOISE)
 
 
-def test_the_later_part_of_a_sequence_is_copied_onto_its_beginning(transformer: Model) -> None:
-    prompt = random_tokens(100, seed=13)
-    with Context(transformer, n_ctx=256, n_seq=2) as one, Context(transformer, n_ctx=256, n_seq=2) as other:
-        one.decode(Batch.of_one_sequence(prompt[:80], start=0))
-        one.decode(Batch.of_one_sequence(prompt[80:], start=80))
-        other.decode(Batch.of_one_sequence(prompt[:80], start=0))
-        # What the other one held in these places is gone: it is not seen beside what takes its place.
-        read(other, random_tokens(30, seed=14), start=80)
-        assert other.forget(0, 80)
-        other.put_cells(one.cells(80, 100), 80, 100)
-        for context in (one, other):
-            read(context, [65], start=100)
-        np.testing.assert_array_equal(other.logits(0), one.logits(0))
+def test_a_sequence_can_be_restored_under_another_number_beside_others(transformer: Model) -> None:
+    with Context(transformer, n_ctx=256, n_seq=2) as context:
+        read(context, PROMPT)
+        context.decode(Batch.of_one_sequence(random_tokens(30, seed=14), start=0, sequence=1))
+        state = context.sequence_state(0)
+        read(context, [65], start=len(PROMPT))
+        expected = context.logits(0).copy()
+        assert context.restore_sequence(1, state)
+        context.decode(Batch.of_one_sequence([65], start=len(PROMPT), sequence=1))
+        np.testing.assert_allclose(context.logits(0), expected, atol=LOGIT_NOISE)
 
 
-def test_a_context_that_gave_its_cells_away_goes_on_as_before(transformer: Model) -> None:
-    with Context(transformer, n_ctx=64, n_seq=2) as untouched, Context(transformer, n_ctx=64, n_seq=2) as giver:
-        for context in (untouched, giver):
-            context.decode(Batch.of_one_sequence(PROMPT, start=0))
-        giver.cells(0, len(PROMPT))
-        giver.cells(5, 9)
-        for context in (untouched, giver):
-            read(context, (65, 66), start=len(PROMPT))
-        np.testing.assert_array_equal(giver.logits(0), untouched.logits(0))
-
-
-def test_cells_that_do_not_fit_are_an_error_and_leave_the_context_usable(tiny: Model, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_sequence_that_does_not_fit_leaves_the_context_usable(tiny: Model, capfd: pytest.CaptureFixture[str]) -> None:
     with Context(tiny, n_ctx=512, n_seq=2) as large, Context(tiny, n_ctx=256, n_seq=2) as small:
         fresh = last_logits(small, PROMPT)
         large.decode(Batch.of_one_sequence(random_tokens(300, seed=15), start=0))
-        cells = large.cells(0, 300)
         small.clear()
-        with pytest.raises(ModelError, match=r"256 tokens.*--context"):
-            small.put_cells(cells, 0, 300)
+        assert not small.restore_sequence(0, large.sequence_state(0))
         np.testing.assert_array_equal(last_logits(small, PROMPT), fresh)
     assert capfd.readouterr().err == ""
 

@@ -1,32 +1,15 @@
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from localsteer.llama.fingerprint import Fingerprint, hash_model_files, hash_texts
+from localsteer.llama.fingerprint import Fingerprint, hash_texts
 from localsteer.llama.model import Model
 from tests.tiny_models import write_tiny_model
 
-MIB = 1 << 20
 MODEL = Fingerprint("Tiny", "llama", 6, 3, "vocabulary", "content")
-
-
-def write(path: Path, size: int, *, seed: int = 0) -> Path:
-    path.write_bytes(np.random.default_rng(seed).bytes(size))
-    return path
-
-
-def change(path: Path, at: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(at)
-        byte = file.read(1)
-        file.seek(at)
-        file.write(bytes([byte[0] ^ 1]))
 
 
 # Comparisons
@@ -63,70 +46,6 @@ def test_a_hash_of_texts_is_stable() -> None:
 )
 def test_other_texts_have_another_hash(others: list[bytes]) -> None:
     assert hash_texts(others) != hash_texts([b"a", b"bc"])
-
-
-# Files
-
-
-def test_a_hash_of_files_is_stable(tmp_path: Path) -> None:
-    # It is stored in vector files, too.
-    path = tmp_path / "model"
-    path.write_bytes(hashlib.shake_256(b"model").digest(3 * MIB))
-    assert hash_model_files([path, path]) == "dbeac6d8d8a31cb3c3f6b9cedd91fd197d82f8104744819cfb3000031f2adfa3"
-
-
-def test_a_copy_has_the_same_hash(tmp_path: Path) -> None:
-    one, other = write(tmp_path / "one", 3 * MIB), write(tmp_path / "other", 3 * MIB)
-    assert hash_model_files([one]) == hash_model_files([other])
-
-
-@pytest.mark.parametrize("size", [1, 100, 1 << 16, MIB, MIB + 1, 5 * MIB])
-@pytest.mark.parametrize("place", ["first", "last"])
-def test_a_change_at_either_end_changes_the_hash(tmp_path: Path, size: int, place: str) -> None:
-    path = write(tmp_path / "model", size)
-    before = hash_model_files([path])
-    change(path, 0 if place == "first" else size - 1)
-    assert hash_model_files([path]) != before
-
-
-def test_every_byte_of_the_first_megabyte_counts(tmp_path: Path) -> None:
-    path = write(tmp_path / "model", 2 * MIB)
-    before = hash_model_files([path])
-    for at in (1, MIB // 3, MIB - 1):
-        change(path, at)
-        assert hash_model_files([path]) != before
-        change(path, at)
-
-
-def test_other_weights_anywhere_in_a_large_file_change_the_hash(tmp_path: Path) -> None:
-    path = write(tmp_path / "model", 8 * MIB)
-    hashes = {hash_model_files([path])}
-    for sixteenth in range(16):
-        with path.open("r+b") as file:
-            file.seek(sixteenth * MIB // 2)
-            file.write(np.random.default_rng(1 + sixteenth).bytes(MIB // 2))
-        hashes.add(hash_model_files([path]))
-    assert len(hashes) == 17
-
-
-@pytest.mark.parametrize("grow", [lambda data: data + b"\0", lambda data: data[:-1], lambda data: b""])
-def test_another_size_changes_the_hash(tmp_path: Path, grow: Callable[[bytes], bytes]) -> None:
-    path = tmp_path / "model"
-    path.write_bytes(bytes(100))
-    before = hash_model_files([path])
-    path.write_bytes(grow(path.read_bytes()))
-    assert hash_model_files([path]) != before
-
-
-def test_all_parts_of_a_split_model_count_in_order(tmp_path: Path) -> None:
-    one, other = write(tmp_path / "1", 1000), write(tmp_path / "2", 1000, seed=1)
-    hashes = {hash_model_files(parts) for parts in ([one, other], [other, one], [one], [other], [one, one])}
-    assert len(hashes) == 5
-
-
-def test_a_missing_part_is_an_os_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        hash_model_files([write(tmp_path / "1", 10), tmp_path / "2"])
 
 
 # Models

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from localsteer.engine import parallel
+from localsteer.engine import generate
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama import library
 from localsteer.llama.model import Model
@@ -32,8 +32,10 @@ def unloaded() -> Iterator[None]:
 
 
 @pytest.fixture
-def thread_count() -> Iterator[None]:
-    """Cores are counted anew, in the test and after it."""
+def thread_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Cores are counted anew, in the test and after it, outside of any control group."""
+    monkeypatch.setattr(library, "_OWN_GROUPS", tmp_path / "own-groups")
+    monkeypatch.setattr(library, "_GROUPS", tmp_path / "groups")
     library.default_threads.cache_clear()
     yield
     library.default_threads.cache_clear()
@@ -91,7 +93,7 @@ def test_this_build_says_what_it_can_do() -> None:
     assert features.version == importlib.metadata.version("llama-cpp-python")
     assert features.system
     # What the rest of the package asks of one context.
-    assert features.max_sequences >= max(prefix_tree.MAX_SEQUENCES, 2 * parallel.MAX_PARALLEL)
+    assert features.max_sequences >= max(prefix_tree.MAX_SEQUENCES, 2 * generate.MAX_PARALLEL)
 
 
 def test_the_log_goes_to_logging_and_not_to_stderr(
@@ -151,6 +153,45 @@ def test_threads_are_one_for_each_physical_core(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("psutil.cpu_count", lambda logical: 16 if logical else 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     assert library.default_threads() == 8
+
+
+@pytest.mark.usefixtures("thread_count")
+@pytest.mark.parametrize(
+    ("own", "files", "threads"),
+    [
+        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 8),
+        ("0::/\n", {}, 8),
+        ("0::/\n", {"cpu.max": "what is this\n"}, 8),
+        ("", {"cpu.max": "200000 100000\n"}, 8),
+        # The narrowest group on the way counts.
+        ("0::/a/b\n", {"cpu.max": "max 100000", "a/cpu.max": "300000 100000", "a/b/cpu.max": "400000 100000"}, 3),
+        # The container's own group is the root of what it sees.
+        ("0::/docker/0123\n", {"cpu.max": "100000 100000"}, 1),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        (
+            "5:memory:/docker/0123\n4:cpu,cpuacct:/docker/0123\n0::/\n",
+            {"cpu,cpuacct/cpu.cfs_quota_us": "50000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            1,
+        ),
+        ("3:cpuset:/\n", {"cpuset/cpu.cfs_quota_us": "100000", "cpuset/cpu.cfs_period_us": "100000"}, 8),
+    ],
+)
+def test_threads_are_no_more_than_a_containers_processors(
+    own: str, files: dict[str, str], threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: 16 if logical else 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    if own:
+        (tmp_path / "own-groups").write_text(own)
+    for name, content in files.items():
+        file = tmp_path / "groups" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    assert library.default_threads() == threads
 
 
 @pytest.mark.usefixtures("thread_count")

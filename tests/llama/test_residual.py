@@ -297,7 +297,7 @@ def test_removals_in_the_last_block_reach_their_own_tokens_where_few_ask_for_log
 
 
 def test_an_architecture_without_named_block_outputs_is_an_error(tiny_model: TinyModel) -> None:
-    with pytest.raises(ModelError, match="l_out-2"):
+    with pytest.raises(ModelError, match=r"does not show the residual stream .*l_out-2"):
         run_alone(tiny_model("plamo2"), PROMPT)
 
 
@@ -309,7 +309,7 @@ def test_a_layer_that_the_model_does_not_have_is_an_error(tiny: Model) -> None:
 
 
 def test_edits_must_be_as_many_as_tokens(tiny: Model) -> None:
-    with pytest.raises(ValueError, match=r"3 edits.* 24 tokens"):
+    with pytest.raises(ValueError, match="3 edits for a batch of 24 tokens"):
         run_alone(tiny, PROMPT, [random_edit(tiny, seed=16)] * 3)
 
 
@@ -328,3 +328,17 @@ def test_what_goes_wrong_in_the_callback_is_raised_and_forgotten(tiny: Model, ca
         context.decode(batch)
         np.testing.assert_array_equal(context.logits(len(PROMPT) - 1), before)
     assert capfd.readouterr().err == ""
+
+
+def test_a_scaled_edit_adds_so_much_of_the_same_rows_and_removes_as_much_as_before() -> None:
+    one, other = (np.full((4, 8), value, np.float32) for value in (1, 2))
+    basis = {2: np.eye(8, dtype=np.float32)[:1]}
+    edit = Edit(one, basis, 0.5, ((other, -2.0),))
+    half = edit.scaled(0.5)
+    np.testing.assert_allclose(half.added, 0.5 * edit.added)
+    at_one = half.added_at(1)
+    assert at_one is not None
+    np.testing.assert_allclose(at_one, 0.5 * edit.added[1])
+    assert half.removed is basis
+    assert [rows is own for (rows, _), own in zip(half.terms, (one, other), strict=True)] == [True, True]
+    assert half == edit.scaled(0.5) != edit

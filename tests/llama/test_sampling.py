@@ -125,6 +125,29 @@ def test_a_presence_penalty_is_taken_once_and_a_frequency_penalty_each_time(cont
         assert draws(context, replace(penalty, temperature=0, seed=1), 2) == [first, second]
 
 
+def test_penalties_look_back_on_the_end_of_the_prompt(context: Context) -> None:
+    logits = logits_of(context)
+    first, second = np.argsort(-logits)[:2].tolist()
+    gap = float(logits[first] - logits[second])
+    settings = Sampling(temperature=0, presence_penalty=gap * 1.1, seed=1)
+
+    def drawn(recent: list[int], *, anchored: bool = False) -> int:
+        with Sampler(settings, context.model, recent=recent, anchored=anchored) as sampler:
+            return sampler.sample(context, len(PROMPT) - 1)
+
+    filler = [token for token in range(context.model.n_vocab) if token not in (first, second)][:64]
+    for anchored in (False, True):
+        assert drawn([], anchored=anchored) == first
+        assert drawn([first, *filler[:63]], anchored=anchored) == second
+    assert drawn([first, *filler]) == first  # too long ago
+
+
+def test_what_the_prompt_says_is_nothing_to_a_grammar(context: Context) -> None:
+    settings = Sampling(temperature=0, presence_penalty=1.0, seed=1)
+    with Sampler(settings, context.model, 'root ::= "yes"', recent=list(b"no")) as sampler:
+        assert sampler.sample(context, len(PROMPT) - 1) == ord("y")
+
+
 # Grammars
 
 
@@ -337,3 +360,16 @@ def test_what_a_grammar_wants_need_not_be_plausible(two: Context) -> None:
     grammar = f'root ::= "{chr(implausible)}"+'
     with Sampler(Sampling(top_k=0, top_p=1.0, min_p=0.02, seed=1), two.model, grammar, anchored=True) as sampler:
         assert sampler.sample(two, 0, unsteered=1) == implausible
+
+
+def test_a_penalty_is_taken_once_where_a_grammar_wants_what_nobody_finds_plausible(two: Context) -> None:
+    logits = two.logits(0)
+    plausible = kept(two, 0, 0.5) | kept(two, 1, 0.5)
+    first, second = sorted(letters(set(range(128)) - plausible), key=lambda token: -logits[token])[:2]
+    gap = float(logits[first] - logits[second])
+    assert gap > 0
+    grammar = f"root ::= [{chr(first)}{chr(second)}]+"
+    for share, drawn in ((0.7, first), (1.3, second)):
+        settings = Sampling(temperature=0, top_k=0, top_p=1.0, min_p=0.5, presence_penalty=gap * share, seed=1)
+        with Sampler(settings, two.model, grammar, recent=[first], anchored=True) as sampler:
+            assert sampler.sample(two, 0, unsteered=1) == drawn

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 
 import pytest
 
-from localsteer.llama.threads import compute_apart
+from localsteer.llama.context import Batch, Context
+from localsteer.llama.model import Model
+from localsteer.llama.threads import Apart, compute_apart
 
 
 def test_what_is_computed_apart_leaves_no_thread_behind() -> None:
@@ -18,3 +23,74 @@ def test_what_is_computed_apart_leaves_no_thread_behind() -> None:
 def test_what_fails_apart_fails_here() -> None:
     with pytest.raises(ZeroDivisionError):
         compute_apart(lambda: 1 / 0)
+
+
+def decode_for_ever(model: Model, begun: threading.Event) -> None:
+    with Context(model, n_ctx=8) as context:
+        while True:
+            context.clear()
+            context.decode(Batch.of_one_sequence([1, 2, 3], start=0))
+            begun.set()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are raised otherwise there")
+def test_ctrl_c_ends_what_is_computed_apart(tiny: Model) -> None:
+    begun = threading.Event()
+
+    def interrupt() -> None:
+        begun.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = threading.active_count()
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    with pytest.raises(KeyboardInterrupt):
+        compute_apart(lambda: decode_for_ever(tiny, begun))
+    interrupting.join()
+    # The model may be closed now.
+    assert threading.active_count() == before
+
+
+def test_what_is_stopped_is_interrupted_between_two_decodes(tiny: Model) -> None:
+    begun = threading.Event()
+    apart = Apart(lambda: decode_for_ever(tiny, begun))
+    assert begun.wait(60)
+    apart.stop()
+    with pytest.raises(KeyboardInterrupt):
+        apart.result()
+
+
+def test_what_does_not_stop_is_left_behind_and_computes_no_more(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("localsteer.llama.threads._PATIENCE", 0.0)
+    go_on = threading.Event()
+
+    def work() -> None:
+        go_on.wait()
+        Context(tiny, n_ctx=8).close()
+
+    apart = Apart(work)
+    apart.stop()
+    go_on.set()
+    with pytest.raises(KeyboardInterrupt):
+        apart.result()
+
+
+def test_a_call_into_llama_cpp_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes: the model is freed next."""
+    from localsteer.llama.interrupts import InterruptsAfter
+
+    monkeypatch.setattr("localsteer.llama.threads._PATIENCE", 0.0)
+    inside = threading.Event()
+    left: list[str] = []
+
+    def work() -> None:
+        with InterruptsAfter():
+            inside.set()
+            time.sleep(0.5)  # stands for a decode
+            left.append("llama.cpp")
+        left.append("the function")
+
+    apart = Apart(work)
+    assert inside.wait(60)
+    apart.stop()
+    assert left == ["llama.cpp"]

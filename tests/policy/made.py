@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,9 @@ from localsteer.policy.statistics import measure
 from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import write_vector
 from localsteer.vector.probe import Probe, Watch
+
+# Hostile texts that are tried in all; LOCALSTEER_EXAMPLES=10100 for as many as before a release.
+EXAMPLES = int(os.environ.get("LOCALSTEER_EXAMPLES", "1500"))
 
 
 def yes_and_no_are_letters(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,11 +19,13 @@ from localsteer.policy.classifier import Seen
 from localsteer.policy.controller import Controller
 from localsteer.policy.model_classifier import ModelClassifier
 from localsteer.policy.probe_classifier import ProbeClassifier
+from localsteer.reading.hidden_norm import read_hidden_norm
+from localsteer.steering.dose import DoseLimit
 from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import read_vector, write_vector
 from localsteer.vector.probe import Watch
 from tests.building.test_library import CONCEPT
-from tests.calibration.made import DOSES, calibrated
+from tests.calibration.made import DOSES, calibrated, calibrated_on
 from tests.conftest import TinyModel, TinyPath
 from tests.policy.made import decoded, probe_vector, push, yes_and_no_are_letters
 from tests.tiny_models import UNSTEERABLE_ARCHITECTURE, write_tiny_model
@@ -57,8 +59,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Model]:
     yes_and_no_are_letters(monkeypatch)
     models: list[Model] = []
 
-    def open_model(path: Path, *, threads: int) -> Model:
-        models.append(Model(path, threads=threads))
+    def open_model(path: Path, *, gpu_layers: int | None, threads: int) -> Model:
+        models.append(Model(path, gpu_layers=gpu_layers, threads=threads))
         return models[-1]
 
     monkeypatch.setattr(arming, "Model", open_model)
@@ -240,6 +242,18 @@ def test_models_of_classifiers_are_closed_at_the_end(tiny: Model, write: Write, 
     assert tiny.handle
 
 
+@pytest.mark.parametrize("gpu_layers", [None, 0, 3])
+def test_models_of_classifiers_are_opened_as_the_chats_own(
+    tiny_path: TinyPath, write: Write, guard: Path, opened: list[Model], gpu_layers: int | None
+) -> None:
+    with (
+        Model(tiny_path("llama"), gpu_layers=gpu_layers, threads=1) as model,
+        arm(write(judge("bad", "guard.gguf")), model) as armed,
+    ):
+        armed.prove()
+        assert [(one.path, one.gpu_layers, one.threads) for one in opened] == [(guard, gpu_layers, 1)]
+
+
 def test_models_may_be_names_that_models_list_shows(
     tiny: Model, write: Write, tmp_path: Path, opened: list[Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,3 +431,32 @@ def test_rules_have_the_doses_that_anchored_answers_take(tiny: Model, write: Wri
         for anchored, mode in ((True, "anchored"), (False, "response")):
             (rule,) = armed.for_answers("anchored" if anchored else "response").rules
             assert rule.plan.relative_dose == pytest.approx(DOSES["negative", mode])  # type: ignore[index]
+
+
+def test_each_rule_is_held_by_the_largest_dose_in_every_mode(tiny: Model, write: Write, tmp_path: Path) -> None:
+    write_vector(calibrated_on(tiny), tmp_path / "loud.gguf")
+    path = write(WORD, rules="  - {name: first, when: word, steer: '-loud.gguf'}")
+    response, anchored = DOSES["negative", "response"], DOSES["negative", "anchored"]
+    hidden = read_hidden_norm(tiny)
+    between = DoseLimit((response + anchored) / 2, hidden)
+    with arm(path, tiny, limit=between) as armed:
+        assert armed.policy.limit is between
+        assert armed.for_answers("prompt").rules[0].plan.relative_dose == pytest.approx(response)
+        with pytest.raises(PolicyError, match=r'"first": .*--max-dose'):
+            armed.for_answers("anchored")
+    for limit, mode in ((between, "anchored"), (DoseLimit(0.9 * response, hidden), "response")):
+        with pytest.raises(PolicyError, match=r'"first": .*--max-dose'):
+            arm(path, tiny, limit=limit, mode=mode)  # type: ignore[arg-type]
+    removing = write(WORD, rules="  - {name: first, when: word, steer: '!loud.gguf'}")
+    with pytest.raises(PolicyError, match=r'"first": .*removes'):
+        arm(removing, tiny, limit=DoseLimit(100, hidden))
+
+
+def test_a_file_that_is_no_audit_log_is_refused_by_name(tiny: Model, write: Write, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("My thesis.\n" * 500)
+    path = write(WORD, more="audit: thesis.txt\naudit_max_bytes: 1000\naudit_files: 1\n")
+    for _ in range(2):
+        with pytest.raises(PolicyError, match=r"thesis\.txt"):
+            arm(path, tiny)
+    assert (tmp_path / "thesis.txt").read_text() == "My thesis.\n" * 500
+    assert not (tmp_path / "thesis.txt.1").exists()

@@ -245,10 +245,11 @@ def test_an_older_log_that_is_missing_in_between_stops_nothing(tmp_path: Path) -
 
 def test_an_unfinished_line_stays_with_the_log_that_it_is_in(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
-    path.write_bytes(b'{"time":' + b" " * 200)
+    torn = json.dumps(FIRED.document()).encode()[:-20]
+    path.write_bytes(torn)
     AuditLog(path, max_bytes=300, files=4).write(FIRED)
     assert lines(path) == [FIRED.document()]
-    assert numbered(path, 1).read_bytes().startswith(b'{"time":')
+    assert numbered(path, 1).read_bytes() == torn
 
 
 # Several writers
@@ -282,6 +283,96 @@ def test_lines_of_several_threads_do_not_mix(tmp_path: Path) -> None:
         assert [line["position"] for line in written if line["answer"] == answer] == list(range(50))
 
 
+# What is no log
+
+LOGGED = json.dumps(FIRED.document())
+FOREIGN = [
+    "My thesis.\n" * 300,
+    "x",
+    "\n" + LOGGED,
+    "{}\n",
+    json.dumps({"time": "2026-11-22T18:00:00", "level": "INFO", "message": "another program's log"}) + "\n",
+    json.dumps({"first": "no decision"}) + "\n" + LOGGED,
+    "\0" * 5000,
+    "\ufeff" + LOGGED,
+]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("text", FOREIGN, ids=range(len(FOREIGN)))
+@pytest.mark.parametrize("suffix", ["", ".1", ".3"])
+def test_a_file_that_is_no_log_is_refused_by_name_and_left_alone(tmp_path: Path, text: str, suffix: str) -> None:
+    path = tmp_path / "thesis.txt"
+    foreign = tmp_path / f"thesis.txt{suffix}"
+    if suffix:
+        path.write_text(f"{LOGGED}\n" * 20)
+    foreign.write_text(text)
+    before = contents(tmp_path)
+    for _ in range(2):
+        with pytest.raises(PolicyError) as caught:
+            AuditLog(path, max_bytes=1000, files=3)
+        assert str(foreign) in caught.value.message
+        assert "`audit:`" in (caught.value.hint or "")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("suffix", ["", ".1"])
+def test_what_is_no_file_is_refused(tmp_path: Path, kind: str, linked: bool, suffix: str) -> None:
+    place = tmp_path / f"audit.jsonl{suffix}"
+    thing = tmp_path / "thing" if linked else place
+    if kind == "folder":
+        thing.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(thing)
+    else:
+        thing.symlink_to("/dev/null")
+    if linked:
+        place.symlink_to(thing)
+    with pytest.raises(PolicyError) as caught:
+        AuditLog(tmp_path / "audit.jsonl", max_bytes=LARGE, files=2)
+    assert str(place) in caught.value.message
+
+
+def test_a_link_to_a_log_is_a_log(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "audit.jsonl").symlink_to(tmp_path / "elsewhere" / "log")
+    for position in (1, 2):
+        AuditLog(tmp_path / "audit.jsonl", max_bytes=LARGE, files=2).write(replace(FIRED, position=position))
+    assert positions(tmp_path / "elsewhere" / "log") == [1, 2]
+
+
+def test_arming_moves_no_log_however_large(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    for name in ("audit.jsonl", "audit.jsonl.1"):
+        (tmp_path / name).write_text(f"{LOGGED}\n" * 20)
+    before = contents(tmp_path)
+    for _ in range(3):
+        AuditLog(path, max_bytes=1000, files=1)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("suffix", ["", ".1", ".2"])
+def test_a_file_that_comes_into_the_way_later_is_left_alone_and_told_once(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl", max_bytes=10, files=2)
+    log.write(replace(FIRED, position=1))
+    foreign = tmp_path / f"audit.jsonl{suffix}"
+    foreign.write_text("My thesis.\n")
+    before = contents(tmp_path)
+    with caplog.at_level(logging.WARNING, logger="localsteer"):
+        log.write(replace(FIRED, position=2))
+        log.write(replace(FIRED, position=3))
+    assert len(caplog.records) == 1
+    assert str(foreign) in caplog.records[0].getMessage()
+    assert contents(tmp_path) == before
+
+
 # What cannot be written
 
 
@@ -290,11 +381,6 @@ def test_a_log_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PolicyError) as caught:
         AuditLog(path, max_bytes=LARGE, files=5)
     assert str(caught.value) == f"The audit log {path} cannot be written: No such file or directory."
-
-
-def test_a_log_that_is_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match="cannot be written: Is a directory"):
-        AuditLog(tmp_path, max_bytes=LARGE, files=5)
 
 
 def refuse(code: int) -> Any:

@@ -22,6 +22,7 @@ from localsteer.policy.controller import MAX_REWINDS, AnswerGate, Controller
 from localsteer.policy.pattern_classifier import RuleClassifier, Search
 from localsteer.policy.policy import Policy, Rule
 from localsteer.policy.probe_classifier import ProbeClassifier, moving_mean
+from localsteer.steering.dose import DoseLimit
 from localsteer.steering.plan import Plan
 from localsteer.vector.probe import Watch
 from tests.conftest import ROW_NOISE, plan_of, random_edit, random_tokens, run_alone
@@ -452,6 +453,86 @@ def test_the_generator_is_told_of_every_edit_beforehand() -> None:
     gate = Controller(policy).answer("0", base)
     assert list(gate.edits) == [base.edit, policy.rules[0].plan.edit, policy.rules[1].plan.edit]
     assert Controller(policy).answer("0").edits[0] is None
+
+
+# The largest dose
+
+
+def limited(policy: Policy, dose: float) -> tuple[Policy, DoseLimit]:
+    """The same policy under a limit, on a model whose hidden states have a norm of 1: a rule of these tests has a dose of 1."""
+    limit = DoseLimit(dose, np.ones(2, np.float32))
+    return replace(policy, limit=limit), limit
+
+
+def doses_of(edits: Sequence[Edit | None], limit: DoseLimit) -> list[float]:
+    return [0.0 if edit is None else limit.dose_of(edit) for edit in edits]
+
+
+def test_a_plan_and_rules_together_are_held_at_the_largest_dose() -> None:
+    policy = policy_of([of_prompt(), of_text(trues(2, 4))], rule_of("hostile"), rule_of("leaking", hold=3))
+    held, limit = limited(policy, 1.5)
+    gate = Controller(held).answer("1", adding(0))
+    edits = write(gate, 8).edits
+    assert doses_of(edits, limit) == pytest.approx([1.5] * 8)
+    # What there is keeps its proportions, the plan's part too.
+    across, limit = limited(policy_of([of_prompt()], rule_of("hostile", column=1)), 1.0)
+    (edit, *_) = write(Controller(across).answer("1", adding(0)), 2).edits
+    assert edit is not None
+    assert edit.added[1, :2] == pytest.approx([1 / np.sqrt(2)] * 2)
+
+
+def test_what_is_within_the_largest_dose_stays_as_it_is() -> None:
+    for message, limit in (("1", 2.0), ("0", 1.0)):
+        policy = policy_of([of_prompt()], rule_of("hostile"))
+        gate = Controller(limited(policy, limit)[0]).answer(message, adding(0))
+        assert write(gate, 4).edits == write(Controller(policy).answer(message, adding(0)), 4).edits
+        assert "limited" not in [one.action for one in gate.decisions]
+
+
+@pytest.mark.parametrize("base", [None, adding(0), adding(1)])
+@pytest.mark.parametrize("opposed", [False, True])
+def test_no_token_of_a_ramp_gets_more_than_the_largest_dose(base: Plan | None, opposed: bool) -> None:
+    classifiers = [of_prompt(), of_text(trues(3, 9)), of_rows(trues(5))]
+    rules = [rule_of("hostile", ramp=7), rule_of("leaking", hold=4, ramp=3, rewind=2), rule_of("drifting", column=1, ramp=2)]
+    if opposed:
+        turned = replace(rules[1].plan, edit=rules[1].plan.edit.scaled(-1.0))
+        rules[1] = replace(rules[1], plan=turned)
+    policy, limit = limited(policy_of(classifiers, *rules), 1.0)
+    doses = doses_of(write(Controller(policy).answer("1", base), 24).edits, limit)
+    assert max(doses) <= 1.0 + 1e-6
+    assert max(doses) == pytest.approx(1.0)
+
+
+def test_the_log_says_once_an_answer_that_the_dose_was_held() -> None:
+    policy = policy_of([of_prompt(), of_text(trues(3, 7))], rule_of("hostile", ramp=2), rule_of("leaking", hold=2, name="second"))
+    controller = Controller(limited(policy, 1.25)[0])
+    for message in ("1", "1"):
+        gate = controller.answer(message)
+        write(gate, 12)
+        (decision,) = [one for one in gate.decisions if one.action == "limited"]
+        assert (decision.position, decision.rule, decision.classifier) == (3, "second", "leaking")
+        assert decision.detail == "relative dose 2.00 held at 1.25"
+    assert "limited" not in [one.action for one in controller.answer("0").decisions]
+
+
+# What a ramp keeps
+
+
+def test_all_edits_of_a_ramp_share_their_rows() -> None:
+    # An answer's edits are kept with its tokens in the cache: 0.5 MB each for an 8B model, if each had rows of its own.
+    x, y = np.eye(N_EMBD, dtype=np.float32)[:2]
+    base = adding(BASE, removes=[x])
+    rules = (replace(rule_of("hostile", ramp=1000), plan=adding(0, removes=[y])), rule_of("leaking", column=1, ramp=1000))
+    for limit in (None, DoseLimit(1.01, np.ones(2, np.float32))):
+        policy = replace(policy_of([of_prompt(), of_text(trues(300))], *rules), limit=limit)
+        edits = write(Controller(policy).answer("1", base), 600).edits
+        assert len({id(edit) for edit in edits}) == 600
+        steering = [edit for edit in edits if edit is not None]
+        assert {id(rows) for edit in steering for rows, _ in edit.terms} == {
+            id(one.edit.rows) for one in (base, *(rule.plan for rule in rules))
+        }
+        # A basis without the second rule, and one with it.
+        assert len({id(basis) for edit in steering for basis in edit.removed.values()}) == 2
 
 
 # Rules over both

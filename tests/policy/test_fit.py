@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from localsteer.policy.fit import FitSettings, Fitted, _line, choose_threshold, 
 from localsteer.policy.probe_classifier import projection
 from localsteer.policy.replay import Replayed, measure_replayed, replay
 from localsteer.policy.statistics import auroc
-from localsteer.policy.text_rows import Reader
+from localsteer.policy.text_rows import message_span
+from localsteer.reading import rows
+from localsteer.reading.rows import read_means
 from localsteer.vector.file import read_vector, write_vector
 from localsteer.vector.probe import Metrics, Watch
 from tests.policy.made import alike, low_and_high, texts
@@ -86,8 +89,7 @@ def test_the_direction_in_the_file_scores_as_the_discriminant(tiny: Model) -> No
     examples = low_and_high(12)
     fitted = fit_probe(tiny, examples, FitSettings(), unseen=low_and_high(4, seed=5))
     layer = fitted.probe.layer
-    with Reader(tiny, [layer]) as reader:
-        values = np.stack([reader.prompt(one.message)[0] for one in examples])
+    values = read_means(tiny, [message_span(tiny, one.message) for one in examples], [layer]).values[:, 0]
     weights, bias = _line(values, np.array([bool(one.label) for one in examples]))
     found = projection(fitted.vector.directions[layer])
     assert found == pytest.approx(weights, abs=0.02 * float(np.linalg.norm(weights)))
@@ -440,10 +442,29 @@ def test_a_text_without_what_is_watched_is_named(tiny: Model) -> None:
         )
 
 
-def test_progress_counts_the_texts(tiny: Model) -> None:
+@pytest.mark.parametrize("watch", BOTH)
+def test_progress_counts_the_tokens_of_each_reading(tiny: Model, watch: Watch) -> None:
     told: list[tuple[str, int, int]] = []
-    fit_probe(tiny, low_and_high(10), FitSettings("output"), on_progress=lambda *what: told.append(what))
-    assert [(what, done) for what, done, _ in told] == [
-        (what, done) for what in ("fitting", "choosing", "reporting") for done in range(1, 11)
-    ]
-    assert {of for _, _, of in told} == {10}
+    fit_probe(tiny, low_and_high(100), FitSettings(watch), on_progress=lambda *what: told.append(what))
+    kinds = {"prompt": ["fitting", "reporting"], "output": ["fitting", "choosing", "reporting"]}[watch]
+    assert list(dict.fromkeys(what for what, _, _ in told)) == kinds
+    for kind in kinds:
+        done = [count for what, count, _ in told if what == kind]
+        (total,) = {of for what, _, of in told if what == kind}
+        assert len(done) > 1
+        assert done == sorted(done)
+        assert done[-1] == total
+
+
+def test_what_is_kept_of_each_token_of_an_answer_is_its_scores(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[tuple[int, ...]] = []
+
+    def watched(*args: Any, **options: Any) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        for number, found in rows.read_tokens(*args, **options):
+            kept.append(found.shape)
+            yield number, found
+
+    monkeypatch.setattr(fit, "read_tokens", watched)
+    fit_probe(tiny, low_and_high(10), FitSettings("output"))
+    # By a line from each of five folds, then by the probe's own; never all layers' rows, 2.1 GB for 4,000 tokens of an 8B model.
+    assert {shape[1:] for shape in kept} == {(5,), (1,)}

@@ -1,4 +1,7 @@
-"""10,000 texts, random and adversarial, through every kind of classifier: whatever they hold, an answer comes to its end."""
+"""Texts, random and adversarial, through every kind of classifier: whatever they hold, an answer comes to its end.
+
+`make test` tries 1,500 of them; LOCALSTEER_EXAMPLES=10100 that many.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from localsteer.policy.replay import Replayed, replay
 from localsteer.reading.prompt import prompt_tokens
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import write_vector
-from tests.policy.made import probe_vector, yes_and_no_are_letters
+from tests.policy.made import EXAMPLES, probe_vector, yes_and_no_are_letters
 from tests.tiny_models import write_tiny_model
 
 PIECES = (
@@ -147,7 +150,7 @@ def replayed(armed: ArmedPolicy, model: Model, count: int, seed: int, path: Path
 
 @pytest.mark.parametrize("armed", [(RULES, 1)], indirect=True, ids=["rules"])
 def test_no_text_breaks_a_rule(armed: ArmedPolicy, model: Model, tmp_path: Path) -> None:
-    results = replayed(armed, model, 8200, 1, tmp_path / "texts.jsonl")
+    results = replayed(armed, model, EXAMPLES * 82 // 100, 1, tmp_path / "texts.jsonl")
     assert all(one.failures == {} for one in results)
     for name in armed.policy.classifiers:
         assert {one.scores[name] for one in results} == {0, 1}
@@ -155,15 +158,15 @@ def test_no_text_breaks_a_rule(armed: ArmedPolicy, model: Model, tmp_path: Path)
 
 @pytest.mark.parametrize("armed", [(PROBES, 1)], indirect=True, ids=["probes"])
 def test_no_text_breaks_a_probe(armed: ArmedPolicy, model: Model, tmp_path: Path) -> None:
-    results = replayed(armed, model, 1200, 2, tmp_path / "texts.jsonl")
+    results = replayed(armed, model, EXAMPLES * 12 // 100, 2, tmp_path / "texts.jsonl")
     reasons = {reason for one in results for reason in one.failures.values()}
     assert reasons == {"There are no activations to read: no text, or too long a one."}
-    assert sum(bool(one.failures) for one in results) < 120
+    assert sum(bool(one.failures) for one in results) < len(results) / 10
 
 
 @pytest.mark.parametrize("armed", [(JUDGES, 32)], indirect=True, ids=["judges"])
 def test_no_text_breaks_a_judge(armed: ArmedPolicy, model: Model, tmp_path: Path) -> None:
-    results = replayed(armed, model, 600, 3, tmp_path / "texts.jsonl")
+    results = replayed(armed, model, EXAMPLES * 6 // 100, 3, tmp_path / "texts.jsonl")
     assert all(one.failures == {} for one in results)
     assert all(0 < score < 1 for one in results for score in one.scores.values())
 
@@ -182,7 +185,7 @@ def test_half_characters_that_no_file_let_through_end_in_no_exception(armed: Arm
 def test_an_answer_to_any_text_comes_to_its_end(armed: ArmedPolicy, model: Model) -> None:
     controller = Controller(armed.policy)
     with Generator(model) as generator:
-        for number, text in enumerate(hostile(100, 4)):
+        for number, text in enumerate(hostile(EXAMPLES // 100, 4)):
             text = text.encode("utf-8", "replace").decode()[:300]
             tokens = prompt_tokens(model, [Message("user", text)])[-400:]
             request = Request(tokens, None, Sampling(temperature=1.5, seed=number), max_tokens=6)

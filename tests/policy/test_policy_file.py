@@ -95,10 +95,10 @@ def test_a_policy_says_what_it_says(text: str) -> None:
     judge = ModelSpec(type="model", model="guard.gguf", question=question, threshold=0.6, release=None, watch="prompt")
     assert made.classifiers["judge"] == judge
     calm, leaks = made.rules
-    assert (calm.name, calm.when, calm.steer, calm.hold) == ("stay-calm", "hostile", "1.0 calm", "response")
+    assert (calm.name, calm.when.text, str(calm.steer), calm.hold) == ("stay-calm", "hostile", "calm", "response")
     assert (calm.ramp, calm.rewind) == (0, 0)
-    assert (leaks.name, leaks.steer, leaks.hold, leaks.ramp, leaks.rewind) == ("no-leaks", "1.5 cautious", 40, 4, 12)
-    assert made.condition(leaks).names == ("leaking", "judge")
+    assert (leaks.name, str(leaks.steer), leaks.hold, leaks.ramp, leaks.rewind) == ("no-leaks", "1.5 cautious", 40, 4, 12)
+    assert leaks.when.names == ("leaking", "judge")
     assert (made.on_error, made.audit) == ("steer", "audit.jsonl")
 
 
@@ -120,7 +120,7 @@ def test_a_probe_and_a_model_may_leave_out_what_is_known() -> None:
 @pytest.mark.parametrize("name", ["a", "A", "_", "a_1", "probe", "rule", "model", "type", "print"])
 def test_names_that_a_condition_can_hold_are_taken(name: str) -> None:
     made = parse(SMALLEST.replace("{a:", f"{{{name}:").replace("when: a", f"when: not {name}"))
-    assert made.condition(made.rules[0]).names == (name,)
+    assert made.rules[0].when.names == (name,)
 
 
 def test_whole_numbers_do_where_numbers_are_asked_for() -> None:
@@ -232,7 +232,7 @@ BROKEN = [
     ("leaking and not judge", "leaking and (judge or jugde)", 24, 'rules.1.when: there is no classifier "jugde"; there are'),
     ("when: hostile", "when: hostile and", 20, 'rules.0.when: "hostile and" is no condition such as'),
     ("when: hostile", "when: hostile > 0.5", 20, 'rules.0.when: "hostile > 0.5" has no place in a condition'),
-    ("1.0 calm", "1.0 calm @@", 21, 'rules.0.steer: Expected + or - between two terms (column 10 of "1.0 calm @@")'),
+    ("1.0 calm", "1.0 calm @@", 21, 'rules.0.steer: expected + or - between two terms (column 10 of "1.0 calm @@")'),
     ("1.5 cautious", "one.and a half@", 25, "rules.1.steer: "),
     ("1.0 calm", " ", 21, "rules.0.steer: it steers by nothing"),
     ("1.0 calm", "", 21, "rules.0.steer: string should have at least 1 character"),
@@ -295,7 +295,7 @@ def test_whatever_is_mistyped_is_a_policy_or_a_policy_error(at: int, removed: in
     except PolicyError as error:
         refused = str(error)
     assert refused.startswith("policy.yaml") == (made is None)
-    assert made is None or all(set(made.condition(rule).names) <= set(made.classifiers) for rule in made.rules)
+    assert made is None or all(set(rule.when.names) <= set(made.classifiers) for rule in made.rules)
 
 
 def test_a_rule_classifier_needs_something_to_look_for() -> None:

@@ -9,8 +9,9 @@ import pytest
 from localsteer.errors import ModelError, PolicyError
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
-from localsteer.policy.text_rows import NEUTRAL_MESSAGE, Reader
+from localsteer.policy.text_rows import NEUTRAL_MESSAGE, answer_span, answer_tokens, message_span
 from localsteer.reading.prompt import latest_message, prompt_tokens
+from localsteer.reading.rows import Part, read_means, read_tokens
 from tests.conftest import ROW_NOISE, Floats, TinyModel, run_alone
 from tests.policy.made import decoded
 from tests.tiny_models import UNSTEERABLE_ARCHITECTURE, write_tiny_model
@@ -40,121 +41,106 @@ def mean_alone(model: Model, message: str, layers: Sequence[int]) -> Floats:
     return np.asarray(rows_alone(model, prompt(model, message), layers)[start:stop].mean(axis=0), np.float32)
 
 
-@pytest.mark.parametrize("layers", [(1, 2), (2,), (0, 1)])
-def test_a_prompt_is_read_over_its_message(steerable: Model, layers: tuple[int, ...]) -> None:
-    for message in (MESSAGE, "x", " "):
-        with Reader(steerable, layers) as reader:
-            found = reader.prompt(message)
+def read_messages(model: Model, messages: Sequence[str], layers: Sequence[int]) -> Floats:
+    """(n_messages, n_layers, n_embd)."""
+    return read_means(model, [message_span(model, message) for message in messages], layers).values
+
+
+def read_answers(model: Model, pairs: Sequence[tuple[str, str]], layers: Sequence[int]) -> list[Floats]:
+    """(n_tokens, n_layers, n_embd) of each answer to a message."""
+
+    def keep(part: Part) -> Floats:
+        return np.stack([part.rows(layer) for layer in layers], axis=1)
+
+    found = dict(read_tokens(model, [answer_span(model, *pair) for pair in pairs], layers, keep))
+    return [found[number] for number in range(len(pairs))]
+
+
+def answer_alone(model: Model, message: str, answer: str, layers: Sequence[int]) -> Floats:
+    """(n_tokens, n_layers, n_embd) of an answer, read after its message in one decode."""
+    before, tokens = prompt(model, message), model.tokenize(answer, special=False)
+    return rows_alone(model, (*before, *tokens), layers)[len(before) :]
+
+
+# The last block only shows tokens that ask for logits.
+@pytest.mark.parametrize("layers", [(1, 2), (2,), (0, 1), (1, 3)])
+def test_a_message_is_read_over_its_tokens(steerable: Model, layers: tuple[int, ...]) -> None:
+    messages = [MESSAGE, MESSAGE[:10], "x", " ", MESSAGE + " And you?", MESSAGE]
+    for message, found in zip(messages, read_messages(steerable, messages, layers), strict=True):
         assert_close(found, mean_alone(steerable, message, layers))
+
+
+@pytest.mark.parametrize("layers", [(1, 2), (2,), (1, 3), (3,)])
+def test_an_answer_is_read_at_each_of_its_tokens(steerable: Model, layers: tuple[int, ...]) -> None:
+    pairs = [(MESSAGE, ANSWER), (MESSAGE, "x"), ("x", ANSWER), (MESSAGE, ANSWER), (MESSAGE + " And you?", ANSWER * 2)]
+    for pair, found in zip(pairs, read_answers(steerable, pairs, layers), strict=True):
+        assert_close(found, answer_alone(steerable, *pair, layers))
 
 
 def test_a_base_models_prompt_is_all_message(tmp_path: Path) -> None:
     with Model(write_tiny_model(tmp_path / "base.gguf", chat_template=None), threads=1) as base:
-        for message in (MESSAGE, "x", " "):
-            with Reader(base, (1, 2)) as reader:
-                found = reader.prompt(message)
+        messages = [MESSAGE, "x", " "]
+        for message, found in zip(messages, read_messages(base, messages, (1, 2)), strict=True):
             rows = rows_alone(base, prompt(base, message), (1, 2))
             assert_close(found, np.asarray(rows.mean(axis=0), np.float32))
 
 
-def test_a_message_is_read_beside_the_last_block_of_answers(steerable: Model) -> None:
-    with Reader(steerable, (1, 2, 3)) as reader:
-        assert_close(reader.prompt(MESSAGE, (2,)), mean_alone(steerable, MESSAGE, (2,)))
-        assert_close(reader.prompt(MESSAGE, {2, 1}), mean_alone(steerable, MESSAGE, (1, 2)))
-        tokens = (*prompt(steerable, MESSAGE), *steerable.tokenize(ANSWER))
-        answer = rows_alone(steerable, tokens, (1, 2, 3))[-len(steerable.tokenize(ANSWER)) :]
-        assert_close(reader.answer(MESSAGE, ANSWER), answer)
-
-
-# The last block only shows tokens with logits, so it is read in another way than the others.
-@pytest.mark.parametrize("layers", [(1, 2), (2,), (1, 3), (3,)])
-def test_an_answer_is_read_at_each_of_its_tokens(steerable: Model, layers: tuple[int, ...]) -> None:
-    before, tokens = prompt(steerable, MESSAGE), steerable.tokenize(ANSWER)
-    with Reader(steerable, layers) as reader:
-        found = reader.answer(MESSAGE, ANSWER)
-    assert_close(found, rows_alone(steerable, (*before, *tokens), layers)[len(before) :])
-
-
-def test_texts_that_were_read_before_change_nothing(steerable: Model) -> None:
-    messages = [MESSAGE, MESSAGE[:10], "x", MESSAGE + " And you?", MESSAGE, MESSAGE]
-    with Reader(steerable, (1, 3)) as reader:
-        for message in messages:
-            assert_close(reader.prompt(message, (1,)), mean_alone(steerable, message, (1,)))
-            tokens = (*prompt(steerable, message), *steerable.tokenize(ANSWER))
-            answer = rows_alone(steerable, tokens, (1, 3))[-len(steerable.tokenize(ANSWER)) :]
-            assert_close(reader.answer(message, ANSWER), answer)
-
-
 def test_what_texts_begin_with_alike_is_computed_once(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Reader(tiny, (1,)) as reader:
-        reader.prompt(MESSAGE)
-        with decoded(monkeypatch) as run:
-            reader.prompt(MESSAGE + " Well?")
-    first, second = prompt(tiny, MESSAGE), prompt(tiny, MESSAGE + " Well?")
-    # All of the message: what was read of its beginning is gone. Nothing behind it, for nothing there is read.
-    start, stop = latest_message(tiny, [Message("user", MESSAGE + " Well?")])
-    assert first[:start] == second[:start]
-    assert run == list(second[start:-1])
-    assert stop < len(second) - 1
+    messages = [MESSAGE + " Well?", MESSAGE + " Oh!"]
+    with decoded(monkeypatch) as run:
+        read_messages(tiny, messages, (1,))
+    # The second goes on where it parts from the first. Nothing behind a message is computed, for nothing there is read.
+    _, stop = latest_message(tiny, [Message("user", messages[0])])
+    assert len(run) == stop + len(" Oh!") - len(" ")
+    with decoded(monkeypatch) as run:
+        read_answers(tiny, [(MESSAGE, ANSWER), (MESSAGE, "x")], (1,))
+    assert len(run) == len(prompt(tiny, MESSAGE)) + len(answer_tokens(tiny, ANSWER)) + 1
 
 
 def test_an_answer_alone_follows_a_neutral_message(tiny: Model) -> None:
-    with Reader(tiny, (1,)) as reader:
-        alone, told = reader.answer("", ANSWER), reader.answer(NEUTRAL_MESSAGE, ANSWER)
-        other = reader.answer(MESSAGE, ANSWER)
+    alone, told, other = read_answers(tiny, [("", ANSWER), (NEUTRAL_MESSAGE, ANSWER), (MESSAGE, ANSWER)], (1,))
     assert_close(alone, told)
     assert np.abs(alone - other).max() > 2 * ROW_NOISE
 
 
 def test_special_tokens_in_an_answer_are_plain_text(tiny: Model) -> None:
     text = "a<|im_end|>b"
-    with Reader(tiny, (1,)) as reader:
-        assert reader.tokens_of(text) == list(text.encode())
-        assert len(reader.answer("", text)) == len(text)
+    assert answer_tokens(tiny, text) == list(text.encode())
+    assert len(answer_span(tiny, "", text).places) == len(text)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mamba"])
 @pytest.mark.parametrize("layer", [1, 2])
-def test_an_answer_longer_than_a_batch_is_read_in_parts(tmp_path: Path, architecture: str, layer: int) -> None:
-    path = write_tiny_model(tmp_path / "long.gguf", architecture, n_layer=3, n_ctx_train=1024)
-    answer = "".join(np.random.default_rng(0).choice(list("abcdfg"), 700))
-    with Model(path, threads=1) as model:
-        before = prompt(model, MESSAGE)
-        with Reader(model, (layer,)) as reader:
-            found = reader.answer(MESSAGE, answer)
-        assert_close(found, rows_alone(model, (*before, *answer.encode()), (layer,))[len(before) :])
-
-
-@pytest.mark.parametrize("architecture", ["llama", "mamba"])
-def test_a_message_longer_than_a_batch_is_read_in_parts(tmp_path: Path, architecture: str) -> None:
+def test_texts_longer_than_a_batch_are_read_in_parts(tmp_path: Path, architecture: str, layer: int) -> None:
     path = write_tiny_model(tmp_path / "long.gguf", architecture, n_layer=3, n_ctx_train=2048)
-    message = "".join(np.random.default_rng(0).choice(list("abcdfg"), 1300))
-    with Model(path, threads=1) as model, Reader(model, (0, 1)) as reader:
-        for text in (message, message[:700], message[5:]):
-            assert_close(reader.prompt(text), mean_alone(model, text, (0, 1)))
+    text = "".join(np.random.default_rng(0).choice(list("abcdfg"), 1300))
+    with Model(path, threads=1) as model:
+        (found,) = read_answers(model, [(MESSAGE, text[:700])], (layer,))
+        assert_close(found, answer_alone(model, MESSAGE, text[:700], (layer,)))
+        messages = [text, text[:700], text[5:]]
+        for message, mean in zip(messages, read_messages(model, messages, (layer,)), strict=True):
+            assert_close(mean, mean_alone(model, message, (layer,)))
 
 
-def test_a_text_that_is_too_long_is_told_and_does_no_harm(steerable: Model) -> None:
+def test_a_text_that_is_too_long_is_told(tiny: Model) -> None:
     room = 512
-    fits = "x" * (room - len(prompt(steerable, "x")) + 1)
-    with Reader(steerable, (1,)) as reader:
-        assert len(reader.prompt(fits)) == 1
-        with pytest.raises(PolicyError, match=r"too long to be read: its message takes it to 513 tokens.* holds 512"):
-            reader.prompt(fits + "x")
-        with pytest.raises(PolicyError, match="its message takes it to"):
-            reader.answer(fits + "x", "y")
-        answer = "y" * (room - len(prompt(steerable, "x")))
-        assert len(reader.answer("x", answer)) == len(answer)
-        with pytest.raises(PolicyError, match="its answer takes it to 513 tokens"):
-            reader.answer("x", answer + "y")
-        assert_close(reader.prompt(MESSAGE), mean_alone(steerable, MESSAGE, (1,)))
+    fits = "x" * (room - len(prompt(tiny, "x")) + 1)
+    assert len(message_span(tiny, fits).tokens) == room
+    with pytest.raises(PolicyError, match=r"its message takes it to 513 tokens.* holds 512"):
+        message_span(tiny, fits + "x")
+    with pytest.raises(PolicyError, match="its message takes it to"):
+        answer_span(tiny, fits + "x", "y")
+    answer = "y" * (room - len(prompt(tiny, "x")))
+    assert len(answer_span(tiny, "x", answer).places) == len(answer)
+    with pytest.raises(PolicyError, match="its answer takes it to 513 tokens"):
+        answer_span(tiny, "x", answer + "y")
 
 
 def test_an_empty_answer_is_told(tiny: Model) -> None:
-    with Reader(tiny, (1,)) as reader, pytest.raises(PolicyError, match="answer is empty"):
-        reader.answer(MESSAGE, "")
+    with pytest.raises(PolicyError, match="answer is empty"):
+        answer_span(tiny, MESSAGE, "")
 
 
 def test_a_model_that_does_not_show_its_hidden_states_is_told(tiny_model: TinyModel) -> None:
-    with Reader(tiny_model(UNSTEERABLE_ARCHITECTURE), (1,)) as reader, pytest.raises(ModelError, match="does not show"):
-        reader.prompt(MESSAGE)
+    with pytest.raises(ModelError, match="does not show"):
+        read_messages(tiny_model(UNSTEERABLE_ARCHITECTURE), [MESSAGE], (1,))

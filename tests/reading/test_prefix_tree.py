@@ -7,7 +7,7 @@ import pytest
 
 from localsteer.llama.model import Model
 from localsteer.reading import prefix_tree
-from localsteer.reading.prefix_tree import PrefixTree, context_size, grow_trees, lay_out
+from localsteer.reading.prefix_tree import PrefixTree, common_beginning, context_size, grow_trees, lay_out
 
 Prompts = list[list[int]]
 
@@ -78,6 +78,20 @@ def check(trees: Sequence[PrefixTree], prompts: Prompts) -> None:
             below = [ids[leaf][0] for leaf in leaves if spelt[leaf][: len(spelling)] == spelling]
             assert sorted(ids[node]) == sorted(below)
         assert not tree.batch.outputs.any()
+
+
+def test_the_length_of_a_common_beginning() -> None:
+    cases = [
+        ((), (), 0),
+        ((1,), (), 0),
+        ((1, 2), (1, 2), 2),
+        ((1, 2), (1, 2, 3), 2),
+        ((1, 2, 3), (1, 3, 3), 1),
+        ((1, 2), (2, 2), 0),
+    ]
+    for one, other, length in cases:
+        assert common_beginning(one, other) == common_beginning(other, one) == length
+        assert common_beginning(list(one), other) == length
 
 
 def test_one_tree_holds_all_prompts() -> None:

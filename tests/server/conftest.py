@@ -19,14 +19,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
-from localsteer.engine.batch import Lane, RunningBatch
+from localsteer.engine.batch import RunningBatch
+from localsteer.engine.lane import Lane
 from localsteer.llama.model import Model
 from localsteer.policy.arm import ArmedPolicy, arm
+from localsteer.reading.hidden_norm import read_hidden_norm
 from localsteer.server.answers import Service
 from localsteer.server.app import make_app
 from localsteer.server.engine import Engine
 from localsteer.server.guard import Access
 from localsteer.server.steerings import Steerings
+from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import parse_steering
 from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import write_vector
@@ -166,6 +169,7 @@ def serve(tiny: Model, folder: Path) -> Iterator[Serve]:
             batch = HeldBatch(model, parallel=parallel, n_ctx=n_ctx)
             engine = stack.enter_context(Engine(batch, queue=queue))
             stack.callback(batch.go.set)
+            limit = DoseLimit(max_dose, read_hidden_norm(model)) if max_dose is not None else None
             steerings = Steerings(
                 model,
                 name,
@@ -173,10 +177,11 @@ def serve(tiny: Model, folder: Path) -> Iterator[Serve]:
                 presets={preset: parse_steering(text) for preset, text in (presets or {}).items()},
                 default=parse_steering(default),
                 mode="anchored" if anchored else "response",
-                max_dose=max_dose,
+                limit=limit,
             )
-            armed: ArmedPolicy | None = stack.enter_context(arm(policy, model)) if policy is not None else None
+            armed: ArmedPolicy | None = stack.enter_context(arm(policy, model, limit=limit)) if policy is not None else None
             service = Service(model, engine, steerings, armed)
+            stack.callback(service.stop)
             app = make_app(service, access or Access())
             client = TestClient(app, "http://127.0.0.1:8080", raise_server_exceptions=raise_server_exceptions)
             return Served(app, batch, engine, service, client)

@@ -103,7 +103,7 @@ class FakeApi:
                 Route("/v1/models", self._models),
                 Route("/v1/vectors", self._vectors),
                 Route("/v1/vectors/activations", self._activations, methods=["POST"]),
-                Route("/v1/vectors/{name}", self._vector),
+                Route("/v1/vectors/{name}", self._vector, methods=["POST"]),
                 Route("/v1/steering", self._steering, methods=["GET", "PUT"]),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
             ]

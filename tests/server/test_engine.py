@@ -16,7 +16,8 @@ from localsteer.engine.request import Request
 from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
-from localsteer.server.engine import BusyError, Ended, Engine, Event, Failed, Job, Piece, StoppingError
+from localsteer.server.engine import BusyError, Engine, StoppingError
+from localsteer.server.jobs import Ended, Event, Failed, Job, Piece
 from tests.conftest import plan_of, random_edit, random_tokens
 from tests.server.conftest import HELLO, PATIENCE, HeldBatch, Listen, Live, Serve, wait_until
 

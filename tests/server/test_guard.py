@@ -122,6 +122,23 @@ def test_the_own_page_is_let_through(served: Served) -> None:
     assert status(served, {"Origin": "http://LOCALHOST:1234", "Host": "localhost:1234"}) == 200
 
 
+# Sec-Fetch-Site: an <img> or a script of another page asks without an Origin
+
+
+@pytest.mark.parametrize("mode", ["no-cors", "cors", "navigate"])
+@pytest.mark.parametrize("path", ["/v1/vectors/happy", "/v1/vectors", "/api/tags", "/metrics", "/health", "/page/page.js"])
+def test_what_another_page_embeds_is_refused(served: Served, path: str, mode: str) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": mode, "Referer": "https://evil.example/"}
+    assert status(served, headers, path) == 403
+
+
+def test_a_link_to_the_page_may_be_followed_and_the_page_used(served: Served) -> None:
+    assert status(served, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, "/") == 200
+    assert status(served, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, "/") == 403
+    for site in ("same-origin", "none"):
+        assert status(served, {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "cors"}) == 200
+
+
 # --allow-origin
 
 
@@ -156,6 +173,11 @@ def test_an_allowed_page_still_needs_the_key(shared: Served) -> None:
     answer = shared.client.post("/v1/chat/completions", json=CHAT, headers={**origin, "Authorization": f"Bearer {KEY}"})
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
+
+
+def test_an_allowed_page_may_be_of_another_site(shared: Served) -> None:
+    headers = {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "cross-site", "Authorization": f"Bearer {KEY}"}
+    assert status(shared, headers) == 200
 
 
 def test_another_page_is_refused_all_the_same(shared: Served) -> None:

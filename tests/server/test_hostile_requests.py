@@ -32,6 +32,7 @@ OPERATIONS = [
     ("get", "/v1/models/{name}"),
     ("get", "/v1/vectors"),
     ("get", "/v1/vectors/{name}"),
+    ("post", "/v1/vectors/{name}"),
     ("post", "/v1/vectors/activations"),
     ("get", "/v1/steering"),
     ("put", "/v1/steering"),

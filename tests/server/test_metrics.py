@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.conftest import HELLO, Serve, Served
+from localsteer.server.guard import Access
+from tests.server.conftest import HELLO, Serve, Served, read_metrics
 from tests.server.test_openai_api import policy_file
 
 
@@ -59,6 +60,24 @@ def test_requests_are_counted_by_route_and_status(served: Served) -> None:
         ("/v1/models/{name:path}", "200"): 1,
         ("other", "404"): 3,
         ("other", "200"): 1,
+    }
+
+
+def test_what_is_refused_at_the_door_is_counted(serve: Serve) -> None:
+    served = serve(access=Access(api_key="secret", origins=("http://localhost:3000",)))
+    for number in range(3):
+        served.client.get("/v1/models", headers={"Authorization": f"Bearer {number}"})
+    served.client.get("/v1/models", headers={"Host": "evil.example"})
+    served.client.get("/v1/models", headers={"Origin": "http://evil.example"})
+    served.client.post("/v1/chat/completions", headers={"Content-Length": "9999999"})
+    key = {"Authorization": "Bearer secret"}
+    served.client.get("/v1/models", headers=key)
+    metrics = read_metrics(served.client.get("/metrics", headers=key).text)
+    assert {key[1:]: value for key, value in metrics.items() if key[0] == "localsteer_requests_total"} == {
+        ("other", "401"): 3,
+        ("other", "403"): 2,
+        ("other", "413"): 1,
+        ("/v1/models", "200"): 1,
     }
 
 

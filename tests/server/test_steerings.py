@@ -9,8 +9,10 @@ import pytest
 
 from localsteer.errors import LocalsteerError, VectorError
 from localsteer.llama.model import Model
+from localsteer.reading.hidden_norm import read_hidden_norm
 from localsteer.server import steerings as steerings_module
 from localsteer.server.steerings import SteeringError, Steerings, UnknownModelError, load_presets, parse_requested
+from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import NOTHING, parse_steering
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import write_vector
@@ -145,10 +147,10 @@ def test_too_much_is_refused(steerings: Steerings) -> None:
 
 
 def test_max_dose_limits_the_dose_of_any_expression(tiny: Model, folder: Path) -> None:
-    steerings = Steerings(tiny, "demo", folder=folder, max_dose=0.5)
+    limit = DoseLimit(0.5, read_hidden_norm(tiny))
+    steerings = Steerings(tiny, "demo", folder=folder, limit=limit)
     (strong,) = [plan for plan in [Steerings(tiny, "demo", folder=folder).plan(parse_steering("happy"))] if plan is not None]
-    assert strong.relative_dose is not None
-    fitting = 0.4 / strong.relative_dose
+    fitting = 0.4 / limit.dose_of(strong.edit)
     for _ in range(2):  # the second time from what is kept
         assert steerings.plan(parse_steering(f"{fitting} happy")) is not None
         for mode in ("response", "prompt"):
@@ -158,7 +160,7 @@ def test_max_dose_limits_the_dose_of_any_expression(tiny: Model, folder: Path) -
         steerings.default = parse_steering(f"{2 * fitting} happy")
     assert not steerings.default
     with pytest.raises(LocalsteerError, match="--max-dose"):
-        Steerings(tiny, "demo", folder=folder, max_dose=0.5, default=parse_steering(f"{2 * fitting} happy"))
+        Steerings(tiny, "demo", folder=folder, limit=limit, default=parse_steering(f"{2 * fitting} happy"))
 
 
 def test_the_same_expression_is_the_same_plan(steerings: Steerings) -> None:

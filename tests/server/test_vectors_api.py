@@ -14,7 +14,7 @@ from localsteer.llama.model import Model
 from localsteer.steering.expression import parse_steering
 from localsteer.vector.calibration import POLES
 from localsteer.vector.file import write_vector
-from tests.calibration.made import DOSES, calibrated
+from tests.calibration.made import DOSES, calibrated, calibrated_on
 from tests.server.conftest import Serve, Served
 from tests.server.test_openai_api import steering_of, text_of
 from tests.tiny_models import UNSTEERABLE_ARCHITECTURE, write_tiny_model
@@ -35,6 +35,8 @@ def test_one_vector_is_described(served: Served) -> None:
     assert plan is not None
     assert document == {
         "id": "mood",
+        "object": "vector",
+        "state": "ready",
         "positive": "up",
         "negative": "down",
         "description": "made for tests",
@@ -173,7 +175,7 @@ def test_a_default_that_cannot_be_used_changes_nothing(serve: Serve, value: obje
 
 
 def test_the_default_has_the_dose_of_what_is_steered_by_default(serve: Serve, tiny: Model, tmp_path: Path) -> None:
-    vector = calibrated(tiny.fingerprint)
+    vector = calibrated_on(tiny)
     found = vector.provenance.calibration
     assert found is not None
     response = found.sides["positive", "response"]

@@ -70,8 +70,8 @@ def without_key(*path: str) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-def with_value(value: object, *path: str) -> Callable[[dict[str, Any]], None]:
-    def change(document: dict[str, Any]) -> None:
+def with_value(value: object, *path: str | int) -> Callable[[dict[str, Any]], None]:
+    def change(document: Any) -> None:
         for key in path[:-1]:
             document = document[key]
         document[path[-1]] = value
@@ -79,7 +79,11 @@ def with_value(value: object, *path: str) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", "{}", '"calibration"', MADE.to_json()[:-30]])
+TEXTS = ["", "{", "[]", "5", "null", "{}", '"calibration"', MADE.to_json()[:-30], "[" * 100_000]
+TEXTS += [MADE.to_json().replace('"dose": 0.3', f'"dose": {number}', 1) for number in ("Infinity", "-Infinity", "NaN", "1e999")]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_text_that_is_no_calibration_is_refused(text: str) -> None:
     with pytest.raises(VectorError, match="calibration is damaged") as caught:
         Calibration.from_json(text)
@@ -105,6 +109,29 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], None]] = {
     "shown as a number": with_value(1, *SIDE, "shown"),
     "a budget as text": with_value("little", "budget"),
     "a layer without a norm": with_value([1.0], *SIDE, "norms"),
+    "a negative length": with_value([1.0, -1.0], *SIDE, "norms"),
+    "a length beyond all numbers": with_value([1.0, 10**400], *SIDE, "norms"),
+    "a dose of nothing": with_value(0, *SIDE, "dose"),
+    "a negative dose": with_value(-0.3, *SIDE, "dose"),
+    "a dose without an effect": with_value(None, *SIDE, "effect"),
+    "a dose without a curve": with_value([], *SIDE, "curve"),
+    "a dose of no layers": lambda document: document["sides"]["positive/response"].update(layers=[], norms=[]),
+    "block 0": with_value([0, 2], *SIDE, "layers"),
+    "a layer twice": with_value([2, 2], *SIDE, "layers"),
+    "half a layer": with_value([1.5, 2], *SIDE, "layers"),
+    "a layer in words": with_value(["1", 2], *SIDE, "layers"),
+    "layers as a number": with_value(2, *SIDE, "layers"),
+    "a side of no pole": lambda document: document["sides"].update({"warm/response": document["sides"]["positive/response"]}),
+    "a side of three words": lambda document: document["sides"].update({"a/b/c": document["sides"]["positive/response"]}),
+    "half of the anchored doses": without_key("sides", "negative/anchored"),
+    "a persona of no pole": lambda document: document["personas"].update(warm=document["unsteered"]),
+    "a scale that is a number": with_value(1, "scale", "positive"),
+    "a name that is a list": with_value([], "model"),
+    "questions in words": with_value("four", "questions"),
+    "a seed that is true": with_value(True, "seed"),
+    "a measured dose of null": with_value(None, *SIDE, "curve", 0, "dose"),
+    "a negative measured dose": with_value(-1, *SIDE, "curve", 0, "dose"),
+    "a curve out of order": with_value(9.0, *SIDE, "curve", 0, "dose"),
 }
 
 

@@ -65,6 +65,44 @@ def test_scaling_out_of_float32_is_refused() -> None:
         vector(1, value=1e30) * 1e30
 
 
+SIX = np.ones(6, np.float32)
+TANGLED: dict[str, Callable[[], object]] = {
+    "a hidden norm of zero": lambda: Provenance(hidden_norm=0 * SIX),
+    "a negative hidden norm": lambda: Provenance(hidden_norm=-SIX),
+    "an infinite hidden norm": lambda: Provenance(hidden_norm=np.inf * SIX),
+    "an infinite reliability": lambda: Provenance(reliability=-np.inf * SIX),
+    "a hidden norm too few": lambda: Provenance(model=MODEL, hidden_norm=SIX[:5]),
+    "a reliability too many": lambda: Provenance(model=MODEL, reliability=np.ones(7, np.float32)),
+    "norms and reliability of two models": lambda: Provenance(hidden_norm=SIX, reliability=SIX[:5]),
+    "a flat estimate": lambda: Provenance(estimate=SIX),
+    "an estimate of fewer layers": lambda: Provenance(model=MODEL, estimate=np.ones((5, 3), np.float32)),
+    "an infinite estimate": lambda: Provenance(estimate=np.full((6, 3), np.inf, np.float32)),
+    "fewer pairs than none": lambda: Provenance(n_pairs=-1),
+    "more pairs than can be counted": lambda: Provenance(n_pairs=1 << 32),
+    "a direction that the model does not have": lambda: vector(6, provenance=of(MODEL)),
+    "a direction above all norms": lambda: vector(3, provenance=Provenance(hidden_norm=row(1, 2, 3))),
+    "a model of another width": lambda: vector(1, provenance=of(replace(MODEL, n_embd=4))),
+    "an estimate of another width": lambda: vector(1, provenance=Provenance(estimate=np.ones((6, 4), np.float32))),
+    "an estimate that is no number": lambda: vector(1, provenance=Provenance(estimate=np.full((6, 3), np.nan, np.float32))),
+    "no dose at all": lambda: calibrated(MODEL, without=(("positive", "response"), ("negative", "response"))),
+}
+
+
+@pytest.mark.parametrize("make", TANGLED.values(), ids=TANGLED)
+def test_what_does_not_go_together_is_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(VectorError):
+        make()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-44, 1e36])
+def test_the_length_of_an_estimate_does_not_matter(scale: float) -> None:
+    given = calibrated(MODEL)
+    estimate = (np.ones((6, 3), np.float32) * np.float32(scale)).astype(np.float32)
+    made = replace(given, provenance=replace(given.provenance, estimate=estimate)).at(1.0)
+    assert np.linalg.norm(made.directions[1]) == pytest.approx(np.linalg.norm(given.at(1.0).directions[1]))
+
+
 # Its parts
 
 
@@ -132,7 +170,7 @@ def test_arithmetic_leaves_its_operands_alone() -> None:
 
 
 def test_scaling_keeps_what_is_known() -> None:
-    known = Provenance(concept="happy", model=MODEL, n_pairs=7, hidden_norm=row(1, 2, 3), source="name: happy")
+    known = Provenance(concept="happy", model=MODEL, n_pairs=7, hidden_norm=row(1, 2, 3, 4, 5, 6), source="name: happy")
     made = (vector(1, provenance=known) * 2.5).provenance
     assert (made.concept, made.model, made.n_pairs, made.source) == ("happy", MODEL, 7, "name: happy")
     assert made.hidden_norm is known.hidden_norm
@@ -145,7 +183,7 @@ def test_a_turned_vector_moves_toward_the_other_pole(turn: Callable[[ControlVect
 
 
 def test_a_combination_says_what_it_is_of() -> None:
-    norms = row(*range(6))
+    norms = row(*range(1, 7))
     happy = vector(1, provenance=Provenance(concept="happy", method="mean", position="last", n_pairs=5, positive="glad"))
     formal = vector(
         2, provenance=Provenance(concept="formal", method="pca", position="last", model=MODEL, hidden_norm=norms, n_pairs=5)
@@ -159,9 +197,11 @@ def test_a_combination_says_what_it_is_of() -> None:
     assert made.hidden_norm is norms
     assert (formal + formal).provenance.method == "pca"
     assert (formal + happy).provenance.hidden_norm is norms
-    response = vector(1, provenance=Provenance(method="pca", position="response", hidden_norm=row(9)))
+    response = vector(1, provenance=Provenance(method="pca", position="response", hidden_norm=row(*range(2, 8))))
     assert (formal + response).provenance.position == "mixed"
-    assert (formal + response).provenance.hidden_norm is norms
+    # Both were measured, and the first one's are kept.
+    assert np.array_equal((formal + response).rows(6), formal.rows(6) + response.rows(6))
+    assert (formal + response).provenance.hidden_norm == pytest.approx(norms)
     # A sum has no poles and pairs of its own: those of one part would be a lie.
     assert (made.positive, made.n_pairs) == ("", 0)
 
@@ -175,6 +215,11 @@ def test_vectors_of_models_of_different_depth_do_not_combine() -> None:
     deep = replace(MODEL, name="Deep", n_layer=9)
     with pytest.raises(VectorError, match="Tiny has 6 layers, Deep has 9"):
         vector(1, provenance=of(MODEL)) - vector(1, provenance=of(deep))
+
+
+def test_vectors_that_know_another_number_of_layers_do_not_combine() -> None:
+    with pytest.raises(VectorError, match="Tiny has 6 layers, the other has 2"):
+        vector(1, provenance=of(MODEL)) + vector(1, provenance=Provenance(hidden_norm=row(1, 2)))
 
 
 def test_vectors_of_different_models_of_one_shape_combine() -> None:

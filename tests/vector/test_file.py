@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.control_vector import ControlVector, Provenance
-from localsteer.vector.file import read_vector, write_vector
+from localsteer.vector.file import read_directions, read_provenance, read_vector, read_vector_header, write_vector
 from tests.calibration.made import calibrated, calibration
 
 MODEL = Fingerprint("Tiny Großmodell", "qwen2", 6, 8, "a" * 64, "b" * 64)
@@ -137,7 +138,7 @@ def test_no_provenance_comes_back_as_none(tmp_path: Path) -> None:
 
 
 def test_one_layer_of_one_value(tmp_path: Path) -> None:
-    made = ControlVector({1: np.array([2.5], np.float32)}, Provenance(hidden_norm=np.array([1], np.float32)))
+    made = ControlVector({1: np.array([2.5], np.float32)}, Provenance(hidden_norm=np.array([np.nan, 1], np.float32)))
     write_vector(made, tmp_path / "v.gguf")
     assert read_vector(tmp_path / "v.gguf").directions[1].tolist() == [2.5]
 
@@ -162,6 +163,20 @@ def test_any_file_name_will_do(tmp_path: Path, name: str) -> None:
     write_vector(vector(), str(tmp_path / name))
     assert [file.name for file in tmp_path.iterdir()] == [name]
     assert read_vector(str(tmp_path / name)).layers == (2, 3, 5)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_vector_that_is_replaced_while_it_is_read_is_read_whole(tmp_path: Path, in_place: bool) -> None:
+    path, other = tmp_path / "v.gguf", tmp_path / "other.gguf"
+    write_vector(vector(replace(FULL, source="")), path)
+    write_vector(vector() * 2.0, other)
+    header = read_vector_header(path)
+    if in_place:
+        path.write_bytes(other.read_bytes())
+    else:
+        other.replace(path)
+    assert np.array_equal(ControlVector(read_directions(header)).rows(6), vector().rows(6))
+    assert read_provenance(header).concept == "happy"
 
 
 def test_a_view_with_gaps_is_written_as_what_it_shows(tmp_path: Path) -> None:
@@ -240,6 +255,7 @@ REFUSED: list[tuple[dict[str, np.ndarray[Any, Any]], str]] = [
     ({"direction.-1": ones(8)}, r"direction\.-1"),
     ({"direction.1.weight": ones(8)}, r"direction\.1\.weight"),
     ({"my.direction.1": ones(8)}, r"my\.direction\.1"),
+    ({"direction.1": ones(8), "direction.01": ones(8)}, "two directions for block 1"),
 ]
 
 
@@ -330,7 +346,12 @@ def test_a_damaged_byte_is_never_more_than_a_vector_error(tmp_path: Path) -> Non
     assert refused > 10
 
 
-@pytest.mark.parametrize("model", ["{", "[]", "5", "{}", '{"name": "x"}', '{"colour": 1}'])
+MODEL_TEXT = json.dumps(asdict(MODEL))
+MODELS = ["{", "[]", "5", "{}", '{"name": "x"}', '{"colour": 1}', "[" * 100_000, MODEL_TEXT.replace('"qwen2"', "[]")]
+MODELS += [MODEL_TEXT.replace('"n_layer": 6', f'"n_layer": {number}') for number in ("null", '"6"', "6.0", "true", "Infinity")]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=range(len(MODELS)))
 def test_a_damaged_fingerprint_is_refused(tmp_path: Path, model: str) -> None:
     path = write_foreign(tmp_path / "v.gguf", {"direction.1": ones(8)}, texts={"localsteer.model": model})
     with pytest.raises(VectorError, match=r"v\.gguf: the key localsteer\.model is damaged"):
@@ -355,6 +376,9 @@ ESTIMATES = {
     "a row too many": f'{{"shape": [6, 8], "layers": [], "float32": "{"A" * 42}A="}}',
     "another width": f'{{"shape": [6, 4], "layers": [1, 2], "float32": "{"A" * 42}A="}}',
     "no rows": '{"shape": [6], "layers": [], "float32": ""}',
+    "a layer from behind": f'{{"shape": [6, 8], "layers": [-1], "float32": "{"A" * 42}A="}}',
+    "layers that are true": f'{{"shape": [6, 8], "layers": [true], "float32": "{"A" * 42}A="}}',
+    "nothing but depth": "[" * 100_000,
 }
 
 
@@ -371,6 +395,18 @@ def test_a_damaged_calibration_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(VectorError, match=r"v\.gguf: the calibration is damaged") as caught:
         read_vector(path)
     assert "Calibrate the vector again" in (caught.value.hint or "")
+
+
+def test_control_characters_reach_no_terminal(tmp_path: Path) -> None:
+    texts = {
+        f"localsteer.{name}": "\x1b[2Jhappy\x07" for name in ("concept", "positive", "negative", "method", "position", "origin")
+    }
+    texts |= {"localsteer.description": "one\ntwo\x1b", "controlvector.model_hint": "ll\x1bama"}
+    texts["localsteer.model"] = json.dumps(asdict(replace(MODEL, name="Tiny\x1b", architecture="\x1bqwen2")))
+    provenance = read_vector(write_foreign(tmp_path / "v.gguf", {"direction.1": ones(8)}, texts=texts)).provenance
+    assert {provenance.concept, provenance.positive, provenance.negative, provenance.origin} == {"?[2Jhappy?"}
+    assert (provenance.description, provenance.model_hint) == ("one\ntwo?", "ll?ama")
+    assert provenance.model == replace(MODEL, name="Tiny?", architecture="?qwen2")
 
 
 def test_a_calibration_of_layers_that_the_estimate_lacks_is_refused() -> None:
@@ -462,11 +498,11 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_read_only_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object, **options: object) -> tuple[int, str]:
+    def refuse(*arguments: object, **options: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     # Root, as which tests run in a container, may write to any folder.
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(VectorError, match=r"v\.gguf cannot be written: Permission denied"):
         write_vector(vector(), tmp_path / "v.gguf")
 

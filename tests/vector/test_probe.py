@@ -187,7 +187,7 @@ def test_llama_cpp_is_not_bothered_by_a_probe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "the probe is damaged: 'unseen'"),
+        ("{}", "the probe is damaged: it lacks the key layer"),
         (damaged("watch", "both"), "the probe is damaged: "),
         (damaged("layer", 4), "The probe reads layer 4, for which there is no direction."),
     ],

@@ -96,6 +96,7 @@ function decisionNote({ action, rule, position, steer, classifier, score, thresh
     release: `stopped steering${by}`,
     rewind: `took words back and steers${by}`,
     "rewinds exhausted": `steers${by}, and takes no more words back`,
+    limited: "is held at the largest dose",
     error: "could not look",
   }[action] ?? action;
   const seen = typeof score === "number" ? `${classifier} ${score.toFixed(2)}, true from ${threshold?.toFixed(2)}` : classifier;

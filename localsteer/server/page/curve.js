@@ -24,7 +24,7 @@ export async function showCurve(name) {
   title.textContent = name;
   body.replaceChildren(note(words || "Reading ..."));
   dialog.showModal();
-  const shown = await askJSON(`/v1/vectors/${encodeURIComponent(name)}`).then(
+  const shown = await askJSON(`/v1/vectors/${encodeURIComponent(name)}`, { method: "POST" }).then(
     (vector) => describe(vector, body.clientWidth),
     (error) => [note(error.message, "problem")],
   );

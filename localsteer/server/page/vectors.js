@@ -2,7 +2,7 @@ import { askJSON } from "./api.js";
 
 /**
  * @typedef {{id: string, positive: string, negative: string, description: string, calibrated: boolean,
- *   state: "ready" | "built at first use"}} Vector
+ *   state: "ready" | "being built" | "built at first use"}} Vector
  * @typedef {{positive: string, negative: string}} Poles
  */
 
@@ -42,7 +42,7 @@ class Vectors extends EventTarget {
    * @returns {{words: string, over: () => void}} what it waits for; what to call when it waits no more
    */
   expect(names) {
-    const waits = names.filter((name) => this.get(name)?.state === "built at first use");
+    const waits = names.filter((name) => (this.get(name)?.state ?? "ready") !== "ready");
     if (!waits.length) return { words: "", over() {} };
     for (const name of waits) this.building.add(name);
     this.#changed();

@@ -1,0 +1,244 @@
+"""The reading pass: texts in; out come rows of the residual stream, and how likely the model finds the tokens.
+
+Texts run as prefix trees. Nothing is computed behind the last token that is read, nor, unless likelihoods are wanted, above the
+highest layer; logits are asked for only where they are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsteer.llama.context import N_UBATCH, Batch, Context
+from localsteer.llama.model import Model
+from localsteer.llama.residual import ResidualTap, Rows
+from localsteer.reading.prefix_tree import PrefixTree, context_size, lay_out
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is to do, in tokens."""
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+Kept = TypeVar("Kept", bound=np.floating)
+
+# Most tokens of one decode that ask for logits: 128 rows of Gemma's vocabulary are 134 MB, and llama.cpp's compute buffer as much
+# again. A context reserves a row for each sequence of a tree anyway, which are as many at most.
+MAX_OUTPUTS = 128
+
+
+@dataclass(frozen=True)
+class Span:
+    """A text, and which of its tokens are read.
+
+    Attributes:
+        tokens: the whole text.
+        start: the first token that is read; by default only the last one is.
+        stop: the one behind the last that is read; None reads up to the end.
+    """
+
+    tokens: tuple[int, ...]
+    start: int = -1
+    stop: int | None = None
+
+    @property
+    def places(self) -> range:
+        """The positions that are read."""
+        return range(len(self.tokens))[self.start : self.stop]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one decode shows: the tokens of it that are read, each once, and who reads them.
+
+    Attributes:
+        rows: gives the rows (n_tokens, n_embd) of a layer, residual-stream units; only until the next part is asked for.
+        nll: (n_tokens,) negative log likelihood of each token after those before it, in nats; NaN where likelihoods are not
+            wanted, and for the first token of a text, which nothing predicts.
+        spans: (n_reads,) indices of spans, each as often as it reads a token, token after token of each.
+        tokens: (n_reads,) which of the tokens above that is.
+    """
+
+    rows: Callable[[int], Rows]
+    nll: Floats
+    spans: Indices
+    tokens: Indices
+
+
+@dataclass(frozen=True, eq=False)
+class Means:
+    """What texts show on average over the tokens that are read; NaN where there are none.
+
+    Attributes:
+        values: (n_spans, n_read, n_embd) float32, residual-stream units.
+        norms: (n_spans, n_read) mean Euclidean norm of the rows.
+        nll: (n_spans,) nats a token.
+    """
+
+    values: Rows
+    norms: Rows
+    nll: Floats
+
+
+def read(
+    model: Model, spans: Sequence[Span], layers: Sequence[int], *, want_nll: bool = False, progress: Progress | None = None
+) -> Iterator[Part]:
+    """Let the unsteered model read texts, part by part. What one part shows is gone with the next.
+
+    Args:
+        model: the model.
+        spans: the texts; those of which nothing is read are left out.
+        layers: the blocks whose outputs are wanted.
+        want_nll: whether likelihoods are wanted.
+        progress: told after every part.
+
+    Raises:
+        ModelError: llama.cpp does not show the residual stream of this architecture.
+    """
+    numbers = [number for number, span in enumerate(spans) if span.places]
+    if not numbers or not (layers or want_nll):
+        return
+    trees = lay_out(model, [spans[number].tokens[: spans[number].places.stop] for number in numbers])
+    last_block = model.n_layer - 1 in layers
+    read_of_tree = [_Reads.of(tree, numbers, spans, last_block=last_block, want_nll=want_nll) for tree in trees]
+    n_ctx, n_seq = context_size(trees)
+    n_outputs = min(MAX_OUTPUTS, max(int(tree.batch.outputs.sum()) for tree in trees))
+    tap = None
+    if layers:
+        tap = ResidualTap(model.n_layer, model.n_embd)
+        tap.watch(layers, stop=not want_nll)
+    done, total = 0, sum(len(tree.batch) for tree in trees)
+    with Context(model, n_ctx=n_ctx, n_seq=n_seq, n_ubatch=N_UBATCH, n_outputs=n_outputs, tap=tap) as context:
+        for tree, reads in zip(trees, read_of_tree, strict=True):
+            context.clear()
+            offset = 0
+            for part in tree.batch.split(context.n_ubatch, MAX_OUTPUTS):
+                context.decode(part)
+                if want_nll:
+                    reads.score(context, part, offset)
+                yield reads.part(tap, part, offset)
+                offset += len(part)
+                if progress is not None:
+                    progress(done + offset, total)
+            done += offset
+
+
+@dataclass(frozen=True, eq=False)
+class _Reads:
+    """What is read of one tree.
+
+    Attributes:
+        nodes: (n_reads,) the nodes that are read, in the order of the batch, each as often as a span reads it.
+        spans: (n_reads,) which span that is.
+        predicted: for the nodes that ask for logits of what comes next, those that are read next.
+        tokens: (n_nodes,) of the batch.
+        nll: (n_nodes,) as far as known.
+    """
+
+    nodes: Indices
+    spans: Indices
+    predicted: dict[int, list[int]]
+    tokens: NDArray[np.int32]
+    nll: Floats
+
+    @staticmethod
+    def of(tree: PrefixTree, numbers: Sequence[int], spans: Sequence[Span], *, last_block: bool, want_nll: bool) -> _Reads:
+        """Also asks for the logits that are needed, in the tree's batch."""
+        own = [numbers[prompt] for prompt in tree.prompts]
+        paths = [path[spans[number].places.start :] for number, path in zip(own, tree.paths, strict=True)]
+        nodes = np.concatenate(paths)
+        order = np.argsort(nodes, kind="stable")
+        predicted: dict[int, list[int]] = {}
+        if want_nll:
+            before = np.full(len(tree.batch), -1, np.intp)
+            for path in tree.paths:
+                before[path[1:]] = path[:-1]
+            for node in np.unique(nodes).tolist():
+                if before[node] >= 0:
+                    predicted.setdefault(int(before[node]), []).append(node)
+            tree.batch.outputs[list(predicted)] = 1
+        if last_block:  # there llama.cpp keeps only the rows of tokens that ask for logits
+            tree.batch.outputs[nodes] = 1
+        return _Reads(
+            nodes[order],
+            np.repeat(np.array(own, np.intp), [len(path) for path in paths])[order],
+            predicted,
+            tree.batch.tokens,
+            np.full(len(tree.batch), np.nan),
+        )
+
+    def score(self, context: Context, part: Batch, offset: int) -> None:
+        """Take down how likely the tokens are that follow those of a part that was run."""
+        for row in np.flatnonzero(part.outputs).tolist():
+            if following := self.predicted.get(offset + row):
+                logits = context.logits(row)
+                top = logits.max()
+                log_sum = float(top) + np.log(np.exp(logits - top).sum(dtype=np.float64))
+                self.nll[following] = log_sum - logits[self.tokens[following]]
+
+    def part(self, tap: ResidualTap | None, part: Batch, offset: int) -> Part:
+        """What a part that was run shows."""
+        here = slice(*np.searchsorted(self.nodes, [offset, offset + len(part)]))
+        nodes, tokens = np.unique(self.nodes[here], return_inverse=True)
+        kept = np.flatnonzero(part.outputs)
+
+        def rows(layer: int) -> Rows:
+            assert tap is not None
+            shown = tap.rows(layer)
+            return shown[nodes - offset if len(shown) == len(part) else np.searchsorted(kept, nodes - offset)]
+
+        return Part(rows, self.nll[nodes], self.spans[here], tokens)
+
+
+def read_means(
+    model: Model, spans: Sequence[Span], layers: Sequence[int], *, want_nll: bool = False, progress: Progress | None = None
+) -> Means:
+    """What each text shows on average: arguments and errors are those of `read`."""
+    counts = np.array([len(span.places) for span in spans], np.intp)
+    values = np.zeros((len(spans), len(layers), model.n_embd), np.float32)
+    norms = np.zeros((len(spans), len(layers)), np.float32)
+    nll = np.zeros(len(spans))
+    for part in read(model, spans, layers, want_nll=want_nll, progress=progress):
+        here, column = np.unique(part.spans, return_inverse=True)
+        weights = np.zeros((len(here), len(part.nll)), np.float32)
+        weights[column, part.tokens] = 1 / counts[part.spans]
+        for place, layer in enumerate(layers):
+            rows = part.rows(layer)
+            values[here, place] += weights @ rows
+            norms[here, place] += weights @ np.linalg.norm(rows, axis=1)
+        np.add.at(nll, part.spans, part.nll[part.tokens] / counts[part.spans])
+    nothing = counts == 0
+    values[nothing] = norms[nothing] = nll[nothing] = np.nan
+    return Means(values, norms, nll)
+
+
+def read_tokens(
+    model: Model,
+    spans: Sequence[Span],
+    layers: Sequence[int],
+    keep: Callable[[Part], NDArray[Kept]],
+    *,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, NDArray[Kept]]]:
+    """What each text shows token by token: it is handed out as soon as its last token is read, so that few are held at a time.
+
+    Args:
+        model: the model.
+        spans: the texts, in any order; those of which nothing is read are left out.
+        layers: the blocks whose outputs are wanted.
+        keep: from a part to what is wanted of each of its tokens, (n_tokens, ...).
+        progress: told after every part.
+
+    Yields:
+        The index of a span, and (number of its tokens that are read, ...).
+    """
+    begun: dict[int, list[NDArray[Kept]]] = {}
+    for part in read(model, spans, layers, progress=progress):
+        kept = keep(part)
+        for number in np.unique(part.spans).tolist():
+            own = begun.setdefault(number, [])
+            own.append(kept[part.tokens[part.spans == number]])
+            if sum(map(len, own)) == len(spans[number].places):
+                yield number, np.concatenate(begun.pop(number))

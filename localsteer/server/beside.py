@@ -1,0 +1,115 @@
+"""Long work beside the answers: vectors that are built, texts that are read.
+
+Who waits for it waits in the event loop. In one of the threads that requests are prepared in, of which there are 40, as many
+requests for one vector would keep everybody else waiting until it is built.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from localsteer.llama.threads import Apart
+from localsteer.server.engine import BusyError, StoppingError
+
+T = TypeVar("T")
+
+# Requests that may wait for the same kind of work, all of its names together: as many as may wait for answers by default.
+_MOST_WAITING = 32
+
+
+@dataclass(eq=False)
+class _Work(Generic[T]):
+    do: Callable[[], T]
+    waiting: int = 0
+    done: Future[T] = field(default_factory=Future)
+
+    def __post_init__(self) -> None:
+        self.done.set_running_or_notify_cancel()  # one who waits no more does not cancel it for the others
+
+
+class Beside(Generic[T]):
+    """Does long work, one after another, for as many as want it: each computes with all cores, so two at once gain nothing.
+
+    Args:
+        what: what requests wait for, in words.
+        seconds: what one takes, as long as none has been done.
+    """
+
+    def __init__(self, what: str, seconds: float) -> None:
+        self._what = what
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._works: dict[Hashable, _Work[T]] = {}  # the first is being done
+        self._apart: Apart[None] | None = None
+        self._stopping = False
+
+    def __contains__(self, name: Hashable) -> bool:
+        """Whether something is being done, or about to be."""
+        return name in self._works
+
+    async def wait_for(self, name: Hashable, do: Callable[[], T]) -> T:
+        """Wait until something is done; what is wanted under the same name meanwhile is done once.
+
+        Raises:
+            BusyError: too many wait already.
+            StoppingError: the server is about to end.
+            Exception: what `do` raises.
+        """
+        with self._lock:
+            if self._stopping:
+                raise _stopping()
+            if sum(work.waiting for work in self._works.values()) >= _MOST_WAITING:
+                retry_after = max(1, math.ceil(self._seconds * len(self._works)))
+                raise BusyError(f"{_MOST_WAITING} requests wait already for {self._what}.", retry_after)
+            work = self._works.setdefault(name, _Work(do))
+            work.waiting += 1
+            if self._apart is None:
+                self._begin()
+        try:
+            return await asyncio.wrap_future(work.done)
+        finally:
+            with self._lock:
+                work.waiting -= 1
+
+    def stop(self) -> None:
+        """End what is being done, with an error for all who wait."""
+        with self._lock:
+            self._stopping = True
+            works, apart = list(self._works.values()), self._apart
+            self._works.clear()
+        for work in works:
+            work.done.set_exception(_stopping())
+        if apart is not None:
+            apart.stop()
+
+    def _begin(self) -> None:
+        """Do the next that somebody still waits for. Called with the lock."""
+        self._works = {name: work for name, work in self._works.items() if work.waiting}
+        first = next(iter(self._works.items()), None)
+        self._apart = Apart(functools.partial(self._run, *first)) if first is not None else None
+
+    def _run(self, name: Hashable, work: _Work[T]) -> None:
+        began = time.monotonic()
+        try:
+            tell = functools.partial(work.done.set_result, work.do())
+        except BaseException as error:
+            tell = functools.partial(work.done.set_exception, error)
+        with self._lock:
+            if self._stopping:
+                return  # who waited has been told
+            self._seconds = time.monotonic() - began
+            del self._works[name]
+            self._begin()
+        tell()
+
+
+def _stopping() -> StoppingError:
+    return StoppingError("The server is stopping.", hint="Start it again.")
