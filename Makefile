@@ -43,7 +43,7 @@ tests: .venv/.dev
 # llama.cpp's own programs are skipped where `make bench-tools` has not built them.
 test-models: .venv/.dev
 	$(PYTEST) -m models
-	LOCALSTEER_MUTATIONS=10000 LOCALSTEER_EXAMPLES=10000 $(PYTEST) tests/files/test_mutated_files.py tests/policy/test_hostile_texts.py
+	LOCALSTEER_MUTATIONS=10000 LOCALSTEER_EXAMPLES=10100 $(PYTEST) tests/files/test_mutated_files.py tests/policy/test_hostile_texts.py
 	LOCALSTEER_EXAMPLES=40 $(PYTEST) tests/server/test_hostile_requests.py
 
 bench-tools: .venv/.dev
