@@ -76,7 +76,7 @@ class RunningBatch:
         self._n_cells = n_cells
         self._smooth_part = SMOOTH_PART if smooth else N_UBATCH
         self._common: Edit | None = None
-        self._context = self._make_context(tapped=tapped)
+        self._context = self._make_context(tapped, parallel)
         self._slots = Slots(self._context, PrefixCache(cache_ram * _MIB))
         self._lanes: list[Lane] = []
         self.failures = 0
@@ -157,12 +157,8 @@ class RunningBatch:
             ModelError: there is not enough memory.
         """
         if parallel > self.parallel:
+            self._remake(tapped=self._context.tap is not None, parallel=parallel)
             self.parallel = parallel
-            self._remake(tapped=self._context.tap is not None)
-
-    def forget(self) -> None:
-        """Drop what the KV cache holds; nobody may be answering."""
-        self._slots.clear()
 
     def step(self) -> list[Lane]:
         """Run the next tokens of all answers together; returns those that came to their end, which have left."""
@@ -282,7 +278,7 @@ class RunningBatch:
         # What is read is the output of a block before it is steered, which only the tap can tell.
         tapped = bool(layers) or needs_tap(self.model, edits)
         if tapped and self._context.tap is None:
-            self._remake(tapped=True)
+            self._remake(tapped=True, parallel=self.parallel)
         # One steering for all: llama.cpp's own control vector, which costs 0.2 ms a step on the demo model; the tap 2.5 ms.
         common = None if tapped else edits[0]
         if common is not self._common:
@@ -337,15 +333,15 @@ class RunningBatch:
 
     # ---- the context
 
-    def _make_context(self, *, tapped: bool) -> Context:
+    def _make_context(self, tapped: bool, parallel: int) -> Context:
         tap = ResidualTap(self.model.n_layer, self.model.n_embd) if tapped else None
-        n_cells = self._n_cells if self._n_cells is not None else self.n_ctx * self.parallel
+        n_cells = self._n_cells if self._n_cells is not None else self.n_ctx * parallel
         self._common = None  # what the control vector is
-        return Context(self.model, n_ctx=n_cells, n_seq=self.parallel, tap=tap)
+        return Context(self.model, n_ctx=n_cells, n_seq=parallel, tap=tap)
 
-    def _remake(self, *, tapped: bool) -> None:
+    def _remake(self, *, tapped: bool, parallel: int) -> None:
         """Another context, which holds the same."""
-        self._context = self._slots.move(self._make_context(tapped=tapped))
+        self._context = self._slots.move(self._make_context(tapped, parallel))
 
 
 def _edits(request: Request, gate: Gate | None) -> Sequence[Edit | None]:
