@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.concepts import concept_texts
 from bench.measure import Comparison, Section, Series, Target, run_cli, run_process, run_worker
-from bench.serving import serving
+from bench.serving import returning, serving
 from bench.tools import llama_programs
 from localsteer.building.ahead import model_slug
 from localsteer.concepts.names import concepts
@@ -180,11 +180,11 @@ def policy(setting: Setting) -> Section:
         "An armed policy that does not fire",
         f"{DECODED_TOKENS} tokens, greedy, with and without a policy whose classifiers see nothing; "
         f"{DECODE_ROUNDS * setting.repeats} rounds; {DECODES_A_ROUND} times a round, of which each side gives its median. The "
-        "rules are 8 words and 2 patterns. A probe on the output needs llama.cpp's evaluation callback at every token, whose "
-        "price is the same half a millisecond for every model; one on the prompt needs it once.",
+        "rules are 8 words and 2 patterns. A probe needs llama.cpp's evaluation callback, whose price is the same half a "
+        "millisecond a token for every model; a context that was once given one keeps it.",
         (
             row("rules", "decode, rules on the output", 0.98),
-            row("prompt probe", "decode, probe on the prompt", 0.98),
+            row("prompt probe", "decode, probe on the prompt", 0.90),
             row("output probe", "decode, probe on the output", 0.90),
         ),
     )
@@ -288,6 +288,11 @@ def serve(setting: Setting) -> Section:
     return serving(setting.model, setting.threads, setting.repeats, llama_programs(("llama-server",))["llama-server"])
 
 
+def going_back(setting: Setting) -> Section:
+    """Going back to an earlier conversation, on our server and on llama-server."""
+    return returning(setting.model, setting.threads, llama_programs(("llama-server",))["llama-server"])
+
+
 SECTIONS: dict[str, Callable[[Setting], Section]] = {
     "extraction": extraction,
     "decode": decode,
@@ -297,5 +302,6 @@ SECTIONS: dict[str, Callable[[Setting], Section]] = {
     "tap": tap,
     "library": library,
     "serving": serve,
+    "going back": going_back,
     "calibration": calibration,
 }

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -68,6 +69,57 @@ def serving(model: Path, threads: int, repeats: int, llama_server: Path) -> Sect
         "llama-server keeps old prompts in memory, and what is measured here is its work. It cannot steer requests differently.",
         tuple(comparisons),
     )
+
+
+def returning(model: Path, threads: int, llama_server: Path) -> Section:
+    """Both servers hold many conversations, and go on with each of them once more."""
+    conversations, places, n_ctx = 20, 4, 2560
+    ours_command = [sys.executable, "cli.py", "serve", "-m", str(model), "--threads", str(threads), "--alias", "demo"]
+    ours_command += ["--parallel", str(places), "--context", str(n_ctx)]
+    theirs_command = [str(llama_server), "-m", str(model), "-t", str(threads), "-np", str(places), "-c", str(n_ctx * places)]
+    found = []
+    for command in (ours_command, [*theirs_command, "--no-webui"]):
+        with _running(command) as url:
+            found.append(_go_back(url, conversations))
+    (ours, our_seconds), (theirs, their_seconds) = found
+    target = Target(50, at_least=False)
+    ones = Series((1.0,) * conversations)
+    return Section(
+        "Going back to an earlier conversation",
+        f"{conversations} conversations of some 2,000 tokens, one after another, {places} places; then each goes on with a new "
+        "message. Tokens of the prompt that were computed again, and how long the first token took. Both servers keep what lost "
+        "its place in main memory.",
+        (
+            Comparison("computed again", "tokens", ours, "(one token)", ones, ours.over(ones), "tokens", target),
+            Comparison("computed again, llama-server", "tokens", theirs, "(one token)", ones, theirs.over(ones), "tokens"),
+            Comparison(
+                "first token", "s", our_seconds, "llama-server", their_seconds, our_seconds.over(their_seconds), "ours / theirs"
+            ),
+        ),
+    )
+
+
+def _go_back(url: str, conversations: int) -> tuple[Series, Series]:
+    """For each conversation the prompt's tokens that are computed when it goes on, and the seconds to its first token."""
+    questions = question_sets()["everyday"]
+    talks: list[list[dict[str, str]]] = []
+    for number in range(conversations):
+        text = " ".join(f"Note {number}.{line}: {questions[(number + line) % len(questions)]}" for line in range(110))
+        message = {"role": "user", "content": f"{text}\nWhich note is the shortest?"}
+        answer = _posted(url, [message])["choices"][0]["message"]["content"]
+        talks.append([message, {"role": "assistant", "content": answer}, {"role": "user", "content": "And the longest?"}])
+    computed, seconds = [], []
+    for talk in talks:
+        start = time.perf_counter()
+        usage = _posted(url, talk, max_tokens=1)["usage"]
+        seconds.append(time.perf_counter() - start)
+        computed.append(float(usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]))
+    return Series(tuple(computed)), Series(tuple(seconds))
+
+
+def _posted(url: str, messages: Sequence[dict[str, str]], max_tokens: int = 16) -> Any:
+    body = {"model": "demo", "messages": messages, "max_tokens": max_tokens, "seed": 1}
+    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=600).raise_for_status().json()
 
 
 @contextlib.contextmanager

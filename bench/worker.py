@@ -7,6 +7,7 @@ Run by `bench.sections`, as `python -m bench.worker decode MODEL VECTOR ...`, li
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import statistics
@@ -26,7 +27,7 @@ from localsteer.calibration.calibrate import Calibrator
 from localsteer.calibration.effort import THOROUGH
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.engine.generate import Generator, generate_many
-from localsteer.engine.request import Request
+from localsteer.engine.request import Request, answering_seconds
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
@@ -134,9 +135,11 @@ def _policy(model: Model, vector: Path, n_tokens: int, repeats: int) -> dict[str
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     prompt = tuple(model.tokenize(ENDLESS_PROMPT))
     request = Request(prompt, sampling=Sampling(temperature=0.0, seed=0), max_tokens=n_tokens)
-    with Generator(model) as generator:
+    with contextlib.ExitStack() as stack:
+        # Each has its own: a context that was once given a tap keeps it.
+        generators = {name: stack.enter_context(Generator(model)) for name in ways}
         for _ in range(repeats + 1):
-            for name in ways:
+            for name, generator in generators.items():
                 gate = controllers[name].answer(ENDLESS_PROMPT) if name in controllers else None
                 answer = generator.generate(request, gate=gate, on_text=lambda _text: None)
                 if len(answer.tokens) < n_tokens or (gate is not None and any(one.action != "pass" for one in gate.decisions)):
@@ -219,7 +222,7 @@ def _batch_speeds(model: Model) -> tuple[float, float]:
     tokens = sum(len(answer.tokens) for answer in answers)
     start = time.perf_counter()
     answer_nll(model, [Scored(request.prompt, answer.tokens) for request, answer in zip(asked, answers, strict=True)])
-    return tokens / answers[0].timing.answer_seconds, tokens / (time.perf_counter() - start)
+    return tokens / answering_seconds([answer.timing for answer in answers]), tokens / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

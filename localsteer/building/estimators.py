@@ -60,15 +60,17 @@ def principal_component(positive: Floats, negative: Floats) -> Floats:
 ESTIMATORS: dict[str, Estimator] = {"mean": mean_difference, "pca": principal_component}
 
 
-def estimator(name: str) -> Estimator:
-    """The estimator of that name.
+def estimator(method: str | Estimator) -> tuple[str, Estimator]:
+    """The name and the function of a method that is given by either: a function goes by its own name.
 
     Raises:
-        LocalsteerError: there is none.
+        LocalsteerError: there is none of that name.
     """
-    if name not in ESTIMATORS:
-        raise LocalsteerError(f'There is no method "{name}".', hint=f"Choose from {', '.join(ESTIMATORS)}.")
-    return ESTIMATORS[name]
+    if not isinstance(method, str):
+        return getattr(method, "__name__", type(method).__name__), method
+    if method not in ESTIMATORS:
+        raise LocalsteerError(f'There is no method "{method}".', hint=f"Choose from {', '.join(ESTIMATORS)}.")
+    return method, ESTIMATORS[method]
 
 
 def reliability(estimate: Estimator, positive: Floats, negative: Floats, *, seed: int = 0) -> Floats:

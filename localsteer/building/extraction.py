@@ -17,8 +17,8 @@ from localsteer.engine.request import Request
 from localsteer.errors import ContrastError, LocalsteerError
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
-from localsteer.reading.activations import Activations, read_activations
-from localsteer.reading.rows import Span
+from localsteer.reading.activations import read_activations
+from localsteer.reading.rows import Means, Span
 from localsteer.vector.control_vector import ControlVector, Provenance, format_layers
 
 Floats = NDArray[np.float32]
@@ -36,13 +36,15 @@ class ExtractionSettings:
     """How a vector is read.
 
     Attributes:
-        method: the estimator, "mean" or "pca".
+        method: the estimator, "mean" or "pca", or a function of one's own: from the activations of the positive and of the
+            negative prompts, two arrays of (n_pairs, n_layer, n_embd), to a direction a layer, (n_layer, n_embd), all in
+            residual-stream units. The vector records its name.
         position: "last" reads the last token of each prompt; "response" lets the model answer each prompt and reads the
             mean over the answer (Chen et al. 2025, Persona Vectors).
         layers: first and last layer to steer; None lets reliability decide.
     """
 
-    method: str = "mean"
+    method: str | Estimator = "mean"
     position: Position = "last"
     layers: tuple[int, int] | None = None
 
@@ -67,11 +69,11 @@ def extract(
 
     Raises:
         ContrastError: prompts that are empty, too long for the context, or that do not differ.
-        LocalsteerError: an unknown method, or layers that the model does not have.
+        LocalsteerError: an unknown method, one that does not give a direction a layer, or layers that the model does not have.
         ModelError: llama.cpp does not show the residual stream of this model.
     """
     settings = settings or ExtractionSettings()
-    estimate = estimator(settings.method)
+    method, estimate = estimator(settings.method)
     layers = _layers_to_read(model, settings)
     spans = _spans(model, contrast, settings.position, progress)
 
@@ -79,8 +81,7 @@ def extract(
         if progress is not None:
             progress("reading", done, total)
 
-    activations = read_activations(model, spans, layers, reading)
-    measured = _measure(model.n_layer, activations, estimate)
+    measured = _measure(model.n_layer, layers, read_activations(model, spans, layers, reading), method, estimate)
     steered = tuple(layers) if settings.layers is not None else default_layers(measured.reliability)
     directions = scale_to_dose(measured.direction, measured.hidden_norm, steered, DEFAULT_DOSE)
     provenance = Provenance(
@@ -88,7 +89,7 @@ def extract(
         description=contrast.description,
         positive=contrast.positive,
         negative=contrast.negative,
-        method=settings.method,
+        method=method,
         position=settings.position,
         model=model.fingerprint,
         dataset_sha256=contrast.sha256(model),
@@ -110,12 +111,17 @@ class _Measured:
     hidden_norm: Floats
 
 
-def _measure(n_layer: int, activations: Activations, estimate: Estimator) -> _Measured:
-    n_pairs = len(activations.values) // 2
-    positive, negative = activations.values[:n_pairs], activations.values[n_pairs:]
-    read = list(activations.layers)
+def _measure(n_layer: int, layers: Sequence[int], activations: Means, method: str, estimate: Estimator) -> _Measured:
+    positive, negative = np.split(activations.values, 2)
+    read = list(layers)
     direction = np.zeros((n_layer, activations.values.shape[2]), np.float32)
-    direction[read] = estimate(positive, negative)
+    found = estimate(positive, negative)
+    if found.shape != positive.shape[1:] or not np.isfinite(found).all():
+        raise LocalsteerError(
+            f'The method "{method}" gives {found.shape} for {positive.shape[1:]} (layers x width), or what is not a number.',
+            hint="Let it give one direction a layer.",
+        )
+    direction[read] = found
     agreement, hidden = (np.full(n_layer, np.nan, np.float32) for _ in range(2))
     agreement[read] = reliability(estimate, positive, negative)
     hidden[read] = activations.norms.mean(axis=0)

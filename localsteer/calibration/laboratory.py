@@ -19,7 +19,7 @@ from localsteer.calibration.instrument import Instrument, half_of
 from localsteer.calibration.shapes import Directions, Shape
 from localsteer.concepts.contrast import Contrast
 from localsteer.engine.generate import MAX_PARALLEL, generate_many
-from localsteer.engine.request import Request
+from localsteer.engine.request import Request, answering_seconds
 from localsteer.errors import CalibrationError
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
@@ -27,8 +27,8 @@ from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
 from localsteer.reading.activations import read_activations
 from localsteer.reading.prompt import prompt_tokens
-from localsteer.reading.rows import Span
-from localsteer.reading.scoring import Reread, Scored, reread
+from localsteer.reading.rows import Means, Span
+from localsteer.reading.scoring import Scored, reread
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import POLES, Mode, Pole
@@ -44,7 +44,7 @@ _READ_UNDER_PERSONAS = 16
 # How many readings of answers that makes: once as they are, twice under a persona at half the price.
 INSTRUMENT_READINGS = _FITTED_ON + _READ_UNDER_PERSONAS
 # Of what is kept on disk: counted up when the same trial would read otherwise.
-_VERSION = 1
+_VERSION = 2
 _PROBE_ANSWERS = 8
 _PROBE_TOKENS = 8
 
@@ -219,7 +219,7 @@ class Laboratory:
         found = reread(self.model, [self._scored(trial) for trial in unsteered], layers)
         questions = [self.question_of(trial) for trial in unsteered]
         directions = self._persona_directions(unsteered, layers) if self.contrast.personas else self._pair_directions(layers)
-        instrument = Instrument.fit(layers, directions, found.activations, questions)
+        instrument = Instrument.fit(layers, directions, found.values, questions)
         self._file_readings(unsteered, found, instrument)
         return instrument
 
@@ -227,7 +227,6 @@ class Laboratory:
         """Measured on a few unsteered tokens."""
         requests = [replace(self._request(Trial(number)), max_tokens=_PROBE_TOKENS) for number in range(_PROBE_ANSWERS)]
         answers = generate_many(self.model, requests)
-        timing = answers[0].timing
         tokens = sum(len(answer.tokens) for answer in answers)
         if not tokens:
             raise self._no_answers()
@@ -235,7 +234,10 @@ class Laboratory:
         start = time.perf_counter()
         reread(self.model, scored)
         seconds = time.perf_counter() - start
-        return Speed(tokens / timing.answer_seconds, sum(len(pair.prompt) + len(pair.answer) for pair in scored) / seconds)
+        return Speed(
+            tokens / answering_seconds([answer.timing for answer in answers]),
+            sum(len(pair.prompt) + len(pair.answer) for pair in scored) / seconds,
+        )
 
     def _no_answers(self) -> CalibrationError:
         return CalibrationError(
@@ -280,8 +282,8 @@ class Laboratory:
         found = reread(self.model, [self._scored(trial) for trial in trials], instrument.layers)
         self._file_readings(trials, found, instrument)
 
-    def _file_readings(self, trials: Sequence[Trial], found: Reread, instrument: Instrument) -> None:
-        readings = instrument.read(found.activations, [self.question_of(trial) for trial in trials])
+    def _file_readings(self, trials: Sequence[Trial], found: Means, instrument: Instrument) -> None:
+        readings = instrument.read(found.values, [self.question_of(trial) for trial in trials])
         for trial, nll, reading in zip(trials, found.nll, readings, strict=True):
             self._outcomes[trial.key] = replace(self._outcomes[trial.key], nll=float(nll), reading=float(reading))
         new = [trial for trial in trials if trial.key not in self._read]

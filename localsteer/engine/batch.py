@@ -47,8 +47,8 @@ class RunningBatch:
         parallel: most answers at once; an anchored one takes two places, the other for the unsteered model.
         n_ctx: tokens of context that each of them has; None means 4096, or less where the model was trained for less.
         n_cells: tokens that all of them hold together; None means `parallel` times as many.
-        cache_ram: MiB of main memory for sequences that lost their place; 0 for none, and then what others left in the KV cache may
-            move an answer by rounding.
+        cache_ram: MiB of main memory for sequences that lost their place; without any, what others left in the KV cache may move
+            an answer by rounding.
         tapped: whether its context has a tap from the beginning; sequences that move into another context share nothing there.
         smooth: whether somebody watches the answers come, and long prompts are read in parts meanwhile.
 

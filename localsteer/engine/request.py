@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -117,6 +118,11 @@ class Timing:
     def tokens_per_second(self) -> float:
         """Speed of decoding."""
         return self.answer_tokens / self.answer_seconds if self.answer_seconds > 0 else 0.0
+
+
+def answering_seconds(timings: Sequence[Timing]) -> float:
+    """From the first token to the last end of answers that were asked for together."""
+    return max(timing.seconds for timing in timings) - min(timing.prompt_seconds for timing in timings)
 
 
 @dataclass(frozen=True)

@@ -131,13 +131,20 @@ def bake(
                 baking = prepare(plan, label, file, model.fingerprint)
                 if verify:
                     ours = reference(model, plan.edit.added)
-            beside.write_text(modelfile(output, label), encoding="utf-8")
+            _write_modelfile(beside, for_ollama, modelfile(output, label))
             rewrite(file, temporary, tensors=baking.tensors, keys=baking.keys, progress=progress)
         if ours is not None:
             with open_model(temporary) as baked:
                 fidelity = ours.compare(predictions(baked, ours.texts))
             fidelity.refuse_if_far()
     return Baked(label, plan, baking.layers, output.stat().st_size, for_ollama, fidelity)
+
+
+def _write_modelfile(temporary: Path, path: Path, text: str) -> None:
+    try:
+        temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror}.", hint="Is the disk full?") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from localsteer.errors import ContrastError
 from localsteer.llama.model import Model
-from localsteer.reading.rows import Progress, Span, read_means
+from localsteer.reading.rows import Means, Progress, Span, read_means
 
 
-@dataclass(frozen=True, eq=False)
-class Activations:
-    """Mean activations of some prompts.
-
-    Attributes:
-        values: (n_prompts, n_read, n_embd) float32, residual-stream units.
-        norms: (n_prompts, n_read) mean Euclidean norm of the rows that were averaged.
-        layers: the n_read block indices.
-    """
-
-    values: NDArray[np.float32]
-    norms: NDArray[np.float32]
-    layers: tuple[int, ...]
-
-
-def read_activations(model: Model, spans: Sequence[Span], layers: Sequence[int], progress: Progress | None = None) -> Activations:
+def read_activations(model: Model, spans: Sequence[Span], layers: Sequence[int], progress: Progress | None = None) -> Means:
     """Read the residual stream, mean over the span of each prompt.
 
     Args:
@@ -51,5 +32,4 @@ def read_activations(model: Model, spans: Sequence[Span], layers: Sequence[int],
                 f"Prompt {number} has {len(span.tokens)} tokens, and the model's context holds {model.n_ctx_train}.",
                 hint="Shorten the prompt.",
             )
-    means = read_means(model, spans, layers, progress=progress)
-    return Activations(means.values, means.norms, tuple(layers))
+    return read_means(model, spans, layers, progress=progress)

@@ -13,8 +13,6 @@ from localsteer.llama.model import Model
 from localsteer.reading.rows import Part, Span, read_tokens
 from localsteer.vector.control_vector import ControlVector
 
-Floats = NDArray[np.float32]
-
 
 @dataclass(frozen=True, eq=False)
 class Projected:
@@ -46,7 +44,13 @@ def project(model: Model, texts: Sequence[str], vectors: Mapping[str, ControlVec
         LocalsteerError: a text is longer.
         ModelError: the model's residual stream cannot be read.
     """
-    units = _Units.of(vectors)
+    # What is kept of a token: how far it reaches along each of these, and how long it is there.
+    units = [
+        (name, layer, row / norm)
+        for name, vector in vectors.items()
+        for layer, row in vector.directions.items()
+        if (norm := np.linalg.norm(row)) > 0
+    ]
     skipped, spans = [], []
     for text in texts:
         tokens = tuple(model.tokenize(text))
@@ -54,53 +58,21 @@ def project(model: Model, texts: Sequence[str], vectors: Mapping[str, ControlVec
             raise LocalsteerError(f"A text has {len(tokens)} tokens, and {n_ctx} can be read.", hint="Shorten it.")
         skipped.append(len(tokens) - len(model.tokenize(text, add_special=False)))
         spans.append(Span(tokens, start=1))
-    along = [np.zeros((len(span.tokens), len(vectors)), np.float32) for span in spans]
-    for number, kept in read_tokens(model, spans, units.layers, units.project):
-        along[number][1:] = units.shares(kept)
+    along = [{name: np.zeros(len(span.tokens), np.float32) for name in vectors} for span in spans]
+
+    def keep(part: Part) -> NDArray[np.float32]:
+        kept = np.empty((len(part.nll), len(units), 2), np.float32)
+        for place, (_, layer, unit) in enumerate(units):
+            rows = part.rows(layer)
+            kept[:, place, 0], kept[:, place, 1] = rows @ unit, np.linalg.norm(rows, axis=1)
+        return kept
+
+    for number, kept in read_tokens(model, spans, sorted({layer for _, layer, _ in units}), keep):
+        shares = kept[:, :, 0] / np.maximum(kept[:, :, 1].mean(axis=0), 1e-12)
+        for name in {name for name, _, _ in units}:
+            mean = shares[:, [own == name for own, _, _ in units]].mean(axis=1)
+            along[number][name][1:] = mean - mean.mean()
     return [
-        Projected(span.tokens[first:], dict(zip(vectors, own[first:].T, strict=True)))
+        Projected(span.tokens[first:], {name: values[first:] for name, values in own.items()})
         for span, own, first in zip(spans, along, skipped, strict=True)
     ]
-
-
-@dataclass(frozen=True, eq=False)
-class _Units:
-    """The directions of some vectors, each 1 long.
-
-    Attributes:
-        layers: the n_read layers of any of them.
-        directions: (n_read, n_embd, n_vectors); zero where a vector has none.
-        n_layers: (n_vectors,) how many layers each has; 1 for one that is zero everywhere.
-    """
-
-    layers: tuple[int, ...]
-    directions: Floats
-    n_layers: NDArray[np.intp]
-
-    @staticmethod
-    def of(vectors: Mapping[str, ControlVector]) -> _Units:
-        units = [
-            {layer: row / norm for layer, row in vector.directions.items() if (norm := np.linalg.norm(row)) > 0}
-            for vector in vectors.values()
-        ]
-        layers = tuple(sorted({layer for own in units for layer in own}))
-        n_embd = max((vector.n_embd for vector in vectors.values()), default=0)
-        directions = np.zeros((len(layers), n_embd, len(units)), np.float32)
-        for number, own in enumerate(units):
-            for layer, unit in own.items():
-                directions[layers.index(layer), :, number] = unit
-        return _Units(layers, directions, np.array([max(len(own), 1) for own in units], np.intp))
-
-    def project(self, part: Part) -> Floats:
-        """(n_tokens, n_read, n_vectors + 1): how far each row reaches along the vectors, and how long it is."""
-        kept = []
-        for layer, directions in zip(self.layers, self.directions, strict=True):
-            rows = part.rows(layer)
-            kept.append(np.column_stack([rows @ directions, np.linalg.norm(rows, axis=1)]))
-        return np.stack(kept, axis=1)
-
-    def shares(self, kept: Floats) -> Floats:
-        """(n_tokens, n_vectors) of a text, from what `project` gives for its tokens."""
-        norms = np.maximum(kept[:, :, -1:].mean(axis=0), np.float32(1e-12))
-        mean = (kept[:, :, :-1] / norms).sum(axis=1) / self.n_layers.astype(np.float32)
-        return np.asarray(mean - mean.mean(axis=0), np.float32)

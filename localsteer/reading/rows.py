@@ -57,8 +57,8 @@ class Part:
         rows: gives the rows (n_tokens, n_embd) of a layer, residual-stream units; only until the next part is asked for.
         nll: (n_tokens,) negative log likelihood of each token after those before it, in nats; NaN where likelihoods are not
             wanted, and for the first token of a text, which nothing predicts.
-        spans: (n_reads,) indices of spans, each as often as it reads a token, token after token of each.
-        tokens: (n_reads,) which of the tokens above that is.
+        spans: (n_reads,) indices of spans, each as often as it reads a token.
+        tokens: (n_reads,) which of the tokens above that is, in ascending order.
     """
 
     rows: Callable[[int], Rows]

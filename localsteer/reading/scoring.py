@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
-from localsteer.reading.rows import Span, read_means
+from localsteer.reading.rows import Means, Span, read_means
 
 
 @dataclass(frozen=True)
@@ -23,21 +23,6 @@ class Scored:
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Reread:
-    """What the unsteered model finds in some answers.
-
-    Attributes:
-        nll: (n_pairs,) mean negative log likelihood in nats a token; NaN for an empty answer.
-        activations: (n_pairs, n_read, n_embd) mean over the answer's tokens of the residual stream, NaN for an empty answer.
-        norms: (n_pairs, n_read) mean Euclidean norm of those tokens' rows.
-    """
-
-    nll: NDArray[np.float64]
-    activations: NDArray[np.float32]
-    norms: NDArray[np.float32]
 
 
 def answer_nll(model: Model, pairs: Sequence[Scored]) -> NDArray[np.float64]:
@@ -54,7 +39,7 @@ def answer_nll(model: Model, pairs: Sequence[Scored]) -> NDArray[np.float64]:
     return reread(model, pairs).nll
 
 
-def reread(model: Model, pairs: Sequence[Scored], layers: Sequence[int] = ()) -> Reread:
+def reread(model: Model, pairs: Sequence[Scored], layers: Sequence[int] = ()) -> Means:
     """Let the unsteered model read answers after their prompts.
 
     Args:
@@ -69,5 +54,4 @@ def reread(model: Model, pairs: Sequence[Scored], layers: Sequence[int] = ()) ->
     if not all(pair.prompt for pair in pairs):
         raise LocalsteerError("An answer to an empty prompt cannot be scored.", hint="Give each answer its prompt.")
     spans = [Span(pair.prompt + pair.answer, start=len(pair.prompt)) for pair in pairs]
-    means = read_means(model, spans, layers, want_nll=True)
-    return Reread(means.nll, means.values, means.norms)
+    return read_means(model, spans, layers, want_nll=True)

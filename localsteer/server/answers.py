@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse
-from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -27,18 +26,17 @@ from localsteer.policy.arm import ArmedPolicy
 from localsteer.policy.audit import Decision
 from localsteer.policy.controller import Controller
 from localsteer.reading.prompt import changed_span, chat_stop, chat_tokens
-from localsteer.server.beside import Beside
+from localsteer.server.beside import Beside, while_connected
 from localsteer.server.engine import Engine
 from localsteer.server.jobs import Ended, Event, Failed, Job, Ticket
 from localsteer.server.steerings import Steerings, parse_requested
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import Mode
 
-T = TypeVar("T")
-
 MAX_CHOICES = 8
 
-# Seconds that building a vector, or reading texts, is taken to last before one has: 12 s were measured on a model of 270M, 0.3 s.
+# Seconds that building a vector, or reading texts, is taken to last before one has. Gemma 3 270M took 12 to 15 s for one on two
+# slow cores; the other is a guess.
 _FIRST_BUILD = 15.0
 _FIRST_READING = 1.0
 
@@ -157,28 +155,6 @@ class Finished:
     decisions: tuple[Decision, ...]
 
 
-async def while_connected(http: HTTPRequest, wanted: Coroutine[Any, Any, T]) -> T:
-    """Wait for something as long as the client does.
-
-    Raises:
-        ClientDisconnect: the client has gone away.
-    """
-
-    async def client_leaves() -> None:
-        while (await http.receive())["type"] != "http.disconnect":
-            pass
-
-    coming, leaving = asyncio.ensure_future(wanted), asyncio.ensure_future(client_leaves())
-    try:
-        await asyncio.wait({coming, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not coming.done():
-            raise ClientDisconnect
-        return coming.result()
-    finally:
-        coming.cancel()
-        leaving.cancel()
-
-
 class EventStream(EventSourceResponse):
     """Server-sent events about answers, which end with it, however it ends: also where nobody ever read the first."""
 
@@ -234,9 +210,12 @@ class Service:
 
     def stop(self) -> None:
         """End all that is being done, with an error for those who wait for it."""
-        self.building.stop()
-        self.reading.stop()
+        beside = self.building, self.reading
+        for one in beside:
+            one.refuse()  # before anything is waited for
         self.engine.stop()
+        for one in beside:
+            one.stop()
 
     def mode(self, *, steer_prompt: bool, anchored: bool | None) -> Mode:
         """What is steered; where a request does not say whether its answer is anchored (None), the default counts.

@@ -11,10 +11,12 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
 
 from localsteer.llama.threads import Apart
 from localsteer.server.engine import BusyError, StoppingError
@@ -79,16 +81,20 @@ class Beside(Generic[T]):
             with self._lock:
                 work.waiting -= 1
 
-    def stop(self) -> None:
-        """End what is being done, with an error for all who wait."""
+    def refuse(self) -> None:
+        """From now on: an error for all who wait, and who come."""
         with self._lock:
             self._stopping = True
-            works, apart = list(self._works.values()), self._apart
+            works = list(self._works.values())
             self._works.clear()
         for work in works:
             work.done.set_exception(_stopping())
-        if apart is not None:
-            apart.stop()
+
+    def stop(self) -> None:
+        """Refuse, and end what is being done."""
+        self.refuse()
+        if self._apart is not None:
+            self._apart.stop()
 
     def _begin(self) -> None:
         """Do the next that somebody still waits for. Called with the lock."""
@@ -109,6 +115,28 @@ class Beside(Generic[T]):
             del self._works[name]
             self._begin()
         tell()
+
+
+async def while_connected(http: Request, wanted: Coroutine[Any, Any, T]) -> T:
+    """Wait for something as long as the client does.
+
+    Raises:
+        ClientDisconnect: the client has gone away.
+    """
+
+    async def client_leaves() -> None:
+        while (await http.receive())["type"] != "http.disconnect":
+            pass
+
+    coming, leaving = asyncio.ensure_future(wanted), asyncio.ensure_future(client_leaves())
+    try:
+        await asyncio.wait({coming, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not coming.done():
+            raise ClientDisconnect
+        return coming.result()
+    finally:
+        coming.cancel()
+        leaving.cancel()
 
 
 def _stopping() -> StoppingError:

@@ -16,7 +16,7 @@ from localsteer.building.ahead import Shelf
 from localsteer.building.extraction import Progress
 from localsteer.building.library import is_built_from, load_vector
 from localsteer.concepts.contrast import Contrast
-from localsteer.concepts.names import concepts, is_path
+from localsteer.concepts.names import LibraryConcept, concepts, is_path
 from localsteer.errors import LocalsteerError, VectorError
 from localsteer.files.text import read_text
 from localsteer.files.unchanged import WhileUnchanged
@@ -210,7 +210,7 @@ class Steerings:
         Raises:
             LocalsteerError: there is none, or it is damaged or does not fit the model.
         """
-        return self._look(name)[0]
+        return self._look(name, self._own_files(), concepts())[0]
 
     def vector(self, name: str) -> ControlVector:
         """A vector that is there.
@@ -240,7 +240,21 @@ class Steerings:
         Raises:
             LocalsteerError: there is none, or it cannot be used.
         """
-        vector, about = self._look(name)
+        return self._document(name, *self._look(name, self._own_files(), concepts()))
+
+    def list_vectors(self) -> list[dict[str, object]]:
+        """The vectors that can be named; what cannot be used is left out."""
+        documents, own, known = [], self._own_files(), concepts()
+        for name in sorted({*own, *known}):
+            with contextlib.suppress(LocalsteerError):
+                documents.append(self._document(name, *self._look(name, own, known)))
+        return documents
+
+    def _own_files(self) -> dict[str, Path]:
+        files = self._folder.glob("*.gguf") if self._folder is not None else ()
+        return {file.stem: file for file in files}
+
+    def _document(self, name: str, vector: ControlVector | None, about: Contrast | Provenance) -> dict[str, object]:
         calibration = vector.provenance.calibration if vector is not None else None
         return {
             "id": name,
@@ -252,21 +266,16 @@ class Steerings:
             "calibrated": calibration is not None and calibration.content == self.model.fingerprint.content,
         }
 
-    def list_vectors(self) -> list[dict[str, object]]:
-        """The vectors that can be named; what cannot be used is left out."""
-        documents = []
-        for name in sorted({*self._own_files(), *concepts()}):
-            with contextlib.suppress(LocalsteerError):
-                documents.append(self.describe(name))
-        return documents
+    def _look(
+        self, name: str, own: Mapping[str, Path], known: Mapping[str, LibraryConcept]
+    ) -> tuple[ControlVector | None, Contrast | Provenance]:
+        """A vector, None where it is not built, and what it is about.
 
-    def _own_files(self) -> dict[str, Path]:
-        files = self._folder.glob("*.gguf") if self._folder is not None else ()
-        return {file.stem: file for file in files}
-
-    def _look(self, name: str) -> tuple[ControlVector | None, Contrast | Provenance]:
-        """A vector, None where it is not built, and what it is about."""
-        own = self._own_files()
+        Args:
+            name: its name.
+            own: the files of the folder by name.
+            known: the concepts of the library.
+        """
         if name in own:
             try:
                 vector = self._read(own[name])
@@ -274,7 +283,6 @@ class Steerings:
                 raise VectorError(error.message.replace(str(own[name]), name), hint=error.hint) from None
             vector.check_fits(self.model.fingerprint, name=name)
             return vector, vector.provenance
-        known = concepts()
         if name not in known:
             near = difflib.get_close_matches(name, {*known, *own}, n=3)
             hint = f"Did you mean {' or '.join(near)}?" if near else "GET /v1/vectors lists them."

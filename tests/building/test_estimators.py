@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -109,7 +111,15 @@ def test_pca_keeps_to_the_largest_component_where_the_mean_does_not() -> None:
 @pytest.mark.parametrize("name", ["mean", "pca"])
 def test_estimators_have_names(name: str) -> None:
     positive, negative, direction = planted(noise=0.02)
-    assert (cosine(estimator(name)(positive, negative), direction) > 0.99).all()
+    found, estimate = estimator(name)
+    assert found == name
+    assert (cosine(estimate(positive, negative), direction) > 0.99).all()
+
+
+def test_a_function_goes_by_its_own_name() -> None:
+    assert estimator(mean_difference) == ("mean_difference", mean_difference)
+    nameless = functools.partial(mean_difference)
+    assert estimator(nameless) == ("partial", nameless)
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:

@@ -16,8 +16,8 @@ from localsteer.errors import ContrastError, LocalsteerError, ModelError
 from localsteer.llama.fingerprint import hash_texts
 from localsteer.llama.model import Model
 from localsteer.reading import activations
-from localsteer.reading.activations import Activations
-from localsteer.reading.rows import Progress, Span
+from localsteer.reading.rows import Means, Progress, Span
+from localsteer.vector.file import read_vector, write_vector
 from tests.conftest import Floats, TinyModel, run_alone
 from tests.tiny_models import write_tiny_model
 
@@ -83,6 +83,37 @@ def test_each_method_is_its_own(tiny: Model) -> None:
     assert cosine(found["mean"], differences.mean(axis=0)) > 0.999
     assert abs(cosine(found["pca"], np.linalg.svd(differences)[2][0])) > 0.999
     assert 0 < cosine(found["mean"], found["pca"]) < 0.99
+
+
+def median_difference(positive: Floats, negative: Floats) -> Floats:
+    """An estimator of a user's own."""
+    return np.asarray(3 * np.median(positive - negative, axis=0), np.float32)
+
+
+def test_a_function_of_ones_own_is_a_method(tiny: Model, tmp_path: Path) -> None:
+    vector = extract(tiny, HAPPY, ExtractionSettings(method=median_difference))
+    expected = median_difference(last_rows(tiny, POSITIVE), last_rows(tiny, NEGATIVE))
+    mean = extract(tiny, HAPPY)
+    assert vector.provenance.estimate is not None
+    for layer in vector.layers:
+        assert cosine(vector.directions[layer], expected[layer]) > 0.999
+        assert np.linalg.norm(vector.provenance.estimate[layer]) == pytest.approx(np.linalg.norm(expected[layer]), rel=0.05)
+        # Its dose is that of any other.
+        assert np.linalg.norm(vector.directions[layer]) == pytest.approx(np.linalg.norm(mean.directions[layer]), rel=1e-3)
+    write_vector(vector, tmp_path / "own.gguf")
+    assert read_vector(tmp_path / "own.gguf").provenance.method == "median_difference"
+
+
+def test_a_method_that_gives_no_direction_a_layer_is_an_error_that_names_it(tiny: Model) -> None:
+    def one_for_all(positive: Floats, negative: Floats) -> Floats:
+        return np.asarray((positive - negative).mean(axis=(0, 1)), np.float32)
+
+    def nothing(positive: Floats, _negative: Floats) -> Floats:
+        return np.full(positive.shape[1:], np.nan, np.float32)
+
+    for method in (one_for_all, nothing):
+        with pytest.raises(LocalsteerError, match=rf'method "{method.__name__}".*Let it give one direction a layer'):
+            extract(tiny, HAPPY, ExtractionSettings(method=method))
 
 
 def test_turning_the_poles_turns_the_direction(tiny: Model) -> None:
@@ -209,7 +240,7 @@ def test_a_model_that_hides_its_residual_stream_is_an_error(tiny_model: TinyMode
 def test_the_response_is_what_the_model_itself_answers(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Span] = []
 
-    def reading(model: Model, spans: Sequence[Span], layers: Sequence[int], progress: Progress | None = None) -> Activations:
+    def reading(model: Model, spans: Sequence[Span], layers: Sequence[int], progress: Progress | None = None) -> Means:
         read.extend(spans)
         return activations.read_activations(model, spans, layers, progress)
 

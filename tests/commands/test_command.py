@@ -78,8 +78,8 @@ def test_hints_are_for_the_model_that_was_given(tiny_path: TinyPath, tmp_path: P
     model.symlink_to(tiny_path("llama"))
     vector = tmp_path / "push.gguf"
     write_vector(ControlVector({1: np.full(64, 3, np.float32)}), vector)
-    result = run(capfd, "generate", "Hello", "-n", "2", "-s", vector, "--anchored", "--max-dose", "1", "-m", model)
-    assert_one_clear_line(result, "localsteer calibrate", f" -m '{model}'`")
+    result = run(capfd, "generate", "Hello", "-n", "2", "-s", vector, "--anchored", "-m", model)
+    assert f"`localsteer calibrate {vector} --anchored -m '{model}'`" in result.err
     result = run(capfd, "vectors", "show", "happy", "-m", model)
     assert_one_clear_line(result, f"`localsteer vectors build happy -m '{model}'`")
     # What is asked of the default model is for that.

@@ -141,7 +141,7 @@ def test_going_back_to_a_conversation_reads_its_new_tokens_only(batch: RunningBa
 
 
 def test_without_main_memory_what_lost_its_place_is_read_anew(kind: Model) -> None:
-    with RunningBatch(kind, parallel=2, n_ctx=256) as batch:
+    with RunningBatch(kind, parallel=2, n_ctx=256, cache_ram=0) as batch:
         for _ in range(2):
             reused = [answered(batch, Request(talk, None, GREEDY, 4)).timing.reused_tokens for talk in TALKS]
     assert reused == [0] * len(TALKS)

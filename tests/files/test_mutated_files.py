@@ -31,6 +31,7 @@ from localsteer.files.gguf_header import GGUFHeader, read_header
 from localsteer.files.gguf_layout import ARRAY_TYPE, STRING_TYPE
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.server import vectors_api
+from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import parse_steering
 from localsteer.steering.plan import resolve
 from localsteer.vector.calibration import MODES
@@ -193,16 +194,17 @@ def use(vector: ControlVector, path: Path, capfd: pytest.CaptureFixture[str]) ->
     """All that a vector is looked at for; nothing but a LocalsteerError may come out of it."""
     model = read_vector(SHIPPED).provenance.model
     assert model is not None
+    limit = DoseLimit(0.1, np.ones(model.n_layer, np.float32))
     for expression in ("v", "-1 v", "1e30 v", "0.5 v@8-12", "!v"):
         for mode in MODES:
             with contextlib.suppress(LocalsteerError):
-                resolve(parse_steering(expression), model, lambda _name: vector, mode).refuse_above(0.1)
+                resolve(parse_steering(expression), model, lambda _name: vector, mode, limit)
     opened = SimpleNamespace(fingerprint=model, n_layer=model.n_layer)
     with contextlib.suppress(LocalsteerError):
         vector.check_fits(model)
         calibrate._shapes(vector, calibrate._directions(cast(Any, opened), vector, cast(Any, None)), None)
     with contextlib.suppress(LocalsteerError):
-        json.dumps(vectors_api._describe(cast(Any, SimpleNamespace(model=opened)), "v", vector), allow_nan=False)
+        json.dumps(vectors_api._details(cast(Any, SimpleNamespace(model=opened)), "v", vector), allow_nan=False)
     for options in ((), ("--json",)):
         shown = run(capfd, "vectors", "show", path, *options)
         assert shown.code == 0, shown.err

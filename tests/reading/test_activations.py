@@ -39,7 +39,6 @@ def test_prompts_that_share_tokens_read_as_each_alone(steerable: Model) -> None:
     # Every block, the last one included, where llama.cpp shows only some tokens; and not in their order.
     layers = (2, 0, steerable.n_layer - 1, 1)
     activations = read_activations(steerable, SPANS, layers)
-    assert activations.layers == layers
     assert_as_read_alone(steerable, SPANS, layers, activations.values, activations.norms)
 
 

@@ -79,12 +79,12 @@ def test_answers_leave_the_activations_that_each_leaves_alone(steerable: Model, 
     last = steerable.n_layer - 1
     read = {"all": list(range(last + 1)), "last": [last], "some, backwards": [last, 1]}[layers]
     found = reread(steerable, PAIRS, read)
-    assert found.activations.shape == (len(PAIRS), len(read), steerable.n_embd)
+    assert found.values.shape == (len(PAIRS), len(read), steerable.n_embd)
     for number, pair in enumerate(PAIRS):
         alone = run_alone(steerable, (*pair.prompt, *pair.answer))
         for column, layer in enumerate(read):
             rows = alone.rows[layer][len(pair.prompt) :]
-            np.testing.assert_allclose(found.activations[number, column], rows.mean(axis=0), atol=ROW_NOISE)
+            np.testing.assert_allclose(found.values[number, column], rows.mean(axis=0), atol=ROW_NOISE)
             assert found.norms[number, column] == pytest.approx(np.linalg.norm(rows, axis=1).mean(), rel=0.01)
 
 
@@ -99,23 +99,23 @@ def test_activations_of_answers_beyond_a_batch_of_trees(tiny: Model) -> None:
     for number in (0, 75, 149):
         alone = run_alone(tiny, (*pairs[number].prompt, *pairs[number].answer))
         for column, layer in enumerate((2, 3)):
-            np.testing.assert_allclose(found.activations[number, column], alone.rows[layer][4:].mean(axis=0), atol=ROW_NOISE)
+            np.testing.assert_allclose(found.values[number, column], alone.rows[layer][4:].mean(axis=0), atol=ROW_NOISE)
 
 
 def test_an_empty_answer_leaves_nothing_and_spoils_no_other(tiny: Model) -> None:
     found = reread(tiny, [Scored(STEM, ()), Scored(STEM, OTHER)], [1, 3])
-    assert np.isnan(found.activations[0]).all()
+    assert np.isnan(found.values[0]).all()
     assert np.isnan(found.norms[0]).all()
-    assert np.isfinite(found.activations[1]).all()
+    assert np.isfinite(found.values[1]).all()
     rows = run_alone(tiny, (*STEM, *OTHER)).rows[3][len(STEM) :]
-    np.testing.assert_allclose(found.activations[1, 1], rows.mean(axis=0), atol=ROW_NOISE)
+    np.testing.assert_allclose(found.values[1, 1], rows.mean(axis=0), atol=ROW_NOISE)
 
 
 def test_without_layers_there_are_no_activations(tiny: Model) -> None:
     found = reread(tiny, PAIRS)
-    assert found.activations.shape == (len(PAIRS), 0, tiny.n_embd)
+    assert found.values.shape == (len(PAIRS), 0, tiny.n_embd)
     assert found.norms.shape == (len(PAIRS), 0)
-    assert reread(tiny, [], [1, 2]).activations.shape == (0, 2, tiny.n_embd)
+    assert reread(tiny, [], [1, 2]).values.shape == (0, 2, tiny.n_embd)
 
 
 def test_activations_of_an_architecture_that_does_not_show_them_are_refused(tiny_model: TinyModel) -> None:

@@ -145,9 +145,9 @@ def read_metrics(text: str) -> dict[tuple[str, ...], float]:
 Serve = Callable[..., Served]
 
 
-@pytest.fixture
-def serve(tiny: Model, folder: Path) -> Iterator[Serve]:
-    """Makes servers of a tiny model."""
+@contextlib.contextmanager
+def serving(tiny: Model, folder: Path) -> Iterator[Serve]:
+    """Makes servers of a tiny model, and ends them."""
     with contextlib.ExitStack() as stack:
 
         def make(
@@ -190,8 +190,22 @@ def serve(tiny: Model, folder: Path) -> Iterator[Serve]:
 
 
 @pytest.fixture
-def served(serve: Serve) -> Served:
-    """A server with nothing special about it."""
+def serve(tiny: Model, folder: Path) -> Iterator[Serve]:
+    """Makes servers of a tiny model."""
+    with serving(tiny, folder) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def served(tiny: Model, folder: Path) -> Iterator[Served]:
+    """A server with nothing special about it, for all tests of a module: they leave it as it was."""
+    with serving(tiny, folder) as make:
+        yield make()
+
+
+@pytest.fixture
+def fresh(serve: Serve) -> Served:
+    """One of the same kind that has not been asked anything yet, and may be left in any state."""
     return serve()
 
 

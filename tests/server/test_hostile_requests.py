@@ -1,8 +1,12 @@
-"""Requests that nobody would write by hand, made from the server's own OpenAPI document: it never fails."""
+"""Requests that nobody would write by hand, made from the server's own OpenAPI document: it never fails.
+
+`make test` tries 12 of each kind; LOCALSTEER_EXAMPLES=40 that many.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,7 @@ from localsteer.server.steerings import Steerings
 from localsteer.steering.expression import parse_steering
 from tests.server.conftest import HeldBatch, Served
 
-EXAMPLES = 40
+EXAMPLES = int(os.environ.get("LOCALSTEER_EXAMPLES", "12"))
 # Every kind of request that the document describes, and of those that it does not allow.
 OPERATIONS = [
     ("post", "/v1/chat/completions"),
@@ -54,6 +58,7 @@ def hostile(tiny: Model, folder: Path) -> Iterator[Served]:
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(Engine(batch))
         service = Service(tiny, engine, Steerings(tiny, "demo", folder=folder, presets={"cheerful": parse_steering("0.6 happy")}))
+        stack.callback(service.stop)
         app = make_app(service, Access())
         # An exception that nothing handles is a failure of the test, whatever became of it on its way out.
         yield Served(app, batch, engine, service, TestClient(app, "http://127.0.0.1:8080"))

@@ -9,29 +9,29 @@ from tests.server.conftest import HELLO, Serve, Served, read_metrics
 from tests.server.test_openai_api import policy_file
 
 
-def test_answers_and_tokens_add_up(served: Served) -> None:
-    first = served.chat(max_tokens=5)
-    again = served.chat(max_tokens=5, n=2)
-    served.complete(max_tokens=3)
-    metrics = served.metrics()
+def test_answers_and_tokens_add_up(fresh: Served) -> None:
+    first = fresh.chat(max_tokens=5)
+    again = fresh.chat(max_tokens=5, n=2)
+    fresh.complete(max_tokens=3)
+    metrics = fresh.metrics()
     assert metrics["localsteer_answers_total", "length"] == 4
     assert metrics["localsteer_generated_tokens_total",] == 5 + 10 + 3
-    read = 3 * first["usage"]["prompt_tokens"] + len(served.model.tokenize("good day"))
+    read = 3 * first["usage"]["prompt_tokens"] + len(fresh.model.tokenize("good day"))
     assert metrics["localsteer_prompt_tokens_total",] + metrics["localsteer_prompt_tokens_reused_total",] == read
     assert metrics["localsteer_prompt_tokens_reused_total",] >= again["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
     assert metrics["localsteer_batches_total",] >= 5
     assert metrics["localsteer_answers_running",] == metrics["localsteer_answers_waiting",] == 0
-    assert metrics["localsteer_kv_tokens",] == served.engine.kept_tokens > 0
+    assert metrics["localsteer_kv_tokens",] == fresh.engine.kept_tokens > 0
 
 
-def test_answers_are_counted_by_their_reason(served: Served) -> None:
-    text = served.complete(max_tokens=30, temperature=1, seed=3)["choices"][0]["text"]
+def test_answers_are_counted_by_their_reason(fresh: Served) -> None:
+    text = fresh.complete(max_tokens=30, temperature=1, seed=3)["choices"][0]["text"]
     stop = next(one for one in text[3:] if one.isascii() and one.isprintable())
-    served.complete(max_tokens=30, temperature=1, seed=3, stop=stop)
-    served.batch.failure = RuntimeError()
+    fresh.complete(max_tokens=30, temperature=1, seed=3, stop=stop)
+    fresh.batch.failure = RuntimeError()
     with pytest.raises(RuntimeError):
-        served.chat()
-    metrics = served.metrics()
+        fresh.chat()
+    metrics = fresh.metrics()
     assert {key[1]: value for key, value in metrics.items() if key[0] == "localsteer_answers_total"} == {
         "length": 1,
         "stop": 1,
@@ -39,17 +39,17 @@ def test_answers_are_counted_by_their_reason(served: Served) -> None:
     }
 
 
-def test_requests_are_counted_by_route_and_status(served: Served) -> None:
-    served.chat()
-    served.refused({"model": "other"})
-    served.refused({"n": 0})
-    served.client.get("/v1/vectors/mood")
-    served.client.get("/v1/vectors/hapy")
-    served.client.get("/v1/models/demo:happy=0.5")
+def test_requests_are_counted_by_route_and_status(fresh: Served) -> None:
+    fresh.chat()
+    fresh.refused({"model": "other"})
+    fresh.refused({"n": 0})
+    fresh.client.get("/v1/vectors/mood")
+    fresh.client.get("/v1/vectors/hapy")
+    fresh.client.get("/v1/models/demo:happy=0.5")
     for number in range(3):
-        served.client.get(f"/anything/{number}")
-    served.client.get("/page/index.html")
-    metrics = served.metrics()
+        fresh.client.get(f"/anything/{number}")
+    fresh.client.get("/page/index.html")
+    metrics = fresh.metrics()
     requests = {key[1:]: value for key, value in metrics.items() if key[0] == "localsteer_requests_total"}
     assert requests == {
         ("/v1/chat/completions", "200"): 1,

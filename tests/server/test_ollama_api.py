@@ -106,12 +106,12 @@ def test_an_answer_may_have_to_be_json(served: Served) -> None:
     assert served.ollama(format="")["message"]["content"] == served.ollama()["message"]["content"]
 
 
-def test_an_empty_request_loads_the_model(served: Served) -> None:
+def test_an_empty_request_loads_the_model(fresh: Served) -> None:
     for path, body in (("/api/chat", {"messages": []}), ("/api/generate", {"prompt": ""}), ("/api/generate", {})):
-        document = served.client.post(path, json={"model": "demo", **body}).json()
+        document = fresh.client.post(path, json={"model": "demo", **body}).json()
         assert (document["done"], document["done_reason"]) == (True, "load")
-    assert served.client.post("/api/generate", json={"model": "other"}).status_code == 404
-    assert served.engine.counters.answers == {}
+    assert fresh.client.post("/api/generate", json={"model": "other"}).status_code == 404
+    assert fresh.engine.counters.answers == {}
 
 
 @pytest.mark.parametrize(

@@ -245,10 +245,10 @@ def test_usage_is_streamed_where_it_is_asked_for(served: Served) -> None:
     assert "usage" not in stream(served, stream_options={"include_usage": False})[-1]
 
 
-def test_tokens_that_were_in_the_cache_are_told(served: Served) -> None:
-    first = served.chat()["usage"]
+def test_tokens_that_were_in_the_cache_are_told(fresh: Served) -> None:
+    first = fresh.chat()["usage"]
     assert first["prompt_tokens_details"] == {"cached_tokens": 0}
-    again = served.chat()["usage"]
+    again = fresh.chat()["usage"]
     assert again["prompt_tokens_details"] == {"cached_tokens": first["prompt_tokens"] - 1}
 
 

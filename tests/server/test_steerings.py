@@ -1,20 +1,22 @@
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from localsteer.errors import LocalsteerError, VectorError
 from localsteer.llama.model import Model
 from localsteer.reading.hidden_norm import read_hidden_norm
-from localsteer.server import steerings as steerings_module
-from localsteer.server.steerings import SteeringError, Steerings, UnknownModelError, load_presets, parse_requested
+from localsteer.server.steerings import (
+    SteeringError,
+    Steerings,
+    UnbuiltVectorError,
+    UnknownModelError,
+    load_presets,
+    parse_requested,
+)
 from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import NOTHING, parse_steering
-from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import write_vector
 from tests.calibration.made import calibrated
 from tests.server.conftest import tiny_vector
@@ -229,31 +231,14 @@ def test_a_folder_that_is_not_there_is_told_at_once(tiny: Model, tmp_path: Path)
         Steerings(tiny, "demo", folder=tmp_path / "gone")
 
 
-def test_who_wants_another_vector_does_not_wait_for_one_that_is_built(
-    tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    building, go_on = threading.Event(), threading.Event()
-    built: list[str] = []
-
-    def slow(name: str, model: Model, progress: object = None) -> ControlVector:
-        building.set()
-        assert go_on.wait(30)
-        built.append(name)
-        return ControlVector({1: np.ones(model.n_embd, np.float32)})
-
-    monkeypatch.setattr(steerings_module, "load_vector", slow)
-    write_vector(ControlVector({1: np.ones(tiny.n_embd, np.float32)}), tmp_path / "there.gguf")
-    desk = Steerings(tiny, "demo", folder=tmp_path)
-    with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(desk.plan, parse_steering("0.5 happy")) for _ in range(2)]
-        assert building.wait(30)
-        assert desk.plan(parse_steering("there")) is not None
-        go_on.set()
-        first, second = (one.result() for one in waiting)
-    assert first is not None
-    # Built once, and one plan for both: their prompts can be shared.
-    assert first is second
-    assert built == ["happy"]
+def test_what_is_not_built_yet_is_told_and_not_built_on_the_way(steerings: Steerings) -> None:
+    assert steerings.find("french") is None
+    with pytest.raises(UnbuiltVectorError, match="french") as refused:
+        steerings.plan(parse_steering("0.5 happy + french"))
+    assert refused.value.hint is not None
+    assert "POST /v1/vectors/french" in refused.value.hint
+    steerings.build("french")
+    assert steerings.plan(parse_steering("0.5 happy + french")) is not None
 
 
 def written(tmp_path: Path, text: str) -> Path:

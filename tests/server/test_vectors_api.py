@@ -108,13 +108,13 @@ def test_every_token_has_its_share(served: Served) -> None:
     assert first["vectors"]["happy"] != first["vectors"]["mood"]
 
 
-def test_texts_of_any_kind_are_read(served: Served) -> None:
+def test_texts_of_any_kind_are_read(fresh: Served) -> None:
     texts = ["", " ", "\n", "\0", "é漢😀", "<|im_start|>user", "x" * 512]
-    assert [len(one["tokens"]) for one in read(served, texts=texts)] == [len(served.model.tokenize(text)) for text in texts]
+    assert [len(one["tokens"]) for one in read(fresh, texts=texts)] == [len(fresh.model.tokenize(text)) for text in texts]
     # No template stands around it, and the default steering does not reach it.
-    before = read(served)
-    served.client.put("/v1/steering", json={"steering": "2 happy"})
-    assert read(served) == before
+    before = read(fresh)
+    fresh.client.put("/v1/steering", json={"steering": "2 happy"})
+    assert read(fresh) == before
 
 
 @pytest.mark.parametrize(
@@ -151,19 +151,19 @@ def test_a_model_that_cannot_be_read_says_so(serve: Serve, tiny: Model, tmp_path
 # The default
 
 
-def test_the_default_is_set_and_ended(served: Served) -> None:
-    plain = text_of(served.chat())
-    assert served.client.get("/v1/steering").json() == {"steering": "", "relative_dose": 0.0, "notes": []}
-    answer = served.client.put("/v1/steering", json={"steering": " 2*happy "})
+def test_the_default_is_set_and_ended(fresh: Served) -> None:
+    plain = text_of(fresh.chat())
+    assert fresh.client.get("/v1/steering").json() == {"steering": "", "relative_dose": 0.0, "notes": []}
+    answer = fresh.client.put("/v1/steering", json={"steering": " 2*happy "})
     assert answer.json()["steering"] == "2 happy"
-    assert answer.json() == served.client.get("/v1/steering").json()
-    steered = served.chat()
+    assert answer.json() == fresh.client.get("/v1/steering").json()
+    steered = fresh.chat()
     assert steering_of(steered) == "2 happy"
     assert text_of(steered) != plain
-    assert served.complete()["steering"]["expression"] == served.ollama()["steering"]["expression"] == "2 happy"
-    assert text_of(served.chat(steering="")) == plain
-    assert served.client.put("/v1/steering", json={"steering": ""}).json()["steering"] == ""
-    assert text_of(served.chat()) == plain
+    assert fresh.complete()["steering"]["expression"] == fresh.ollama()["steering"]["expression"] == "2 happy"
+    assert text_of(fresh.chat(steering="")) == plain
+    assert fresh.client.put("/v1/steering", json={"steering": ""}).json()["steering"] == ""
+    assert text_of(fresh.chat()) == plain
 
 
 @pytest.mark.parametrize("value", ["0.5 hapy", "./x.gguf", "9 happy", "0.5 +", "x" * 1001, None, 7])
