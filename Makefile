@@ -33,8 +33,8 @@ test: .venv/.dev
 
 checks: .venv/.dev
 	@mkdir -p build
-	@{ $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy; } > build/checks.txt 2>&1; \
-	status=$$?; cat build/checks.txt; exit $$status
+	@{ $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-logo && $(BIN)/mypy; } > build/checks.txt 2>&1; \
+	status=$$?; echo; cat build/checks.txt; exit $$status
 
 tests: .venv/.dev
 	$(PYTEST)

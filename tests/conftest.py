@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,11 @@ ROUNDING = 1e-5
 KINDS = ("llama", "gemma3")
 
 _homes = itertools.count()
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the tests that press it: a shell starts its background jobs with SIGINT ignored, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -62,16 +63,12 @@ def test_a_chat_from_a_pipe() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to one process")
 @pytest.mark.parametrize("position", ["last", pytest.param("response", marks=pytest.mark.models)])
 def test_ctrl_c_during_extraction_leaves_nothing(tmp_path: Path, position: str) -> None:
-    import signal
-
     out = tmp_path / "happy.gguf"
     command = [sys.executable, str(ROOT / "cli.py"), "-v", "extract", str(HAPPY), "-m", "demo", "-o", str(out)]
     process = subprocess.Popen(
         [*command, "--position", position],
         stderr=subprocess.PIPE,
         text=True,
-        # A shell starts its background jobs, and so perhaps this test run, with SIGINT ignored, which children inherit.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     # llama.cpp's log tells when the work has begun, which then takes seconds.
