@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 
 from localsteer.errors import ModelError
 from localsteer.llama import library
-from localsteer.llama.interrupts import InterruptsAfter
+from localsteer.llama.closing import Closing
+from localsteer.llama.interrupts import interrupts_after
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
 
@@ -137,7 +137,7 @@ class _NativeBatch:
         return self._batch
 
 
-class Context:
+class Context(Closing):
     """A KV cache of `n_ctx` cells shared by up to `n_seq` sequences. A context manager.
 
     Args:
@@ -182,7 +182,7 @@ class Context:
         if tap is not None:
             params.cb_eval = ctypes.cast(tap.callback, type(params.cb_eval))
         library.forget_errors()
-        with InterruptsAfter():
+        with interrupts_after():
             self._context = llama.llama_init_from_model(model.handle, params)
         if not self._context:
             reason = library.last_error("not enough memory?")
@@ -203,12 +203,6 @@ class Context:
         self.n_ubatch = int(llama.llama_n_ubatch(self._context))
         self._control_vector: NDArray[np.float32] | None = None
         self._batch = _NativeBatch(self.n_ubatch)
-
-    def __enter__(self) -> Context:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the KV cache and the compute buffers."""
@@ -235,7 +229,7 @@ class Context:
         if self.tap is not None:
             self.tap.begin(n, np.flatnonzero(batch.outputs))
         library.forget_errors()
-        with InterruptsAfter():  # the tap calls back into Python, and so does the log, when the graph is reserved anew
+        with interrupts_after():  # the tap calls back into Python, and so does the log, when the graph is reserved anew
             status = llama.llama_decode(self._context, c_batch)
         if self.tap is not None:
             self.tap.raise_failure()

@@ -2,59 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
-from collections.abc import Callable
-from types import FrameType, TracebackType
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
-Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
 
-
+@dataclass
 class Stop:
     """Ends the work of one thread: it is interrupted where it leaves llama.cpp, or before it gets there again.
 
     Attributes:
-        inside: whether the thread is in llama.cpp now.
+        wanted: set by others: from now on, the thread gets a KeyboardInterrupt.
+        inside: set by the thread while it is in llama.cpp.
     """
 
-    def __init__(self) -> None:
-        self.inside = False
-        self._wanted = False
-        self._lock = threading.Lock()
-
-    def ask(self) -> None:
-        """From now on; the thread gets a KeyboardInterrupt."""
-        with self._lock:
-            self._wanted = True
-
-    def enter(self) -> None:
-        """Called by the thread before it calls llama.cpp.
-
-        Raises:
-            KeyboardInterrupt: it is to end.
-        """
-        with self._lock:
-            if self._wanted:
-                raise KeyboardInterrupt
-            self.inside = True
-
-    def leave(self) -> None:
-        """Called by the thread after that.
-
-        Raises:
-            KeyboardInterrupt: it is to end.
-        """
-        with self._lock:
-            self.inside = False
-            if self._wanted:
-                raise KeyboardInterrupt
+    wanted: bool = False
+    inside: bool = False
 
 
-class _Here(threading.local):
-    stop: Stop | None = None
-
-
-_here = _Here()
+_here = threading.local()
 
 
 def set_stop(stop: Stop) -> None:
@@ -62,33 +31,39 @@ def set_stop(stop: Stop) -> None:
     _here.stop = stop
 
 
-class InterruptsAfter:
-    """A context manager around a call into llama.cpp that may call back into Python: Ctrl-C takes effect after it.
+@contextlib.contextmanager
+def interrupts_after() -> Iterator[None]:
+    """Around a call into llama.cpp that may call back into Python: Ctrl-C takes effect after it.
 
     Python delivers a signal at the next function entry, which may be that of a callback; an exception cannot leave one. A thread
     that has a `Stop` is interrupted by that in the same places.
+
+    Raises:
+        KeyboardInterrupt: this thread is to end.
     """
+    stop: Stop | None = getattr(_here, "stop", None)
+    # Only the main thread may set handlers, and only it is interrupted.
+    if threading.current_thread() is threading.main_thread():
+        pending: list[Any] = []
+        before = signal.signal(signal.SIGINT, lambda *arrived: pending.append(arrived))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
+            if pending and callable(before):
+                before(*pending[-1])
+    elif stop is not None:
+        stop.inside = True  # before the look at what is wanted: who wants it looks at this one afterwards
+        try:
+            _end_if(stop.wanted)
+            yield
+        finally:
+            stop.inside = False
+            _end_if(stop.wanted)
+    else:
+        yield
 
-    def __init__(self) -> None:
-        self._before: Handler = None
-        self._installed = False
-        self._pending: tuple[int, FrameType | None] | None = None
 
-    def __enter__(self) -> None:
-        # Only the main thread may set handlers, and only it is interrupted.
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._record)
-            self._installed = True
-        elif _here.stop is not None:
-            _here.stop.enter()
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, self._before if self._before is not None else signal.SIG_DFL)
-        elif _here.stop is not None:
-            _here.stop.leave()
-        if self._pending is not None and callable(self._before):
-            self._before(*self._pending)
-
-    def _record(self, number: int, frame: FrameType | None) -> None:
-        self._pending = (number, frame)
+def _end_if(wanted: bool) -> None:
+    if wanted:
+        raise KeyboardInterrupt

@@ -6,7 +6,6 @@ import ctypes
 import functools
 import logging
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,9 @@ from numpy.typing import NDArray
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama import library
 from localsteer.llama.chat_template import ChatTemplate
+from localsteer.llama.closing import Closing
 from localsteer.llama.fingerprint import Fingerprint, hash_texts
-from localsteer.llama.interrupts import InterruptsAfter
+from localsteer.llama.interrupts import interrupts_after
 from localsteer.llama.model_file import check_model_file, content_hash
 
 logger = logging.getLogger("localsteer.llama")
@@ -23,7 +23,7 @@ logger = logging.getLogger("localsteer.llama")
 _ALL_LAYERS = -1
 
 
-class Model:
+class Model(Closing):
     """An opened GGUF model. A context manager; `close` frees the weights.
 
     Args:
@@ -54,7 +54,7 @@ class Model:
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers if gpu_layers is not None else _ALL_LAYERS
         library.forget_errors()
-        with InterruptsAfter():
+        with interrupts_after():
             self._model = llama.llama_model_load_from_file(str(self.path).encode(), params)
         if not self._model:
             reason = library.last_error("llama.cpp gives no reason")
@@ -77,12 +77,6 @@ class Model:
                 hint="Use a chat or base language model.",
             )
         logger.info("opened %s: %d layers, n_embd %d", self.path, self.n_layer, self.n_embd)
-
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the weights. Contexts made from this model must be closed before."""

@@ -60,7 +60,7 @@ class Apart(Generic[T]):
         A model must not be closed while it is run, so that call is waited for. What does not end otherwise is left behind; it
         will not call llama.cpp any more.
         """
-        self._stop.ask()
+        self._stop.wanted = True
         ends = time.monotonic() + _PATIENCE
         while self._thread.is_alive() and (self._stop.inside or time.monotonic() < ends):
             self._thread.join(_LOOK)
