@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from localsteer.building.default_dose import DEFAULT_DOSE, default_layers, readable_layers, scale_to_dose
 from localsteer.building.estimators import Estimator, estimator, reliability
@@ -20,9 +19,8 @@ from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.reading.activations import read_activations
 from localsteer.reading.rows import Span
-from localsteer.vector.control_vector import ControlVector, Provenance, format_layers
+from localsteer.vector.control_vector import ControlVector, Floats, Provenance, format_layers
 
-Floats = NDArray[np.float32]
 Position = Literal["last", "response"]
 Progress = Callable[[str, int, int], None]
 """Called with what is going on ("answering", "reading"), what is done and what there is to do."""

@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from localsteer.building.library import loader
 from localsteer.errors import ExportError, shown
@@ -27,9 +26,7 @@ from localsteer.llama.model import Model
 from localsteer.steering.combination import describe, refuse_removal
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan, resolve
-from localsteer.vector.control_vector import format_layers
-
-Floats = NDArray[np.float32]
+from localsteer.vector.control_vector import Floats, format_layers
 
 # Architectures whose `load_arch_tensors` takes LLM_TENSOR_FFN_DOWN "bias", required or not, and whose graph hands it to
 # `build_ffn` and adds the result to the residual stream right before `build_cvec`: read in src/models/<name>.cpp of the llama.cpp

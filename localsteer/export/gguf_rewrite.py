@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from localsteer.errors import ExportError
 from localsteer.files.gguf_header import GGUFHeader, open_header, type_name
 from localsteer.files.gguf_layout import FLOAT32, MAGIC, STRING_TYPE, TensorInfo, align
 from localsteer.llama.model_file import model_parts
+from localsteer.vector.control_vector import Floats
 
-Floats = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 # Only true of the parts of a split model; the whole needs none of them (llama_model_loader reads them where they are).

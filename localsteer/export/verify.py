@@ -18,8 +18,7 @@ from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
 from localsteer.llama.steerability import steerability
-
-Floats = NDArray[np.float32]
+from localsteer.vector.control_vector import Floats
 
 # Places in each exchange: with ten exchanges 200 in all.
 PLACES = 20

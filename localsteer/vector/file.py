@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError, VectorError, shown
 from localsteer.files.atomic import atomic_path, check_writable
@@ -26,7 +25,7 @@ from localsteer.files.gguf_layout import FLOAT32
 from localsteer.files.json_values import build, read_json
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.calibration import Calibration
-from localsteer.vector.control_vector import ControlVector, Provenance
+from localsteer.vector.control_vector import ControlVector, Floats, Provenance
 from localsteer.vector.probe import Probe
 
 ARCHITECTURE = "controlvector"
@@ -40,8 +39,6 @@ MAX_BYTES = 64 << 20
 
 # Where the kind of a GGUF file stands; writers put it first, 32 bytes from the beginning.
 _HEAD_BYTES = 4096
-
-Floats = NDArray[np.float32]
 
 _DIRECTION = re.compile(r"^direction\.(?P<layer>\d+)$")
 _TEXTS = ("concept", "description", "positive", "negative", "method", "position", "dataset_sha256", "source", "origin")

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from localsteer.errors import VectorError, shown
 from localsteer.files.arrays import read_arrays
@@ -28,10 +27,8 @@ from localsteer.files.gguf_header import GGUFHeader
 from localsteer.files.gguf_layout import INT32_TYPE, MAGIC
 from localsteer.files.text import readable
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.vector.control_vector import ControlVector, Provenance, format_layers
+from localsteer.vector.control_vector import ControlVector, Floats, Provenance, format_layers
 from localsteer.vector.file import MAX_LAYERS, read_directions, read_provenance, read_vector_header
-
-Floats = NDArray[np.float32]
 
 _LAYER_COUNT = "controlvector.layer_count"
 _NUMBERS = re.compile(r"\d+")
