@@ -139,12 +139,9 @@ class Shelf:
         Raises:
             ModelError: the model's residual stream cannot be read.
         """
-
-        def build(path: Path, contrast: Contrast) -> ControlVector:
-            make_folder(path.parent)
-            return build_vector(place.concept, contrast.source, model, path, progress=progress)
-
-        return self._done(place, build)
+        return self._done(
+            place, lambda path, contrast: build_vector(place.concept, contrast.source, model, path, progress=progress)
+        )
 
     def calibrate(self, place: Place, calibrate: Callable[[ControlVector, Contrast], ControlVector]) -> Place:
         """Calibrate a vector that is there, and keep it.
@@ -157,7 +154,6 @@ class Shelf:
         vector = place.found.vector
 
         def write(path: Path, contrast: Contrast) -> ControlVector:
-            make_folder(path.parent)
             result = calibrate(vector, contrast)
             write_vector(result, path)
             return result
@@ -169,6 +165,7 @@ class Shelf:
         assert place.contrast is not None
         start = time.perf_counter()
         try:
+            make_folder(place.path.parent)
             vector = work(place.path, place.contrast)
         except _OF_ONE_CONCEPT as error:
             return replace(place, error=error, seconds=place.seconds + time.perf_counter() - start)

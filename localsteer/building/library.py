@@ -191,11 +191,8 @@ def load_for_showing(name: str, content: str | None = None) -> ControlVector:
     if content is not None and (own := find_vector(concept, source, content)) is not None:
         return own.vector
     found = [*cached_vectors(name, source), *(vector for _, vector in concept.beside())]
-    for vector in found:
-        if vector.provenance.calibration is not None:
-            return vector
     if found:
-        return found[0]
+        return max(found, key=lambda vector: vector.provenance.calibration is not None)
     raise VectorError(
         f'The concept "{name}" comes without a built vector.',
         hint=f"Build one with `localsteer vectors build {name}`.",

@@ -57,18 +57,6 @@ class Batch:
             outputs=outputs,
         )
 
-    @staticmethod
-    def of_next_tokens(tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> Batch:
-        """One token each of several sequences, logits for all."""
-        n = len(tokens)
-        return Batch(
-            tokens=np.asarray(tokens, np.int32),
-            positions=np.asarray(positions, np.int32),
-            sequence_counts=np.ones(n, np.int32),
-            sequence_ids=np.asarray(sequences, np.int32),
-            outputs=np.ones(n, np.int8),
-        )
-
     def split(self, size: int, n_outputs: int | None = None) -> Iterator[Batch]:
         """The batch in consecutive parts of at most `size` tokens, at most `n_outputs` of which ask for logits."""
         ends = np.concatenate(([0], np.cumsum(self.sequence_counts)))

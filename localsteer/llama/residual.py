@@ -7,6 +7,7 @@ transformers). llama.cpp asks about every node before it runs it, and hands over
 from __future__ import annotations
 
 import ctypes
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -118,9 +119,7 @@ class ResidualTap:
         self._read: frozenset[int] = frozenset()
         self._stop_after: int | None = None
         self._edits: dict[int, _LayerEdit] = {}
-        self._edit_rows = 0
-        self._edit_key: tuple[int, ...] = ()
-        self._edit_source: tuple[Edit | None, ...] = ()
+        self._edits_of_rows: tuple[Edit | None, ...] = ()
         self._rows: dict[int, Rows] = {}
         self._n_tokens = 0
         self._outputs: NDArray[np.intp] = np.empty(0, np.intp)
@@ -146,12 +145,10 @@ class ResidualTap:
         Args:
             edits: one for each token of the batch; None leaves a token as it is. An empty sequence ends all changes.
         """
-        key = tuple(map(id, edits))
-        if key == self._edit_key:
+        before = self._edits_of_rows
+        if len(edits) == len(before) and all(map(operator.is_, edits, before)):
             return  # The usual case: the same sequences, one token further.
-        self._edit_key = key
-        self._edit_source = tuple(edits)  # keeps the ids above alive
-        self._edit_rows = len(edits)
+        self._edits_of_rows = tuple(edits)
         self._edits = {}
         same = bool(edits) and all(edit == edits[0] for edit in edits)
         distinct = edits[:1] if same else edits
@@ -184,8 +181,8 @@ class ResidualTap:
 
     def begin(self, n_tokens: int, outputs: NDArray[np.intp]) -> None:
         """Called by Context before a decode of `n_tokens` tokens, of which `outputs` asked for logits."""
-        if self._edit_rows not in (0, n_tokens):
-            raise ValueError(f"{self._edit_rows} edits for a batch of {n_tokens} tokens")
+        if len(self._edits_of_rows) not in (0, n_tokens):
+            raise ValueError(f"{len(self._edits_of_rows)} edits for a batch of {n_tokens} tokens")
         self._n_tokens = n_tokens
         self._outputs = outputs
         self._stopped = False

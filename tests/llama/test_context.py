@@ -9,7 +9,7 @@ from localsteer.errors import ModelError
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
-from tests.conftest import LOGIT_NOISE, ROUNDING, ROW_NOISE, Floats, TinyModel, random_rows, random_tokens, run_alone
+from tests.conftest import LOGIT_NOISE, ROUNDING, ROW_NOISE, Floats, TinyModel, next_tokens, random_rows, random_tokens, run_alone
 
 PROMPT = random_tokens(24, seed=1)
 
@@ -183,7 +183,7 @@ def test_a_copied_sequence_goes_on_by_itself(steerable: Model) -> None:
         context.copy_sequence(0, 1)
         for place in range(6):
             position = len(PROMPT) + place
-            context.decode(Batch.of_next_tokens([one[place], other[place]], [position, position], [0, 1]))
+            context.decode(next_tokens([one[place], other[place]], [position, position], [0, 1]))
         for row, tokens in enumerate((one, other)):
             alone = run_alone(steerable, (*PROMPT, *tokens)).logits[-1]
             np.testing.assert_allclose(context.logits(row), alone, atol=LOGIT_NOISE)

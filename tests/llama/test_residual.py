@@ -16,6 +16,7 @@ from tests.conftest import (
     ROW_NOISE,
     Floats,
     TinyModel,
+    next_tokens,
     random_basis,
     random_edit,
     random_rows,
@@ -157,7 +158,7 @@ def test_four_sequences_with_four_strengths_equal_the_four_alone(steerable: Mode
             context.decode(Batch.of_one_sequence(prompt[:-1], start=0, sequence=number))
         tap.edit(edits)
         ends = [len(prompt) - 1 for prompt in prompts]
-        context.decode(Batch.of_next_tokens([prompt[-1] for prompt in prompts], ends, range(4)))
+        context.decode(next_tokens([prompt[-1] for prompt in prompts], ends, range(4)))
         for row, (prompt, edit) in enumerate(zip(prompts, edits, strict=True)):
             np.testing.assert_allclose(context.logits(row), native_logits(steerable, prompt, edit.added), atol=LOGIT_NOISE)
 
@@ -214,7 +215,7 @@ def test_edits_that_change_places_act_on_the_other_sequence(tiny: Model) -> None
         for order in (edits, edits[::-1]):
             tap.edit(order)
             context.clear()
-            context.decode(Batch.of_next_tokens([65, 65], [0, 0], [0, 1]))
+            context.decode(next_tokens([65, 65], [0, 0], [0, 1]))
             for row, edit in enumerate(order):
                 np.testing.assert_allclose(context.logits(row), native_logits(tiny, [65], edit.added), atol=LOGIT_NOISE)
 
