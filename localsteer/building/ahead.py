@@ -170,7 +170,7 @@ class Shelf:
         except _OF_ONE_CONCEPT as error:
             return replace(place, error=error, seconds=place.seconds + time.perf_counter() - start)
         seconds = place.seconds + time.perf_counter() - start
-        return replace(place, found=FoundVector.of(vector, place.path, self.content), built=built, seconds=seconds)
+        return replace(place, found=FoundVector(vector, place.path), built=built, seconds=seconds)
 
     def _path(self, concept: LibraryConcept, source: str) -> Path:
         if self.folder is None:
@@ -192,7 +192,7 @@ class Shelf:
                 f"{path} is there already, and was read from another file than this model's.",
                 hint="Move it away, or give another folder.",
             )
-        return FoundVector.of(vector, path, self.content) if is_built_from(vector, source, self.content) else None
+        return FoundVector(vector, path) if is_built_from(vector, source, self.content) else None
 
 
 def model_slug(path: Path) -> str:

@@ -14,6 +14,7 @@ import platformdirs
 
 from localsteer.building.default_dose import DEFAULT_DOSE
 from localsteer.errors import VectorError
+from localsteer.files.atomic import writable
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import read_vector
 
@@ -57,10 +58,8 @@ def make_folder(folder: Path) -> None:
     Raises:
         VectorError: they cannot.
     """
-    try:
+    with writable(folder, VectorError):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VectorError(f"The folder {folder} cannot be written: {error.strerror}.") from error
     if not os.access(folder, os.W_OK):
         raise VectorError(f"The folder {folder} cannot be written: it is read-only.")
 
