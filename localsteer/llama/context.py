@@ -138,6 +138,9 @@ class Context(Closing):
         tap: reads or rewrites the residual stream. It costs a little even when idle (a callback for every node of the graph), so
             only contexts that need it carry one.
 
+    Attributes:
+        handle: the `llama_context *`, for samplers; None once it is closed.
+
     Raises:
         ModelError: llama.cpp cannot make the context, most often for lack of memory.
     """
@@ -171,14 +174,14 @@ class Context(Closing):
             params.cb_eval = ctypes.cast(tap.callback, type(params.cb_eval))
         library.forget_errors()
         with interrupts_after():
-            self._context = llama.llama_init_from_model(model.handle, params)
-        if not self._context:
+            self.handle: ctypes.c_void_p | None = llama.llama_init_from_model(model.handle, params)
+        if not self.handle:
             reason = library.last_error("not enough memory?")
             raise ModelError(
                 f"llama.cpp cannot make a context of {n_ctx} tokens for {model.path}: {reason}.",
                 hint="Try a smaller one with --context.",
             )
-        self._memory = llama.llama_get_memory(self._context)
+        self._memory = llama.llama_get_memory(self.handle)
         if not self._memory:
             self.close()
             # llama.cpp would run it as an encoder, with an output for every token, and abort for lack of room for them.
@@ -186,22 +189,17 @@ class Context(Closing):
                 f"{model.path} (architecture {model.architecture}) keeps no KV cache: it is an embedding or diffusion model.",
                 hint="Use a chat or base language model.",
             )
-        self.n_ctx = int(llama.llama_n_ctx(self._context))
+        self.n_ctx = int(llama.llama_n_ctx(self.handle))
         self.n_seq = n_seq
-        self.n_ubatch = int(llama.llama_n_ubatch(self._context))
+        self.n_ubatch = int(llama.llama_n_ubatch(self.handle))
         self._control_vector: NDArray[np.float32] | None = None
         self._batch = _NativeBatch(self.n_ubatch)
 
     def close(self) -> None:
         """Free the KV cache and the compute buffers."""
-        if self._context:
-            self._llama.llama_free(self._context)
-            self._context = None
-
-    @property
-    def handle(self) -> ctypes.c_void_p:
-        """The `llama_context *`, for samplers."""
-        return self._context  # type: ignore[no-any-return]
+        if self.handle:
+            self._llama.llama_free(self.handle)
+            self.handle = None
 
     def decode(self, batch: Batch) -> None:
         """Run one batch of at most `n_ubatch` tokens; longer ones go through `decode_all`.
@@ -218,7 +216,7 @@ class Context(Closing):
             self.tap.begin(n, np.flatnonzero(batch.outputs))
         library.forget_errors()
         with interrupts_after():  # the tap calls back into Python, and so does the log, when the graph is reserved anew
-            status = llama.llama_decode(self._context, c_batch)
+            status = llama.llama_decode(self.handle, c_batch)
         if self.tap is not None:
             self.tap.raise_failure()
         if status == 1:
@@ -252,7 +250,7 @@ class Context(Closing):
         Returns:
             (n_vocab,) a view that the next decode overwrites.
         """
-        pointer = self._llama.llama_get_logits_ith(self._context, row)
+        pointer = self._llama.llama_get_logits_ith(self.handle, row)
         if not pointer:
             raise ValueError(f"token {row} of the batch did not ask for logits")
         return np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
@@ -274,14 +272,14 @@ class Context(Closing):
             return
         n_layer, n_embd = self.model.n_layer, self.model.n_embd
         if added is None:
-            status = self._llama.llama_set_adapter_cvec(self._context, None, 0, n_embd, 0, 0)
+            status = self._llama.llama_set_adapter_cvec(self.handle, None, 0, n_embd, 0, 0)
         else:
             if added.shape != (n_layer, n_embd) or added[0].any():
                 raise ValueError(f"a control vector of shape {added.shape} for {n_layer} layers of {n_embd}")
             # The full buffer: layers that a shorter one does not cover would keep what was there before.
             data = np.ascontiguousarray(added[1:], np.float32)
             pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-            status = self._llama.llama_set_adapter_cvec(self._context, pointer, data.size, n_embd, 1, n_layer - 1)
+            status = self._llama.llama_set_adapter_cvec(self.handle, pointer, data.size, n_embd, 1, n_layer - 1)
         if status != 0:
             raise ModelError(f"llama.cpp refuses a control vector for {self.model.path}.")
         self._control_vector = added
@@ -300,7 +298,7 @@ class Context(Closing):
 
     def sequence_bytes(self, sequence: int) -> int:
         """How many bytes `sequence_state` would be."""
-        return int(self._llama.llama_state_seq_get_size(self._context, sequence))
+        return int(self._llama.llama_state_seq_get_size(self.handle, sequence))
 
     def sequence_state(self, sequence: int) -> NDArray[np.uint8]:
         """All that a sequence holds, for `restore_sequence` of a context of the same model (llama_state_seq_get_data).
@@ -310,14 +308,14 @@ class Context(Closing):
         """
         state = np.empty(self.sequence_bytes(sequence), np.uint8)
         pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        if self._llama.llama_state_seq_get_data(self._context, pointer, len(state), sequence) != len(state):
+        if self._llama.llama_state_seq_get_data(self.handle, pointer, len(state), sequence) != len(state):
             raise ModelError(f"llama.cpp cannot copy the KV cache of {self.model.path}.")
         return state
 
     def restore_sequence(self, sequence: int, state: NDArray[np.uint8]) -> bool:
         """Let a sequence hold what it, or another one, held before; False, and it is empty, where there is no room."""
         pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        if self._llama.llama_state_seq_set_data(self._context, pointer, len(state), sequence) == len(state):
+        if self._llama.llama_state_seq_set_data(self.handle, pointer, len(state), sequence) == len(state):
             return True
         self.forget(sequence)
         return False

@@ -36,7 +36,10 @@ class Model(Closing):
         threads: CPU threads.
         n_layer: number of transformer blocks.
         n_embd: width of the residual stream.
-        n_vocab: number of tokens in the vocabulary.
+        vocabulary: the `llama_vocab *`, for samplers.
+        n_vocab: number of tokens in it.
+        n_params: number of weights.
+        size_bytes: bytes of all tensors.
         n_ctx_train: longest context that the model was trained for, in tokens.
         sequences_share_tokens: whether one token of a batch may belong to many sequences (not so in recurrent and hybrid
             models, whose state is not a list of tokens).
@@ -62,10 +65,12 @@ class Model(Closing):
                 f"llama.cpp cannot load {self.path}: {reason}.",
                 hint="If the download was cut short, fetch the file again.",
             )
-        self._vocab = llama.llama_model_get_vocab(self._model)
+        self.vocabulary: ctypes.c_void_p = llama.llama_model_get_vocab(self._model)
         self.n_layer = int(llama.llama_model_n_layer(self._model))
         self.n_embd = int(llama.llama_model_n_embd(self._model))
-        self.n_vocab = int(llama.llama_vocab_n_tokens(self._vocab))
+        self.n_vocab = int(llama.llama_vocab_n_tokens(self.vocabulary))
+        self.n_params = int(llama.llama_model_n_params(self._model))
+        self.size_bytes = int(llama.llama_model_size(self._model))
         self.n_ctx_train = int(llama.llama_model_n_ctx_train(self._model))
         self.sequences_share_tokens = not (
             llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model)
@@ -90,11 +95,6 @@ class Model(Closing):
         if not self._model:
             raise ModelError(f"The model {self.path} is closed.")
         return self._model  # type: ignore[no-any-return]
-
-    @property
-    def vocabulary(self) -> ctypes.c_void_p:
-        """The `llama_vocab *`, for samplers."""
-        return self._vocab  # type: ignore[no-any-return]
 
     def metadata(self, key: str) -> str | None:
         """A value of the file's metadata as text, or None where the file does not have the key."""
@@ -125,16 +125,6 @@ class Model(Closing):
         return buffer.value.decode("utf-8", errors="replace")
 
     @functools.cached_property
-    def size_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return int(self._llama.llama_model_size(self.handle))
-
-    @functools.cached_property
-    def n_params(self) -> int:
-        """Number of weights."""
-        return int(self._llama.llama_model_n_params(self.handle))
-
-    @functools.cached_property
     def chat_template(self) -> ChatTemplate | None:
         """The template in the file; None for a base model that has none."""
         source = self._llama.llama_model_chat_template(self.handle, None)
@@ -142,14 +132,14 @@ class Model(Closing):
             return None
         return ChatTemplate(
             source.decode("utf-8", errors="replace"),
-            bos=self._token_text(self._llama.llama_vocab_bos(self._vocab)),
-            eos=self._token_text(self._llama.llama_vocab_eos(self._vocab)),
+            bos=self._token_text(self._llama.llama_vocab_bos(self.vocabulary)),
+            eos=self._token_text(self._llama.llama_vocab_eos(self.vocabulary)),
         )
 
     @functools.cached_property
     def fingerprint(self) -> Fingerprint:
         """Identity for control vectors."""
-        texts = (self._llama.llama_vocab_get_text(self._vocab, token) for token in range(self.n_vocab))
+        texts = (self._llama.llama_vocab_get_text(self.vocabulary, token) for token in range(self.n_vocab))
         return Fingerprint(
             name=self.name,
             architecture=self.architecture,
@@ -176,13 +166,13 @@ class Model(Closing):
             raise LocalsteerError(
                 f"The text is not valid Unicode (character {error.start}).", hint="Was it read from bytes that are not UTF-8?"
             ) from error
-        bos = self._llama.llama_vocab_bos(self._vocab)
+        bos = self._llama.llama_vocab_bos(self.vocabulary)
         if bos >= 0 and (bos_text := self._token_text(bos)) and text.startswith(bos_text):
             add_special = False  # The chat template printed it already.
         capacity = len(data) + 8
         while True:
             tokens = (ctypes.c_int32 * capacity)()
-            count = self._llama.llama_tokenize(self._vocab, data, len(data), tokens, capacity, add_special, special)
+            count = self._llama.llama_tokenize(self.vocabulary, data, len(data), tokens, capacity, add_special, special)
             if count >= 0:
                 return list(tokens[:count])
             capacity = -count
@@ -195,10 +185,10 @@ class Model(Closing):
             special: show special tokens such as `<|im_end|>` instead of dropping them.
         """
         buffer = ctypes.create_string_buffer(64)
-        size = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        size = self._llama.llama_token_to_piece(self.vocabulary, token, buffer, len(buffer), 0, special)
         if size < 0:
             buffer = ctypes.create_string_buffer(-size)
-            size = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+            size = self._llama.llama_token_to_piece(self.vocabulary, token, buffer, len(buffer), 0, special)
         return buffer.raw[:size]
 
     def detokenize(self, tokens: list[int] | NDArray[np.int32]) -> str:
@@ -207,7 +197,7 @@ class Model(Closing):
 
     def is_end(self, token: int) -> bool:
         """Whether a token ends the answer (end of turn, of text, ...)."""
-        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+        return bool(self._llama.llama_vocab_is_eog(self.vocabulary, token))
 
     def _token_text(self, token: int) -> str:
         if token < 0:

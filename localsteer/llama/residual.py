@@ -150,24 +150,21 @@ class ResidualTap:
             return  # The usual case: the same sequences, one token further.
         self._edits_of_rows = tuple(edits)
         self._edits = {}
-        same = bool(edits) and all(edit == edits[0] for edit in edits)
-        distinct = edits[:1] if same else edits
+        places: dict[Edit, list[int]] = {}
+        for place, edit in enumerate(edits):
+            if edit is not None:
+                places.setdefault(edit, []).append(place)
+        same = [len(rows) for rows in places.values()] == [len(edits)]
         for layer in range(self._n_layer):
-            added: Rows | None = None
-            rows_here = {edit: edit.added_at(layer) for edit in dict.fromkeys(distinct) if edit is not None}
-            if any(row is not None for row in rows_here.values()):
-                zero = np.zeros(self._n_embd, np.float32)
-                of_token = [None if edit is None else rows_here[edit] for edit in distinct]
-                added = np.stack([zero if row is None else row for row in of_token])
-            rows_of: dict[int, list[int]] = {}
-            bases: dict[int, Rows] = {}
-            for row, edit in enumerate(edits):
-                if edit is not None and layer in edit.removed:
-                    rows_of.setdefault(id(edit), []).append(row)
-                    bases[id(edit)] = edit.removed[layer]
-            removed = tuple((np.array(rows, np.intp), bases[name]) for name, rows in rows_of.items())
-            if added is not None or removed:
-                self._edits[layer] = _LayerEdit(added, removed)
+            rows_here = {edit: row for edit in places if (row := edit.added_at(layer)) is not None}
+            added = np.zeros((1 if same else len(edits), self._n_embd), np.float32)
+            for edit, row in rows_here.items():
+                added[0 if same else places[edit]] = row
+            removed = tuple(
+                (np.array(rows, np.intp), edit.removed[layer]) for edit, rows in places.items() if layer in edit.removed
+            )
+            if rows_here or removed:
+                self._edits[layer] = _LayerEdit(added if rows_here else None, removed)
         self._set_wanted()
 
     def rows(self, layer: int) -> Rows:
