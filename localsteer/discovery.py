@@ -125,7 +125,13 @@ def resolve_model(
         )
     spellings = list(by_name.items())
     spellings += [(candidate.name, by_file[os.path.realpath(candidate.path)]) for candidate in candidates]
-    for fits in _matching_rules(wanted):
+    folded = wanted.casefold()
+    rules: tuple[Callable[[str], bool], ...] = (
+        lambda name: name.casefold() == folded,
+        lambda name: name.casefold() == f"{folded}:latest",
+        lambda name: name.casefold().startswith(folded),
+    )
+    for fits in rules:
         fitting = {model.name: model for spelling, model in spellings if fits(spelling)}
         if len(fitting) == 1:
             return fitting.popitem()[1].path
@@ -142,15 +148,6 @@ def resolve_model(
     raise LocalsteerError(
         f"{origin}no such model{' file' if is_path else ''}: {wanted!r}.",
         hint=f"{suggestion}`localsteer models list` shows the models on this machine.",
-    )
-
-
-def _matching_rules(wanted: str) -> tuple[Callable[[str], bool], ...]:
-    folded = wanted.casefold()
-    return (
-        lambda name: name.casefold() == folded,
-        lambda name: name.casefold() == f"{folded}:latest",
-        lambda name: name.casefold().startswith(folded),
     )
 
 

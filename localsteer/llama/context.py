@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,7 +202,7 @@ class Context(Closing):
             self.handle = None
 
     def decode(self, batch: Batch) -> None:
-        """Run one batch of at most `n_ubatch` tokens; longer ones go through `decode_all`.
+        """Run one batch of at most `n_ubatch` tokens; longer ones go in parts (`Batch.split`).
 
         Raises:
             ModelError: the KV cache is full, or the computation failed.
@@ -226,20 +226,6 @@ class Context(Closing):
             raise ModelError(f"llama.cpp cannot run {self.model.path}: {reason}.")
         if self.tap is not None:
             self.tap.check_complete()
-
-    def decode_all(self, batch: Batch, *, after_part: Callable[[Batch, int], None] | None = None) -> None:
-        """Run a batch of any length in parts of `n_ubatch`.
-
-        Args:
-            batch: the tokens.
-            after_part: called after each part, with it and its offset in the batch, while its logits and rows are there.
-        """
-        offset = 0
-        for part in batch.split(self.n_ubatch):
-            self.decode(part)
-            if after_part is not None:
-                after_part(part, offset)
-            offset += len(part)
 
     def logits(self, row: int) -> NDArray[np.float32]:
         """Logits of one token of the last decode.

@@ -23,12 +23,8 @@ class Stop:
     inside: bool = False
 
 
-_here = threading.local()
-
-
-def set_stop(stop: Stop) -> None:
-    """By what this thread can be ended."""
-    _here.stop = stop
+# Its `stop` is that by which this thread can be ended.
+here = threading.local()
 
 
 @contextlib.contextmanager
@@ -41,7 +37,7 @@ def interrupts_after() -> Iterator[None]:
     Raises:
         KeyboardInterrupt: this thread is to end.
     """
-    stop: Stop | None = getattr(_here, "stop", None)
+    stop: Stop | None = getattr(here, "stop", None)
     # Only the main thread may set handlers, and only it is interrupted.
     if threading.current_thread() is threading.main_thread():
         pending: list[Any] = []

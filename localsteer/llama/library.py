@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import platform
+import re
 import subprocess
 from collections import deque
 from collections.abc import Iterator
@@ -222,15 +223,14 @@ _GROUPS = Path("/sys/fs/cgroup")
 def _quotas() -> list[int]:
     """The processors that each control group of this process may use, as `docker run --cpus` sets them; a part counts as one."""
     try:
-        lines = _OWN_GROUPS.read_text().splitlines()
+        groups = _OWN_GROUPS.read_text()
     except OSError:
         return []
     quotas = []
-    for _, controllers, place in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-        if controllers and "cpu" not in controllers.split(","):
-            continue
+    # The names of the controllers of version 1, of which "cpu" is the one wanted; version 2 has no name.
+    for controllers, place in re.findall(r"^\d+:(|(?:[^:]*,)?cpu(?:,[^:]*)?):(.*)$", groups, re.MULTILINE):
         own = Path(place.lstrip("/"))
-        # Version 2 has no name. A container may see its own group as the root, while its path tells where the host has it.
+        # A container may see its own group as the root, while its path tells where the host has it.
         for group in (own, *own.parents):
             quota = _quota(_GROUPS / controllers / group, version=1 if controllers else 2)
             if quota is not None:

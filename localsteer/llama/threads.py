@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
-from localsteer.llama.interrupts import Stop, set_stop
+from localsteer.llama.interrupts import Stop, here
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class Apart(Generic[T]):
         self._thread.start()
 
     def _run(self) -> None:
-        set_stop(self._stop)
+        here.stop = self._stop
         try:
             self._result.set_result(self._compute())
         except BaseException as error:

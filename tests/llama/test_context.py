@@ -163,7 +163,8 @@ def test_the_end_of_a_sequence_can_be_taken_back_and_written_anew(transformer: M
     first = random_tokens(450, seed=7)
     second = (*first[:100], *random_tokens(20, seed=8))
     with Context(transformer, n_ctx=512, n_ubatch=64) as context:
-        context.decode_all(Batch.of_one_sequence(first, start=0))
+        for part in Batch.of_one_sequence(first, start=0).split(64):
+            context.decode(part)
         assert context.forget(0, 100)
         context.decode(Batch.of_one_sequence(second[100:], start=100))
         np.testing.assert_allclose(context.logits(19), run_alone(transformer, second).logits[-1], atol=LOGIT_NOISE)
@@ -195,12 +196,10 @@ def test_a_long_prompt_goes_through_in_parts(steerable: Model) -> None:
     batch.outputs[[3, 31, 32]] = 1
     logits: dict[int, Floats] = {}
     with Context(steerable, n_ctx=64, n_ubatch=16) as context:
-
-        def collect(part: Batch, offset: int) -> None:
-            for row in np.flatnonzero(part.outputs).tolist():
-                logits[offset + row] = context.logits(row).copy()
-
-        context.decode_all(batch, after_part=collect)
+        for part in batch.split(16):
+            context.decode(part)
+            for asked in np.flatnonzero(part.outputs):
+                logits[int(part.positions[asked])] = context.logits(int(asked)).copy()
     alone = run_alone(steerable, tokens).logits
     assert sorted(logits) == [3, 31, 32, 49]
     for place, row in logits.items():

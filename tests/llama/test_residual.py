@@ -49,11 +49,13 @@ def test_prompts_longer_than_a_ubatch_give_the_same_rows(steerable: Model) -> No
     batch.outputs[:] = 1
     parts: list[list[Floats]] = []
     with Context(steerable, n_ctx=128, n_ubatch=16, n_outputs=16, tap=tap) as context:
-        context.decode_all(batch, after_part=lambda *_: parts.append([tap.rows(layer) for layer in range(steerable.n_layer)]))
-    assert [len(part[0]) for part in parts] == [16, 16, 16, 16, 6]
+        for part in batch.split(16):
+            context.decode(part)
+            parts.append([tap.rows(layer) for layer in range(steerable.n_layer)])
+    assert [len(rows[0]) for rows in parts] == [16, 16, 16, 16, 6]
     whole = run_alone(steerable, tokens)
     for layer in range(steerable.n_layer):
-        together = np.concatenate([part[layer] for part in parts])
+        together = np.concatenate([rows[layer] for rows in parts])
         np.testing.assert_allclose(together, whole.rows[layer], atol=ROW_NOISE)
 
 
