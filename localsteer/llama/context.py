@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from localsteer.errors import ModelError
 from localsteer.llama import library
 from localsteer.llama.closing import Closing
-from localsteer.llama.interrupts import interrupts_after
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
+from localsteer.llama.threads import interrupts_after
 
 # llama.cpp's own default, and what its programs use: one graph of this many tokens at most.
 N_UBATCH = 512

@@ -9,7 +9,7 @@ import pytest
 
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
-from localsteer.llama.threads import Apart, compute_apart
+from localsteer.llama.threads import Apart, compute_apart, interrupts_after
 
 
 def test_what_is_computed_apart_leaves_no_thread_behind() -> None:
@@ -77,8 +77,6 @@ def test_what_does_not_stop_is_left_behind_and_computes_no_more(tiny: Model, mon
 
 def test_a_call_into_llama_cpp_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it takes: the model is freed next."""
-    from localsteer.llama.interrupts import interrupts_after
-
     monkeypatch.setattr("localsteer.llama.threads._PATIENCE", 0.0)
     inside = threading.Event()
     left: list[str] = []
