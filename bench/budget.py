@@ -10,11 +10,12 @@ from localsteer.calibration.calibrate import CalibrationSettings
 from localsteer.calibration.effort import THOROUGH
 from localsteer.calibration.laboratory import Laboratory
 from localsteer.calibration.search import Search
-from localsteer.calibration.shapes import Directions, Floats, Shape
+from localsteer.calibration.shapes import Directions, Shape
 from localsteer.llama.residual import Edit
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import POLES, SIGN, Pole
+from localsteer.vector.control_vector import Floats
 
 # As many answers as a calibration takes for a shape: here there is one, and nothing to choose.
 EFFORT = replace(THOROUGH, shapes=0, refine=0, prompt=0, anchored=0)

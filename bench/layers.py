@@ -28,7 +28,6 @@ from bench.report import describe_machine
 from localsteer.building.default_dose import middle_layers
 from localsteer.building.library import load_vector
 from localsteer.calibration.fits import Values
-from localsteer.calibration.shapes import Floats
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.names import LibraryConcept, shipped_folder
@@ -38,6 +37,7 @@ from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.reading.scoring import Scored
 from localsteer.vector.calibration import DEFAULT_BUDGET, POLES, Pole
+from localsteer.vector.control_vector import Floats
 
 HERE = Path(__file__).parent
 CONCEPTS = ("formal", "pirate")

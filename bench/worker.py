@@ -167,7 +167,9 @@ def _tap(model: Model, n_tokens: int, repeats: int) -> dict[str, dict[str, list[
 
 def _prefill(context: Context, n_tokens: int) -> None:
     tokens = _some_tokens(context.model, n_tokens)
-    context.decode_all(Batch.of_one_sequence(tokens, start=0), after_part=lambda part, _: _wait(context, part))
+    for part in Batch.of_one_sequence(tokens, start=0).split(context.n_ubatch):
+        context.decode(part)
+        _wait(context, part)
 
 
 def _decode_tokens(context: Context, start: int) -> None:

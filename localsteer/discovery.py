@@ -63,9 +63,9 @@ class FoundModel:
 
 @dataclass(frozen=True)
 class _Candidate(FoundModel):
-    """A model under its shortest name, and what to call it where another model has that name too."""
+    """A model under its shortest name, and what to call it where another model has that name too; then its path."""
 
-    longer_names: tuple[str, str]
+    longer_name: str
 
 
 def find_models(
@@ -125,7 +125,13 @@ def resolve_model(
         )
     spellings = list(by_name.items())
     spellings += [(candidate.name, by_file[os.path.realpath(candidate.path)]) for candidate in candidates]
-    for fits in _matching_rules(wanted):
+    folded = wanted.casefold()
+    rules: tuple[Callable[[str], bool], ...] = (
+        lambda name: name.casefold() == folded,
+        lambda name: name.casefold() == f"{folded}:latest",
+        lambda name: name.casefold().startswith(folded),
+    )
+    for fits in rules:
         fitting = {model.name: model for spelling, model in spellings if fits(spelling)}
         if len(fitting) == 1:
             return fitting.popitem()[1].path
@@ -145,25 +151,15 @@ def resolve_model(
     )
 
 
-def _matching_rules(wanted: str) -> tuple[Callable[[str], bool], ...]:
-    folded = wanted.casefold()
-    return (
-        lambda name: name.casefold() == folded,
-        lambda name: name.casefold() == f"{folded}:latest",
-        lambda name: name.casefold().startswith(folded),
-    )
-
-
 def _named(candidates: Iterable[_Candidate]) -> dict[str, FoundModel]:
     """Give each file, keyed by its real path, the shortest of its names that no other file has."""
     files: dict[str, _Candidate] = {}
     for candidate in candidates:
         files.setdefault(os.path.realpath(candidate.path), candidate)
     names = {real: candidate.name for real, candidate in files.items()}
-    for longer in (0, 1):
+    for longer in (lambda candidate: candidate.longer_name, lambda candidate: str(candidate.path)):
         taken = Counter(names.values())
-        for real, name in names.items():
-            names[real] = files[real].longer_names[longer] if taken[name] > 1 else name
+        names = {real: longer(files[real]) if taken[name] > 1 else name for real, name in names.items()}
     return {
         real: FoundModel(names[real], candidate.path, candidate.source, candidate.size_bytes) for real, candidate in files.items()
     }
@@ -201,7 +197,7 @@ def _demo_models() -> Iterator[_Candidate]:
     for folder in (specification.submodule_search_locations or ()) if specification else ():
         path = Path(folder, DEMO_FILE)
         if os.path.isfile(path):
-            yield _Candidate("demo", path, "demo", path.stat().st_size, ("demo", str(path)))
+            yield _Candidate("demo", path, "demo", path.stat().st_size, "demo")
 
 
 def _lm_studio_folders(home: Path) -> Iterator[Path]:
@@ -270,8 +266,7 @@ def _ollama_models(root: Path) -> Iterator[_Candidate]:
             name = f"{namespace}/{name}"
         try:
             for blob in _ollama_blobs(manifests / relative, root / "blobs"):
-                longer_names = (f"ollama/{name}", str(blob))
-                yield _Candidate(name, blob, "ollama", blob.stat().st_size, longer_names)
+                yield _Candidate(name, blob, "ollama", blob.stat().st_size, f"ollama/{name}")
         except (OSError, ValueError, LookupError, TypeError) as error:
             problem = f"{manifests / relative} is damaged, or its model file is missing: {error!r}"
             logger.warning("Skipped the Ollama model %s: %s", name, problem)
@@ -301,8 +296,7 @@ def _models_below(folder: Path, source: str) -> Iterator[_Candidate]:
             logger.warning("Skipped the model %s: %s", path, error)
             continue
         folders = _readable(path.parent.relative_to(root).parts)
-        longer_names = ("/".join((source, *folders, name)), str(path))
-        yield _Candidate(name, path, source, size_bytes, longer_names)
+        yield _Candidate(name, path, source, size_bytes, "/".join((source, *folders, name)))
 
 
 def _readable(folders: tuple[str, ...]) -> tuple[str, ...]:

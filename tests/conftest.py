@@ -185,6 +185,12 @@ def run_alone(model: Model, tokens: Sequence[int], edits: Sequence[Edit | None] 
         return Run(logits, tuple(tap.rows(layer) for layer in layers))
 
 
+def next_tokens(tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> Batch:
+    """One token each of several sequences, logits for all."""
+    ids, places, lanes = (np.asarray(numbers, np.int32) for numbers in (tokens, positions, sequences))
+    return Batch(ids, places, np.ones(len(ids), np.int32), lanes, np.ones(len(ids), np.int8))
+
+
 def assert_greedy(
     model: Model, prompt: Sequence[int], answer: Sequence[int], edit: Edit | None = None, *, steer_prompt: bool = False
 ) -> None:

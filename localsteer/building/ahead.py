@@ -139,12 +139,9 @@ class Shelf:
         Raises:
             ModelError: the model's residual stream cannot be read.
         """
-
-        def build(path: Path, contrast: Contrast) -> ControlVector:
-            make_folder(path.parent)
-            return build_vector(place.concept, contrast.source, model, path, progress=progress)
-
-        return self._done(place, build)
+        return self._done(
+            place, lambda path, contrast: build_vector(place.concept, contrast.source, model, path, progress=progress)
+        )
 
     def calibrate(self, place: Place, calibrate: Callable[[ControlVector, Contrast], ControlVector]) -> Place:
         """Calibrate a vector that is there, and keep it.
@@ -157,7 +154,6 @@ class Shelf:
         vector = place.found.vector
 
         def write(path: Path, contrast: Contrast) -> ControlVector:
-            make_folder(path.parent)
             result = calibrate(vector, contrast)
             write_vector(result, path)
             return result
@@ -169,11 +165,12 @@ class Shelf:
         assert place.contrast is not None
         start = time.perf_counter()
         try:
+            make_folder(place.path.parent)
             vector = work(place.path, place.contrast)
         except _OF_ONE_CONCEPT as error:
             return replace(place, error=error, seconds=place.seconds + time.perf_counter() - start)
         seconds = place.seconds + time.perf_counter() - start
-        return replace(place, found=FoundVector.of(vector, place.path, self.content), built=built, seconds=seconds)
+        return replace(place, found=FoundVector(vector, place.path), built=built, seconds=seconds)
 
     def _path(self, concept: LibraryConcept, source: str) -> Path:
         if self.folder is None:
@@ -195,7 +192,7 @@ class Shelf:
                 f"{path} is there already, and was read from another file than this model's.",
                 hint="Move it away, or give another folder.",
             )
-        return FoundVector.of(vector, path, self.content) if is_built_from(vector, source, self.content) else None
+        return FoundVector(vector, path) if is_built_from(vector, source, self.content) else None
 
 
 def model_slug(path: Path) -> str:

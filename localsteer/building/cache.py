@@ -14,6 +14,7 @@ import platformdirs
 
 from localsteer.building.default_dose import DEFAULT_DOSE
 from localsteer.errors import VectorError
+from localsteer.files.atomic import writable
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import read_vector
 
@@ -57,10 +58,8 @@ def make_folder(folder: Path) -> None:
     Raises:
         VectorError: they cannot.
     """
-    try:
+    with writable(folder, VectorError):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VectorError(f"The folder {folder} cannot be written: {error.strerror}.") from error
     if not os.access(folder, os.W_OK):
         raise VectorError(f"The folder {folder} cannot be written: it is read-only.")
 
@@ -72,19 +71,6 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     The other one may have written it by then: look again. Where no lock can be had, in a folder that is read-only or on a disk
     that knows none, the block runs without one: files are written whole, and only the work is done twice.
     """
-    lock = _lock(path)
-    try:
-        yield
-    finally:
-        if lock is not None:
-            # Removed while it is held: who waits for it finds the vector, and who comes later makes a new lock file.
-            with contextlib.suppress(OSError):  # Windows does not remove a file that is open; there filelock does
-                Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
-
-
-def _lock(path: Path) -> filelock.BaseFileLock | None:
-    """The lock beside a file, held; None where there can be none."""
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,5 +81,11 @@ def _lock(path: Path) -> filelock.BaseFileLock | None:
             lock.acquire()
     except (OSError, NotImplementedError) as error:  # the latter from filelock, for a disk without locks
         logger.debug("%s is built without a lock: %s", path, error)
-        return None
-    return lock
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            # Removed while it is held: who waits for it finds the vector, and who comes later makes a new lock file.
+            with contextlib.suppress(OSError):  # Windows does not remove a file that is open; there filelock does
+                Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()

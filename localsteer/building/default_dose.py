@@ -21,11 +21,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from localsteer.errors import ContrastError
-
-Floats = NDArray[np.float32]
+from localsteer.vector.control_vector import Floats
 
 # Split-half cosine below which a layer's direction is mostly noise: on SmolLM2 it is 0.1 at block 2, where happy and sad differ
 # by 0.3 % of the hidden norm (the noise of quantised inference is 2 %), and above 0.75 at blocks 8-23.

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError
+from localsteer.vector.control_vector import Floats
 
-Floats = NDArray[np.float32]
 Estimator = Callable[[Floats, Floats], Floats]
 
 # The mean of 16 random splits varies by 0.01 from seed to seed on 80 pairs of the happy concept.

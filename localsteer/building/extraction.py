@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from localsteer.building.default_dose import DEFAULT_DOSE, default_layers, readable_layers, scale_to_dose
 from localsteer.building.estimators import Estimator, estimator, reliability
@@ -18,10 +18,9 @@ from localsteer.errors import ContrastError, LocalsteerError
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.reading.activations import read_activations
-from localsteer.reading.rows import Means, Span
-from localsteer.vector.control_vector import ControlVector, Provenance, format_layers
+from localsteer.reading.rows import Span
+from localsteer.vector.control_vector import ControlVector, Floats, Provenance, format_layers
 
-Floats = NDArray[np.float32]
 Position = Literal["last", "response"]
 Progress = Callable[[str, int, int], None]
 """Called with what is going on ("answering", "reading"), what is done and what there is to do."""
@@ -77,13 +76,26 @@ def extract(
     layers = _layers_to_read(model, settings)
     spans = _spans(model, contrast, settings.position, progress)
 
-    def reading(done: int, total: int) -> None:
-        if progress is not None:
-            progress("reading", done, total)
+    told = functools.partial(progress, "reading") if progress is not None else None
+    activations = read_activations(model, spans, layers, told)
+    positive, negative = np.split(activations.values, 2)
+    found = estimate(positive, negative)
+    if found.shape != positive.shape[1:] or not np.isfinite(found).all():
+        raise LocalsteerError(
+            f'The method "{method}" gives {found.shape} for {positive.shape[1:]} (layers x width), or what is not a number.',
+            hint="Let it give one direction a layer.",
+        )
 
-    measured = _measure(model.n_layer, layers, read_activations(model, spans, layers, reading), method, estimate)
-    steered = tuple(layers) if settings.layers is not None else default_layers(measured.reliability)
-    directions = scale_to_dose(measured.direction, measured.hidden_norm, steered, DEFAULT_DOSE)
+    def of_all_layers(values: Floats, *, elsewhere: float = np.nan) -> Floats:
+        every = np.full((model.n_layer, *values.shape[1:]), elsewhere, np.float32)
+        every[list(layers)] = values
+        return every
+
+    direction = of_all_layers(found, elsewhere=0.0)
+    agreement = of_all_layers(reliability(estimate, positive, negative))
+    hidden_norm = of_all_layers(activations.norms.mean(axis=0))
+    steered = tuple(layers) if settings.layers is not None else default_layers(agreement)
+    directions = scale_to_dose(direction, hidden_norm, steered, DEFAULT_DOSE)
     provenance = Provenance(
         concept=contrast.name,
         description=contrast.description,
@@ -94,38 +106,12 @@ def extract(
         model=model.fingerprint,
         dataset_sha256=contrast.sha256(model),
         n_pairs=len(contrast.pairs),
-        reliability=measured.reliability,
-        hidden_norm=measured.hidden_norm,
-        estimate=measured.direction,
+        reliability=agreement,
+        hidden_norm=hidden_norm,
+        estimate=direction,
         source=contrast.source,
     )
     return ControlVector(directions, provenance)
-
-
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """Over all layers, NaN (directions: zero) where not read."""
-
-    direction: Floats
-    reliability: Floats
-    hidden_norm: Floats
-
-
-def _measure(n_layer: int, layers: Sequence[int], activations: Means, method: str, estimate: Estimator) -> _Measured:
-    positive, negative = np.split(activations.values, 2)
-    read = list(layers)
-    direction = np.zeros((n_layer, activations.values.shape[2]), np.float32)
-    found = estimate(positive, negative)
-    if found.shape != positive.shape[1:] or not np.isfinite(found).all():
-        raise LocalsteerError(
-            f'The method "{method}" gives {found.shape} for {positive.shape[1:]} (layers x width), or what is not a number.',
-            hint="Let it give one direction a layer.",
-        )
-    direction[read] = found
-    agreement, hidden = (np.full(n_layer, np.nan, np.float32) for _ in range(2))
-    agreement[read] = reliability(estimate, positive, negative)
-    hidden[read] = activations.norms.mean(axis=0)
-    return _Measured(direction, agreement, hidden)
 
 
 def _layers_to_read(model: Model, settings: ExtractionSettings) -> Sequence[int]:
@@ -145,17 +131,13 @@ def _spans(model: Model, contrast: Contrast, position: Position, progress: Progr
     prompts = [tuple(model.tokenize(prompt.render(model))) for prompt in contrast.prompts()]
     if position == "last":
         return [Span(prompt) for prompt in prompts]
-
-    def answering(done: int, total: int) -> None:
-        if progress is not None:
-            progress("answering", done, total)
-
     # The same prompt with the same seed would get the same answer: one is enough, and two would count it twice.
     requests = [
         Request(prompt, sampling=Sampling(seed=_RESPONSE_SEED + number), max_tokens=RESPONSE_TOKENS)
         for number, prompt in enumerate(prompts)
     ]
-    answers = generate_many(model, requests, on_progress=answering)
+    told = functools.partial(progress, "answering") if progress is not None else None
+    answers = generate_many(model, requests, on_progress=told)
     spans = []
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), 1):
         if not answer.tokens:

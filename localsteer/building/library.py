@@ -31,19 +31,17 @@ class FoundVector:
         vector: the vector.
         path: its file.
         shipped: whether it came with localsteer; otherwise it was built by the user.
-        calibrated: whether it was calibrated on that model.
     """
 
     vector: ControlVector
     path: Path
-    shipped: bool
-    calibrated: bool
+    shipped: bool = False
 
-    @classmethod
-    def of(cls, vector: ControlVector, path: Path, content: str, *, shipped: bool = False) -> FoundVector:
-        """A vector in a file, for the model of this content hash."""
-        calibration = vector.provenance.calibration
-        return cls(vector, path, shipped, calibration is not None and calibration.content == content)
+    @property
+    def calibrated(self) -> bool:
+        """Whether it was calibrated on that model."""
+        model, calibration = self.vector.provenance.model, self.vector.provenance.calibration
+        return model is not None and calibration is not None and calibration.content == model.content
 
 
 def find_vector(
@@ -63,13 +61,13 @@ def find_vector(
     cached = cache_path(concept.name, source, content)
     if cached.exists():
         try:
-            found.append(FoundVector.of(read(cached), cached, content))
+            found.append(FoundVector(read(cached), cached))
         except VectorError as error:
             logger.warning("%s; it is built again", error.message)
     for path, vector in concept.beside(read):
         if is_built_from(vector, source, content):
-            found.append(FoundVector.of(vector, path, content, shipped=concept.shipped))
-    return next((one for one in found if one.calibrated), found[0] if found else None)
+            found.append(FoundVector(vector, path, concept.shipped))
+    return max(found, key=lambda one: one.calibrated, default=None)
 
 
 def is_built_from(vector: ControlVector, source: str, content: str) -> bool:
@@ -191,11 +189,8 @@ def load_for_showing(name: str, content: str | None = None) -> ControlVector:
     if content is not None and (own := find_vector(concept, source, content)) is not None:
         return own.vector
     found = [*cached_vectors(name, source), *(vector for _, vector in concept.beside())]
-    for vector in found:
-        if vector.provenance.calibration is not None:
-            return vector
     if found:
-        return found[0]
+        return max(found, key=lambda vector: vector.provenance.calibration is not None)
     raise VectorError(
         f'The concept "{name}" comes without a built vector.',
         hint=f"Build one with `localsteer vectors build {name}`.",

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import platformdirs
-from numpy.typing import NDArray
 
 from localsteer.building.default_dose import MIN_RELIABILITY, readable_layers
 from localsteer.calibration.effort import QUICK, THOROUGH, Effort
@@ -24,9 +23,7 @@ from localsteer.llama.model import Model
 from localsteer.reading.prompt import prompt_tokens
 from localsteer.reading.scoring import Scored, reread
 from localsteer.vector.calibration import DEFAULT_BUDGET, MODES, SIGN, Calibration
-from localsteer.vector.control_vector import ControlVector, format_layers
-
-Floats = NDArray[np.float32]
+from localsteer.vector.control_vector import ControlVector, Floats, format_layers
 
 logger = logging.getLogger("localsteer")
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from localsteer.vector.control_vector import Floats
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from localsteer.building.default_dose import middle_layers
 from localsteer.calibration.instrument import Instrument, half_of
@@ -32,8 +31,7 @@ from localsteer.reading.scoring import Scored, reread
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import POLES, Mode, Pole
-
-Floats = NDArray[np.float32]
+from localsteer.vector.control_vector import Floats
 
 logger = logging.getLogger("localsteer")
 

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from localsteer.building.default_dose import middle_layers
 from localsteer.errors import VectorError
-from localsteer.vector.control_vector import format_layers
+from localsteer.vector.control_vector import Floats, format_layers
 
-Floats = NDArray[np.float32]
 Profile = Literal["relative", "difference", "equal"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 

@@ -22,25 +22,27 @@ from localsteer.llama.chat_template import Message
 Text = Annotated[str, Field(min_length=1)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Holds the keys that it names, and no others."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _PerPole(_Strict):
+class _PerPole(Strict):
     positive: Text
     negative: Text
 
 
-class _Personas(_Strict):
+class _Personas(Strict):
     positive: list[Text] = Field(min_length=1)
     negative: list[Text] = Field(min_length=1)
 
 
-class _HeldOut(_Strict):
+class _HeldOut(Strict):
     questions: list[Text] = Field(default_factory=list)
 
 
-class Concept(_Strict):
+class Concept(Strict):
     """The contents of a concept.yaml."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
@@ -84,44 +86,41 @@ class Concept(_Strict):
         Crossed in half, every other persona answers a question, with all of its openings: what comes before the openings, which
         is most of what is read, is halved as well, and every persona still meets half of the questions.
         """
-        pairs: tuple[Pair, ...]
-        if self.personas is None:
-            pairs = tuple(
-                Pair(*(Prompt((Message("user", text),), "") for text in (pair.positive, pair.negative))) for pair in self.pairs
-            )
-        else:
-            pairs = tuple(
-                Pair(self._prompt(positive, index, opening.positive), self._prompt(negative, index, opening.negative))
-                for number, (positive, negative) in enumerate(zip(self.personas.positive, self.personas.negative, strict=True))
-                for index, opening in enumerate(map(_for_both, self.openings))
-                if self.crossing == "full" or (number + self._turn(index)) % 2 == 0
-            )
+        pairs = [Pair(*(Prompt((Message("user", text),), "") for text in (one.positive, one.negative))) for one in self.pairs]
+        systems = self._systems()
+        pairs += [
+            Pair(self._prompt(positive, index, opening.positive), self._prompt(negative, index, opening.negative))
+            for number, (positive, negative) in enumerate(systems)
+            for index, opening in enumerate(map(_for_both, self.openings))
+            if self.crossing == "full" or (number + self._turn(index)) % 2 == 0
+        ]
         return Contrast(
             self.name,
             self.description,
             self.poles.positive,
             self.poles.negative,
-            pairs,
+            tuple(pairs),
             tuple(self.held_out.questions),
             source,
-            self._system_messages(),
+            systems,
         )
 
     def _turn(self, index: int) -> int:
         """The question that an opening belongs to; where there is one at most, each opening counts for itself."""
         return index % len(self.questions) if len(self.questions) > 1 else index
 
-    def _system_messages(self) -> tuple[tuple[str, str], ...]:
+    def _systems(self) -> tuple[tuple[str, str], ...]:
+        """The personas as system messages, in pairs."""
         if self.personas is None:
             return ()
-        pairs = zip(self.personas.positive, self.personas.negative, strict=True)
-        return tuple((self._system(positive), self._system(negative)) for positive, negative in pairs)
+        positive, negative = (
+            [self.template.replace("{persona}", persona) for persona in side]
+            for side in (self.personas.positive, self.personas.negative)
+        )
+        return tuple(zip(positive, negative, strict=True))
 
-    def _system(self, persona: str) -> str:
-        return self.template.replace("{persona}", persona)
-
-    def _prompt(self, persona: str, index: int, opening: str) -> Prompt:
-        messages = [Message("system", self._system(persona))]
+    def _prompt(self, system: str, index: int, opening: str) -> Prompt:
+        messages = [Message("system", system)]
         if self.questions:
             messages.append(Message("user", self.questions[index % len(self.questions)]))
         return Prompt(tuple(messages), opening)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from localsteer.concepts.concept_file import Strict
 from localsteer.concepts.names import shipped_folder
 from localsteer.errors import ContrastError
 from localsteer.files.atomic import atomic_path, check_writable
@@ -30,16 +31,12 @@ _LONGEST_NAME = 60
 Texts = Annotated[list[str], Field(min_length=1)]
 
 
-class _HeldOut(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _HeldOut(Strict):
     questions: Texts
 
 
-class _Shared(BaseModel):
+class _Shared(Strict):
     """The contents of described.yaml; each of its personas holds `{description}`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     personas: Texts
     questions: Texts

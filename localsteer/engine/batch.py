@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import TracebackType
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from localsteer.engine.lane import Lane, Part, again, batch_of, planned
 from localsteer.engine.prefix_cache import DEFAULT_CACHE_RAM, WORTH_KEEPING, PrefixCache
 from localsteer.engine.request import Request
 from localsteer.engine.slots import Slots
+from localsteer.llama.closing import Closing
 from localsteer.llama.context import N_UBATCH, Context, undivided
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap, Rows
@@ -33,7 +33,7 @@ SMOOTH_PART = 128
 _MIB = 2**20
 
 
-class RunningBatch:
+class RunningBatch(Closing):
     """Up to `parallel` answers at once, half as many where they are anchored. A context manager; all calls from one thread.
 
     An answer equals the one that its request gets alone, also after others; beside others it does so up to the noise floor of
@@ -80,12 +80,6 @@ class RunningBatch:
         self._slots = Slots(self._context, PrefixCache(cache_ram * _MIB))
         self._lanes: list[Lane] = []
         self.failures = 0
-
-    def __enter__(self) -> RunningBatch:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         """End all answers and free the context."""

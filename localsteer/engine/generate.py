@@ -7,13 +7,13 @@ included. In the mode "prompt" it applies to the whole prompt too, as in llama.c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
 
 from localsteer.engine.batch import RunningBatch
 from localsteer.engine.checks import check_prompt, default_context
 from localsteer.engine.gate import Gate
 from localsteer.engine.prefix_cache import WORTH_KEEPING
 from localsteer.engine.request import Answer, Request
+from localsteer.llama.closing import Closing
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.steerability import steerability
@@ -25,7 +25,7 @@ MAX_PARALLEL = 32
 _CACHE_RAM = 512
 
 
-class Generator:
+class Generator(Closing):
     """Answers requests one after another; what they begin alike with is read once. A context manager.
 
     Args:
@@ -39,12 +39,6 @@ class Generator:
         self.n_ctx = n_ctx if n_ctx is not None else default_context(model)
         self._cache_ram = cache_ram
         self._batch: RunningBatch | None = None
-
-    def __enter__(self) -> Generator:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the context."""

@@ -15,21 +15,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from localsteer.building.library import loader
 from localsteer.errors import ExportError, shown
 from localsteer.export.gguf_rewrite import ModelFile, Progress, open_model_file, rewrite
 from localsteer.export.verify import Fidelity, Reference, predictions, reference
-from localsteer.files.atomic import atomic_path, check_writable
+from localsteer.files.atomic import atomic_path, check_writable, writable
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.llama.model import Model
 from localsteer.steering.combination import describe, refuse_removal
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan, resolve
-from localsteer.vector.control_vector import format_layers
-
-Floats = NDArray[np.float32]
+from localsteer.vector.control_vector import Floats, format_layers
 
 # Architectures whose `load_arch_tensors` takes LLM_TENSOR_FFN_DOWN "bias", required or not, and whose graph hands it to
 # `build_ffn` and adds the result to the residual stream right before `build_cvec`: read in src/models/<name>.cpp of the llama.cpp
@@ -131,20 +128,14 @@ def bake(
                 baking = prepare(plan, label, file, model.fingerprint)
                 if verify:
                     ours = reference(model, plan.edit.added)
-            _write_modelfile(beside, for_ollama, modelfile(output, label))
+            with writable(for_ollama, ExportError):
+                beside.write_text(modelfile(output, label), encoding="utf-8")
             rewrite(file, temporary, tensors=baking.tensors, keys=baking.keys, progress=progress)
         if ours is not None:
             with open_model(temporary) as baked:
                 fidelity = ours.compare(predictions(baked, ours.texts))
             fidelity.refuse_if_far()
     return Baked(label, plan, baking.layers, output.stat().st_size, for_ollama, fidelity)
-
-
-def _write_modelfile(temporary: Path, path: Path, text: str) -> None:
-    try:
-        temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error.strerror}.", hint="Is the disk full?") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from localsteer.errors import ExportError
 from localsteer.files.gguf_header import GGUFHeader, open_header, type_name
 from localsteer.files.gguf_layout import FLOAT32, MAGIC, STRING_TYPE, TensorInfo, align
 from localsteer.llama.model_file import model_parts
+from localsteer.vector.control_vector import Floats
 
-Floats = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 # Only true of the parts of a split model; the whole needs none of them (llama_model_loader reads them where they are).
@@ -65,30 +64,28 @@ def open_model_file(path: Path) -> Iterator[ModelFile]:
         ExportError: a part is missing, damaged, cut short, or not of this model; or somebody wrote to one within the block.
     """
     with contextlib.ExitStack() as opened:
-        yield _open_parts(path, opened)
-
-
-def _open_parts(path: Path, opened: contextlib.ExitStack) -> ModelFile:
-    first = opened.enter_context(open_header(path, ExportError, kind="model file"))
-    count = first.whole_number("split.count") or 1
-    parts = [first]
-    if count > 1:
-        paths = model_parts(path)
-        if len(paths) != count or first.whole_number("split.no") != 0:
+        first = opened.enter_context(open_header(path, ExportError, kind="model file"))
+        count = first.whole_number("split.count") or 1
+        parts = [first]
+        if count > 1:
+            paths = model_parts(path)
+            if len(paths) != count or first.whole_number("split.no") != 0:
+                raise ExportError(
+                    f"{path} is one of {count} parts of a split model, and not named as the first of them.",
+                    hint=f"Give the first part, which ends in -00001-of-{count:05d}.gguf.",
+                )
+            for number in range(1, count):
+                part = opened.enter_context(open_header(paths[number], ExportError, kind="part of the model"))
+                if part.whole_number("split.no") != number:
+                    raise ExportError(f"{part.path} is not part {number + 1} of {path.name}.")
+                parts.append(part)
+        model = ModelFile(tuple(parts))
+        expected = first.whole_number("split.tensors.count") if count > 1 else len(first.tensors)
+        if len(model.tensors) != expected or sum(len(part.tensors) for part in parts) != expected:
             raise ExportError(
-                f"{path} is one of {count} parts of a split model, and not named as the first of them.",
-                hint=f"Give the first part, which ends in -00001-of-{count:05d}.gguf.",
+                f"The parts of {path.name} hold {len(model.tensors)} tensors together, and {expected} are expected."
             )
-        for number in range(1, count):
-            part = opened.enter_context(open_header(paths[number], ExportError, kind="part of the model"))
-            if part.whole_number("split.no") != number:
-                raise ExportError(f"{part.path} is not part {number + 1} of {path.name}.")
-            parts.append(part)
-    model = ModelFile(tuple(parts))
-    expected = first.whole_number("split.tensors.count") if count > 1 else len(first.tensors)
-    if len(model.tensors) != expected or sum(len(part.tensors) for part in parts) != expected:
-        raise ExportError(f"The parts of {path.name} hold {len(model.tensors)} tensors together, and {expected} are expected.")
-    return model
+        yield model
 
 
 def rewrite(

@@ -8,9 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from localsteer.errors import ExportError
 from localsteer.export.verify import Fidelity, predictions, reference
 from localsteer.files.atomic import atomic_path
@@ -19,10 +16,8 @@ from localsteer.llama.steerability import steerability
 from localsteer.steering.combination import combine
 from localsteer.steering.expression import Steering, Term
 from localsteer.steering.plan import Plan, resolve
-from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.control_vector import ControlVector, Floats
 from localsteer.vector.file import read_vector, write_vector
-
-Floats = NDArray[np.float32]
 
 PROGRAMS = ("llama-cli", "llama-server", "llama-completion")
 

@@ -18,55 +18,34 @@ from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
 from localsteer.llama.steerability import steerability
-
-Floats = NDArray[np.float32]
+from localsteer.vector.control_vector import Floats
 
 # Places in each exchange: with ten exchanges 200 in all.
 PLACES = 20
 
-# Everyday exchanges; every answer is longer than 20 tokens in any vocabulary.
-_EXCHANGES = (
-    (
-        "How was your day?",
-        "It began with rain, and by noon the sun was out, so I walked home along the river and met two old friends.",
-    ),
-    (
-        "What is a good breakfast?",
-        "Oats with fruit and a little honey keep you going until lunch, and they take only five minutes to make.",
-    ),
-    (
-        "Tell me about your town.",
-        "It lies between two hills, has one long street with small shops, and on Saturdays a market that everybody visits.",
-    ),
-    (
-        "Why do leaves fall in autumn?",
-        "Days grow short, so the tree takes back what it can use from each leaf and then lets go of it.",
-    ),
-    (
-        "Can you help me move?",
-        "I have time on Sunday after ten, and my brother could bring his van if you tell him early enough.",
-    ),
-    (
-        "What did you read last?",
-        "A novel about three sisters who run a lighthouse, with more weather in it than plot, but I liked the ending.",
-    ),
-    (
-        "How does a kettle work?",
-        "Current flows through a coil in the base, the coil gets hot, and a switch cuts it off once the steam reaches it.",
-    ),
-    (
-        "Is it worth learning to cook?",
-        "Yes, because you save money, you know what is in your food, and people come to visit you more often.",
-    ),
-    (
-        "What should I do about my neighbour?",
-        "Talk to him first, on a quiet evening, and tell him what you hear and when, before you write any letter.",
-    ),
-    (
-        "Describe the sea.",
-        "Grey in the morning and green at noon, it never keeps still, and at night you hear it long before you see it.",
-    ),
-)
+# Everyday exchanges, a question and its answer in turn; every answer is longer than 20 tokens in any vocabulary.
+_EXCHANGES = """\
+How was your day?
+It began with rain, and by noon the sun was out, so I walked home along the river and met two old friends.
+What is a good breakfast?
+Oats with fruit and a little honey keep you going until lunch, and they take only five minutes to make.
+Tell me about your town.
+It lies between two hills, has one long street with small shops, and on Saturdays a market that everybody visits.
+Why do leaves fall in autumn?
+Days grow short, so the tree takes back what it can use from each leaf and then lets go of it.
+Can you help me move?
+I have time on Sunday after ten, and my brother could bring his van if you tell him early enough.
+What did you read last?
+A novel about three sisters who run a lighthouse, with more weather in it than plot, but I liked the ending.
+How does a kettle work?
+Current flows through a coil in the base, the coil gets hot, and a switch cuts it off once the steam reaches it.
+Is it worth learning to cook?
+Yes, because you save money, you know what is in your food, and people come to visit you more often.
+What should I do about my neighbour?
+Talk to him first, on a quiet evening, and tell him what you hear and when, before you write any letter.
+Describe the sea.
+Grey in the morning and green at noon, it never keeps still, and at night you hear it long before you see it.
+"""
 
 # Mean divergence up to which an export passes whatever the unsteered model does. Two ways to compute the same steering differ by
 # nothing (control vector and callback) or 0.003 (baked: float32 rounding at another place, through 8-bit activations) on SmolLM2
@@ -162,8 +141,9 @@ def reference(model: Model, added: Floats, texts: Sequence[Sequence[int]] | None
 
 def exchanges(model: Model) -> tuple[tuple[int, ...], ...]:
     """Ten everyday questions with answers, as this model reads them."""
+    lines = _EXCHANGES.splitlines()
     texts = []
-    for question, answer in _EXCHANGES:
+    for question, answer in zip(lines[::2], lines[1::2], strict=True):
         if model.chat_template is None:
             texts.append(f"{question}\n\n{answer}")
         else:

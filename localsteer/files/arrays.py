@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.errors import VectorError, shown
+from localsteer.files.text import readable
 
 Floats = NDArray[np.float32]
 
@@ -36,21 +37,16 @@ def read_arrays(path: Path) -> dict[str, Floats]:
     Raises:
         VectorError: no such file, of another kind, damaged, too large, a pickle, or an array of anything but floating point.
     """
-    try:
-        with path.open("rb") as file:
-            data, size = file.read(MAX_BYTES), os.fstat(file.fileno()).st_size
-        if path.suffix.lower() in _PICKLES:
-            raise VectorError(f"{path} is a pickle.", hint=_PICKLE_HINT)
-        if size > MAX_BYTES:
-            raise VectorError(f"{path} is larger than any vector: {size:,} bytes, and at most {MAX_BYTES:,} are read.")
-        if path.suffix.lower() == ".safetensors":
-            return _read_safetensors(path, data)
-        if data.startswith(b"PK\x03\x04"):
-            return _read_npz(path, data)
-    except FileNotFoundError:
-        raise VectorError(f"There is no file {path}.") from None
-    except OSError as problem:
-        raise VectorError(f"{path} cannot be read: {problem.strerror or problem}.") from problem
+    with readable(path, VectorError), path.open("rb") as file:
+        data, size = file.read(MAX_BYTES), os.fstat(file.fileno()).st_size
+    if path.suffix.lower() in _PICKLES:
+        raise VectorError(f"{path} is a pickle.", hint=_PICKLE_HINT)
+    if size > MAX_BYTES:
+        raise VectorError(f"{path} is larger than any vector: {size:,} bytes, and at most {MAX_BYTES:,} are read.")
+    if path.suffix.lower() == ".safetensors":
+        return _read_safetensors(path, data)
+    if data.startswith(b"PK\x03\x04"):
+        return _read_npz(path, data)
     raise VectorError(f"{path} is no file of vectors.", hint="Give a .gguf, .npz or .safetensors file.")
 
 

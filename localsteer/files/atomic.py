@@ -13,6 +13,20 @@ from localsteer.errors import LocalsteerError
 
 
 @contextlib.contextmanager
+def writable(path: Path, error: type[LocalsteerError]) -> Iterator[None]:
+    """Around the writing of a file: what keeps it from being written is told as a person needs it.
+
+    Raises:
+        LocalsteerError: of the class `error`: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as problem:
+        # numpy tells of a full disk without an error number, in words of its own.
+        raise error(f"{path} cannot be written: {problem.strerror or problem}.") from problem
+
+
+@contextlib.contextmanager
 def atomic_path(path: Path, error: type[LocalsteerError] = LocalsteerError) -> Iterator[Path]:
     """A temporary path in the same folder, renamed to `path` when the block ends well and removed when it does not.
 
@@ -29,23 +43,20 @@ def atomic_path(path: Path, error: type[LocalsteerError] = LocalsteerError) -> I
     _refuse_folder(path, error)
     target = _behind_links(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
+    with writable(path, error):
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
         # Made with the permissions that it shall have, from which the system takes away what the user's umask forbids: asking for
         # the umask means to change it, for all threads.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else mode | stat.S_IWUSR))
-    except OSError as problem:
-        raise _unwritable(path, error, problem) from problem
     try:
-        yield temporary
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        if mode is not None:
-            temporary.chmod(mode)
-        temporary.replace(target)
-        _keep_name(target)
-    except OSError as problem:
-        raise _unwritable(path, error, problem) from problem
+        with writable(path, error):
+            yield temporary
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
+            if mode is not None:
+                temporary.chmod(mode)
+            temporary.replace(target)
+            _keep_name(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -80,16 +91,9 @@ def _keep_name(path: Path) -> None:
 
 
 def _refuse_folder(path: Path, error: type[LocalsteerError]) -> None:
-    try:
+    with writable(path, error):  # a name may be too long, for one
         is_folder = path.is_dir()
-    except OSError as problem:  # a name that is too long, for one
-        raise _unwritable(path, error, problem) from problem
     if is_folder:
         raise error(f"{path} is a folder.", hint="Give the name of a file.")
     if path.exists() and not path.is_file():
         raise error(f"{path} is not an ordinary file.", hint="Give the name of a file.")
-
-
-def _unwritable(path: Path, error: type[LocalsteerError], problem: OSError) -> LocalsteerError:
-    # numpy tells of a full disk without an error number, in words of its own.
-    return error(f"{path} cannot be written: {problem.strerror or problem}.")

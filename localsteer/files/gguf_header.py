@@ -30,6 +30,7 @@ from localsteer.files.gguf_layout import (
     UnknownError,
     read_layout,
 )
+from localsteer.files.text import readable
 
 # Of a tensor that is copied. Larger ones are no faster: 4 MiB already keep a disk busy.
 _CHUNK = 4 << 20
@@ -131,11 +132,9 @@ class GGUFHeader(Layout):
         Raises:
             LocalsteerError: they cannot be read, or are no longer there.
         """
-        try:
+        with readable(self.path, self.error):
             self.file.seek(start)
             data = self.file.read(stop - start)
-        except OSError as problem:
-            raise self.error(f"{self.path} cannot be read: {problem.strerror}.") from problem
         if len(data) != stop - start:
             raise self._damaged("it ends too early")
         return data
@@ -167,23 +166,20 @@ def read_header(
     Raises:
         LocalsteerError: of the class `error`: it is missing, cannot be read, is no GGUF file, damaged or cut short.
     """
-    with _open(path, error, kind) as file, _refusals(path, error, kind, not_gguf):
-        size, data = os.fstat(file.fileno()).st_size, io.BytesIO(file.read(-1 if most is None else most))
+    with _refusals(path, error, kind, not_gguf), path.open("rb") as file:
+        size, data = os.fstat(file.fileno()).st_size, io.BytesIO(file.read(most))
         layout = read_layout(data, size, on_architecture=on_architecture)
     return GGUFHeader(**vars(layout), path=path, file=data, error=error)
 
 
 @contextlib.contextmanager
-def open_header(
-    path: Path, error: type[LocalsteerError], *, kind: str = "file", not_gguf: str | None = None, measure: bool = True
-) -> Iterator[GGUFHeader]:
+def open_header(path: Path, error: type[LocalsteerError], *, kind: str = "file", measure: bool = True) -> Iterator[GGUFHeader]:
     """The header of a GGUF file of any size, whose tensors can be read within the block.
 
     Args:
         path: the file.
         error: what to raise.
         kind: what to call the file where it is missing.
-        not_gguf: what to do where it is no GGUF file.
         measure: find out the size of every tensor, for which the installed gguf package has to know its type, and make sure that
             it lies within the file.
 
@@ -191,8 +187,9 @@ def open_header(
         LocalsteerError: of the class `error`: it is missing, cannot be read, is no GGUF file, damaged or cut short, or somebody
             wrote to it within the block.
     """
-    with _open(path, error, kind) as file:
-        with _refusals(path, error, kind, not_gguf):
+    with contextlib.ExitStack() as opened:
+        with _refusals(path, error, kind):
+            file = opened.enter_context(path.open("rb"))
             before = os.fstat(file.fileno())
             layout = read_layout(file, before.st_size, measure=measure)
         yield GGUFHeader(**vars(layout), path=path, file=file, error=error)
@@ -211,25 +208,15 @@ def type_name(kind: int) -> str:
         return f"type {kind}"
 
 
-def _open(path: Path, error: type[LocalsteerError], kind: str) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except FileNotFoundError:
-        raise error(f"There is no {kind} {path}.") from None
-    except OSError as problem:
-        raise error(f"The {kind} {path} cannot be read: {problem.strerror}.") from problem
-
-
 @contextlib.contextmanager
-def _refusals(path: Path, error: type[LocalsteerError], kind: str, not_gguf: str | None) -> Iterator[None]:
+def _refusals(path: Path, error: type[LocalsteerError], kind: str, not_gguf: str | None = None) -> Iterator[None]:
     """Say for a person what is found to be wrong within the block."""
     try:
-        yield
+        with readable(path, error, kind=kind):
+            yield
     except OtherKindError:
         raise error(f"{path} is not a GGUF file.", hint=not_gguf) from None
     except DamagedError as problem:
         raise error(f"{path} is damaged: {shown(problem)}.", hint="Make or download it again.") from None
     except UnknownError as problem:
         raise error(f"{path} cannot be read: {shown(problem)}.") from None
-    except OSError as problem:
-        raise error(f"The {kind} {path} cannot be read: {problem.strerror}.") from problem

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
@@ -157,8 +157,9 @@ def read_layout(
             raise DamagedError(f"the tensor {tensor.name} stands there twice")
         tensors[tensor.name] = tensor
     data_start = align(cursor.at, alignment)
-    sizes = _measured(tensors.values()) if measure else _room(tensors.values(), size - data_start)
-    for tensor, n_bytes in zip(list(tensors.values()), sizes, strict=True):
+    found = list(tensors.values())
+    sizes = [_size(tensor) for tensor in found] if measure else _room(found, size - data_start)
+    for tensor, n_bytes in zip(found, sizes, strict=True):
         if tensor.offset % alignment or data_start + tensor.offset + n_bytes > size:
             raise DamagedError(f"the tensor {tensor.name} does not lie within the file")
         tensors[tensor.name] = replace(tensor, size=n_bytes)
@@ -210,8 +211,7 @@ class _Cursor:
         return self.look(start, self.at)
 
     def skip(self, length: int) -> None:
-        if length > self.size - self.at:
-            raise DamagedError("it ends too early")
+        self.expect(length, 1)
         self.at += length
 
     def expect(self, count: int, least: int) -> None:
@@ -261,9 +261,7 @@ class _Cursor:
                 self._move_window(at, 8)
                 window, start, last = self._window, at, at + len(self._window) - 8
             at += 8 + length_of(window, at - start)[0]
-        if at > self.size:
-            raise DamagedError("it ends too early")
-        self.at = at
+        self.skip(at - self.at)
 
     def tensor(self) -> TensorInfo:
         start = self.at
@@ -276,11 +274,6 @@ class _Cursor:
         return TensorInfo(name, shape, kind, offset, 0, (start, self.at))
 
 
-def _measured(tensors: Iterable[TensorInfo]) -> list[int]:
-    """How many bytes each tensor takes by its type."""
-    return [_tensor_size(tensor.name, tensor.shape, tensor.kind) for tensor in tensors]
-
-
 def _room(tensors: Collection[TensorInfo], size: int) -> list[int]:
     """How many bytes there are from each tensor to the next one, or to the end of a data section of `size` bytes."""
     offsets = sorted({tensor.offset for tensor in tensors})
@@ -288,7 +281,9 @@ def _room(tensors: Collection[TensorInfo], size: int) -> list[int]:
     return [ends[tensor.offset] - tensor.offset for tensor in tensors]
 
 
-def _tensor_size(name: str, shape: tuple[int, ...], kind: int) -> int:
+def _size(tensor: TensorInfo) -> int:
+    """How many bytes a tensor takes by its type."""
+    name, shape, kind = tensor.name, tensor.shape, tensor.kind
     if kind == FLOAT32:
         return 4 * math.prod(shape)
     import gguf

@@ -29,7 +29,7 @@ def build(kind: type[Value], document: Any) -> Value:
     """A dataclass from a document.
 
     Its fields may be texts, numbers, truth values, literals, tuples, mappings, other dataclasses, or None beside one of these.
-    Null is NaN where a number must stand.
+    Null is NaN where a number must stand, and a key that is a tuple is written with slashes between its parts.
 
     Raises:
         ValueError: a key is missing or unknown, or a value of another type; the message names the place.
@@ -52,7 +52,11 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         return tuple(_build(one, item, f"{where}.{index}") for index, (one, item) in enumerate(zip(kinds, value, strict=True)))
     if origin is Mapping:
         _check(value, isinstance(value, dict), where, "an object")
-        return {_build(arguments[0], key, where): _build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        several = get_origin(arguments[0]) is tuple
+        return {
+            _build(arguments[0], key.split("/") if several else key, where): _build(arguments[1], item, f"{where}.{key}")
+            for key, item in value.items()
+        }
     if is_dataclass(kind):
         return _build_dataclass(kind, value, where)
     if kind is float:

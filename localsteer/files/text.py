@@ -1,10 +1,33 @@
-"""Text files that a user names: read whole, or refused with a reason."""
+"""Files that a user names: read, or refused with a reason."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from localsteer.errors import LocalsteerError
+
+
+@contextlib.contextmanager
+def readable(path: Path, error: type[LocalsteerError], *, kind: str = "file", hint: str | None = None) -> Iterator[None]:
+    """Around the reading of a file: what keeps it from being read is told as a person needs it.
+
+    Args:
+        path: the file.
+        error: what to raise.
+        kind: what to call it.
+        hint: what to do where it is missing.
+
+    Raises:
+        LocalsteerError: of the class `error`: it is missing, or cannot be read.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise error(f"There is no {kind} {path}.", hint=hint) from None
+    except OSError as problem:
+        raise error(f"The {kind} {path} cannot be read: {problem.strerror or problem}.") from problem
 
 
 def read_text(
@@ -15,7 +38,7 @@ def read_text(
     Args:
         path: the file.
         error: what to raise.
-        kind: what to call it where it is missing.
+        kind: what to call it.
         encoding: UTF-8, or "utf-8-sig" where a byte order mark may stand in front.
         hint: what to do where it is missing.
 
@@ -23,11 +46,7 @@ def read_text(
         LocalsteerError: of the class `error`: it is missing, cannot be read, or is not UTF-8.
     """
     try:
-        with path.open(encoding=encoding, newline="") as file:
+        with readable(path, error, kind=kind, hint=hint), path.open(encoding=encoding, newline="") as file:
             return file.read()
-    except FileNotFoundError:
-        raise error(f"There is no {kind} {path}.", hint=hint) from None
     except UnicodeDecodeError as problem:
         raise error(f"{path} is not UTF-8 text (byte {problem.start}).") from problem
-    except OSError as problem:
-        raise error(f"{path} cannot be read: {problem.strerror}.") from problem

@@ -30,22 +30,14 @@ class WhileUnchanged(Generic[T]):
         Raises:
             Exception: what `read` raises.
         """
-        try:
-            # Before it is read: what changes meanwhile is read again next time.
-            state = path.stat()
-        except OSError:
-            with self._lock:
+        with self._lock:  # also while it is read: who wants it meanwhile gets the same object
+            try:
+                # Before it is read: what changes meanwhile is read again next time.
+                state = path.stat()
+            except OSError:
                 self._known.pop(path, None)
-            return self._read(path)
-        stamp = state.st_mtime_ns, state.st_size, state.st_ino
-        with self._lock:
-            known = self._known.get(path)
-        if known is not None and known[0] == stamp:
-            return known[1]
-        contents = self._read(path)
-        with self._lock:
-            known = self._known.get(path)
-            if known is not None and known[0] == stamp:
-                return known[1]  # another thread was faster, and has given out its own
-            self._known[path] = stamp, contents
-        return contents
+                return self._read(path)
+            stamp = state.st_mtime_ns, state.st_size, state.st_ino
+            if path not in self._known or self._known[path][0] != stamp:
+                self._known[path] = stamp, self._read(path)
+            return self._known[path][1]

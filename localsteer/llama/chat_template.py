@@ -56,11 +56,8 @@ class ChatTemplate:
             # Many templates show a system message only together with a user's.
             merged = [Message("user", merged[0].content)]
         if merged and merged[0].role == "system" and not self._has_system_role:
-            first, rest = merged[0], merged[1:]
-            if rest and rest[0].role == "user":
-                merged = [Message("user", f"{first.content}\n\n{rest[0].content}"), *rest[1:]]
-            else:
-                merged = [Message("user", first.content), *rest]
+            head = merged[:2] if [message.role for message in merged[:2]] == ["system", "user"] else merged[:1]
+            merged = [Message("user", "\n\n".join(message.content for message in head)), *merged[len(head) :]]
         try:
             return self._format(merged)
         except Exception as error:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,10 @@ from numpy.typing import NDArray
 
 from localsteer.errors import ModelError
 from localsteer.llama import library
-from localsteer.llama.interrupts import InterruptsAfter
+from localsteer.llama.closing import Closing
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
+from localsteer.llama.threads import interrupts_after
 
 # llama.cpp's own default, and what its programs use: one graph of this many tokens at most.
 N_UBATCH = 512
@@ -55,18 +55,6 @@ class Batch:
             sequence_counts=np.ones(n, np.int32),
             sequence_ids=np.full(n, sequence, np.int32),
             outputs=outputs,
-        )
-
-    @staticmethod
-    def of_next_tokens(tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> Batch:
-        """One token each of several sequences, logits for all."""
-        n = len(tokens)
-        return Batch(
-            tokens=np.asarray(tokens, np.int32),
-            positions=np.asarray(positions, np.int32),
-            sequence_counts=np.ones(n, np.int32),
-            sequence_ids=np.asarray(sequences, np.int32),
-            outputs=np.ones(n, np.int8),
         )
 
     def split(self, size: int, n_outputs: int | None = None) -> Iterator[Batch]:
@@ -137,7 +125,7 @@ class _NativeBatch:
         return self._batch
 
 
-class Context:
+class Context(Closing):
     """A KV cache of `n_ctx` cells shared by up to `n_seq` sequences. A context manager.
 
     Args:
@@ -149,6 +137,9 @@ class Context:
             (n_vocab floats each: 1 MB for Gemma).
         tap: reads or rewrites the residual stream. It costs a little even when idle (a callback for every node of the graph), so
             only contexts that need it carry one.
+
+    Attributes:
+        handle: the `llama_context *`, for samplers; None once it is closed.
 
     Raises:
         ModelError: llama.cpp cannot make the context, most often for lack of memory.
@@ -182,15 +173,15 @@ class Context:
         if tap is not None:
             params.cb_eval = ctypes.cast(tap.callback, type(params.cb_eval))
         library.forget_errors()
-        with InterruptsAfter():
-            self._context = llama.llama_init_from_model(model.handle, params)
-        if not self._context:
+        with interrupts_after():
+            self.handle: ctypes.c_void_p | None = llama.llama_init_from_model(model.handle, params)
+        if not self.handle:
             reason = library.last_error("not enough memory?")
             raise ModelError(
                 f"llama.cpp cannot make a context of {n_ctx} tokens for {model.path}: {reason}.",
                 hint="Try a smaller one with --context.",
             )
-        self._memory = llama.llama_get_memory(self._context)
+        self._memory = llama.llama_get_memory(self.handle)
         if not self._memory:
             self.close()
             # llama.cpp would run it as an encoder, with an output for every token, and abort for lack of room for them.
@@ -198,31 +189,20 @@ class Context:
                 f"{model.path} (architecture {model.architecture}) keeps no KV cache: it is an embedding or diffusion model.",
                 hint="Use a chat or base language model.",
             )
-        self.n_ctx = int(llama.llama_n_ctx(self._context))
+        self.n_ctx = int(llama.llama_n_ctx(self.handle))
         self.n_seq = n_seq
-        self.n_ubatch = int(llama.llama_n_ubatch(self._context))
+        self.n_ubatch = int(llama.llama_n_ubatch(self.handle))
         self._control_vector: NDArray[np.float32] | None = None
         self._batch = _NativeBatch(self.n_ubatch)
 
-    def __enter__(self) -> Context:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
     def close(self) -> None:
         """Free the KV cache and the compute buffers."""
-        if self._context:
-            self._llama.llama_free(self._context)
-            self._context = None
-
-    @property
-    def handle(self) -> ctypes.c_void_p:
-        """The `llama_context *`, for samplers."""
-        return self._context  # type: ignore[no-any-return]
+        if self.handle:
+            self._llama.llama_free(self.handle)
+            self.handle = None
 
     def decode(self, batch: Batch) -> None:
-        """Run one batch of at most `n_ubatch` tokens; longer ones go through `decode_all`.
+        """Run one batch of at most `n_ubatch` tokens; longer ones go in parts (`Batch.split`).
 
         Raises:
             ModelError: the KV cache is full, or the computation failed.
@@ -235,8 +215,8 @@ class Context:
         if self.tap is not None:
             self.tap.begin(n, np.flatnonzero(batch.outputs))
         library.forget_errors()
-        with InterruptsAfter():  # the tap calls back into Python, and so does the log, when the graph is reserved anew
-            status = llama.llama_decode(self._context, c_batch)
+        with interrupts_after():  # the tap calls back into Python, and so does the log, when the graph is reserved anew
+            status = llama.llama_decode(self.handle, c_batch)
         if self.tap is not None:
             self.tap.raise_failure()
         if status == 1:
@@ -247,20 +227,6 @@ class Context:
         if self.tap is not None:
             self.tap.check_complete()
 
-    def decode_all(self, batch: Batch, *, after_part: Callable[[Batch, int], None] | None = None) -> None:
-        """Run a batch of any length in parts of `n_ubatch`.
-
-        Args:
-            batch: the tokens.
-            after_part: called after each part, with it and its offset in the batch, while its logits and rows are there.
-        """
-        offset = 0
-        for part in batch.split(self.n_ubatch):
-            self.decode(part)
-            if after_part is not None:
-                after_part(part, offset)
-            offset += len(part)
-
     def logits(self, row: int) -> NDArray[np.float32]:
         """Logits of one token of the last decode.
 
@@ -270,7 +236,7 @@ class Context:
         Returns:
             (n_vocab,) a view that the next decode overwrites.
         """
-        pointer = self._llama.llama_get_logits_ith(self._context, row)
+        pointer = self._llama.llama_get_logits_ith(self.handle, row)
         if not pointer:
             raise ValueError(f"token {row} of the batch did not ask for logits")
         return np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
@@ -292,14 +258,14 @@ class Context:
             return
         n_layer, n_embd = self.model.n_layer, self.model.n_embd
         if added is None:
-            status = self._llama.llama_set_adapter_cvec(self._context, None, 0, n_embd, 0, 0)
+            status = self._llama.llama_set_adapter_cvec(self.handle, None, 0, n_embd, 0, 0)
         else:
             if added.shape != (n_layer, n_embd) or added[0].any():
                 raise ValueError(f"a control vector of shape {added.shape} for {n_layer} layers of {n_embd}")
             # The full buffer: layers that a shorter one does not cover would keep what was there before.
             data = np.ascontiguousarray(added[1:], np.float32)
             pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-            status = self._llama.llama_set_adapter_cvec(self._context, pointer, data.size, n_embd, 1, n_layer - 1)
+            status = self._llama.llama_set_adapter_cvec(self.handle, pointer, data.size, n_embd, 1, n_layer - 1)
         if status != 0:
             raise ModelError(f"llama.cpp refuses a control vector for {self.model.path}.")
         self._control_vector = added
@@ -318,7 +284,7 @@ class Context:
 
     def sequence_bytes(self, sequence: int) -> int:
         """How many bytes `sequence_state` would be."""
-        return int(self._llama.llama_state_seq_get_size(self._context, sequence))
+        return int(self._llama.llama_state_seq_get_size(self.handle, sequence))
 
     def sequence_state(self, sequence: int) -> NDArray[np.uint8]:
         """All that a sequence holds, for `restore_sequence` of a context of the same model (llama_state_seq_get_data).
@@ -328,14 +294,14 @@ class Context:
         """
         state = np.empty(self.sequence_bytes(sequence), np.uint8)
         pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        if self._llama.llama_state_seq_get_data(self._context, pointer, len(state), sequence) != len(state):
+        if self._llama.llama_state_seq_get_data(self.handle, pointer, len(state), sequence) != len(state):
             raise ModelError(f"llama.cpp cannot copy the KV cache of {self.model.path}.")
         return state
 
     def restore_sequence(self, sequence: int, state: NDArray[np.uint8]) -> bool:
         """Let a sequence hold what it, or another one, held before; False, and it is empty, where there is no room."""
         pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        if self._llama.llama_state_seq_set_data(self._context, pointer, len(state), sequence) == len(state):
+        if self._llama.llama_state_seq_set_data(self.handle, pointer, len(state), sequence) == len(state):
             return True
         self.forget(sequence)
         return False

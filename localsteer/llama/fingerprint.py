@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,9 @@ class Fingerprint:
     vocabulary: str
     content: str
 
-    def same_file(self, other: Fingerprint) -> bool:
-        """Whether both are the very same weights."""
-        return self.content == other.content
-
-    def same_shape(self, other: Fingerprint) -> bool:
-        """Whether a direction of one can be added to the residual stream of the other at all."""
-        return (self.n_layer, self.n_embd) == (other.n_layer, other.n_embd)
-
     def same_model(self, other: Fingerprint) -> bool:
         """Whether both are the same model, perhaps quantised differently or tuned further."""
-        return self.same_shape(other) and self.architecture == other.architecture and self.vocabulary == other.vocabulary
+        return replace(self, name=other.name, content=other.content) == other
 
 
 def hash_texts(texts: Iterable[bytes]) -> str:

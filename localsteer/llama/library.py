@@ -10,12 +10,14 @@ import logging
 import math
 import os
 import platform
+import re
 import subprocess
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import psutil
 
@@ -142,40 +144,42 @@ def ggml_base() -> ctypes.CDLL:
 
     They work alike for CPU, Metal and RPC buffers, so no struct offset of ggml_tensor is needed.
     """
-    llama_cpp = load()
-    # The loader finds them through libllama's own dependency. Windows does not search there; opening libggml-base by its
-    # file name everywhere would map a second copy of it on Linux, where the wheel holds copies instead of links.
-    library: ctypes.CDLL = llama_cpp.llama_cpp._lib
-    if not hasattr(library, "ggml_get_name"):
-        from llama_cpp._ctypes_extensions import load_shared_library
-
-        library = load_shared_library("ggml-base", Path(str(llama_cpp.__file__)).parent / "lib")
-    library.ggml_get_name.argtypes = [ctypes.c_void_p]
-    library.ggml_get_name.restype = ctypes.c_char_p
-    library.ggml_nelements.argtypes = [ctypes.c_void_p]
-    library.ggml_nelements.restype = ctypes.c_int64
-    for name in ("ggml_backend_tensor_get", "ggml_backend_tensor_set"):
-        function = getattr(library, name)
-        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
-        function.restype = None
-    return library
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    return _with_functions(
+        "ggml-base",
+        ggml_get_name=(ctypes.c_char_p, pointer),
+        ggml_nelements=(ctypes.c_int64, pointer),
+        ggml_backend_tensor_get=(None, pointer, pointer, size, size),
+        ggml_backend_tensor_set=(None, pointer, pointer, size, size),
+    )
 
 
 @functools.cache
 def ggml_backends() -> ctypes.CDLL:
     """The ggml library, with the functions that add a backend declared."""
-    ggml: ctypes.CDLL = load().llama_cpp._lib
-    if not hasattr(ggml, "ggml_backend_reg_by_name"):  # Windows, as in `ggml_base`
+    pointer, text = ctypes.c_void_p, ctypes.c_char_p
+    return _with_functions(
+        "ggml",
+        ggml_backend_reg_by_name=(pointer, text),
+        ggml_backend_reg_get_proc_address=(pointer, pointer, text),
+        ggml_backend_register=(None, pointer),
+    )
+
+
+def _with_functions(name: str, **functions: Any) -> ctypes.CDLL:
+    """A library of llama.cpp's with functions declared: for each the type of what it returns, then those of its arguments."""
+    llama_cpp = load()
+    # The loader finds them through libllama's own dependency. Windows does not search there; opening libggml-base by its
+    # file name everywhere would map a second copy of it on Linux, where the wheel holds copies instead of links.
+    library: ctypes.CDLL = llama_cpp.llama_cpp._lib
+    if not all(hasattr(library, function) for function in functions):
         from llama_cpp._ctypes_extensions import load_shared_library
 
-        ggml = load_shared_library("ggml", Path(str(load().__file__)).parent / "lib")
-    ggml.ggml_backend_reg_by_name.argtypes = [ctypes.c_char_p]
-    ggml.ggml_backend_reg_by_name.restype = ctypes.c_void_p
-    ggml.ggml_backend_reg_get_proc_address.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-    ggml.ggml_backend_reg_get_proc_address.restype = ctypes.c_void_p
-    ggml.ggml_backend_register.argtypes = [ctypes.c_void_p]
-    ggml.ggml_backend_register.restype = None
-    return ggml
+        library = load_shared_library(name, Path(str(llama_cpp.__file__)).parent / "lib")
+    for function, (returned, *arguments) in functions.items():
+        declared = getattr(library, function)
+        declared.restype, declared.argtypes = returned, arguments
+    return library
 
 
 def build_features() -> BuildFeatures:
@@ -219,15 +223,14 @@ _GROUPS = Path("/sys/fs/cgroup")
 def _quotas() -> list[int]:
     """The processors that each control group of this process may use, as `docker run --cpus` sets them; a part counts as one."""
     try:
-        lines = _OWN_GROUPS.read_text().splitlines()
+        groups = _OWN_GROUPS.read_text()
     except OSError:
         return []
     quotas = []
-    for _, controllers, place in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-        if controllers and "cpu" not in controllers.split(","):
-            continue
+    # The names of the controllers of version 1, of which "cpu" is the one wanted; version 2 has no name.
+    for controllers, place in re.findall(r"^\d+:(|(?:[^:]*,)?cpu(?:,[^:]*)?):(.*)$", groups, re.MULTILINE):
         own = Path(place.lstrip("/"))
-        # Version 2 has no name. A container may see its own group as the root, while its path tells where the host has it.
+        # A container may see its own group as the root, while its path tells where the host has it.
         for group in (own, *own.parents):
             quota = _quota(_GROUPS / controllers / group, version=1 if controllers else 2)
             if quota is not None:

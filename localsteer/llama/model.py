@@ -6,7 +6,6 @@ import ctypes
 import functools
 import logging
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +13,17 @@ from numpy.typing import NDArray
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama import library
 from localsteer.llama.chat_template import ChatTemplate
+from localsteer.llama.closing import Closing
 from localsteer.llama.fingerprint import Fingerprint, hash_texts
-from localsteer.llama.interrupts import InterruptsAfter
 from localsteer.llama.model_file import check_model_file, content_hash
+from localsteer.llama.threads import interrupts_after
 
 logger = logging.getLogger("localsteer.llama")
 
 _ALL_LAYERS = -1
 
 
-class Model:
+class Model(Closing):
     """An opened GGUF model. A context manager; `close` frees the weights.
 
     Args:
@@ -36,7 +36,10 @@ class Model:
         threads: CPU threads.
         n_layer: number of transformer blocks.
         n_embd: width of the residual stream.
-        n_vocab: number of tokens in the vocabulary.
+        vocabulary: the `llama_vocab *`, for samplers.
+        n_vocab: number of tokens in it.
+        n_params: number of weights.
+        size_bytes: bytes of all tensors.
         n_ctx_train: longest context that the model was trained for, in tokens.
         sequences_share_tokens: whether one token of a batch may belong to many sequences (not so in recurrent and hybrid
             models, whose state is not a list of tokens).
@@ -54,7 +57,7 @@ class Model:
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers if gpu_layers is not None else _ALL_LAYERS
         library.forget_errors()
-        with InterruptsAfter():
+        with interrupts_after():
             self._model = llama.llama_model_load_from_file(str(self.path).encode(), params)
         if not self._model:
             reason = library.last_error("llama.cpp gives no reason")
@@ -62,10 +65,12 @@ class Model:
                 f"llama.cpp cannot load {self.path}: {reason}.",
                 hint="If the download was cut short, fetch the file again.",
             )
-        self._vocab = llama.llama_model_get_vocab(self._model)
+        self.vocabulary: ctypes.c_void_p = llama.llama_model_get_vocab(self._model)
         self.n_layer = int(llama.llama_model_n_layer(self._model))
         self.n_embd = int(llama.llama_model_n_embd(self._model))
-        self.n_vocab = int(llama.llama_vocab_n_tokens(self._vocab))
+        self.n_vocab = int(llama.llama_vocab_n_tokens(self.vocabulary))
+        self.n_params = int(llama.llama_model_n_params(self._model))
+        self.size_bytes = int(llama.llama_model_size(self._model))
         self.n_ctx_train = int(llama.llama_model_n_ctx_train(self._model))
         self.sequences_share_tokens = not (
             llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model)
@@ -77,12 +82,6 @@ class Model:
                 hint="Use a chat or base language model.",
             )
         logger.info("opened %s: %d layers, n_embd %d", self.path, self.n_layer, self.n_embd)
-
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the weights. Contexts made from this model must be closed before."""
@@ -96,11 +95,6 @@ class Model:
         if not self._model:
             raise ModelError(f"The model {self.path} is closed.")
         return self._model  # type: ignore[no-any-return]
-
-    @property
-    def vocabulary(self) -> ctypes.c_void_p:
-        """The `llama_vocab *`, for samplers."""
-        return self._vocab  # type: ignore[no-any-return]
 
     def metadata(self, key: str) -> str | None:
         """A value of the file's metadata as text, or None where the file does not have the key."""
@@ -131,16 +125,6 @@ class Model:
         return buffer.value.decode("utf-8", errors="replace")
 
     @functools.cached_property
-    def size_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return int(self._llama.llama_model_size(self.handle))
-
-    @functools.cached_property
-    def n_params(self) -> int:
-        """Number of weights."""
-        return int(self._llama.llama_model_n_params(self.handle))
-
-    @functools.cached_property
     def chat_template(self) -> ChatTemplate | None:
         """The template in the file; None for a base model that has none."""
         source = self._llama.llama_model_chat_template(self.handle, None)
@@ -148,14 +132,14 @@ class Model:
             return None
         return ChatTemplate(
             source.decode("utf-8", errors="replace"),
-            bos=self._token_text(self._llama.llama_vocab_bos(self._vocab)),
-            eos=self._token_text(self._llama.llama_vocab_eos(self._vocab)),
+            bos=self._token_text(self._llama.llama_vocab_bos(self.vocabulary)),
+            eos=self._token_text(self._llama.llama_vocab_eos(self.vocabulary)),
         )
 
     @functools.cached_property
     def fingerprint(self) -> Fingerprint:
         """Identity for control vectors."""
-        texts = (self._llama.llama_vocab_get_text(self._vocab, token) for token in range(self.n_vocab))
+        texts = (self._llama.llama_vocab_get_text(self.vocabulary, token) for token in range(self.n_vocab))
         return Fingerprint(
             name=self.name,
             architecture=self.architecture,
@@ -182,13 +166,13 @@ class Model:
             raise LocalsteerError(
                 f"The text is not valid Unicode (character {error.start}).", hint="Was it read from bytes that are not UTF-8?"
             ) from error
-        bos = self._llama.llama_vocab_bos(self._vocab)
+        bos = self._llama.llama_vocab_bos(self.vocabulary)
         if bos >= 0 and (bos_text := self._token_text(bos)) and text.startswith(bos_text):
             add_special = False  # The chat template printed it already.
         capacity = len(data) + 8
         while True:
             tokens = (ctypes.c_int32 * capacity)()
-            count = self._llama.llama_tokenize(self._vocab, data, len(data), tokens, capacity, add_special, special)
+            count = self._llama.llama_tokenize(self.vocabulary, data, len(data), tokens, capacity, add_special, special)
             if count >= 0:
                 return list(tokens[:count])
             capacity = -count
@@ -201,10 +185,10 @@ class Model:
             special: show special tokens such as `<|im_end|>` instead of dropping them.
         """
         buffer = ctypes.create_string_buffer(64)
-        size = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        size = self._llama.llama_token_to_piece(self.vocabulary, token, buffer, len(buffer), 0, special)
         if size < 0:
             buffer = ctypes.create_string_buffer(-size)
-            size = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+            size = self._llama.llama_token_to_piece(self.vocabulary, token, buffer, len(buffer), 0, special)
         return buffer.raw[:size]
 
     def detokenize(self, tokens: list[int] | NDArray[np.int32]) -> str:
@@ -213,7 +197,7 @@ class Model:
 
     def is_end(self, token: int) -> bool:
         """Whether a token ends the answer (end of turn, of text, ...)."""
-        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+        return bool(self._llama.llama_vocab_is_eog(self.vocabulary, token))
 
     def _token_text(self, token: int) -> str:
         if token < 0:

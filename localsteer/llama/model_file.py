@@ -8,6 +8,8 @@ from pathlib import Path
 
 from localsteer.errors import ModelError
 from localsteer.files.gguf_header import open_header
+from localsteer.files.gguf_layout import MAGIC
+from localsteer.files.text import readable
 
 # `llama_split_path` in llama.cpp: "%s-%05d-of-%05d.gguf", counted from 1.
 _SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})(?P<ending>\.gguf)$", re.IGNORECASE)
@@ -21,16 +23,10 @@ def check_model_file(path: Path) -> None:
     Raises:
         ModelError: the file is missing, cannot be read, or is no GGUF.
     """
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except FileNotFoundError:
-        raise ModelError(
-            f"There is no model file {path}.", hint="`localsteer models list` shows the models on this machine."
-        ) from None
-    except OSError as error:
-        raise ModelError(f"The model file {path} cannot be read: {error.strerror}.") from error
-    if magic != b"GGUF":
+    hint = "`localsteer models list` shows the models on this machine."
+    with readable(path, ModelError, kind="model file", hint=hint), path.open("rb") as file:
+        magic = file.read(len(MAGIC))
+    if magic != MAGIC:
         raise ModelError(
             f"{path} is not a GGUF file.",
             hint="localsteer runs the GGUF models that llama.cpp, Ollama and LM Studio use.",

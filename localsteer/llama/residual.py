@@ -7,6 +7,7 @@ transformers). llama.cpp asks about every node before it runs it, and hands over
 from __future__ import annotations
 
 import ctypes
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -118,9 +119,7 @@ class ResidualTap:
         self._read: frozenset[int] = frozenset()
         self._stop_after: int | None = None
         self._edits: dict[int, _LayerEdit] = {}
-        self._edit_rows = 0
-        self._edit_key: tuple[int, ...] = ()
-        self._edit_source: tuple[Edit | None, ...] = ()
+        self._edits_of_rows: tuple[Edit | None, ...] = ()
         self._rows: dict[int, Rows] = {}
         self._n_tokens = 0
         self._outputs: NDArray[np.intp] = np.empty(0, np.intp)
@@ -146,31 +145,26 @@ class ResidualTap:
         Args:
             edits: one for each token of the batch; None leaves a token as it is. An empty sequence ends all changes.
         """
-        key = tuple(map(id, edits))
-        if key == self._edit_key:
+        before = self._edits_of_rows
+        if len(edits) == len(before) and all(map(operator.is_, edits, before)):
             return  # The usual case: the same sequences, one token further.
-        self._edit_key = key
-        self._edit_source = tuple(edits)  # keeps the ids above alive
-        self._edit_rows = len(edits)
+        self._edits_of_rows = tuple(edits)
         self._edits = {}
-        same = bool(edits) and all(edit == edits[0] for edit in edits)
-        distinct = edits[:1] if same else edits
+        places: dict[Edit, list[int]] = {}
+        for place, edit in enumerate(edits):
+            if edit is not None:
+                places.setdefault(edit, []).append(place)
+        same = [len(rows) for rows in places.values()] == [len(edits)]
         for layer in range(self._n_layer):
-            added: Rows | None = None
-            rows_here = {edit: edit.added_at(layer) for edit in dict.fromkeys(distinct) if edit is not None}
-            if any(row is not None for row in rows_here.values()):
-                zero = np.zeros(self._n_embd, np.float32)
-                of_token = [None if edit is None else rows_here[edit] for edit in distinct]
-                added = np.stack([zero if row is None else row for row in of_token])
-            rows_of: dict[int, list[int]] = {}
-            bases: dict[int, Rows] = {}
-            for row, edit in enumerate(edits):
-                if edit is not None and layer in edit.removed:
-                    rows_of.setdefault(id(edit), []).append(row)
-                    bases[id(edit)] = edit.removed[layer]
-            removed = tuple((np.array(rows, np.intp), bases[name]) for name, rows in rows_of.items())
-            if added is not None or removed:
-                self._edits[layer] = _LayerEdit(added, removed)
+            rows_here = {edit: row for edit in places if (row := edit.added_at(layer)) is not None}
+            added = np.zeros((1 if same else len(edits), self._n_embd), np.float32)
+            for edit, row in rows_here.items():
+                added[0 if same else places[edit]] = row
+            removed = tuple(
+                (np.array(rows, np.intp), edit.removed[layer]) for edit, rows in places.items() if layer in edit.removed
+            )
+            if rows_here or removed:
+                self._edits[layer] = _LayerEdit(added if rows_here else None, removed)
         self._set_wanted()
 
     def rows(self, layer: int) -> Rows:
@@ -184,8 +178,8 @@ class ResidualTap:
 
     def begin(self, n_tokens: int, outputs: NDArray[np.intp]) -> None:
         """Called by Context before a decode of `n_tokens` tokens, of which `outputs` asked for logits."""
-        if self._edit_rows not in (0, n_tokens):
-            raise ValueError(f"{self._edit_rows} edits for a batch of {n_tokens} tokens")
+        if len(self._edits_of_rows) not in (0, n_tokens):
+            raise ValueError(f"{len(self._edits_of_rows)} edits for a batch of {n_tokens} tokens")
         self._n_tokens = n_tokens
         self._outputs = outputs
         self._stopped = False

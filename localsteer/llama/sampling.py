@@ -6,7 +6,6 @@ import ctypes
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama import library
+from localsteer.llama.closing import Closing
 from localsteer.llama.context import Context
 from localsteer.llama.model import Model
 
@@ -63,7 +63,7 @@ def fresh_seed() -> int:
     return secrets.randbelow(2**31)
 
 
-class Sampler:
+class Sampler(Closing):
     """llama.cpp's sampler chain with its state (random numbers, recent tokens, grammar). A context manager.
 
     Args:
@@ -100,12 +100,6 @@ class Sampler:
         if settings.penalties is not None:
             for token in recent[-_PENALTY_WINDOW:]:
                 self._remember(token)
-
-    def __enter__(self) -> Sampler:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the chain."""

@@ -1,14 +1,15 @@
-"""Computing in a thread that ends, for a process in which another thread must stay fast."""
+"""Computing in a thread that ends, and Ctrl-C that waits for llama.cpp: out of a C callback ctypes would print it and go on."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from typing import Generic, TypeVar
-
-from localsteer.llama.interrupts import Stop, set_stop
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -16,6 +17,61 @@ T = TypeVar("T")
 _PATIENCE = 2.0
 # Seconds between two looks at Ctrl-C: on Windows a wait without an end keeps it out.
 _LOOK = 0.2
+
+
+@dataclass
+class _Stop:
+    """Ends the work of one thread: it is interrupted where it leaves llama.cpp, or before it gets there again.
+
+    Attributes:
+        wanted: set by others: from now on, the thread gets a KeyboardInterrupt.
+        inside: set by the thread while it is in llama.cpp.
+    """
+
+    wanted: bool = False
+    inside: bool = False
+
+
+# Its `stop` is that by which this thread can be ended.
+_here = threading.local()
+
+
+@contextlib.contextmanager
+def interrupts_after() -> Iterator[None]:
+    """Around a call into llama.cpp that may call back into Python: Ctrl-C takes effect after it.
+
+    Python delivers a signal at the next function entry, which may be that of a callback; an exception cannot leave one. A thread
+    that has a `_Stop` is interrupted by that in the same places.
+
+    Raises:
+        KeyboardInterrupt: this thread is to end.
+    """
+    stop: _Stop | None = getattr(_here, "stop", None)
+    # Only the main thread may set handlers, and only it is interrupted.
+    if threading.current_thread() is threading.main_thread():
+        pending: list[Any] = []
+        before = signal.signal(signal.SIGINT, lambda *arrived: pending.append(arrived))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
+            if pending and callable(before):
+                before(*pending[-1])
+    elif stop is not None:
+        stop.inside = True  # before the look at what is wanted: who wants it looks at this one afterwards
+        try:
+            _end_if(stop.wanted)
+            yield
+        finally:
+            stop.inside = False
+            _end_if(stop.wanted)
+    else:
+        yield
+
+
+def _end_if(wanted: bool) -> None:
+    if wanted:
+        raise KeyboardInterrupt
 
 
 class Apart(Generic[T]):
@@ -32,13 +88,13 @@ class Apart(Generic[T]):
     def __init__(self, compute: Callable[[], T]) -> None:
         self._compute = compute
         self._result: Future[T] = Future()
-        self._stop = Stop()
+        self._stop = _Stop()
         # A daemon: at the end of the process nobody waits for what did not stop.
         self._thread = threading.Thread(target=self._run, name="localsteer-apart", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        set_stop(self._stop)
+        _here.stop = self._stop
         try:
             self._result.set_result(self._compute())
         except BaseException as error:
@@ -60,7 +116,7 @@ class Apart(Generic[T]):
         A model must not be closed while it is run, so that call is waited for. What does not end otherwise is left behind; it
         will not call llama.cpp any more.
         """
-        self._stop.ask()
+        self._stop.wanted = True
         ends = time.monotonic() + _PATIENCE
         while self._thread.is_alive() and (self._stop.inside or time.monotonic() < ends):
             self._thread.join(_LOOK)

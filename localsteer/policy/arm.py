@@ -13,6 +13,7 @@ from localsteer.concepts.names import is_path
 from localsteer.discovery import resolve_model
 from localsteer.engine.checks import check_steering
 from localsteer.errors import PolicyError
+from localsteer.llama.closing import Closing
 from localsteer.llama.model import Model
 from localsteer.llama.steerability import steerability
 from localsteer.policy.audit import AuditLog
@@ -30,7 +31,7 @@ from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import read_vector
 
 
-class ArmedPolicy:
+class ArmedPolicy(Closing):
     """A policy with all that it needs, for one model. A context manager, which frees the models of its classifiers.
 
     Args:
@@ -88,12 +89,6 @@ class ArmedPolicy:
         self.audit: AuditLog | None = None
         if document.audit is not None:
             self.audit = AuditLog(self._path(document.audit), max_bytes=document.audit_max_bytes, files=document.audit_files)
-
-    def __enter__(self) -> ArmedPolicy:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the models of its classifiers; the chat's own stays open."""

@@ -22,7 +22,7 @@ from localsteer.policy.probe_classifier import Scores, moving_mean, projection
 from localsteer.policy.statistics import auroc, measure
 from localsteer.policy.text_rows import answer_span, message_span
 from localsteer.reading.rows import Progress, Span, read_means, read_tokens
-from localsteer.vector.control_vector import ControlVector, Provenance
+from localsteer.vector.control_vector import ControlVector, Floats, Provenance
 from localsteer.vector.probe import Metrics, Probe, Watch
 
 # Below this nothing can be fitted and tried; the interval of an AUROC of 1 on 4 + 4 texts reaches down to 0.58.
@@ -35,8 +35,6 @@ _UNSEEN_SHARE = 0.5  # of the texts, kept for the report
 # 13 to 27 the AUROC was 0.93 to 0.98 with 0.9, 0.93 to 0.97 with 0.5, and 0.90 to 0.95 for the bare difference of the means.
 _SHRINKAGE = 0.9
 DEFAULT_WINDOW = 16
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError
 from localsteer.llama.residual import Edit
 from localsteer.steering.expression import Steering
-
-Floats = NDArray[np.float32]
+from localsteer.vector.control_vector import Floats
 
 # Two doses are the same up to this factor: rounding of float32, and of two ways to sum up one dose.
 DOSE_TOLERANCE = 1.001

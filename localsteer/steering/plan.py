@@ -15,9 +15,7 @@ from localsteer.steering.dose import DoseLimit, relative_dose
 from localsteer.steering.expression import Steering, Term
 from localsteer.steering.notes import notes
 from localsteer.vector.calibration import Mode
-from localsteer.vector.control_vector import ControlVector, merge_norms
-
-Floats = NDArray[np.float32]
+from localsteer.vector.control_vector import ControlVector, Floats, merge_norms
 
 
 @dataclass(frozen=True, eq=False)

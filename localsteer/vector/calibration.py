@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -201,27 +201,10 @@ class Calibration:
             VectorError: it is damaged.
         """
         try:
-            read = build(_Document, read_json(text))
-            sides = {tuple(key.split("/")): side for key, side in read.sides.items()}
-            return cls(**{**vars(read), "model": shown(read.model), "sides": sides})
+            read = build(cls, read_json(text))
+            return replace(read, model=shown(read.model))
         except (ValueError, VectorError) as error:
             raise VectorError(f"the calibration is damaged: {shown(error)}.", hint="Calibrate the vector again.") from error
-
-
-@dataclass(frozen=True)
-class _Document:
-    """A calibration as it stands in a file, whose sides have names such as "positive/response"."""
-
-    model: str
-    content: str
-    budget: float
-    seed: int
-    questions: int
-    generated_tokens: int
-    unsteered: Point
-    personas: Mapping[Pole, Point]
-    scale: Mapping[Pole, str]
-    sides: Mapping[str, Side]
 
 
 def pole_of(strength: float) -> Pole:

@@ -253,7 +253,7 @@ class ControlVector:
             )
         if own is None:
             return f"{name} does not say which model it was read from; its shape fits {model.name}."
-        if own.same_file(model):
+        if own.content == model.content:
             return None
         if own.same_model(model):
             return f"{name} was read from another file of the same model (another quantisation, or tuned further)."

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError, VectorError, shown
 from localsteer.files.atomic import atomic_path, check_writable
@@ -26,7 +25,7 @@ from localsteer.files.gguf_layout import FLOAT32
 from localsteer.files.json_values import build, read_json
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.calibration import Calibration
-from localsteer.vector.control_vector import ControlVector, Provenance
+from localsteer.vector.control_vector import ControlVector, Floats, Provenance
 from localsteer.vector.probe import Probe
 
 ARCHITECTURE = "controlvector"
@@ -40,8 +39,6 @@ MAX_BYTES = 64 << 20
 
 # Where the kind of a GGUF file stands; writers put it first, 32 bytes from the beginning.
 _HEAD_BYTES = 4096
-
-Floats = NDArray[np.float32]
 
 _DIRECTION = re.compile(r"^direction\.(?P<layer>\d+)$")
 _TEXTS = ("concept", "description", "positive", "negative", "method", "position", "dataset_sha256", "source", "origin")
@@ -87,14 +84,9 @@ def write_vector(vector: ControlVector, path: str | Path) -> None:
             values = getattr(provenance, name)
             if values is not None:
                 writer.add_array(f"localsteer.{name}", [float(value) for value in values])
-        if provenance.model is not None:
-            writer.add_string("localsteer.model", json.dumps(asdict(provenance.model)))
-        if provenance.estimate is not None:
-            writer.add_string("localsteer.estimate", _pack(provenance.estimate))
-        if provenance.calibration is not None:
-            writer.add_string("localsteer.calibration", provenance.calibration.to_json())
-        if provenance.probe is not None:
-            writer.add_string("localsteer.probe", provenance.probe.to_json())
+        for name, (text_of, _) in _DOCUMENTS.items():
+            if (value := getattr(provenance, name)) is not None:
+                writer.add_string(f"localsteer.{name}", text_of(value))
         for layer, direction in vector.directions.items():
             writer.add_tensor(f"direction.{layer}", np.ascontiguousarray(direction, np.float32))
         try:
@@ -194,7 +186,7 @@ def read_provenance(header: GGUFHeader) -> Provenance:
     if (n_pairs := header.whole_number("localsteer.n_pairs")) is not None:
         values["n_pairs"] = n_pairs
     try:
-        for name, read in _DOCUMENTS.items():
+        for name, (_, read) in _DOCUMENTS.items():
             if (document := header.text(f"localsteer.{name}")) is not None:
                 values[name] = read(document)
         return Provenance(**values)
@@ -236,14 +228,19 @@ def _unpack(text: str) -> Floats:
     return rows
 
 
+def _model_text(model: Fingerprint) -> str:
+    return json.dumps(asdict(model))
+
+
 def _model(text: str) -> Fingerprint:
     model = build(Fingerprint, read_json(text))
     return replace(model, name=shown(model.name), architecture=shown(model.architecture))
 
 
-_DOCUMENTS: Mapping[str, Callable[[str], Any]] = {
-    "model": _model,
-    "estimate": _unpack,
-    "calibration": Calibration.from_json,
-    "probe": Probe.from_json,
+# How each is written, and read.
+_DOCUMENTS: Mapping[str, tuple[Callable[[Any], str], Callable[[str], Any]]] = {
+    "model": (_model_text, _model),
+    "estimate": (_pack, _unpack),
+    "calibration": (Calibration.to_json, Calibration.from_json),
+    "probe": (Probe.to_json, Probe.from_json),
 }

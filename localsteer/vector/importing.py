@@ -20,17 +20,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from localsteer.errors import VectorError, shown
 from localsteer.files.arrays import read_arrays
 from localsteer.files.gguf_header import GGUFHeader
 from localsteer.files.gguf_layout import INT32_TYPE, MAGIC
+from localsteer.files.text import readable
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.vector.control_vector import ControlVector, Provenance, format_layers
+from localsteer.vector.control_vector import ControlVector, Floats, Provenance, format_layers
 from localsteer.vector.file import MAX_LAYERS, read_directions, read_provenance, read_vector_header
-
-Floats = NDArray[np.float32]
 
 _LAYER_COUNT = "controlvector.layer_count"
 _NUMBERS = re.compile(r"\d+")
@@ -117,13 +115,8 @@ def import_vector(path: Path, *, shift: int | None = None, name: str | None = No
 
 def _find(path: Path, model: Fingerprint | None, told: bool) -> _Found:
     """What the file holds; `told` where the user says how to number it."""
-    try:
-        with path.open("rb") as file:
-            is_gguf = file.read(4) == MAGIC
-    except FileNotFoundError:
-        raise VectorError(f"There is no file {path}.") from None
-    except OSError as problem:
-        raise VectorError(f"{path} cannot be read: {problem.strerror}.") from problem
+    with readable(path, VectorError), path.open("rb") as file:
+        is_gguf = file.read(4) == MAGIC
     return _find_in_gguf(read_vector_header(path), model) if is_gguf else _find_in_arrays(path, model, told)
 
 

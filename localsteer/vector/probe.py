@@ -54,9 +54,6 @@ class Metrics:
         return self.true_negatives + self.false_positives
 
 
-RATES = ("auroc", "precision", "recall", "f1", "false_positive_rate")
-
-
 @dataclass(frozen=True)
 class Probe:
     """A linear classifier of the residual stream at one layer.

@@ -15,6 +15,7 @@ from localsteer.llama.residual import Edit, ResidualTap
 from localsteer.reading.activations import read_activations
 from localsteer.reading.prefix_tree import lay_out
 from localsteer.reading.rows import Span
+from tests.conftest import next_tokens
 from tests.end_to_end.conftest import HAPPY
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -124,7 +125,7 @@ def test_four_strengths_in_one_batch_equal_four_alone(model: Model) -> None:
         for sequence in range(1, 4):
             context.copy_sequence(0, sequence)
         tap.edit(edits)
-        context.decode(Batch.of_next_tokens(tokens[-1:] * 4, [len(tokens) - 1] * 4, range(4)))
+        context.decode(next_tokens(tokens[-1:] * 4, [len(tokens) - 1] * 4, range(4)))
         together = [context.logits(row).copy() for row in range(4)]
     for one, other in zip(alone, together, strict=True):
         # Gemma's Q4_K runs other kernels for 4 tokens than for 1: unsteered logits differ by 2.8 % then, steered ones by 3.2 %.

@@ -9,7 +9,7 @@ from localsteer.errors import ModelError
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
-from tests.conftest import LOGIT_NOISE, ROUNDING, ROW_NOISE, Floats, TinyModel, random_rows, random_tokens, run_alone
+from tests.conftest import LOGIT_NOISE, ROUNDING, ROW_NOISE, Floats, TinyModel, next_tokens, random_rows, random_tokens, run_alone
 
 PROMPT = random_tokens(24, seed=1)
 
@@ -163,7 +163,8 @@ def test_the_end_of_a_sequence_can_be_taken_back_and_written_anew(transformer: M
     first = random_tokens(450, seed=7)
     second = (*first[:100], *random_tokens(20, seed=8))
     with Context(transformer, n_ctx=512, n_ubatch=64) as context:
-        context.decode_all(Batch.of_one_sequence(first, start=0))
+        for part in Batch.of_one_sequence(first, start=0).split(64):
+            context.decode(part)
         assert context.forget(0, 100)
         context.decode(Batch.of_one_sequence(second[100:], start=100))
         np.testing.assert_allclose(context.logits(19), run_alone(transformer, second).logits[-1], atol=LOGIT_NOISE)
@@ -183,7 +184,7 @@ def test_a_copied_sequence_goes_on_by_itself(steerable: Model) -> None:
         context.copy_sequence(0, 1)
         for place in range(6):
             position = len(PROMPT) + place
-            context.decode(Batch.of_next_tokens([one[place], other[place]], [position, position], [0, 1]))
+            context.decode(next_tokens([one[place], other[place]], [position, position], [0, 1]))
         for row, tokens in enumerate((one, other)):
             alone = run_alone(steerable, (*PROMPT, *tokens)).logits[-1]
             np.testing.assert_allclose(context.logits(row), alone, atol=LOGIT_NOISE)
@@ -195,12 +196,10 @@ def test_a_long_prompt_goes_through_in_parts(steerable: Model) -> None:
     batch.outputs[[3, 31, 32]] = 1
     logits: dict[int, Floats] = {}
     with Context(steerable, n_ctx=64, n_ubatch=16) as context:
-
-        def collect(part: Batch, offset: int) -> None:
-            for row in np.flatnonzero(part.outputs).tolist():
-                logits[offset + row] = context.logits(row).copy()
-
-        context.decode_all(batch, after_part=collect)
+        for part in batch.split(16):
+            context.decode(part)
+            for asked in np.flatnonzero(part.outputs):
+                logits[int(part.positions[asked])] = context.logits(int(asked)).copy()
     alone = run_alone(steerable, tokens).logits
     assert sorted(logits) == [3, 31, 32, 49]
     for place, row in logits.items():

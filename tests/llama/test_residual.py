@@ -16,6 +16,7 @@ from tests.conftest import (
     ROW_NOISE,
     Floats,
     TinyModel,
+    next_tokens,
     random_basis,
     random_edit,
     random_rows,
@@ -48,11 +49,13 @@ def test_prompts_longer_than_a_ubatch_give_the_same_rows(steerable: Model) -> No
     batch.outputs[:] = 1
     parts: list[list[Floats]] = []
     with Context(steerable, n_ctx=128, n_ubatch=16, n_outputs=16, tap=tap) as context:
-        context.decode_all(batch, after_part=lambda *_: parts.append([tap.rows(layer) for layer in range(steerable.n_layer)]))
-    assert [len(part[0]) for part in parts] == [16, 16, 16, 16, 6]
+        for part in batch.split(16):
+            context.decode(part)
+            parts.append([tap.rows(layer) for layer in range(steerable.n_layer)])
+    assert [len(rows[0]) for rows in parts] == [16, 16, 16, 16, 6]
     whole = run_alone(steerable, tokens)
     for layer in range(steerable.n_layer):
-        together = np.concatenate([part[layer] for part in parts])
+        together = np.concatenate([rows[layer] for rows in parts])
         np.testing.assert_allclose(together, whole.rows[layer], atol=ROW_NOISE)
 
 
@@ -157,7 +160,7 @@ def test_four_sequences_with_four_strengths_equal_the_four_alone(steerable: Mode
             context.decode(Batch.of_one_sequence(prompt[:-1], start=0, sequence=number))
         tap.edit(edits)
         ends = [len(prompt) - 1 for prompt in prompts]
-        context.decode(Batch.of_next_tokens([prompt[-1] for prompt in prompts], ends, range(4)))
+        context.decode(next_tokens([prompt[-1] for prompt in prompts], ends, range(4)))
         for row, (prompt, edit) in enumerate(zip(prompts, edits, strict=True)):
             np.testing.assert_allclose(context.logits(row), native_logits(steerable, prompt, edit.added), atol=LOGIT_NOISE)
 
@@ -214,7 +217,7 @@ def test_edits_that_change_places_act_on_the_other_sequence(tiny: Model) -> None
         for order in (edits, edits[::-1]):
             tap.edit(order)
             context.clear()
-            context.decode(Batch.of_next_tokens([65, 65], [0, 0], [0, 1]))
+            context.decode(next_tokens([65, 65], [0, 0], [0, 1]))
             for row, edit in enumerate(order):
                 np.testing.assert_allclose(context.logits(row), native_logits(tiny, [65], edit.added), atol=LOGIT_NOISE)
 

@@ -13,7 +13,7 @@ from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampler, Sampling, fresh_seed
-from tests.conftest import Floats, random_tokens
+from tests.conftest import Floats, next_tokens, random_tokens
 
 PROMPT = random_tokens(12, seed=1)
 # Every token has its share, and nothing is filtered.
@@ -288,7 +288,7 @@ def test_where_no_token_goes_on_as_a_grammar_wants_that_is_an_error(context: Con
 def two(tiny: Model) -> Iterator[Context]:
     """Two prompts, one token each: row 0 stands for what the steered model says, row 1 for the unsteered one."""
     with Context(tiny, n_ctx=64, n_seq=2) as context:
-        context.decode(Batch.of_next_tokens([65, 90], [0, 0], [0, 1]))
+        context.decode(next_tokens([65, 90], [0, 0], [0, 1]))
         yield context
 
 

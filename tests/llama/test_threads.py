@@ -9,7 +9,7 @@ import pytest
 
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
-from localsteer.llama.threads import Apart, compute_apart
+from localsteer.llama.threads import Apart, compute_apart, interrupts_after
 
 
 def test_what_is_computed_apart_leaves_no_thread_behind() -> None:
@@ -77,14 +77,12 @@ def test_what_does_not_stop_is_left_behind_and_computes_no_more(tiny: Model, mon
 
 def test_a_call_into_llama_cpp_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it takes: the model is freed next."""
-    from localsteer.llama.interrupts import InterruptsAfter
-
     monkeypatch.setattr("localsteer.llama.threads._PATIENCE", 0.0)
     inside = threading.Event()
     left: list[str] = []
 
     def work() -> None:
-        with InterruptsAfter():
+        with interrupts_after():
             inside.set()
             time.sleep(0.5)  # stands for a decode
             left.append("llama.cpp")
