@@ -1,6 +1,6 @@
 """The command line. One file per command, thin: parse, call, print.
 
-Commands are imported when they are called, and they import what they need when they run, so that `localsteer --help` stays fast.
+Commands are imported when they are called, so that `localsteer --help` stays fast.
 """
 
 from __future__ import annotations

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from localsteer.building.library import load_vector, place_for
+from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
+from localsteer.calibration.laboratory import Speed
+from localsteer.calibration.report import (
+    CURVE_HEADERS,
+    curve_rows,
+    document,
+    pole_names,
+    prepare,
+    scale_line,
+    side_line,
+    terminal_plot,
+    write_report,
+)
 from localsteer.commands.options import (
     ModelOptions,
     force_option,
@@ -17,39 +31,15 @@ from localsteer.commands.options import (
     with_model_options,
 )
 from localsteer.commands.output import console, note, print_json, print_table, progress_bar
+from localsteer.concepts.concept_file import load_concept, parse_concept
+from localsteer.concepts.contrast import Contrast
+from localsteer.concepts.names import is_path
+from localsteer.errors import CalibrationError
 from localsteer.vector.calibration import DEFAULT_BUDGET, MODE_NAMES, POLES, SIGN
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.file import check_vector_path, write_vector
 
-if TYPE_CHECKING:
-    from localsteer.building.extraction import Progress
-    from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator
-    from localsteer.calibration.laboratory import Speed
-    from localsteer.concepts.contrast import Contrast
-    from localsteer.llama.model import Model
-    from localsteer.vector.control_vector import ControlVector
-
-
-def calibrator_for(
-    model: Model,
-    vector: ControlVector,
-    contrast: Contrast,
-    settings: CalibrationSettings | None = None,
-    *,
-    progress: Progress | None = None,
-    fresh: bool = False,
-) -> Calibrator:
-    """A calibration that keeps its measurements, so that it goes on where Ctrl-C stopped it.
-
-    Raises:
-        CalibrationError: as Calibrator.
-        VectorError: as Calibrator.
-    """
-    from localsteer.calibration.calibrate import Calibrator, measurements_folder
-
-    def tell(done: int, total: int) -> None:
-        if progress is not None:
-            progress("measuring answers", done, total)
-
-    return Calibrator(model, vector, contrast, settings, folder=measurements_folder(), fresh=fresh, on_progress=tell)
+MEASURING = "measuring answers"
 
 
 def price(calibrators: Sequence[Calibrator], speed: Speed) -> str:
@@ -109,12 +99,6 @@ def command(
     Afterwards strength 1.0 is the strongest dose whose answers cost at most NATS nats a token of coherence, and -1.0 the
     strongest one toward the other pole. Ctrl-C keeps what was measured; running it again goes on from there.
     """
-    from localsteer.building.library import load_vector, place_for
-    from localsteer.calibration.calibrate import CalibrationSettings
-    from localsteer.calibration.report import document, prepare, write_report
-    from localsteer.concepts.names import is_path
-    from localsteer.vector.file import check_vector_path, write_vector
-
     if report is not None:
         prepare(report)
     target = output if output is not None or not is_path(vector) else Path(vector).expanduser()
@@ -130,7 +114,8 @@ def command(
         if fit is not None:
             note(fit)
         settings = CalibrationSettings(budget, layers, quick, seed, by_cost, anchored)
-        calibrator = calibrator_for(opened, loaded, contrast, settings, progress=progress, fresh=fresh)
+        told, folder = functools.partial(progress, MEASURING), measurements_folder()
+        calibrator = Calibrator(opened, loaded, contrast, settings, folder=folder, fresh=fresh, on_progress=told)
         earlier = loaded.provenance.calibration
         if earlier is not None and "anchored" in earlier.modes and not anchored:
             note("The doses of anchored answers that the vector has will be dropped; --anchored measures them.")
@@ -155,8 +140,6 @@ def command(
 
 def print_calibration(result: Calibrated) -> None:
     """The table, the plot and the doses."""
-    from localsteer.calibration.report import CURVE_HEADERS, curve_rows, terminal_plot
-
     print_table(CURVE_HEADERS, list(curve_rows(result.calibration)))
     click.echo(terminal_plot(result.calibration, console().width))
     if "anchored" in result.calibration.modes:
@@ -167,8 +150,6 @@ def print_calibration(result: Calibrated) -> None:
 
 def print_doses(vector: ControlVector) -> None:
     """What strength 1 and -1 mean in every mode that was measured."""
-    from localsteer.calibration.report import pole_names, scale_line, side_line
-
     calibration = vector.provenance.calibration
     assert calibration is not None
     names = pole_names(vector)
@@ -181,9 +162,6 @@ def print_doses(vector: ControlVector) -> None:
 
 
 def _concept_of(vector: ControlVector, name: str, file: Path | None) -> Contrast:
-    from localsteer.concepts.concept_file import load_concept, parse_concept
-    from localsteer.errors import CalibrationError
-
     if file is not None:
         return load_concept(file)
     if not vector.provenance.source:

@@ -2,67 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from localsteer.commands.options import (
-    ModelOptions,
-    anchored_option,
+from localsteer.chat.conversation import Conversation
+from localsteer.chat.terminal import Terminal
+from localsteer.commands.answering import (
+    AnswerOptions,
     armed_policy,
-    context_option,
     limit_for,
     make_opposite,
     make_plan,
-    max_dose_option,
     new_controller,
     open_generator,
     policy_for,
-    policy_option,
-    steer_option,
-    with_model_options,
-    with_sampling_options,
+    with_answer_options,
 )
+from localsteer.commands.options import ModelOptions, with_model_options
 from localsteer.commands.output import interrupt_stops_answer, note, print_side_by_side
-
-if TYPE_CHECKING:
-    from localsteer.llama.sampling import Sampling
-    from localsteer.steering.expression import Steering
-    from localsteer.steering.plan import Plan
-    from localsteer.vector.calibration import Mode
+from localsteer.steering.expression import Steering
+from localsteer.steering.plan import Plan
+from localsteer.vector.calibration import Mode
 
 
 @click.command()
-@steer_option
-@policy_option
-@click.option("--system", help="A system message.")
-@click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer.")
-@anchored_option
-@max_dose_option
-@with_sampling_options
-@context_option
+@with_answer_options
 @with_model_options
-def command(
-    steering: Steering,
-    policy_file: str | None,
-    system: str | None,
-    max_tokens: int,
-    anchored: bool,
-    max_dose: float | None,
-    sampling: Sampling,
-    n_ctx: int | None,
-    model_options: ModelOptions,
-) -> None:
+def command(answering: AnswerOptions, model_options: ModelOptions) -> None:
     """Chat in the terminal, steered. /help lists the commands."""
-    from localsteer.chat.conversation import Conversation
-    from localsteer.chat.terminal import Terminal
-
-    if policy_file is not None:
-        from localsteer.policy.policy_file import load_policy
-
-        load_policy(policy_file)  # a mistake in it is told before the model is loaded
     with model_options.open() as opened:
-        limit = limit_for(opened, max_dose)
+        limit = limit_for(opened, answering.max_dose)
 
         def plan_for(steering: Steering, mode: Mode) -> Plan | None:
             return make_plan(steering, opened, mode=mode, limit=limit)
@@ -70,19 +38,19 @@ def command(
         def opposite_for(plan: Plan) -> Plan | None:
             return make_opposite(plan.steering, opened, mode=plan.mode, limit=limit)
 
-        mode: Mode = "anchored" if anchored else "response"
-        plan = plan_for(steering, mode)
+        mode: Mode = "anchored" if answering.anchored else "response"
+        plan = plan_for(answering.steering, mode)
         with (
-            armed_policy(policy_file, opened, limit, mode) as armed,
-            open_generator(opened, n_ctx) as generator,
+            armed_policy(answering.policy_file, opened, limit, mode) as armed,
+            open_generator(opened, answering.n_ctx) as generator,
         ):
             conversation = Conversation(
                 generator,
-                system=system,
+                system=answering.system,
                 plan=plan,
                 controller=new_controller(armed, mode),
-                sampling=sampling,
-                max_tokens=max_tokens,
+                sampling=answering.sampling,
+                max_tokens=answering.max_tokens,
                 mode=mode,
                 opposite_for=opposite_for,
             )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from localsteer.commands.options import ModelOptions, json_option, with_model_options
 from localsteer.commands.output import print_facts, print_json
-
-if TYPE_CHECKING:
-    from localsteer.llama.model import Model
+from localsteer.errors import LocalsteerError, ModelError
+from localsteer.llama import library
+from localsteer.llama.model import Model
+from localsteer.llama.steerability import steerability
 
 
 @click.command()
@@ -22,11 +24,6 @@ def command(as_json: bool, model_options: ModelOptions) -> None:
 
     Exits with 1 where the model can be neither.
     """
-    import importlib.metadata
-
-    from localsteer.llama import library
-    from localsteer.llama.steerability import steerability
-
     features = library.build_features()
     facts: dict[str, Any] = {
         "localsteer": importlib.metadata.version("localsteer"),
@@ -38,8 +35,12 @@ def command(as_json: bool, model_options: ModelOptions) -> None:
         "sequences in one batch": features.max_sequences,
         "threads": model_options.threads or library.default_threads(),
     }
-    if model_options.model is None and (missing := model_options.default_problem()) is not None:
-        _show({**facts, "model": f"none: {missing}"}, as_json)
+    try:
+        model_options.path()
+    except LocalsteerError as error:
+        if model_options.model is not None:
+            raise
+        _show({**facts, "model": f"none: {error.message}"}, as_json)
         return
     with model_options.open() as opened:
         found = steerability(opened)
@@ -62,8 +63,6 @@ def command(as_json: bool, model_options: ModelOptions) -> None:
 
 
 def _template(model: Model) -> str:
-    from localsteer.errors import ModelError
-
     try:
         return "none (a base model)" if model.chat_template is None else "yes"
     except ModelError:

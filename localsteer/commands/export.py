@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from localsteer.commands.options import ModelOptions, force_option, json_option, refuse_to_replace, with_model_options
+from localsteer.building.library import load_for_showing, loader
+from localsteer.commands.options import (
+    ModelOptions,
+    expression_argument,
+    force_option,
+    json_option,
+    output_option,
+    refuse_to_replace,
+    with_model_options,
+)
 from localsteer.commands.output import format_bytes, note, print_json, progress_bar
+from localsteer.concepts.names import is_path
+from localsteer.errors import ExportError
+from localsteer.export.bake import bake as bake_into
+from localsteer.export.llama_cpp import at_strength, command_lines, export_vector
+from localsteer.export.verify import Fidelity
+from localsteer.steering.expression import Steering
+from localsteer.vector.control_vector import format_layers
+from localsteer.vector.file import check_vector_path
 
-if TYPE_CHECKING:
-    from localsteer.export.verify import Fidelity
-    from localsteer.steering.expression import Steering
-
-_OUTPUT = click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new file.")
 _VERIFY = click.option(
     "--verify/--no-verify",
     default=True,
@@ -29,15 +41,15 @@ def command() -> None:
 
 
 @command.command("llama-cpp")
-@click.argument("expression")
-@_OUTPUT
+@expression_argument
+@output_option
 @click.option("--strength", type=float, default=1.0, show_default=True, help="Multiply the whole expression by this.")
 @_VERIFY
 @force_option
 @json_option
 @with_model_options
 def llama_cpp(
-    expression: str,
+    steering: Steering,
     output: Path,
     strength: float,
     verify: bool,
@@ -50,14 +62,7 @@ def llama_cpp(
     They steer the prompt as well as the answer: at scale 1 the file is the dose that was calibrated for that. With --no-verify
     and files alone no model is opened. An expression that begins with a minus goes after --, last of all.
     """
-    from localsteer.building.library import load_for_showing, loader
-    from localsteer.concepts.names import is_path
-    from localsteer.errors import ExportError
-    from localsteer.export.llama_cpp import at_strength, command_lines, export_vector
-    from localsteer.vector.control_vector import format_layers
-    from localsteer.vector.file import check_vector_path
-
-    steering = at_strength(_parse(expression), strength)
+    steering = at_strength(steering, strength)
     check_vector_path(output, ExportError)
     if not force:
         refuse_to_replace(output)
@@ -69,8 +74,7 @@ def llama_cpp(
         exported = export_vector(steering, output, load, model, verify=verify)
         lines = command_lines(output, model.path if model is not None else Path("MODEL.gguf"))
     vector, plan = exported.vector, exported.plan
-    for text in plan.notes if plan is not None else ():
-        note(text)
+    note(*(plan.notes if plan is not None else ()))
     if as_json:
         print_json(
             {
@@ -94,24 +98,19 @@ def llama_cpp(
 
 
 @command.command()
-@click.argument("expression")
-@_OUTPUT
+@expression_argument
+@output_option
 @_VERIFY
 @json_option
 @with_model_options
-def bake(expression: str, output: Path, verify: bool, as_json: bool, model_options: ModelOptions) -> None:
+def bake(steering: Steering, output: Path, verify: bool, as_json: bool, model_options: ModelOptions) -> None:
     """Write the model anew with EXPRESSION baked in, for Ollama, LM Studio, koboldcpp and all that run GGUF models.
 
     Everything in the model file keeps its bytes; a split model becomes one file. An Ollama Modelfile is written beside it.
     """
-    from localsteer.export.bake import bake as bake_into
-    from localsteer.vector.control_vector import format_layers
-
-    steering = _parse(expression)
     with progress_bar() as progress:
         baked = bake_into(model_options.path(), steering, output, verify=verify, open_model=model_options.open, progress=progress)
-    for text in baked.plan.notes:
-        note(text)
+    note(*baked.plan.notes)
     if as_json:
         print_json(
             {
@@ -129,15 +128,6 @@ def bake(expression: str, output: Path, verify: bool, as_json: bool, model_optio
     click.echo(f"{output}: {baked.label}, layers {format_layers(baked.layers)}{dose}, {format_bytes(baked.size)}")
     _print_fidelity(baked.fidelity)
     click.echo(f"{baked.modelfile}: for `ollama create {output.stem.lower()} -f {baked.modelfile}`")
-
-
-def _parse(expression: str) -> Steering:
-    from localsteer.steering.expression import parse_steering
-
-    steering = parse_steering(expression)
-    if not steering:
-        raise click.UsageError("The expression is empty.")
-    return steering
 
 
 def _dose(relative_dose: float | None) -> str:

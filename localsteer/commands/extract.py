@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from localsteer.building.estimators import MIN_PAIRS
+from localsteer.building.extraction import ExtractionSettings, extract, layer_summary
 from localsteer.commands.options import (
     ModelOptions,
     force_option,
@@ -17,10 +18,12 @@ from localsteer.commands.options import (
     with_model_options,
 )
 from localsteer.commands.output import note, print_json, progress_bar
-
-if TYPE_CHECKING:
-    from localsteer.concepts.contrast import Contrast
-    from localsteer.vector.control_vector import ControlVector
+from localsteer.concepts.concept_file import load_concept, parse_concept
+from localsteer.concepts.contrast import Contrast, read_prompt_files
+from localsteer.concepts.descriptions import AGAINST, check_concept_place, concept_name, describe, write_concept
+from localsteer.llama.model_file import content_hash
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.file import check_vector_path, write_vector
 
 
 @click.command()
@@ -61,11 +64,6 @@ def command(
     --concept-from writes the concept.yaml that it makes beside the vector. The prompt files are those of
     llama-cvector-generator. Strength 1 of the vector is a safe default dose.
     """
-    from localsteer.building.estimators import MIN_PAIRS
-    from localsteer.building.extraction import ExtractionSettings, extract
-    from localsteer.llama.model_file import content_hash
-    from localsteer.vector.file import check_vector_path, write_vector
-
     if [concept, concept_from, positive or negative].count(None) != 2:
         raise click.UsageError("Give one of CONCEPT, --concept-from, and --positive with --negative.")
     if against is not None and concept_from is None:
@@ -86,8 +84,6 @@ def command(
         vector = extract(opened_model, contrast, settings, progress=progress)
         model_name = opened_model.name
     if made is not None:
-        from localsteer.concepts.descriptions import write_concept
-
         write_concept(contrast.source, made)
     write_vector(vector, output)
     if len(contrast.pairs) < MIN_PAIRS:
@@ -98,21 +94,14 @@ def command(
 
 def _contrast(concept: Path | None, positive: Path | None, negative: Path | None, output: Path | None) -> Contrast:
     if concept is not None:
-        from localsteer.concepts.concept_file import load_concept
-
         return load_concept(concept)
     if positive is None or negative is None:
         raise click.UsageError("--positive and --negative go together.")
-    from localsteer.concepts.contrast import read_prompt_files
-
     return read_prompt_files(positive, negative, name=output.stem if output is not None else positive.stem)
 
 
 def _described(description: str, against: str | None, output: Path | None) -> tuple[Contrast, Path]:
     """The concept of two descriptions, and the file that it shall be written to."""
-    from localsteer.concepts.concept_file import parse_concept
-    from localsteer.concepts.descriptions import AGAINST, check_concept_place, concept_name, describe
-
     name = concept_name(description if output is None else output.stem)
     file = Path(f"{name}.yaml") if output is None else output.with_suffix(".yaml")
     if file == output:
@@ -126,8 +115,6 @@ def _print(
     vector: ControlVector, output: Path, made: Path | None, model: str, seconds: tuple[float, float], as_json: bool
 ) -> None:
     """The result; `seconds` to open the model, and to build the vector."""
-    from localsteer.building.extraction import layer_summary
-
     provenance = vector.provenance
     agreement = [float(provenance.reliability[layer]) for layer in vector.layers] if provenance.reliability is not None else []
     known = [value for value in agreement if value == value]

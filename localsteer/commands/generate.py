@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import click
 
-from localsteer.commands.options import (
-    ModelOptions,
-    anchored_option,
+from localsteer.commands.answering import (
+    AnswerOptions,
     armed_policy,
-    context_option,
-    json_option,
     limit_for,
     make_opposite,
     make_plan,
-    max_dose_option,
     new_controller,
     open_generator,
-    policy_option,
-    steer_option,
-    with_model_options,
-    with_sampling_options,
+    with_answer_options,
 )
+from localsteer.commands.options import ModelOptions, json_option, with_model_options
 from localsteer.commands.output import interrupt_stops_answer, note, print_json, print_side_by_side
 from localsteer.commands.piped import with_stdin
-
-if TYPE_CHECKING:
-    from localsteer.engine.request import Answer, Request
-    from localsteer.llama.sampling import Sampling
-    from localsteer.steering.expression import Steering
-    from localsteer.steering.plan import Plan
-    from localsteer.vector.calibration import Mode
+from localsteer.engine.request import Answer, Request
+from localsteer.llama.chat_template import Message
+from localsteer.reading.prompt import latest_message, prompt_tokens
+from localsteer.steering.plan import Plan
+from localsteer.vector.calibration import Mode
 
 
 def _one_prompt(_context: click.Context, _parameter: click.Parameter, words: tuple[str, ...]) -> str:
@@ -46,34 +39,20 @@ def _one_prompt(_context: click.Context, _parameter: click.Parameter, words: tup
 # Eager: a prompt without quotes is told before what is left of an expression without any.
 @click.command()
 @click.argument("prompt", nargs=-1, required=True, metavar="PROMPT", is_eager=True, callback=_one_prompt)
-@steer_option
-@policy_option
-@click.option("--system", help="A system message.")
-@click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer.")
+@with_answer_options
 @click.option("--stop", multiple=True, help="End the answer at this text. May be given several times.")
 @click.option("--raw", is_flag=True, help="Continue PROMPT as plain text, without the chat template.")
 @click.option("--compare", is_flag=True, help="Answer three times: steered the other way, unsteered, steered.")
 @click.option("--steer-prompt", is_flag=True, help="Steer the prompt as well, as llama.cpp's own programs do.")
-@anchored_option
-@max_dose_option
-@with_sampling_options
-@context_option
 @json_option
 @with_model_options
 def command(
     prompt: str,
-    steering: Steering,
-    policy_file: str | None,
-    system: str | None,
-    max_tokens: int,
+    answering: AnswerOptions,
     stop: tuple[str, ...],
     raw: bool,
     compare: bool,
     steer_prompt: bool,
-    anchored: bool,
-    max_dose: float | None,
-    sampling: Sampling,
-    n_ctx: int | None,
     as_json: bool,
     model_options: ModelOptions,
 ) -> None:
@@ -81,22 +60,15 @@ def command(
 
     What is piped in stands in front of PROMPT: cat notes.txt | localsteer generate "Sum this up."
     """
-    from localsteer.engine.request import Request
-    from localsteer.llama.chat_template import Message
-    from localsteer.reading.prompt import latest_message, prompt_tokens
-
+    steering, policy_file, system = answering.steering, answering.policy_file, answering.system
     if compare and not steering:
         raise click.UsageError("--compare needs something to compare with: give -s.")
     if compare and policy_file is not None:
         raise click.UsageError("--compare shows steerings side by side, and a policy decides by itself: leave one of them out.")
     if raw and system is not None:
         raise click.UsageError("--system has no place in plain text: leave out --raw.")
-    if anchored and steer_prompt:
+    if answering.anchored and steer_prompt:
         raise click.UsageError("--anchored steers the response alone: leave out --steer-prompt.")
-    if policy_file is not None:
-        from localsteer.policy.policy_file import load_policy
-
-        load_policy(policy_file)  # a mistake in it is told before the model is loaded
     with model_options.open() as opened:
         prompt = with_stdin(prompt)
         if not raw and opened.chat_template is None:
@@ -104,18 +76,18 @@ def command(
         messages = [Message("system", system)] if system is not None else []
         messages.append(Message("user", prompt))
         tokens = prompt_tokens(opened, messages, raw=raw)
-        mode: Mode = "anchored" if anchored else "prompt" if steer_prompt else "response"
-        limit = limit_for(opened, max_dose)
+        mode: Mode = "anchored" if answering.anchored else "prompt" if steer_prompt else "response"
+        limit = limit_for(opened, answering.max_dose)
         plan = make_plan(steering, opened, mode=mode, limit=limit)
         opposite = make_opposite(steering, opened, mode=mode, limit=limit) if compare else None
         name = opened.name
         message = latest_message(opened, messages, raw=raw) if policy_file is not None else None
         if plan is None and policy_file is None:
             mode = "response"  # where nothing steers there is nothing to anchor
-        request = Request(tokens, plan, sampling, max_tokens, stop, message, mode=mode).seeded()
+        request = Request(tokens, plan, answering.sampling, answering.max_tokens, stop, message, mode=mode).seeded()
         with (
             armed_policy(policy_file, opened, limit, mode) as armed,
-            open_generator(opened, n_ctx) as generator,
+            open_generator(opened, answering.n_ctx) as generator,
             interrupt_stops_answer() as interrupt,
         ):
             controller = new_controller(armed, mode)
@@ -134,9 +106,7 @@ def command(
         print_json({**_document(answer, request, name), "policy": [decision.document() for decision in decisions]})
     else:
         click.echo()
-        for decision in decisions:
-            if decision.action != "pass":
-                note(f"[{decision}]")
+        note(*(f"[{decision}]" for decision in decisions if decision.action != "pass"))
         note(_footer(answer, request))
 
 
@@ -146,8 +116,6 @@ def _write(text: str) -> None:
 
 def _three_ways(request: Request, opposite: Plan | None) -> dict[str, Request]:
     """The same request, seed and all, under the opposite steering (where there is one), none, and the given one."""
-    from dataclasses import replace
-
     ways = {"opposite": replace(request, plan=opposite)} if opposite is not None else {}
     return {**ways, "unsteered": replace(request, plan=None, mode="response"), "steered": request}
 

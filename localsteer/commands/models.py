@@ -8,6 +8,7 @@ import click
 
 from localsteer.commands.options import ModelOptions, json_option, with_model_options
 from localsteer.commands.output import format_bytes, note, print_facts, print_json, print_table
+from localsteer.discovery import find_models
 
 
 @click.group()
@@ -19,8 +20,6 @@ def command() -> None:
 @json_option
 def list_models(as_json: bool) -> None:
     """Models in the folders of LM Studio, Ollama, llama.cpp and Hugging Face, and in $LOCALSTEER_MODELS."""
-    from localsteer.discovery import find_models
-
     found = find_models()
     if as_json:
         print_json(

@@ -8,11 +8,13 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from localsteer.vector.calibration import without_nan
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,9 +22,10 @@ if TYPE_CHECKING:
     from localsteer.building.extraction import Progress
 
 
-def note(text: str) -> None:
-    """A remark that is no result."""
-    click.secho(for_this_model(text), err=True, dim=True)
+def note(*texts: str) -> None:
+    """Remarks that are no result, one a line."""
+    for text in texts:
+        click.secho(for_this_model(text), err=True, dim=True)
 
 
 # Those whose result depends on the model.
@@ -41,8 +44,6 @@ def for_this_model(text: str) -> str:
 
 def print_json(document: Any) -> None:
     """The one JSON document of --json."""
-    from localsteer.vector.calibration import without_nan
-
     click.echo(json.dumps(without_nan(document), ensure_ascii=False, indent=2))
 
 
@@ -161,30 +162,24 @@ def progress_bar() -> Iterator[Progress]:
         yield tell
 
 
-class Interrupt:
-    """Ctrl-C asks for a stop; a second one insists."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __call__(self) -> bool:
-        """Whether the user asked."""
-        return self.requested
-
-
 @contextlib.contextmanager
-def interrupt_stops_answer() -> Iterator[Interrupt]:
-    """Within the block the first Ctrl-C only sets the flag, so that an answer ends between two tokens."""
-    interrupt = Interrupt()
+def interrupt_stops_answer() -> Iterator[Callable[[], bool]]:
+    """Within the block the first Ctrl-C only asks for a stop, so that an answer ends between two tokens; a second one insists.
+
+    Yields:
+        Tells whether it was asked for.
+    """
+    requested = False
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        if interrupt.requested:
+        nonlocal requested
+        if requested:
             raise KeyboardInterrupt
-        interrupt.requested = True
+        requested = True
 
     before = signal.signal(signal.SIGINT, handle)
     try:
-        yield interrupt
+        yield lambda: requested
     finally:
         signal.signal(signal.SIGINT, before)
 

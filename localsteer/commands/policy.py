@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from localsteer.commands.options import ModelOptions, json_option, layers_option, with_model_options
 from localsteer.commands.output import note, print_facts, print_json, print_table, progress_bar
-
-if TYPE_CHECKING:
-    from localsteer.policy.arm import ArmedPolicy
-    from localsteer.policy.fit import Fitted
-    from localsteer.policy.replay import Replayed
-    from localsteer.vector.calibration import Interval
-    from localsteer.vector.probe import Metrics
+from localsteer.errors import PolicyError
+from localsteer.files.atomic import atomic_path, check_writable
+from localsteer.policy.arm import ArmedPolicy, arm, arm_probe, classifier_name
+from localsteer.policy.examples import read_examples
+from localsteer.policy.fit import DEFAULT_WINDOW, FitSettings, Fitted, fit_probe
+from localsteer.policy.policy_file import load_policy
+from localsteer.policy.replay import Replayed, measure_replayed, replay
+from localsteer.vector.calibration import Interval
+from localsteer.vector.file import check_vector_path, write_vector
+from localsteer.vector.probe import Metrics
 
 _FILE = click.Path(dir_okay=False)
 
@@ -34,9 +39,6 @@ def command() -> None:
 @with_model_options
 def check(file: str, as_json: bool, model_options: ModelOptions) -> None:
     """Validate the policy FILE, and load every vector and model that it names."""
-    from localsteer.policy.arm import arm
-    from localsteer.policy.policy_file import load_policy
-
     load_policy(file)  # a mistake in it is told before the model is loaded
     with model_options.open() as model, progress_bar() as progress, arm(file, model, progress) as armed:
         armed.prove()
@@ -64,8 +66,7 @@ def check(file: str, as_json: bool, model_options: ModelOptions) -> None:
             for rule in policy.rules
         ],
     )
-    for text in armed.notes:
-        note(text)
+    note(*armed.notes)
     click.echo(f"{file} is valid, and works with {name}.")
 
 
@@ -112,7 +113,9 @@ def _described(armed: ArmedPolicy) -> dict[str, Any]:
 )
 @click.option("--unseen", type=_FILE, help="Report on these texts (with labels) instead of half of the others.")
 @click.option("--save-unseen", type=_FILE, help="Write the texts of the report here (.jsonl), for `policy run`.")
-@click.option("--window", type=click.IntRange(1), default=16, show_default=True, help="Tokens of an answer that are averaged.")
+@click.option(
+    "--window", type=click.IntRange(1), default=DEFAULT_WINDOW, show_default=True, help="Tokens of an answer that are averaged."
+)
 @layers_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split in two parts.")
 @json_option
@@ -138,14 +141,6 @@ def fit(
     """
     if (examples is None) == (positive is None and negative is None) or (positive is None) != (negative is None):
         raise click.UsageError("Give --positive and --negative, or --examples.")
-    import json
-
-    from localsteer.errors import PolicyError
-    from localsteer.files.atomic import atomic_path, check_writable
-    from localsteer.policy.examples import read_examples
-    from localsteer.policy.fit import FitSettings, fit_probe
-    from localsteer.vector.file import check_vector_path, write_vector
-
     if examples is not None:
         texts = read_examples(examples)
     else:
@@ -168,10 +163,6 @@ def fit(
 
 
 def _print_fitted(fitted: Fitted, output: str, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from localsteer.policy.arm import classifier_name
-
     probe = fitted.probe
     if as_json:
         document = {"file": output, **asdict(probe), "chosen": asdict(fitted.chosen), "by_layer": fitted.by_layer}
@@ -188,8 +179,7 @@ def _print_fitted(fitted: Fitted, output: str, as_json: bool) -> None:
     )
     click.echo()
     _print_metrics(probe.unseen)
-    for text in fitted.notes:
-        note(text)
+    note(*fitted.notes)
     name = classifier_name(Path(output))
     click.echo(f"{output} is written. In a policy:  {name}: {{type: probe, vector: {output}, watch: {probe.watch}}}")
 
@@ -232,11 +222,6 @@ def run(file: str, texts: str, as_csv: bool, as_json: bool, model_options: Model
     """
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other.")
-    from localsteer.policy.arm import arm, arm_probe
-    from localsteer.policy.examples import read_examples
-    from localsteer.policy.policy_file import load_policy
-    from localsteer.policy.replay import measure_replayed, replay
-
     examples = read_examples(texts)
     is_probe = file.endswith(".gguf")
     if not is_probe:
@@ -246,8 +231,7 @@ def run(file: str, texts: str, as_csv: bool, as_json: bool, model_options: Model
         progress_bar() as progress,
         arm_probe(file, model) if is_probe else arm(file, model, progress) as armed,
     ):
-        for text in armed.notes:
-            note(text)
+        note(*armed.notes)
         results = replay(armed.policy, model, examples, on_progress=lambda done, of: progress("texts", done, of))
         classifiers = armed.policy.classifiers
         measured = {name: measure_replayed(results, one) for name, one in classifiers.items()}
@@ -255,8 +239,6 @@ def run(file: str, texts: str, as_csv: bool, as_json: bool, model_options: Model
         if metrics is None and any(one.example.label is not None for one in results):
             note(f"No confusion matrix of {name}: not every text has a label and a score.")
     if as_json:
-        from dataclasses import asdict
-
         found = {name: asdict(metrics) for name, metrics in measured.items() if metrics is not None}
         print_json({"texts": [_result(one) for one in results], "classifiers": found})
         return

@@ -10,23 +10,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from localsteer.commands.options import (
-    ModelOptions,
-    armed_policy,
-    json_option,
-    limit_for,
-    max_dose_option,
-    policy_option,
-    steer_option_with,
-    with_model_options,
-)
+from localsteer.commands.answering import armed_policy, limit_for, max_dose_option, policy_option, steer_option
+from localsteer.commands.options import ModelOptions, json_option, with_model_options
 from localsteer.commands.output import note, print_json, progress_bar
+from localsteer.engine.batch import RunningBatch
+from localsteer.engine.checks import check_anchored_batch
 from localsteer.engine.prefix_cache import DEFAULT_CACHE_RAM
+from localsteer.errors import LocalsteerError
+from localsteer.llama.sampling import Sampling
+from localsteer.llama.threads import compute_apart
 from localsteer.steering.expression import Steering
 from localsteer.vector.calibration import Mode
 
 if TYPE_CHECKING:
-    from localsteer.engine.batch import RunningBatch
     from localsteer.policy.arm import ArmedPolicy
     from localsteer.server.guard import Access
     from localsteer.server.steerings import Steerings
@@ -52,7 +48,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="MiB of main memory for conversations that lost their place to others: going back to one reads nothing anew.",
 )
-@steer_option_with("Steering of requests that name none; several add up.")
+@steer_option("Steering of requests that name none; several add up.")
 @click.option("--anchored", is_flag=True, help="Anchor answers by default: the unsteered model has a say in every token.")
 @click.option(
     "--presets",
@@ -89,8 +85,6 @@ def command(
     model_options: ModelOptions,
 ) -> None:
     """Serve a model to programs that speak OpenAI's API or Ollama's, a different steering for every request."""
-    from localsteer.errors import LocalsteerError
-
     try:
         from localsteer.server.app import make_app
         from localsteer.server.listener import run
@@ -99,10 +93,6 @@ def command(
             f"The server needs packages that are not installed ({error.name}).",
             hint='Run `pip install "localsteer[server]"`.',
         ) from error
-    from localsteer.engine.batch import RunningBatch
-    from localsteer.engine.checks import check_anchored_batch
-    from localsteer.llama.sampling import Sampling
-    from localsteer.llama.threads import compute_apart
     from localsteer.server.answers import Service
     from localsteer.server.engine import Engine
     from localsteer.server.steerings import Steerings, load_presets
@@ -150,7 +140,6 @@ def command(
 
 
 def _access(host: str, api_key: str | None, hosts: tuple[str, ...], origins: tuple[str, ...]) -> Access:
-    from localsteer.errors import LocalsteerError
     from localsteer.server.guard import LOOPBACK, Access, is_loopback
 
     if not is_loopback(host) and not api_key:
@@ -166,8 +155,6 @@ def _access(host: str, api_key: str | None, hosts: tuple[str, ...], origins: tup
 
 def _bind(host: str, port: int) -> socket.socket:
     """A socket with the address, before minutes go into loading a model."""
-    from localsteer.errors import LocalsteerError
-
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)

@@ -5,21 +5,38 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
-from localsteer.commands.options import ModelOptions, force_option, json_option, refuse_to_replace, with_model_options
+from localsteer.building.library import find_vector, load_for_showing, load_vector
+from localsteer.calibration.report import CURVE_HEADERS, curve_rows
+from localsteer.commands.calibrate import print_doses
+from localsteer.commands.options import (
+    ModelOptions,
+    expression_argument,
+    force_option,
+    json_option,
+    output_option,
+    refuse_to_replace,
+    with_model_options,
+)
 from localsteer.commands.output import note, print_facts, print_folded_table, print_json, print_table, progress_bar
 from localsteer.commands.vectors_build import command as build
 from localsteer.commands.vectors_import import import_vector
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from localsteer.concepts.names import LibraryConcept
-    from localsteer.vector.control_vector import ControlVector
+from localsteer.concepts.concept_file import load_concept
+from localsteer.concepts.names import CONCEPT_FILE, LibraryConcept, concepts, is_path, user_folder
+from localsteer.errors import ContrastError, LocalsteerError
+from localsteer.llama.model_file import content_hash
+from localsteer.steering.combination import combine as combined
+from localsteer.steering.combination import refuse_removal
+from localsteer.steering.dose import relative_dose
+from localsteer.steering.expression import Steering
+from localsteer.vector.calibration import MODE_NAMES
+from localsteer.vector.control_vector import ControlVector, format_layers
+from localsteer.vector.file import check_vector_path, write_vector
 
 
 @click.group()
@@ -35,9 +52,6 @@ command.add_command(build, "build")
 @with_model_options
 def list_vectors(as_json: bool, model_options: ModelOptions) -> None:
     """The concepts that can be named in an expression, and whether their vectors for the model are there."""
-    from localsteer.concepts.names import CONCEPT_FILE, concepts, user_folder
-    from localsteer.errors import ContrastError
-
     hand = _model_at_hand(model_options)
     documents = []
     for concept in concepts().values():
@@ -57,9 +71,6 @@ def list_vectors(as_json: bool, model_options: ModelOptions) -> None:
 
 def _model_at_hand(model_options: ModelOptions) -> tuple[Path, str] | None:
     """The file of the model, and its content hash; None where none is named and there is no default."""
-    from localsteer.errors import LocalsteerError
-    from localsteer.llama.model_file import content_hash
-
     try:
         path = model_options.path()
         return path, content_hash(path)
@@ -71,9 +82,6 @@ def _model_at_hand(model_options: ModelOptions) -> tuple[Path, str] | None:
 
 
 def _list_document(concept: LibraryConcept, hand: tuple[Path, str] | None) -> dict[str, Any]:
-    from localsteer.building.library import find_vector
-    from localsteer.concepts.concept_file import load_concept
-
     contrast = load_concept(concept.file)
     vector = None
     if hand is not None:
@@ -117,8 +125,6 @@ def _list_row(document: dict[str, Any]) -> tuple[str, ...]:
 @with_model_options
 def show(vector: str, as_json: bool, model_options: ModelOptions) -> None:
     """Where VECTOR (a name or a file) comes from, and its directions layer by layer."""
-    from localsteer.vector.control_vector import format_layers
-
     loaded = _to_show(vector, model_options)
     provenance = loaded.provenance
     built_on = provenance.model
@@ -174,10 +180,6 @@ def show(vector: str, as_json: bool, model_options: ModelOptions) -> None:
         measures = f"`localsteer calibrate {shlex.quote(vector)}` measures how strong it may be."
         note(f"Not calibrated: strength 1 is the default dose. {measures}")
         return
-    from localsteer.calibration.report import CURVE_HEADERS, curve_rows
-    from localsteer.commands.calibrate import print_doses
-    from localsteer.vector.calibration import MODE_NAMES
-
     click.echo(
         f"calibrated on {calibration.model}: budget {calibration.budget:g} nats a token, {calibration.questions} questions, "
         f"{calibration.generated_tokens:,} tokens, seed {calibration.seed}"
@@ -194,10 +196,6 @@ def _to_show(vector: str, model_options: ModelOptions) -> ControlVector:
     Raises:
         LocalsteerError: no such vector, or none for the model that was asked for.
     """
-    from localsteer.building.library import load_for_showing
-    from localsteer.concepts.names import is_path
-    from localsteer.errors import LocalsteerError
-
     if is_path(vector):
         if model_options.model is not None:
             raise LocalsteerError("A vector's file is shown as it is, whatever the model.", hint="Leave out -m.")
@@ -220,26 +218,17 @@ command.add_command(import_vector)
 
 
 @command.command("combine")
-@click.argument("expression")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new vector file.")
+@expression_argument
+@output_option
 @force_option
 @json_option
 @with_model_options
-def combine(expression: str, output: Path, force: bool, as_json: bool, model_options: ModelOptions) -> None:
+def combine(steering: Steering, output: Path, force: bool, as_json: bool, model_options: ModelOptions) -> None:
     """Write the vector that EXPRESSION, such as "0.5 happy + 0.3 formal.gguf@10-20", stands for.
 
     Names stand for concepts of the library, as they are for the model; with files alone no model is opened. Strength 1 of the new
     vector is the whole expression, as it steers the response. One that begins with a minus goes after --, last of all.
     """
-    from localsteer.steering.combination import combine as combined
-    from localsteer.steering.combination import refuse_removal
-    from localsteer.steering.expression import parse_steering
-    from localsteer.vector.control_vector import format_layers
-    from localsteer.vector.file import check_vector_path, write_vector
-
-    steering = parse_steering(expression)
-    if not steering:
-        raise click.UsageError("The expression is empty.")
     refuse_removal(steering)
     check_vector_path(output)
     if not force:
@@ -255,9 +244,6 @@ def combine(expression: str, output: Path, force: bool, as_json: bool, model_opt
 
 def _load(names: Sequence[str], model_options: ModelOptions) -> dict[str, ControlVector]:
     """Vectors by name or path; the model is opened only where there is a name."""
-    from localsteer.building.library import load_for_showing, load_vector
-    from localsteer.concepts.names import is_path
-
     loaded = {name: load_for_showing(name) for name in names if is_path(name)}
     if len(loaded) < len(set(names)):
         with model_options.open() as model, progress_bar() as progress:
@@ -266,15 +252,11 @@ def _load(names: Sequence[str], model_options: ModelOptions) -> dict[str, Contro
 
 
 def _dose(vector: ControlVector) -> float | None:
-    from localsteer.steering.dose import relative_dose
-
     norms = vector.provenance.hidden_norm
     return None if norms is None else relative_dose(vector.rows(len(norms)), norms)
 
 
 def _layer_rows(vector: ControlVector) -> list[dict[str, Any]]:
-    import numpy as np
-
     def at(values: NDArray[np.float32] | None, layer: int) -> float | None:
         if values is None or layer >= len(values) or not np.isfinite(values[layer]):
             return None

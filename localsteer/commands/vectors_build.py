@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from localsteer.commands.calibrate import calibrator_for, duration, price
+from localsteer.building.ahead import Place, Shelf
+from localsteer.calibration.calibrate import Calibrator, measurements_folder
+from localsteer.commands.calibrate import MEASURING, duration, price
 from localsteer.commands.options import ModelOptions, json_option, with_model_options
 from localsteer.commands.output import note, print_json, progress_bar
-
-if TYPE_CHECKING:
-    from localsteer.building.ahead import Place, Shelf
-    from localsteer.concepts.contrast import Contrast
-    from localsteer.llama.model import Model
-    from localsteer.vector.control_vector import ControlVector
+from localsteer.concepts.contrast import Contrast
+from localsteer.concepts.names import concepts as all_concepts
+from localsteer.concepts.names import find_concept
+from localsteer.errors import LocalsteerError
+from localsteer.llama.model import Model
+from localsteer.vector.control_vector import ControlVector
 
 
 @click.command()
@@ -37,10 +40,6 @@ def command(concepts: tuple[str, ...], calibrate: bool, output: Path | None, as_
     What is there already is skipped, and each vector is kept as soon as it is done: after Ctrl-C the same command goes on. MODEL
     in a file's name is the model file's name in lower case, without its quantisation.
     """
-    from localsteer.building.ahead import Shelf
-    from localsteer.concepts.names import concepts as all_concepts
-    from localsteer.concepts.names import find_concept
-
     wanted = [find_concept(name) for name in dict.fromkeys(concepts or all_concepts())]
     model_file = model_options.path()
     shelf = Shelf.for_model(model_file, output)
@@ -84,20 +83,19 @@ def _calibrate(shelf: Shelf, places: list[Place], model: Model, *, quiet: bool) 
         with progress_bar() as progress:
 
             def measured(vector: ControlVector, contrast: Contrast) -> ControlVector:
-                return calibrator_for(model, vector, contrast, progress=progress).run().vector
+                told = functools.partial(progress, MEASURING)
+                return Calibrator(model, vector, contrast, folder=measurements_folder(), on_progress=told).run().vector
 
             places[number] = shelf.calibrate(places[number], measured)
         _tell(places, number, "calibrated", places[number].seconds - before, quiet)
 
 
 def _note_price(places: list[Place], model: Model) -> None:
-    from localsteer.errors import LocalsteerError
-
     prepared = []
     for place in places:
         if place.found is not None and place.contrast is not None:
             with contextlib.suppress(LocalsteerError):  # told when its turn comes
-                prepared.append(calibrator_for(model, place.found.vector, place.contrast))
+                prepared.append(Calibrator(model, place.found.vector, place.contrast, folder=measurements_folder()))
     with contextlib.suppress(LocalsteerError):
         if prepared:
             note(f"{len(prepared)} to calibrate on {price(prepared, prepared[0].probe_speed())}")
@@ -131,14 +129,10 @@ def _document(place: Place) -> dict[str, Any]:
 
 
 def _raise_errors(places: list[Place]) -> None:
-    from localsteer.errors import LocalsteerError
-
     failed = [place for place in places if place.error is not None]
     if len(places) == 1 and places[0].error is not None:
         raise places[0].error
-    for place in failed:
-        if place.contrast is None:  # the others were told when they failed
-            note(str(place.error))
+    note(*(str(place.error) for place in failed if place.contrast is None))  # the others were told when they failed
     if failed:
         names = ", ".join(place.concept.name for place in failed)
         raise LocalsteerError(f"{len(failed)} of {len(places)} concepts could not be built or calibrated: {names}.")

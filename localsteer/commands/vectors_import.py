@@ -6,13 +6,23 @@ from pathlib import Path
 
 import click
 
-from localsteer.commands.options import ModelOptions, force_option, json_option, refuse_to_replace, with_model_options
+from localsteer.commands.options import (
+    ModelOptions,
+    force_option,
+    json_option,
+    output_option,
+    refuse_to_replace,
+    with_model_options,
+)
 from localsteer.commands.output import note, print_json
+from localsteer.vector.control_vector import format_layers
+from localsteer.vector.file import check_vector_path, write_vector
+from localsteer.vector.importing import import_vector as imported_from
 
 
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new vector file.")
+@output_option
 @click.option(
     "--shift",
     type=click.IntRange(-2, 2),
@@ -30,10 +40,6 @@ def import_vector(
     Directions that stand one block late are moved to the block where they were read, as far as the file tells. Only with -m a
     model is opened: that which the vector is for, whose shape is compared with the file's.
     """
-    from localsteer.vector.control_vector import format_layers
-    from localsteer.vector.file import check_vector_path, write_vector
-    from localsteer.vector.importing import import_vector as imported_from
-
     check_vector_path(output)
     if not force:
         refuse_to_replace(output)

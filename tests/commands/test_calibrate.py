@@ -16,8 +16,9 @@ from localsteer.building.extraction import ExtractionSettings, extract
 from localsteer.building.library import load_vector
 from localsteer.calibration import laboratory as room
 from localsteer.calibration import plots
+from localsteer.calibration.calibrate import Calibrator
 from localsteer.calibration.laboratory import Speed
-from localsteer.commands.calibrate import calibrator_for, duration, price
+from localsteer.commands.calibrate import duration, price
 from localsteer.concepts import names
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.engine.generate import generate_many
@@ -370,7 +371,7 @@ def test_a_time_is_told_in_one_unit(seconds: float, text: str) -> None:
 def test_several_calibrations_cost_the_sum(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     make_small(monkeypatch)
     contrast = parse_concept(CONCEPT, "loud")
-    one = calibrator_for(tiny, extract(tiny, contrast, ExtractionSettings(layers=(1, 3))), contrast)
+    one = Calibrator(tiny, extract(tiny, contrast, ExtractionSettings(layers=(1, 3))), contrast)
     speed = Speed(answering=10, reading=100)
     for count in (1, 3):
         answers = count * one.answers
