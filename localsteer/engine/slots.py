@@ -150,6 +150,10 @@ class Slots:
 
     def _keep(self, slot: Slot, start: int) -> None:
         """Before what a slot holds from a position on is dropped: copy the sequence into main memory, if that is worth it."""
+        if not self._whole:
+            self.forget(slot, slot.written.reusable)  # what no prompt can begin with; the caller cuts further
+        elif slot.written.reusable < len(slot.written):
+            return
         lost = len(slot.written) - start
         if lost >= WORTH_KEEPING and self._context.sequence_bytes(slot.sequence) <= self._cache.limit:
             self._cache.put(slot.written.copy(), self._context.sequence_state(slot.sequence))
