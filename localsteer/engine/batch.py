@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from localsteer.engine.answering import Answering, Logits, next_run
+from localsteer.engine.answering import Answering, Logits, Run, next_run
 from localsteer.engine.checks import check_anchored_batch, check_prompt, check_steering, default_context, needs_tap
 from localsteer.engine.gate import Gate
 from localsteer.engine.lane import Lane, Part, again, batch_of, planned
@@ -76,7 +76,7 @@ class RunningBatch(Closing):
         self._n_cells = n_cells
         self._smooth_part = SMOOTH_PART if smooth else N_UBATCH
         self._common: Edit | None = None
-        self._context = self._make_context(tapped, parallel)
+        self._context = self._make_context(parallel, tapped=tapped)
         self._slots = Slots(self._context, PrefixCache(cache_ram * _MIB))
         self._lanes: list[Lane] = []
         self.failures = 0
@@ -151,8 +151,7 @@ class RunningBatch(Closing):
             ModelError: there is not enough memory.
         """
         if parallel > self.parallel:
-            self._remake(tapped=self._context.tap is not None, parallel=parallel)
-            self.parallel = parallel
+            self._remake(parallel, tapped=self._context.tap is not None)
 
     def step(self) -> list[Lane]:
         """Run the next tokens of all answers together; returns those that came to their end, which have left."""
@@ -178,7 +177,11 @@ class RunningBatch(Closing):
 
     def _begin(self, lane: Lane) -> None:
         prefix, edit = lane.answering.reusable, lane.answering.request.prompt_edit
-        lane.slot, reused = self._slots.take(prefix, edit)
+        try:
+            lane.slot, reused = self._slots.take(prefix, edit)
+        except Exception as error:
+            lane.error = error
+            return
         lane.steps = lane.answering.steps(reused)
         self._go_on(lane, None)
 
@@ -225,14 +228,16 @@ class RunningBatch(Closing):
     def _run(self, parts: Sequence[Part]) -> None:
         """Decode a batch. Where that fails, its answers are tried one by one: what fails alone ends alone."""
         try:
-            self._decode(parts)
-            return
+            ends = self._decode(parts)
         except Exception as error:
             lanes = list(dict.fromkeys(part.lane for part in parts))
             if len(lanes) == 1:
                 self._fail(lanes[0], error)
                 return
             logger.warning("a decode of %d answers failed (%s); they are tried one by one", len(lanes), error)
+        else:
+            self._hand_out(parts, ends)
+            return
         for lane in lanes:
             own = [part for part in parts if part.lane is lane]
             if all(self._context.forget(part.slot.sequence, part.run.position) for part in own):
@@ -248,13 +253,16 @@ class RunningBatch(Closing):
             if slot is not None:
                 self._slots.drop(slot)
 
-    def _decode(self, parts: Sequence[Part]) -> None:
+    def _decode(self, parts: Sequence[Part]) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
         ends = np.cumsum([len(part.tokens) for part in parts])
         self._prepare(parts)
         self._context.decode(batch_of(parts, ends))
         self.failures = 0
         for part in parts:
             part.slot.written.add(part.tokens, part.edit)
+        return ends
+
+    def _hand_out(self, parts: Sequence[Part], ends: np.ndarray[tuple[int, ...], np.dtype[np.intp]]) -> None:
         n_tokens = int(ends[-1])
         for number, (part, end) in enumerate(zip(parts, ends.tolist(), strict=True)):
             if part.slot is part.lane.twin:
@@ -272,7 +280,7 @@ class RunningBatch(Closing):
         # What is read is the output of a block before it is steered, which only the tap can tell.
         tapped = bool(layers) or needs_tap(self.model, edits)
         if tapped and self._context.tap is None:
-            self._remake(tapped=True, parallel=self.parallel)
+            self._remake(self.parallel, tapped=True)
         # One steering for all: llama.cpp's own control vector, which costs 0.2 ms a step on the demo model; the tap 2.5 ms.
         common = None if tapped else edits[0]
         if common is not self._common:
@@ -302,11 +310,12 @@ class RunningBatch(Closing):
             return
         try:
             run = next_run(lane.steps, logits)
+            if run is not None:
+                self._make_ready(lane, run)
         except Exception as error:
             lane.error = error
-            return
-        if run is None:
-            return
+
+    def _make_ready(self, lane: Lane, run: Run) -> None:
         slot = lane.begun
         if run.start < len(slot.written):
             before = slot.written.copy()
@@ -327,15 +336,15 @@ class RunningBatch(Closing):
 
     # ---- the context
 
-    def _make_context(self, tapped: bool, parallel: int) -> Context:
+    def _make_context(self, parallel: int, *, tapped: bool) -> Context:
         tap = ResidualTap(self.model.n_layer, self.model.n_embd) if tapped else None
         n_cells = self._n_cells if self._n_cells is not None else self.n_ctx * parallel
-        self._common = None  # what the control vector is
         return Context(self.model, n_ctx=n_cells, n_seq=parallel, tap=tap)
 
-    def _remake(self, *, tapped: bool, parallel: int) -> None:
+    def _remake(self, parallel: int, *, tapped: bool) -> None:
         """Another context, which holds the same."""
-        self._context = self._slots.move(self._make_context(tapped, parallel))
+        self._context = self._slots.move(self._make_context(parallel, tapped=tapped))
+        self.parallel, self._common = parallel, None
 
 
 def _edits(request: Request, gate: Gate | None) -> Sequence[Edit | None]:

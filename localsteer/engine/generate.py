@@ -74,8 +74,9 @@ class Generator(Closing):
         try:
             while should_stop is None or not should_stop():
                 if batch.step():
-                    return lane.end()
-            batch.leave(lane)
+                    break
+            else:
+                batch.leave(lane)
         except BaseException:  # Ctrl-C in the middle of a step: what the cache holds is unknown
             self.close()
             raise
@@ -116,8 +117,11 @@ def generate_many(
             lanes = [batch.join(request) for request in group]
             running = len(lanes)
             while running:
-                if ended := len(batch.step()):
-                    running -= ended
+                if ended := batch.step():
+                    running -= len(ended)
+                    for lane in ended:
+                        if lane.error is not None:
+                            raise lane.error
                     if on_progress is not None:
                         on_progress(start + len(lanes) - running, len(requests))
             answers += [lane.end() for lane in lanes]

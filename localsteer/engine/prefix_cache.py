@@ -35,6 +35,11 @@ class Written:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def reusable(self) -> int:
+        """How many tokens another prompt may begin with: those under its first steering, as a prompt has one only."""
+        return self._spans[0][0] if self._spans else 0
+
     def copy(self) -> Written:
         """The same, to be changed by itself."""
         return Written(self.tokens, self._spans)

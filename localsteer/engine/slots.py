@@ -50,7 +50,11 @@ class Slots:
 
     def common(self, prefix: Sequence[int], edit: Edit | None) -> int:
         """How many of these tokens, all under one steering, any of them begins with."""
-        return max(slot.written.common(prefix, edit) for slot in self._slots)
+        return max(self._usable(slot, prefix, edit) for slot in self._slots)
+
+    def _usable(self, slot: Slot, prefix: Sequence[int], edit: Edit | None) -> int:
+        common = slot.written.common(prefix, edit)
+        return common if common == len(slot.written) or self._context.can_go_back(slot.sequence, common) else 0
 
     def take(self, prefix: Sequence[int], edit: Edit | None) -> tuple[Slot, int]:
         """A free slot for an answer, and how much of the prefix it holds; one must be free.
@@ -63,9 +67,9 @@ class Slots:
         best, shared = self._best(prefix, edit)
         kept, found = self._cache.best(prefix, edit, whole=self._whole)
         if kept is not None and found >= shared + WORTH_KEEPING:
+            self._cache.take(kept, found)  # before the next line, which may drive it out
             slot, shared = self._emptied(), 0
             if self._context.restore_sequence(slot.sequence, kept.state):  # else the others leave no room
-                self._cache.take(kept, found)
                 slot.written, shared = kept.written.copy(), found
         elif best is not None and (alone or self._goes_on(best, shared)):
             slot = best
@@ -75,7 +79,8 @@ class Slots:
             if best is not None and slot is not best:
                 self._context.copy_sequence(best.sequence, slot.sequence)
                 slot.written = best.written.copy()
-        self.forget(slot, shared)
+        if not self.forget(slot, shared):
+            shared = 0
         slot.free, slot.used = False, next(self._clock)
         return slot, shared
 
@@ -127,8 +132,8 @@ class Slots:
         slots = self._slots
         if self._whole:
             slots = [slot for slot in slots if slot.free and slot.written.common(prefix, edit) == len(slot.written)]
-        best = max(slots, key=lambda one: (one.written.common(prefix, edit), one.free), default=None)
-        shared = best.written.common(prefix, edit) if best is not None else 0
+        best = max(slots, key=lambda one: (self._usable(one, prefix, edit), one.free), default=None)
+        shared = self._usable(best, prefix, edit) if best is not None else 0
         return (best, shared) if shared else (None, 0)
 
     def _goes_on(self, slot: Slot, shared: int) -> bool:
@@ -145,6 +150,10 @@ class Slots:
 
     def _keep(self, slot: Slot, start: int) -> None:
         """Before what a slot holds from a position on is dropped: copy the sequence into main memory, if that is worth it."""
+        if not self._whole:
+            self.forget(slot, slot.written.reusable)  # what no prompt can begin with; the caller cuts further
+        elif slot.written.reusable < len(slot.written):
+            return
         lost = len(slot.written) - start
         if lost >= WORTH_KEEPING and self._context.sequence_bytes(slot.sequence) <= self._cache.limit:
             self._cache.put(slot.written.copy(), self._context.sequence_state(slot.sequence))

@@ -276,7 +276,17 @@ class Context(Closing):
         Returns:
             False where the model cannot do so (recurrent state cannot be taken back): clear and begin again then.
         """
-        return bool(self._llama.llama_memory_seq_rm(self._memory, sequence, start, -1))
+        return self.can_go_back(sequence, start) and bool(self._llama.llama_memory_seq_rm(self._memory, sequence, start, -1))
+
+    def can_go_back(self, sequence: int, start: int) -> bool:
+        """Whether a transformer's sequence still holds all that a token at position `start` looks back on.
+
+        llama.cpp puts new tokens where others lie outside their own sequence's window, even with the full cache.
+        """
+        window = int(self._llama.llama_model_n_swa(self.model.handle))
+        if not window or start == 0:
+            return True
+        return int(self._llama.llama_memory_seq_pos_min(self._memory, sequence)) <= max(0, start + 1 - window)
 
     def copy_sequence(self, source: int, target: int) -> None:
         """Let `target` share all that `source` holds."""

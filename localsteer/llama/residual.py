@@ -75,7 +75,7 @@ class Edit:
         )
 
     def __hash__(self) -> int:
-        return hash((tuple(scale for _, scale in self.terms), tuple(self.removed), self.rows.shape))
+        return hash((tuple(scale for _, scale in self.terms), frozenset(self.removed), self.rows.shape))
 
 
 def _sum_of(terms: Sequence[tuple[Rows, float]]) -> Rows:
