@@ -245,6 +245,11 @@ class RunningBatch(Closing):
             else:  # a recurrent state cannot be taken back
                 lane.runs[:0] = again(lane.begun.written)
                 self._slots.drop(lane.begun)
+                while lane.error is None and lane.runs[0] is not own[0].run:
+                    run = lane.runs[0]
+                    self._run([Part(lane, run, run.rest[: self._context.n_ubatch], lane.begun, run.edit)])
+                if lane.error is None:
+                    self._run(own)
 
     def _fail(self, lane: Lane, error: Exception) -> None:
         lane.error = error

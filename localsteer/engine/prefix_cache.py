@@ -40,6 +40,12 @@ class Written:
         """How many tokens another prompt may begin with: those under its first steering, as a prompt has one only."""
         return self._spans[0][0] if self._spans else 0
 
+    def holds(self, other: Written, *, whole: bool) -> bool:
+        """Whether all that another one can be used for is here as well."""
+        length = other.reusable
+        same = self.common(other.tokens[:length], other._spans[0][1]) == length
+        return same and (not whole or length == self.reusable)
+
     def copy(self) -> Written:
         """The same, to be changed by itself."""
         return Written(self.tokens, self._spans)
@@ -105,10 +111,12 @@ class PrefixCache:
         """How much is kept."""
         return sum(one.state.nbytes for one in self._kept)
 
-    def put(self, written: Written, state: NDArray[np.uint8]) -> None:
+    def put(self, written: Written, state: NDArray[np.uint8], *, whole: bool = False) -> None:
         """Keep a sequence, if there is room for it at all."""
         if state.nbytes > self.limit:
             return
+        # One that holds nothing else, or the same, is of no further use.
+        self._kept = [one for one in self._kept if not written.holds(one.written, whole=whole)]
         self._kept.append(Kept(written, state))
         while self.bytes > self.limit:
             self._kept.pop(0)

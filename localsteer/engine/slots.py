@@ -156,7 +156,7 @@ class Slots:
             return
         lost = len(slot.written) - start
         if lost >= WORTH_KEEPING and self._context.sequence_bytes(slot.sequence) <= self._cache.limit:
-            self._cache.put(slot.written.copy(), self._context.sequence_state(slot.sequence))
+            self._cache.put(slot.written.copy(), self._context.sequence_state(slot.sequence), whole=self._whole)
 
     def _put_in_order(self, prefix: Sequence[int], edit: Edit | None) -> bool:
         """Where nobody writes: let an answer find the cells as it would find them alone; False where that would cost too much.
