@@ -1,7 +1,6 @@
 """How one answer is written: what has to be computed next, and what follows from it.
 
-`Answering` says which tokens it needs run and is told when they are; it owns no context. `generation` runs one answer at a
-time, `running_batch` many side by side.
+`Answering` says which tokens it needs run and is told when they are; it owns no context: `batch` runs many side by side.
 """
 
 from __future__ import annotations

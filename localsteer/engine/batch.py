@@ -97,10 +97,6 @@ class RunningBatch(Closing):
         """Tokens in the KV cache, those included that no answer uses at the moment."""
         return self._slots.kept_tokens
 
-    def places_for(self, request: Request, gate: Gate | None = None) -> int:
-        """How many places an answer takes: two where it is anchored and may be steered."""
-        return 2 if request.anchored and any(edit is not None for edit in _edits(request, gate)) else 1
-
     def check(self, request: Request, gate: Gate | None = None) -> None:
         """Make sure that a request can be answered.
 
@@ -109,7 +105,7 @@ class RunningBatch(Closing):
                 than there are.
         """
         check_prompt(request.prompt, self.n_ctx)
-        anchored = self.places_for(request, gate) > 1
+        anchored = places_for(request, gate) > 1
         if anchored:
             check_anchored_batch(self.model, request.sampling, self.parallel)
         reads = gate is not None and bool(gate.prompt_layers or gate.output_layers)
@@ -127,7 +123,7 @@ class RunningBatch(Closing):
             LocalsteerError: as `check`.
         """
         self.check(request, gate)
-        places = self.places_for(request, gate)
+        places = places_for(request, gate)
         if self.places < places:
             raise ValueError("no place is free")
         answering = Answering(self.model, request.seeded(), gate=gate, on_text=on_text, n_ctx=self.n_ctx)
@@ -212,7 +208,7 @@ class RunningBatch(Closing):
         return (batch for batch in self._divided(parts, prompts) if batch)
 
     def _divided(self, parts: list[Part], prompts: list[Part]) -> Iterable[list[Part]]:
-        """As few batches as this model allows."""
+        """In batches that this model allows, most often one."""
         everything = [*parts, *prompts]
         if self.model.sequences_share_tokens:
             same = all(part.edit == everything[0].edit for part in everything)
@@ -350,6 +346,11 @@ class RunningBatch(Closing):
         """Another context, which holds the same."""
         self._context = self._slots.move(self._make_context(parallel, tapped=tapped))
         self.parallel, self._common = parallel, None
+
+
+def places_for(request: Request, gate: Gate | None = None) -> int:
+    """How many places an answer takes: two where it is anchored and may be steered."""
+    return 2 if request.anchored and any(edit is not None for edit in _edits(request, gate)) else 1
 
 
 def _edits(request: Request, gate: Gate | None) -> Sequence[Edit | None]:

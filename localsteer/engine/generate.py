@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from localsteer.engine.batch import RunningBatch
+from localsteer.engine.batch import RunningBatch, places_for
 from localsteer.engine.checks import check_prompt, default_context
 from localsteer.engine.gate import Gate
 from localsteer.engine.prefix_cache import WORTH_KEEPING
@@ -69,7 +69,7 @@ class Generator(Closing):
         if self._batch is None:
             self._batch = RunningBatch(self.model, parallel=1, n_ctx=self.n_ctx, cache_ram=self._cache_ram)
         batch = self._batch
-        batch.widen(batch.places_for(request, gate))
+        batch.widen(places_for(request, gate))
         lane = batch.join(request, gate=gate, on_text=on_text)
         try:
             while should_stop is None or not should_stop():
@@ -108,8 +108,8 @@ def generate_many(
     answers: list[Answer] = []
     for start in range(0, len(requests), MAX_PARALLEL):
         group = requests[start : start + MAX_PARALLEL]
-        places = sum(2 if request.anchored and request.response_edit is not None else 1 for request in group)
-        n_ctx = max(len(request.prompt) + request.max_tokens for request in group) + 1
+        places = sum(places_for(request) for request in group)
+        n_ctx = max(len(request.prompt) + max(request.max_tokens, 0) for request in group) + 1
         # Some are read while others are written: with any steering, there are two in a decode.
         tapped = any(request.response_edit is not None for request in group) and steerability(model).readable
         cells = _cells(model, group)
@@ -130,7 +130,7 @@ def generate_many(
 
 def _cells(model: Model, requests: Sequence[Request]) -> int:
     """Tokens that these requests hold together: what their prompts share, once, and as much of an answer as each may have."""
-    answers = sum((request.max_tokens + 1) * (2 if request.anchored else 1) for request in requests)
+    answers = sum((max(request.max_tokens, 0) + 1) * places_for(request) for request in requests)
     if not model.sequences_share_tokens:
         return sum(len(request.prompt) for request in requests) + answers
     by_edit: dict[Edit | None, list[tuple[int, ...]]] = {}

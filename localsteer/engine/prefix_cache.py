@@ -133,7 +133,8 @@ class PrefixCache:
         longest = 0
         for one in self._kept:
             common = one.written.common(prefix, edit)
-            if common > longest and (not whole or common == len(one.written)):
+            shorter = found is None or len(one.written) < len(found.written)  # less to copy
+            if (common > longest or (common == longest > 0 and shorter)) and (not whole or common == len(one.written)):
                 found, longest = one, common
         return found, longest
 

@@ -115,13 +115,6 @@ class Slots:
         self._context = context
         return context
 
-    def clear(self) -> None:
-        """Drop everything."""
-        self._context.clear()
-        self._in_order = True
-        for slot in self._slots:
-            slot.written = Written()
-
     @property
     def _whole(self) -> bool:
         """Whether a sequence can only be gone on from where it is, as a recurrent state can."""
@@ -175,5 +168,5 @@ class Slots:
             return True  # it is kept before its place is taken
         for slot in holding:
             self._keep(slot, 0)
-        self.clear()
+            self.forget(slot, 0)
         return True

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from localsteer.engine.batch import RunningBatch
+from localsteer.engine.batch import RunningBatch, places_for
 from localsteer.engine.gate import Gate
 from localsteer.engine.lane import Lane
 from localsteer.engine.request import Answer, Request, TokenLogprob
@@ -221,7 +221,7 @@ class Engine:
 
     def _places(self, job: Job) -> int:
         """How many places a job takes; one that takes more than there are fails when it joins."""
-        return min(self._batch.places_for(job.request, job.gate), self._batch.parallel)
+        return min(places_for(job.request, job.gate), self._batch.parallel)
 
     def _retry_after(self, waiting: int) -> int:
         return max(1, math.ceil(self._seconds * (waiting + 1) / self._batch.parallel))

@@ -10,7 +10,7 @@ import pytest
 
 from localsteer.engine import batch as running_batch
 from localsteer.engine import checks
-from localsteer.engine.batch import RunningBatch
+from localsteer.engine.batch import RunningBatch, places_for
 from localsteer.engine.gate import Verdict
 from localsteer.engine.generate import Generator
 from localsteer.engine.lane import Lane
@@ -737,13 +737,8 @@ def test_an_anchored_answer_takes_a_second_place_where_it_may_be_steered(tiny: M
     edit = random_edit(tiny, seed=6)
     unsteered = replace(request, plan=None)
     with RunningBatch(tiny, parallel=4, n_ctx=64) as batch:
-        assert batch.places_for(request) == batch.places_for(unsteered, Script(tokens={3: Verdict(edit)})) == 2
-        assert (
-            batch.places_for(unsteered)
-            == batch.places_for(request, Script())
-            == batch.places_for(in_mode(request, "response"))
-            == 1
-        )
+        assert places_for(request) == places_for(unsteered, Script(tokens={3: Verdict(edit)})) == 2
+        assert places_for(unsteered) == places_for(request, Script()) == places_for(in_mode(request, "response")) == 1
         first = batch.join(request)
         assert batch.places == 2
         steps(batch, 3)
