@@ -24,8 +24,8 @@ Rows = NDArray[np.float32]
 class Edit:
     """What is done to the residual stream of one token: first components are removed, then rows are added.
 
-    Edits of the same rows, scales and removals are equal, whoever made them. A weaker or stronger one shares its rows with the first: what is kept for
-    every token of a ramp is a number.
+    Edits of the same rows, scales and removals are equal, whoever made them. A weaker or stronger one shares its rows with the
+    first: what is kept for every token of a ramp is a number.
 
     Attributes:
         rows: (n_layer, n_embd), residual-stream units: row k is added to the output of block k.
