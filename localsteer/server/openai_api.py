@@ -15,9 +15,8 @@ from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.request import Answer, FinishReason, TokenLogprob
 from localsteer.llama.model import Model
-from localsteer.policy.audit import Decision
 from localsteer.server.answers import Answers, EventStream, Finished, Prompt, RequestError, Service, applied
-from localsteer.server.errors import decision_document, error_document
+from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Event, Failed, Job
 from localsteer.server.schema import ChatRequest, Common, CompletionRequest, SteeringHeader
 from localsteer.steering.plan import Plan
@@ -136,7 +135,7 @@ class _Reply:
             "choices": choices,
             "usage": self.usage([one.answer for one in finished]),
             "steering": self.steering,
-            "policy": _documents(decisions),
+            "policy": decision_documents(decisions),
             "timing": _timing([one.answer for one in finished]),
         }
 
@@ -169,7 +168,7 @@ class _Reply:
 
     def _documents_of(self, event: Event, ended: list[Answer]) -> list[dict[str, Any]]:
         assert not isinstance(event, Failed)
-        policy: dict[str, Any] = {"policy": _documents(event.decisions)} if event.decisions else {}
+        policy: dict[str, Any] = {"policy": decision_documents(event.decisions)} if event.decisions else {}
         if not isinstance(event, Ended):
             return [self._with_logprobs(self.chunk(event.choice, self.form.piece(event.text), **policy), event.logprobs)]
         ended.append(event.answer)
@@ -189,10 +188,6 @@ class _Reply:
         if self.wants_logprobs and entries:
             chunk["choices"][0]["logprobs"] = self.logprobs(entries)
         return chunk
-
-
-def _documents(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
-    return [decision_document(decision) for decision in decisions]
 
 
 def _timing(answers: Sequence[Answer]) -> dict[str, float]:
