@@ -16,11 +16,11 @@ from localsteer.calibration.report import CURVE_HEADERS, curve_rows
 from localsteer.commands.calibrate import print_doses
 from localsteer.commands.options import (
     ModelOptions,
+    check_output,
     expression_argument,
     force_option,
     json_option,
     output_option,
-    refuse_to_replace,
     with_model_options,
 )
 from localsteer.commands.output import note, print_facts, print_folded_table, print_json, print_table, progress_bar
@@ -36,7 +36,7 @@ from localsteer.steering.dose import relative_dose
 from localsteer.steering.expression import Steering
 from localsteer.vector.calibration import MODE_NAMES
 from localsteer.vector.control_vector import ControlVector, format_layers
-from localsteer.vector.file import check_vector_path, write_vector
+from localsteer.vector.file import write_vector
 
 
 @click.group()
@@ -230,9 +230,7 @@ def combine(steering: Steering, output: Path, force: bool, as_json: bool, model_
     vector is the whole expression, as it steers the response. One that begins with a minus goes after --, last of all.
     """
     refuse_removal(steering)
-    check_vector_path(output)
-    if not force:
-        refuse_to_replace(output)
+    check_output(output, force=force)
     vectors = _load([term.vector for term in steering.terms], model_options)
     total = combined(steering, vectors.__getitem__)
     write_vector(total, output)

@@ -8,15 +8,15 @@ import click
 
 from localsteer.commands.options import (
     ModelOptions,
+    check_output,
     force_option,
     json_option,
     output_option,
-    refuse_to_replace,
     with_model_options,
 )
 from localsteer.commands.output import note, print_json
 from localsteer.vector.control_vector import format_layers
-from localsteer.vector.file import check_vector_path, write_vector
+from localsteer.vector.file import write_vector
 from localsteer.vector.importing import import_vector as imported_from
 
 
@@ -40,9 +40,7 @@ def import_vector(
     Directions that stand one block late are moved to the block where they were read, as far as the file tells. Only with -m a
     model is opened: that which the vector is for, whose shape is compared with the file's.
     """
-    check_vector_path(output)
-    if not force:
-        refuse_to_replace(output)
+    check_output(output, force=force)
     fingerprint = None
     if model_options.model is not None:
         with model_options.open() as opened:

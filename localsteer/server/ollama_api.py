@@ -156,13 +156,9 @@ def router(service: Service) -> APIRouter:
         return await _answer(service, body, prompt, part, x_steering, http)
 
     @routes.get("/tags")
-    def tags() -> dict[str, Any]:
-        """The model, and one more name for each preset."""
-        return {"models": [_listed(model, name) for name in service.steerings.names]}
-
     @routes.get("/ps")
-    def running() -> dict[str, Any]:
-        """What is loaded: the same."""
+    def names() -> dict[str, Any]:
+        """The model, and one more name for each preset: what is there, and what is loaded."""
         return {"models": [_listed(model, name) for name in service.steerings.names]}
 
     @routes.post("/show")
