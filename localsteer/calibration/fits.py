@@ -88,13 +88,7 @@ def resampled_weights(questions: NDArray[np.intp], seed: int, *, n_questions: in
 
 def mean_interval(values: Values, questions: NDArray[np.intp], seed: int, *, level: float = 0.95) -> Interval:
     """The mean with its bootstrap interval over questions; answers without a value are left out."""
-    known = np.isfinite(values)
-    values, questions = values[known], questions[known]
-    if not len(values):
-        return Interval(float("nan"), float("nan"), float("nan"))
-    weights = resampled_weights(questions, seed)
-    low, high = np.quantile(weights @ values / weights.sum(axis=1), ((1 - level) / 2, (1 + level) / 2))
-    return Interval(float(values.mean()), float(low), float(high))
+    return slope_interval(np.ones_like(values), values, questions, seed, level=level)
 
 
 def slopes(doses: Values, values: Values, weights: Values) -> Values:

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -110,10 +110,11 @@ class Speed:
     reading: float
 
 
+@dataclass(eq=False)
 class Laboratory:
     """Runs trials.
 
-    Args:
+    Attributes:
         model: the model.
         directions: what is steered along.
         contrast: the concept: questions and personas.
@@ -124,38 +125,30 @@ class Laboratory:
         on_progress: told how many of the answers asked for so far are measured.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        directions: Directions,
-        contrast: Contrast,
-        *,
-        seed: int,
-        max_tokens: int,
-        folder: Path | None = None,
-        fresh: bool = False,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> None:
-        self.model = model
-        self.directions = directions
-        self.contrast = contrast
-        self.seed = seed
-        self.max_tokens = max_tokens
-        self._on_progress = on_progress or (lambda _count: None)
+    model: Model
+    directions: Directions
+    contrast: Contrast
+    _: KW_ONLY
+    seed: int
+    max_tokens: int
+    folder: Path | None = None
+    fresh: bool = False
+    on_progress: Callable[[int], None] | None = None
+
+    def __post_init__(self) -> None:
         self._outcomes: dict[str, Outcome] = {}
         self._read: set[str] = set()
         self._asked: set[str] = set()
         self._is_cut_off = False
         self._plans: dict[tuple[Shape, float, Mode], Plan] = {}
-        self._folder = folder
-        self._file = folder / f"{self._key}.jsonl" if folder is not None else None
-        if fresh and self._file is not None:
+        self._file = self.folder / f"{self._key}.jsonl" if self.folder is not None else None
+        if self.fresh and self._file is not None:
             self._file.unlink(missing_ok=True)
         self._load()
 
     def for_directions(self, directions: Directions) -> Laboratory:
         """A laboratory for another vector that shares the instrument, and the answers that no vector steered."""
-        other = Laboratory(self.model, directions, self.contrast, seed=self.seed, max_tokens=self.max_tokens, folder=self._folder)
+        other = Laboratory(self.model, directions, self.contrast, seed=self.seed, max_tokens=self.max_tokens, folder=self.folder)
         other.instrument = self.instrument
         for key, outcome in self._outcomes.items():
             if key in self._read and key not in other._read and Trial.is_unsteered(key):
@@ -202,7 +195,8 @@ class Laboratory:
             part = todo[start : start + MAX_PARALLEL]
             self._answer(part)
             self._reread(part, instrument)
-            self._on_progress(len(self._asked & self._read))
+            if self.on_progress is not None:
+                self.on_progress(len(self._asked & self._read))
         return [self._outcomes[trial.key] for trial in trials]
 
     @cached_property

@@ -126,10 +126,7 @@ def document(result: Calibrated) -> dict[str, Any]:
         for pole, results in result.findings.shapes.items()
     }
     samples, anchored = (
-        {
-            pole: [{"dose": sample.dose, "answers": [list(pair) for pair in sample.answers]} for sample in found]
-            for pole, found in by_pole.items()
-        }
+        {pole: [vars(sample) for sample in found] for pole, found in by_pole.items()}
         for by_pole in (result.findings.samples, result.findings.anchored_samples)
     )
     names = pole_names(result.vector)

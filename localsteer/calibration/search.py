@@ -16,6 +16,7 @@ unsteered ones to its own question.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
@@ -60,10 +61,11 @@ _SURE = 0.16
 _BEYOND_DOUBT = 0.99
 
 
+@dataclass(eq=False)
 class Search:
     """One calibration.
 
-    Args:
+    Attributes:
         laboratory: measures.
         shapes: what to choose from; another than the first must beat it.
         budget: most coherence cost, nats a token.
@@ -73,24 +75,16 @@ class Search:
         anchored: take the fifth stage.
     """
 
-    def __init__(
-        self,
-        laboratory: Laboratory,
-        shapes: Sequence[Shape],
-        *,
-        budget: float,
-        effort: Effort,
-        seed: int,
-        by_cost: bool = False,
-        anchored: bool = False,
-    ) -> None:
-        self.laboratory = laboratory
-        self.shapes = tuple(shapes)
-        self.budget = budget
-        self.effort = effort
-        self.seed = seed
-        self.by_cost = by_cost
-        self.anchored = anchored
+    laboratory: Laboratory
+    shapes: Sequence[Shape]
+    _: KW_ONLY
+    budget: float
+    effort: Effort
+    seed: int
+    by_cost: bool = False
+    anchored: bool = False
+
+    def __post_init__(self) -> None:
         self._trials: dict[tuple[Pole, Mode, Shape], list[Trial]] = {}
         self._unit: dict[Pole, float] = dict.fromkeys(POLES, 1.0)
         self._reference: dict[int, tuple[float, float]] = {}

@@ -22,12 +22,11 @@ def as_profile(text: str) -> Profile:
     Raises:
         VectorError: there is none of that name.
     """
-    for profile in PROFILES:
-        if profile == text:
-            return profile
-    raise VectorError(
-        f"The calibration names a profile {text}, which this version does not know.", hint="Calibrate it anew: --fresh."
-    )
+    if text not in PROFILES:
+        raise VectorError(
+            f"The calibration names a profile {text}, which this version does not know.", hint="Calibrate it anew: --fresh."
+        )
+    return text
 
 
 @dataclass(frozen=True)

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 from localsteer.engine.checks import check_anchored
 from localsteer.engine.generate import Generator
 from localsteer.engine.request import Answer, Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.sampling import Sampling
+from localsteer.policy.controller import Controller
+from localsteer.policy.policy import Policy
 from localsteer.reading.prompt import changed_span, chat_stop, chat_tokens
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import Mode
 
-if TYPE_CHECKING:
-    from localsteer.policy.controller import Controller
-    from localsteer.policy.policy import Policy
 
-
+@dataclass(eq=False)
 class Conversation:
     """Turns with one model. Steering may change between them: what was computed under another is computed anew.
 
-    Args:
+    Attributes:
         generator: answers; its KV cache carries over from turn to turn.
         system: the system message, if any.
         plan: the steering, if any.
@@ -33,39 +31,27 @@ class Conversation:
         max_tokens: longest answer.
         mode: what is steered; the plan must have the doses for it.
         opposite_for: the plan of the other way, to compare with; None where there is none.
+        turns: user and assistant messages so far, one of each in turn.
+        dropped_turns: how many of the oldest are left out, because the context is full.
 
     Raises:
         LocalsteerError: this model, or what is drawn in this way, cannot be anchored.
-
-    Attributes:
-        turns: user and assistant messages so far, one of each in turn.
-        dropped_turns: how many of the oldest are left out, because the context is full.
     """
 
-    def __init__(
-        self,
-        generator: Generator,
-        *,
-        system: str | None = None,
-        plan: Plan | None = None,
-        controller: Controller | None = None,
-        sampling: Sampling | None = None,
-        max_tokens: int = 512,
-        mode: Mode = "response",
-        opposite_for: Callable[[Plan], Plan | None] | None = None,
-    ) -> None:
-        self.generator = generator
-        self.system = system
-        self.plan = plan
-        self.controller = controller
-        self.sampling = sampling or Sampling()
-        self.max_tokens = max_tokens
-        self.mode = mode
-        self.turns: list[Message] = []
-        self.dropped_turns = 0
-        self._opposite_for = opposite_for
-        if mode == "anchored":
-            check_anchored(generator.model, self.sampling)
+    generator: Generator
+    _: KW_ONLY
+    system: str | None = None
+    plan: Plan | None = None
+    controller: Controller | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = 512
+    mode: Mode = "response"
+    opposite_for: Callable[[Plan], Plan | None] | None = None
+    turns: list[Message] = field(default_factory=list, init=False)
+    dropped_turns: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.set_mode(self.mode, self.plan, None)
 
     def ask(
         self,
@@ -101,7 +87,7 @@ class Conversation:
         if not turns:
             return []
         request = self._request(turns)[0].seeded()
-        opposite = self._opposite_for(self.plan) if self._opposite_for is not None and self.plan is not None else None
+        opposite = self.opposite_for(self.plan) if self.opposite_for is not None and self.plan is not None else None
         plans = [opposite, None, self.plan] if opposite is not None else [None, self.plan]
         answers: list[tuple[str, Answer]] = []
         for plan in plans if self.plan is not None else [None]:
@@ -141,12 +127,7 @@ class Conversation:
         prompt, dropped = self._fitting(turns)
         message = None
         if self.controller is not None:
-            before, last = turns[dropped:-1], turns[-1]
-
-            def tokens_with(content: str) -> tuple[int, ...]:
-                return prompt if content == last.content else self._tokens([*before, replace(last, content=content)])
-
-            message = changed_span(tokens_with, last.content)
+            message = changed_span(prompt, self._tokens, turns[dropped:], len(turns) - dropped - 1)
         stop = chat_stop(self.generator.model)
         return Request(prompt, self.plan, self.sampling, self.max_tokens, stop, message, mode=self.mode), dropped
 

@@ -90,13 +90,8 @@ class Terminal:
         with self.stoppable() as should_stop:
             answer = self.conversation.ask(text, on_text=lambda piece: click.echo(piece, nl=False), should_stop=should_stop)
         click.echo()
-        remarks = []
-        if answer.finish_reason == "length":
-            remarks.append("cut at the limit")
-        elif answer.finish_reason == "interrupted":
-            remarks.append("stopped")
-        elif answer.finish_reason == "policy":
-            remarks.append("ended by the policy")
+        ended = {"length": "cut at the limit", "interrupted": "stopped", "policy": "ended by the policy"}
+        remarks = [ended[answer.finish_reason]] if answer.finish_reason in ended else []
         if self.conversation.controller is not None:
             told = (one for one in self.conversation.controller.decisions if one.action != "pass")
             remarks += [str(decision) for decision in told]
@@ -111,31 +106,22 @@ class Terminal:
     def _command(self, text: str) -> bool:
         """Carry out a slash command; False ends the chat."""
         name, _, argument = text.partition(" ")
-        argument = argument.strip()
-        if name == "/quit":
-            return False
-        if name == "/help":
-            click.echo(HELP)
-        elif name == "/reset":
-            self.conversation.reset()
-            click.echo("The conversation begins anew.")
-        elif name == "/policy":
-            self._policy()
-        elif name == "/system":
-            self._system(argument)
-        elif name == "/steer":
-            self._steer(argument)
-        elif name == "/anchored":
-            self._anchored(argument)
-        elif name == "/compare":
-            self._compare(argument)
-        else:
+        if name not in COMMANDS:
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             hint = f"Did you mean {near[0]}?" if near else "/help lists the commands."
             raise LocalsteerError(f"There is no command {name}.", hint=hint)
-        return True
+        if name != "/quit":  # each other one has a method of its name
+            getattr(self, f"_{name[1:]}")(argument.strip())
+        return name != "/quit"
 
-    def _policy(self) -> None:
+    def _help(self, _argument: str) -> None:
+        click.echo(HELP)
+
+    def _reset(self, _argument: str) -> None:
+        self.conversation.reset()
+        click.echo("The conversation begins anew.")
+
+    def _policy(self, _argument: str) -> None:
         controller = self.conversation.controller
         if controller is None:
             raise LocalsteerError("There is no policy.", hint="Start the chat with --policy FILE.")

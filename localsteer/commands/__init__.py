@@ -18,19 +18,16 @@ import click
 from localsteer.errors import LocalsteerError
 
 _COMMANDS = {
-    "calibrate": ("localsteer.commands.calibrate", "Measure how strong a vector may be, and write that into it."),
-    "chat": ("localsteer.commands.chat", "Chat in the terminal, steered."),
-    "doctor": (
-        "localsteer.commands.doctor",
-        "What this build of llama.cpp can do, and whether a model can be steered.",
-    ),
-    "export": ("localsteer.commands.export", "Steering for llama.cpp's programs, Ollama, LM Studio and others."),
-    "extract": ("localsteer.commands.extract", "Build a control vector from contrastive prompts."),
-    "generate": ("localsteer.commands.generate", "Answer one prompt, steered."),
-    "models": ("localsteer.commands.models", "GGUF models on this machine."),
-    "policy": ("localsteer.commands.policy", "Steering that switches itself on: check, fit, run."),
-    "serve": ("localsteer.commands.serve", "An HTTP server: OpenAI's API and Ollama's, steered for each request."),
-    "vectors": ("localsteer.commands.vectors", "Show, build and combine control vectors."),
+    "calibrate": "Measure how strong a vector may be, and write that into it.",
+    "chat": "Chat in the terminal, steered.",
+    "doctor": "What this build of llama.cpp can do, and whether a model can be steered.",
+    "export": "Steering for llama.cpp's programs, Ollama, LM Studio and others.",
+    "extract": "Build a control vector from contrastive prompts.",
+    "generate": "Answer one prompt, steered.",
+    "models": "GGUF models on this machine.",
+    "policy": "Steering that switches itself on: check, fit, run.",
+    "serve": "An HTTP server: OpenAI's API and Ollama's, steered for each request.",
+    "vectors": "Show, build and combine control vectors.",
 }
 
 
@@ -50,12 +47,12 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        command: click.Command = importlib.import_module(f"localsteer.commands.{cmd_name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in sorted(_COMMANDS.items())])
+            formatter.write_dl(sorted(_COMMANDS.items()))
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localsteer.building.library import loader
-from localsteer.commands.options import Command, gathering
+from localsteer.commands.options import Command, gathered, with_options
 from localsteer.commands.output import note, progress_bar
 from localsteer.engine.generate import Generator
 from localsteer.errors import ModelError
@@ -74,47 +74,40 @@ max_dose_option = click.option(
 )
 
 
-def with_answer_options(function: Command) -> Command:
-    """What is said, how, and under which steering; the command gets `answering: AnswerOptions`."""
-    options = (
-        click.option("--context", "n_ctx", type=click.IntRange(8), help="Tokens of context. Default: 4096, or the model's."),
-        max_dose_option,
-        click.option(
-            "--anchored",
-            is_flag=True,
-            help="Let the unsteered model read along: what it would never say is not said. Takes stronger doses; slower.",
-        ),
-        click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer."),
-        click.option("--system", help="A system message."),
-        policy_option,
-        steer_option('What to steer by, such as "0.5 happy - 0.3 formal@10-20"; several add up.'),
-    )
-    return _with_sampling_options(gathering(function, options, "answering", AnswerOptions))
-
-
 def _sampling_option(name: str, kind: click.FloatRange | click.IntRange, text: str | None = None) -> Callable[[Any], Any]:
     default = getattr(Sampling(), name.removeprefix("--").replace("-", "_"))
     return click.option(name, type=kind, default=default, show_default=True, help=text)
 
 
-def _with_sampling_options(function: Command) -> Command:
-    """How tokens are drawn; the command gets `sampling: Sampling`."""
+def with_answer_options(function: Command) -> Command:
+    """What is said, how, and under which steering; the command gets `answering: AnswerOptions`."""
     penalty = click.FloatRange(-2, 2)
-    options = (
-        click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Draw the same answer again."),
-        _sampling_option("--presence-penalty", penalty, "Likewise, once however often they occurred."),
-        _sampling_option("--frequency-penalty", penalty, "Taken off their logits for each time they occurred."),
+    return with_options(
+        gathered("sampling", Sampling)(gathered("answering", AnswerOptions)(function)),
+        steer_option('What to steer by, such as "0.5 happy - 0.3 formal@10-20"; several add up.'),
+        policy_option,
+        click.option("--system", help="A system message."),
+        click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer."),
+        click.option(
+            "--anchored",
+            is_flag=True,
+            help="Let the unsteered model read along: what it would never say is not said. Takes stronger doses; slower.",
+        ),
+        max_dose_option,
+        _sampling_option("--temperature", click.FloatRange(0), "0: no chance."),
+        _sampling_option("--top-k", click.IntRange(0), "0: all."),
+        _sampling_option("--top-p", click.FloatRange(0, 1)),
+        _sampling_option("--min-p", click.FloatRange(0, 1)),
         _sampling_option(
             "--repeat-penalty",
             click.FloatRange(0, min_open=True),
             "The logits of the last 64 tokens, of prompt and answer, are divided by this.",
         ),
-        _sampling_option("--min-p", click.FloatRange(0, 1)),
-        _sampling_option("--top-p", click.FloatRange(0, 1)),
-        _sampling_option("--top-k", click.IntRange(0), "0: all."),
-        _sampling_option("--temperature", click.FloatRange(0), "0: no chance."),
+        _sampling_option("--frequency-penalty", penalty, "Taken off their logits for each time they occurred."),
+        _sampling_option("--presence-penalty", penalty, "Likewise, once however often they occurred."),
+        click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Draw the same answer again."),
+        click.option("--context", "n_ctx", type=click.IntRange(8), help="Tokens of context. Default: 4096, or the model's."),
     )
-    return gathering(function, options, "sampling", Sampling)
 
 
 def limit_for(model: Model, max_dose: float | None) -> DoseLimit | None:

@@ -24,10 +24,11 @@ from localsteer.calibration.report import (
 )
 from localsteer.commands.options import (
     ModelOptions,
+    check_output,
     force_option,
+    gathered,
     json_option,
     layers_option,
-    refuse_to_replace,
     with_model_options,
 )
 from localsteer.commands.output import console, note, print_json, print_table, progress_bar
@@ -37,7 +38,7 @@ from localsteer.concepts.names import is_path
 from localsteer.errors import CalibrationError
 from localsteer.vector.calibration import DEFAULT_BUDGET, MODE_NAMES, POLES, SIGN
 from localsteer.vector.control_vector import ControlVector
-from localsteer.vector.file import check_vector_path, write_vector
+from localsteer.vector.file import write_vector
 
 MEASURING = "measuring answers"
 
@@ -78,18 +79,14 @@ def duration(seconds: float) -> str:
 @force_option
 @json_option
 @with_model_options
+@gathered("settings", CalibrationSettings)
 def command(
     vector: str,
-    budget: float,
     output: Path | None,
     report: Path | None,
     concept: Path | None,
-    quick: bool,
-    by_cost: bool,
-    anchored: bool,
-    seed: int,
     fresh: bool,
-    layers: tuple[int, int] | None,
+    settings: CalibrationSettings,
     force: bool,
     as_json: bool,
     model_options: ModelOptions,
@@ -103,21 +100,18 @@ def command(
         prepare(report)
     target = output if output is not None or not is_path(vector) else Path(vector).expanduser()
     if target is not None:
-        check_vector_path(target)
+        check_output(target, force=force, model=model_options, calibrates=True)
     with model_options.open() as opened, progress_bar() as progress:
-        if target is not None and not force:
-            refuse_to_replace(target, opened.fingerprint.content, calibrates=True)
         target = target or place_for(vector, opened)
         loaded = load_vector(vector, opened, progress)
         contrast = _concept_of(loaded, vector, concept)
         fit = loaded.check_fits(opened.fingerprint, name=vector)
         if fit is not None:
             note(fit)
-        settings = CalibrationSettings(budget, layers, quick, seed, by_cost, anchored)
         told, folder = functools.partial(progress, MEASURING), measurements_folder()
         calibrator = Calibrator(opened, loaded, contrast, settings, folder=folder, fresh=fresh, on_progress=told)
         earlier = loaded.provenance.calibration
-        if earlier is not None and "anchored" in earlier.modes and not anchored:
+        if earlier is not None and "anchored" in earlier.modes and not settings.anchored:
             note("The doses of anchored answers that the vector has will be dropped; --anchored measures them.")
         if calibrator.only_anchored:
             note("Its other doses are known and kept; only those of anchored answers are measured (--fresh measures all).")

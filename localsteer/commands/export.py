@@ -11,11 +11,11 @@ import click
 from localsteer.building.library import load_for_showing, loader
 from localsteer.commands.options import (
     ModelOptions,
+    check_output,
     expression_argument,
     force_option,
     json_option,
     output_option,
-    refuse_to_replace,
     with_model_options,
 )
 from localsteer.commands.output import format_bytes, note, print_json, progress_bar
@@ -26,7 +26,6 @@ from localsteer.export.llama_cpp import at_strength, command_lines, export_vecto
 from localsteer.export.verify import Fidelity
 from localsteer.steering.expression import Steering
 from localsteer.vector.control_vector import format_layers
-from localsteer.vector.file import check_vector_path
 
 _VERIFY = click.option(
     "--verify/--no-verify",
@@ -63,9 +62,7 @@ def llama_cpp(
     and files alone no model is opened. An expression that begins with a minus goes after --, last of all.
     """
     steering = at_strength(steering, strength)
-    check_vector_path(output, ExportError)
-    if not force:
-        refuse_to_replace(output)
+    check_output(output, force=force, error=ExportError)
     named = any(not is_path(term.vector) for term in steering.terms)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_bar())

@@ -11,19 +11,19 @@ from localsteer.building.estimators import MIN_PAIRS
 from localsteer.building.extraction import ExtractionSettings, extract, layer_summary
 from localsteer.commands.options import (
     ModelOptions,
+    check_output,
     force_option,
+    gathered,
     json_option,
     layers_option,
-    refuse_to_replace,
     with_model_options,
 )
 from localsteer.commands.output import note, print_json, progress_bar
 from localsteer.concepts.concept_file import load_concept, parse_concept
 from localsteer.concepts.contrast import Contrast, read_prompt_files
 from localsteer.concepts.descriptions import AGAINST, check_concept_place, concept_name, describe, write_concept
-from localsteer.llama.model_file import content_hash
 from localsteer.vector.control_vector import ControlVector
-from localsteer.vector.file import check_vector_path, write_vector
+from localsteer.vector.file import write_vector
 
 
 @click.command()
@@ -45,6 +45,7 @@ from localsteer.vector.file import check_vector_path, write_vector
 @force_option
 @json_option
 @with_model_options
+@gathered("settings", ExtractionSettings)
 def command(
     concept: Path | None,
     concept_from: str | None,
@@ -52,9 +53,7 @@ def command(
     positive: Path | None,
     negative: Path | None,
     output: Path | None,
-    method: str,
-    position: str,
-    layers: tuple[int, int] | None,
+    settings: ExtractionSettings,
     force: bool,
     as_json: bool,
     model_options: ModelOptions,
@@ -74,10 +73,7 @@ def command(
     else:
         contrast = _contrast(concept, positive, negative, output)
     output = output or Path(f"{contrast.name}.gguf")
-    check_vector_path(output)
-    if not force and output.exists():
-        refuse_to_replace(output, content_hash(model_options.path()))
-    settings = ExtractionSettings(method, "response" if position == "response" else "last", layers)
+    check_output(output, force=force, model=model_options)
     opened = time.perf_counter()
     with model_options.open() as opened_model, progress_bar() as progress:
         start = time.perf_counter()

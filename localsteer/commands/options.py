@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,9 +15,9 @@ from localsteer.discovery import find_models, resolve_model
 from localsteer.errors import LocalsteerError, VectorError
 from localsteer.llama import rpc
 from localsteer.llama.model import Model
-from localsteer.llama.model_file import model_stem
+from localsteer.llama.model_file import content_hash, model_stem
 from localsteer.steering.expression import Steering, parse_steering
-from localsteer.vector.file import read_vector
+from localsteer.vector.file import check_vector_path, read_vector
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -50,41 +50,47 @@ class ModelOptions:
         return next((found.name for found in find_models() if found.path == path), model_stem(path))
 
 
-def gathering(function: Command, options: Sequence[Callable[[Any], Any]], name: str, kind: type) -> Command:
-    """A command with these options, whose values it gets as one argument, `name=kind(...)`.
+def gathered(name: str, kind: type) -> Callable[[Command], Command]:
+    """For a command that gets the values of some options as one argument, `name=kind(...)`.
 
     Args:
-        function: the command's function.
-        options: click options, the last one listed first in the help; their parameters are the fields of `kind`.
         name: of the function's parameter.
-        kind: a dataclass.
+        kind: a dataclass, whose fields are the parameters of the options.
     """
     keys = [field.name for field in fields(kind)]
 
-    @functools.wraps(function)
-    def command(**given: Any) -> Any:
-        return function(**{name: kind(**{key: given.pop(key) for key in keys}), **given})
+    def wrapped(function: Command) -> Command:
+        @functools.wraps(function)
+        def command(**given: Any) -> Any:
+            return function(**{name: kind(**{key: given.pop(key) for key in keys}), **given})
 
-    for option in options:
-        command = option(command)
-    return cast(Command, command)
+        return cast(Command, command)
+
+    return wrapped
+
+
+def with_options(function: Command, *options: Callable[[Any], Any]) -> Command:
+    """A command with these options, in the order of its help."""
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 def with_model_options(function: Command) -> Command:
     """-m, --gpu-layers, --threads, --rpc; the command gets `model_options: ModelOptions`."""
-    options = (
-        click.option(
-            "--rpc", metavar="HOST:PORT,...", help="Spread the layers over machines that run ggml-rpc-server (docs/rpc.md)."
-        ),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core allowed."),
-        click.option("--gpu-layers", type=click.IntRange(0), help="Layers on the GPU; by default all, where there is one."),
+    return with_options(
+        gathered("model_options", ModelOptions)(_with_hints_for_the_model(function)),
         click.option(
             "-m",
             "--model",
             help="A GGUF file, or a name that `localsteer models list` shows. Default: $LOCALSTEER_MODEL, then the demo model.",
         ),
+        click.option("--gpu-layers", type=click.IntRange(0), help="Layers on the GPU; by default all, where there is one."),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core allowed."),
+        click.option(
+            "--rpc", metavar="HOST:PORT,...", help="Spread the layers over machines that run ggml-rpc-server (docs/rpc.md)."
+        ),
     )
-    return gathering(_with_hints_for_the_model(function), options, "model_options", ModelOptions)
 
 
 def _with_hints_for_the_model(function: Command) -> Command:
@@ -127,28 +133,40 @@ def _parse_layers(_context: click.Context, _parameter: click.Parameter, value: s
 layers_option = click.option("--layers", callback=_parse_layers, help="First and last layer, both inclusive, such as 8-23.")
 
 
-def refuse_to_replace(path: Path, content: str | None = None, *, calibrates: bool = False) -> None:
-    """Find out before the work that a vector would be lost which cannot be had again as fast.
+def check_output(
+    path: Path,
+    *,
+    force: bool,
+    model: ModelOptions | None = None,
+    calibrates: bool = False,
+    error: type[LocalsteerError] = VectorError,
+) -> None:
+    """Find out before the work that a vector cannot be written, or that one would be lost which cannot be had again as fast.
 
     Args:
         path: where a new vector shall be.
-        content: hash of the model's file (`model_file.content_hash`) that the new one is for; None where that is unknown.
+        force: whether any vector may be replaced.
+        model: how the model is named that the new one is for; None where that is unknown.
         calibrates: the new one will be calibrated for that model, so only doses for another one would be lost.
+        error: what to raise where it cannot be written.
 
     Raises:
+        LocalsteerError: of the class `error`.
         VectorError: what is there is calibrated, or was made for another model.
     """
-    if not path.is_file():
+    check_vector_path(path, error)
+    if force or not path.is_file():
         return
     try:
         own = read_vector(path).provenance
     except VectorError:  # an empty file, or one that was cut short
         return
-    calibration, model = own.calibration, own.model
+    content = content_hash(model.path()) if model is not None else None
+    calibration, made_for = own.calibration, own.model
     if calibration is not None and not (calibrates and calibration.content == content):
         known = f"is calibrated for {calibration.model}"
-    elif not calibrates and model is not None and content is not None and model.content != content:
-        known = f"was made for {model.name}"
+    elif not calibrates and made_for is not None and content is not None and made_for.content != content:
+        known = f"was made for {made_for.name}"
     else:
         return
     raise VectorError(f"{path} {known}.", hint="Give the new vector another name with -o, or --force to replace it.")

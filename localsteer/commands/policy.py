@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from localsteer.commands.options import ModelOptions, json_option, layers_option, with_model_options
+from localsteer.commands.options import ModelOptions, gathered, json_option, layers_option, with_model_options
 from localsteer.commands.output import note, print_facts, print_json, print_table, progress_bar
 from localsteer.errors import PolicyError
 from localsteer.files.atomic import atomic_path, check_writable
@@ -108,6 +108,7 @@ def _described(armed: ArmedPolicy) -> dict[str, Any]:
 )
 @click.option(
     "--target-fpr",
+    "target",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Choose the threshold by the false positives you can live with, such as 0.05.",
 )
@@ -120,18 +121,15 @@ def _described(armed: ArmedPolicy) -> dict[str, Any]:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split in two parts.")
 @json_option
 @with_model_options
+@gathered("settings", FitSettings)
 def fit(
     positive: str | None,
     negative: str | None,
     examples: str | None,
     output: str,
-    watch: str,
-    target_fpr: float | None,
     unseen: str | None,
     save_unseen: str | None,
-    window: int,
-    layers: tuple[int, int] | None,
-    seed: int,
+    settings: FitSettings,
     as_json: bool,
     model_options: ModelOptions,
 ) -> None:
@@ -151,7 +149,6 @@ def fit(
     check_vector_path(Path(output), PolicyError)
     if save_unseen is not None:
         check_writable(Path(save_unseen), PolicyError)
-    settings = FitSettings("prompt" if watch == "prompt" else "output", target_fpr, layers, window, seed=seed)
     with model_options.open() as model, progress_bar() as progress:
         fitted = fit_probe(model, texts, settings, unseen=others, name=Path(output).stem, on_progress=progress)
     write_vector(fitted.vector, output)

@@ -16,16 +16,15 @@ from localsteer.calibration.report import CURVE_HEADERS, curve_rows
 from localsteer.commands.calibrate import print_doses
 from localsteer.commands.options import (
     ModelOptions,
+    check_output,
     expression_argument,
     force_option,
     json_option,
     output_option,
-    refuse_to_replace,
     with_model_options,
 )
 from localsteer.commands.output import note, print_facts, print_folded_table, print_json, print_table, progress_bar
 from localsteer.commands.vectors_build import command as build
-from localsteer.commands.vectors_import import import_vector
 from localsteer.concepts.concept_file import load_concept
 from localsteer.concepts.names import CONCEPT_FILE, LibraryConcept, concepts, is_path, user_folder
 from localsteer.errors import ContrastError, LocalsteerError
@@ -36,7 +35,8 @@ from localsteer.steering.dose import relative_dose
 from localsteer.steering.expression import Steering
 from localsteer.vector.calibration import MODE_NAMES
 from localsteer.vector.control_vector import ControlVector, format_layers
-from localsteer.vector.file import check_vector_path, write_vector
+from localsteer.vector.file import write_vector
+from localsteer.vector.importing import import_vector
 
 
 @click.group()
@@ -214,7 +214,52 @@ def _to_show(vector: str, model_options: ModelOptions) -> ControlVector:
     return loaded
 
 
-command.add_command(import_vector)
+@command.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@output_option
+@click.option(
+    "--shift",
+    type=click.IntRange(-2, 2),
+    help="Add this to the file's layer numbers, such as -1 for one block late. By default it is found out.",
+)
+@click.option("--name", help="What to call the vector.")
+@force_option
+@json_option
+@with_model_options
+def import_file(
+    file: Path, output: Path, shift: int | None, name: str | None, force: bool, as_json: bool, model_options: ModelOptions
+) -> None:
+    """Make a vector of ours from FILE: GGUF (repeng, llama-cvector-generator, jukofyork), .npz or .safetensors.
+
+    Directions that stand one block late are moved to the block where they were read, as far as the file tells. Only with -m a
+    model is opened: that which the vector is for, whose shape is compared with the file's.
+    """
+    check_output(output, force=force)
+    fingerprint = None
+    if model_options.model is not None:
+        with model_options.open() as opened:
+            fingerprint = opened.fingerprint
+    imported = import_vector(file, shift=shift, name=name, model=fingerprint)
+    vector = imported.vector
+    write_vector(vector, output)
+    if as_json:
+        print_json(
+            {
+                "vector": str(output),
+                "name": vector.provenance.concept,
+                "made_by": imported.kind,
+                "shift": imported.shift,
+                "layers": list(vector.layers),
+                "n_embd": vector.n_embd,
+                "findings": list(imported.findings),
+            }
+        )
+        return
+    for finding in imported.findings:
+        click.echo(finding)
+    click.echo(f"{output}: {vector.provenance.concept}, layers {format_layers(vector.layers)}, n_embd {vector.n_embd}")
+    if vector.provenance.calibration is None:
+        note(f"Not calibrated: strength 1 is what the file says. `localsteer vectors show {output}` tells how large that is.")
 
 
 @command.command("combine")
@@ -230,9 +275,7 @@ def combine(steering: Steering, output: Path, force: bool, as_json: bool, model_
     vector is the whole expression, as it steers the response. One that begins with a minus goes after --, last of all.
     """
     refuse_removal(steering)
-    check_vector_path(output)
-    if not force:
-        refuse_to_replace(output)
+    check_output(output, force=force)
     vectors = _load([term.vector for term in steering.terms], model_options)
     total = combined(steering, vectors.__getitem__)
     write_vector(total, output)

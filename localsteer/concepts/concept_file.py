@@ -11,38 +11,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from localsteer.concepts.contrast import Contrast, Pair, Prompt
 from localsteer.errors import ContrastError
 from localsteer.files.text import read_text
-from localsteer.files.yaml_lines import YamlFile
+from localsteer.files.yaml_lines import Location, YamlDocument, YamlFile
 from localsteer.llama.chat_template import Message
 
 Text = Annotated[str, Field(min_length=1)]
 
 
-class Strict(BaseModel):
-    """Holds the keys that it names, and no others."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _PerPole(Strict):
+class _PerPole(YamlDocument):
     positive: Text
     negative: Text
 
 
-class _Personas(Strict):
+class _Personas(YamlDocument):
     positive: list[Text] = Field(min_length=1)
     negative: list[Text] = Field(min_length=1)
 
 
-class _HeldOut(Strict):
+class _HeldOut(YamlDocument):
     questions: list[Text] = Field(default_factory=list)
 
 
-class Concept(Strict):
+class Concept(YamlDocument):
     """The contents of a concept.yaml."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
@@ -57,7 +51,7 @@ class Concept(Strict):
     pairs: list[_PerPole] = Field(default_factory=list)
     held_out: _HeldOut = Field(default_factory=_HeldOut)
 
-    def inconsistency(self) -> tuple[tuple[str | int, ...], str] | None:
+    def inconsistency(self) -> tuple[Location, str] | None:
         """The first rule between keys that is broken: the key, and what is wrong."""
         if self.pairs:
             for key in ("personas", "questions", "openings", "crossing"):
@@ -151,7 +145,4 @@ def parse_concept(text: str, where: str) -> Contrast:
         ContrastError: no YAML, or a rule is broken; the message names the line.
     """
     file = YamlFile.parse(text, where=where, kind="a concept file", page="docs/concepts.md", error=ContrastError)
-    concept = file.validate(Concept)
-    if broken := concept.inconsistency():
-        raise file.mistake(*broken)
-    return concept.contrast(text)
+    return file.validate(Concept).contrast(text)

@@ -14,12 +14,11 @@ from typing import Annotated
 import yaml
 from pydantic import Field
 
-from localsteer.concepts.concept_file import Strict
 from localsteer.concepts.names import shipped_folder
 from localsteer.errors import ContrastError
 from localsteer.files.atomic import atomic_path, check_writable
 from localsteer.files.text import read_text
-from localsteer.files.yaml_lines import YamlFile
+from localsteer.files.yaml_lines import YamlDocument, YamlFile
 
 AGAINST = "an ordinary person"
 
@@ -31,11 +30,11 @@ _LONGEST_NAME = 60
 Texts = Annotated[list[str], Field(min_length=1)]
 
 
-class _HeldOut(Strict):
+class _HeldOut(YamlDocument):
     questions: Texts
 
 
-class _Shared(Strict):
+class _Shared(YamlDocument):
     """The contents of described.yaml; each of its personas holds `{description}`."""
 
     personas: Texts

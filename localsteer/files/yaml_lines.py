@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from localsteer.errors import LocalsteerError
 
@@ -17,6 +17,17 @@ Location = Sequence[str | int]
 
 # That of libyaml, where PyYAML was built with it: 0.02 s for 19 concepts and policies, which otherwise take 0.16 s.
 _FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class YamlDocument(BaseModel):
+    """The contents of a file, with no keys but these."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def inconsistency(self) -> tuple[Location, str] | None:
+        """The first rule between keys that is broken: the key, and what is wrong."""
+        return None
+
 
 # What pydantic says in a programmer's words ("Extra inputs are not permitted").
 _WORDS = {"extra_forbidden": "there is no such key"}
@@ -72,7 +83,7 @@ class YamlFile:
             LocalsteerError: a rule is broken; the message names the line.
         """
         try:
-            return model.model_validate(self.data)
+            document = model.model_validate(self.data)
         except ValidationError as error:
             problems = [
                 (self._place(one["loc"], one["type"] == "missing"), _said(one["type"], one["msg"], one["input"]))
@@ -84,6 +95,9 @@ class YamlFile:
             place = max((there for there, _ in problems if there[: len(first)] == first), key=len)
             said = dict.fromkeys(message[:1].lower() + message[1:] for there, message in problems if there == place)
             raise self.mistake(place, ", or ".join(said)) from error
+        if isinstance(document, YamlDocument) and (broken := document.inconsistency()):
+            raise self.mistake(*broken)
+        return document
 
     def mistake(self, location: Location, message: str) -> LocalsteerError:
         """An error at a place: the keys and indices that lead there, and what is wrong."""
@@ -134,6 +148,7 @@ def _said(kind: str, message: str, value: object) -> str:
     if kind == "string_type" and isinstance(value, bool | int | float | datetime.date):
         meaning = "true or false" if isinstance(value, bool) else "a number" if isinstance(value, int | float) else "a date"
         return f"{message} (YAML takes this for {meaning}; in quotes it is a text)"
+    message = message.removeprefix("Value error, ")  # what a validator of ours says
     return _WORDS.get(kind, message.partition(" or instance of ")[0])  # of a class that the file's writer does not know
 
 

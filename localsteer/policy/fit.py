@@ -130,8 +130,8 @@ def fit_probe(
     chosen_scores = scores[best]
     if settings.watch == "output":
         # A text counts by the highest mean on its way, as an answer does while it is written.
-        lines = [_line(values[fold, best], truth[fold]) for fold in folds.fitted]
-        chosen_scores = _scores(model, spans, layer, lines, folds.of, settings, _told("choosing", on_progress))
+        lines = [_line(values[folds != fold, best], truth[folds != fold]) for fold in range(folds.max() + 1)]
+        chosen_scores = _scores(model, spans, layer, lines, folds, settings, _told("choosing", on_progress))
     threshold = choose_threshold(chosen_scores, truth, settings.target)
     one_line = np.zeros(len(reported), np.intp)
     told = _told("reporting", on_progress)
@@ -189,34 +189,21 @@ def choose_threshold(scores: Scores, positive: NDArray[np.bool_], target: float 
     return float(candidates[best[len(best) // 2]])
 
 
-@dataclass(frozen=True)
-class _Folds:
-    """Cross-validation.
-
-    Attributes:
-        of: (n,) the fold of each text.
-        fitted: for each fold the texts (n,) that are not in it.
-    """
-
-    of: NDArray[np.intp]
-    fitted: list[NDArray[np.bool_]]
-
-
-def _folds(truth: NDArray[np.bool_], seed: int) -> _Folds:
-    """Each fold with its share of either kind."""
+def _folds(truth: NDArray[np.bool_], seed: int) -> NDArray[np.intp]:
+    """(n,) the fold of each text, for cross-validation; each fold has its share of either kind."""
     of = np.empty(len(truth), np.intp)
     generator = np.random.default_rng(seed)
     for kind in (truth, ~truth):
         places = generator.permutation(np.flatnonzero(kind))
         of[places] = np.arange(len(places)) % _FOLDS
-    count = int(of.max()) + 1
-    return _Folds(of, [of != fold for fold in range(count)])
+    return of
 
 
-def _unfitted_scores(values: Floats, truth: NDArray[np.bool_], folds: _Folds) -> Scores:
+def _unfitted_scores(values: Floats, truth: NDArray[np.bool_], folds: NDArray[np.intp]) -> Scores:
     """(n,) each text's score by a direction from the other folds."""
     scores = np.empty(len(truth), np.float64)
-    for fitted in folds.fitted:
+    for fold in range(folds.max() + 1):
+        fitted = folds != fold
         weights, bias = _line(values[fitted], truth[fitted])
         scores[~fitted] = values[~fitted] @ weights + bias
     return scores

@@ -6,15 +6,15 @@ import keyword
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, PlainValidator, Tag
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag
+from pydantic_core import PydanticKnownError
 
 from localsteer.errors import ExpressionError, PolicyError
 from localsteer.files.text import read_text
-from localsteer.files.yaml_lines import Location, YamlFile
+from localsteer.files.yaml_lines import Location, YamlDocument, YamlFile
 from localsteer.policy.classifier import OnError
-from localsteer.policy.condition import Condition, ConditionError, parse_condition
-from localsteer.policy.pattern_classifier import PatternError, Search
+from localsteer.policy.condition import Condition, parse_condition
+from localsteer.policy.pattern_classifier import PatternError, Search, compile_pattern
 from localsteer.steering.expression import Steering, parse_steering
 from localsteer.vector.probe import Watch
 
@@ -24,9 +24,9 @@ Text = Annotated[str, Field(min_length=1)]
 def _checked_name(name: str) -> str:
     # What `when` can hold: a hyphen would be a minus sign there.
     if not (name.isascii() and name.isidentifier()):
-        raise PydanticCustomError("name", "a name is made of letters, digits and _, and begins with no digit")
+        raise ValueError("a name is made of letters, digits and _, and begins with no digit")
     if keyword.iskeyword(name):
-        raise PydanticCustomError("name", "that word has a meaning of its own in a condition")
+        raise ValueError("that word has a meaning of its own in a condition")
     return name
 
 
@@ -42,10 +42,7 @@ def _text(value: object) -> str:
 
 
 def _condition(value: object) -> Condition:
-    try:
-        return parse_condition(_text(value))
-    except ConditionError as error:
-        raise PydanticCustomError("when", "{problem}", {"problem": str(error)}) from error
+    return parse_condition(_text(value))
 
 
 def _steering(value: object) -> Steering:
@@ -53,15 +50,19 @@ def _steering(value: object) -> Steering:
         steering = parse_steering(_text(value))
     except ExpressionError as error:
         problem = error.message.partition("\n")[0].rstrip(".")
-        where = f'{problem} (column {error.column + 1} of "{error.expression}")'
-        raise PydanticCustomError("steer", "{problem}", {"problem": where}) from error
+        raise ValueError(f'{problem} (column {error.column + 1} of "{error.expression}")') from error
     if not steering:
-        raise PydanticCustomError("steer", "it steers by nothing")
+        raise ValueError("it steers by nothing")
     return steering
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+def _checked_pattern(pattern: str) -> str:
+    compile_pattern(pattern)
+    return pattern
+
+
+class _Strict(YamlDocument):
+    model_config = ConfigDict(strict=True)
 
 
 class RuleSpec(_Strict):
@@ -69,7 +70,7 @@ class RuleSpec(_Strict):
 
     type: Literal["rule"]
     words: list[Text] = Field(default_factory=list)
-    patterns: list[Text] = Field(default_factory=list)
+    patterns: list[Annotated[Text, AfterValidator(_checked_pattern)]] = Field(default_factory=list)
     watch: Watch
 
 
@@ -188,11 +189,6 @@ def _broken_classifier(name: str, spec: ClassifierSpec) -> tuple[Location, str] 
         Search.for_words(spec.words)
     except PatternError as error:
         return (name, "words"), str(error)
-    for number, pattern in enumerate(spec.patterns):
-        try:
-            Search.for_pattern(pattern)
-        except PatternError as error:
-            return (name, "patterns", number), str(error)
     return None
 
 
@@ -218,7 +214,4 @@ def parse_policy(text: str, where: str) -> PolicyDocument:
         PolicyError: no YAML, or a rule is broken; the message names the line.
     """
     file = YamlFile.parse(text, where=where, kind="a policy file", page="docs/policy.md", error=PolicyError)
-    document = file.validate(PolicyDocument)
-    if broken := document.inconsistency():
-        raise file.mistake(*broken)
-    return document
+    return file.validate(PolicyDocument)

@@ -79,7 +79,7 @@ class ProbeClassifier(Classifier):
 
     def observer(self) -> Observer:
         """A view of one answer."""
-        return _PromptObserver(self) if self.watch == "prompt" else _OutputObserver(self)
+        return _ProbeObserver(self)
 
 
 def projection(direction: NDArray[np.floating]) -> Scores:
@@ -96,18 +96,10 @@ def moving_mean(scores: Scores, window: int) -> Scores:
     return np.asarray((sums[ends] - sums[starts]) / (ends - starts), np.float64)
 
 
-class _PromptObserver(Observer):
+class _ProbeObserver(Observer):
     def __init__(self, classifier: ProbeClassifier) -> None:
         self._classifier = classifier
-
-    def observe(self, seen: Seen) -> float:
-        return self._classifier.score_seen(seen)
-
-
-class _OutputObserver(Observer):
-    def __init__(self, classifier: ProbeClassifier) -> None:
-        self._classifier = classifier
-        self._scores: list[float] = []  # one for each token of the answer
+        self._scores: list[float] = []  # one for each token of the answer, or the one of the message
 
     def observe(self, seen: Seen) -> float:
         self._scores.append(self._classifier.score_seen(seen))

@@ -38,11 +38,6 @@ class PrefixTree:
     prompts: tuple[int, ...]
     n_sequences: int
 
-    def sequence_of(self, path: NDArray[np.intp]) -> int:
-        """A sequence that holds all tokens of a path."""
-        node = int(path[-1])
-        return int(self.batch.sequence_ids[int(self.batch.sequence_counts[:node].sum())])
-
 
 def grow_trees(prompts: Sequence[Sequence[int]], *, share: bool = True) -> Iterator[PrefixTree]:
     """Prompts as as few trees as the limits allow, sorted so that neighbours share the most.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -56,18 +57,24 @@ def chat_stop(model: Model) -> tuple[str, ...]:
 
 def latest_message(model: Model, messages: Sequence[Message], *, raw: bool = False) -> tuple[int, int]:
     """Where the last message stands in `prompt_tokens` of a conversation: its first token, and the one behind its last."""
-
-    def tokens_of(content: str) -> tuple[int, ...]:
-        return prompt_tokens(model, [*messages[:-1], replace(messages[-1], content=content)], raw=raw)
-
-    return changed_span(tokens_of, messages[-1].content)
+    tokens_of = functools.partial(prompt_tokens, model, raw=raw)
+    return changed_span(tokens_of(messages), tokens_of, messages, len(messages) - 1)
 
 
-def changed_span(tokens_of: Callable[[str], tuple[int, ...]], content: str) -> tuple[int, int]:
-    """Which tokens come from a content, whatever stands around it: those that change with it. The last one where none does."""
-    tokens = tokens_of(content)
+def changed_span(
+    tokens: Sequence[int], tokens_of: Callable[[Sequence[Message]], Sequence[int]], messages: Sequence[Message], place: int
+) -> tuple[int, int]:
+    """Which tokens come from a message, whatever stands around it: those that change with it. The last one where none does.
+
+    Args:
+        tokens: those of the conversation.
+        tokens_of: gives the tokens of another one.
+        messages: the conversation.
+        place: the index of the message in it.
+    """
     # No content begins or ends as both of these do.
-    others = [tokens_of(other) for other in ("~", "7")]
+    contents = (replace(messages[place], content=content) for content in ("~", "7"))
+    others = [tokens_of([*messages[:place], other, *messages[place + 1 :]]) for other in contents]
     start = min(common_beginning(tokens, other) for other in others)
     stop = len(tokens) - min(common_beginning(tokens[::-1], other[::-1]) for other in others)
     return (start, stop) if start < stop else (len(tokens) - 1, len(tokens))

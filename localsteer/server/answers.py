@@ -13,7 +13,7 @@ import anyio
 from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from localsteer.engine.request import Answer, Request, TokenLogprob
@@ -155,35 +155,34 @@ class Finished:
     decisions: tuple[Decision, ...]
 
 
-class EventStream(EventSourceResponse):
-    """Server-sent events about answers, which end with it, however it ends: also where nobody ever read the first."""
+class _EndsAnswers(Response):
+    """Answers that are streamed, which end with it, however it ends: also where nobody ever read the first."""
+
+    answers: Answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.answers.close()
+
+
+class EventStream(_EndsAnswers, EventSourceResponse):
+    """As server-sent events."""
 
     def __init__(self, events: AsyncIterator[str], answers: Answers) -> None:
         # When the server ends, the engine ends the answers: their streams are not to be torn off before that.
         super().__init__(events, ping=15, shutdown_event=anyio.Event(), shutdown_grace_period=60)
-        self._answers = answers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._answers.close()
+        self.answers = answers
 
 
-class JSONLines(StreamingResponse):
-    """The same as lines of JSON."""
+class JSONLines(_EndsAnswers, StreamingResponse):
+    """As lines of JSON."""
 
     def __init__(self, lines: AsyncIterator[str], answers: Answers) -> None:
         super().__init__(lines, media_type="application/x-ndjson")
-        self._answers = answers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._answers.close()
+        self.answers = answers
 
 
 class Service:
@@ -269,15 +268,10 @@ class Service:
         """
         tokens = chat_tokens(self.model, messages)
         last = max((place for place, message in enumerate(messages) if message.role == "user"), default=None)
-        if self._armed is None or last is None:
-            return Prompt(tokens, messages[last].content if last is not None else "", stop=chat_stop(self.model))
-
-        def with_content(content: str) -> tuple[int, ...]:
-            assert last is not None
-            return chat_tokens(self.model, [*messages[:last], replace(messages[last], content=content), *messages[last + 1 :]])
-
-        span = changed_span(with_content, messages[last].content)
-        return Prompt(tokens, messages[last].content, span, chat_stop(self.model))
+        span = None
+        if self._armed is not None and last is not None:
+            span = changed_span(tokens, functools.partial(chat_tokens, self.model), messages, last)
+        return Prompt(tokens, messages[last].content if last is not None else "", span, chat_stop(self.model))
 
     def text_prompt(self, text: str) -> Prompt:
         """The prompt that is a text as it stands.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -21,7 +20,7 @@ from localsteer.errors import LocalsteerError
 from localsteer.server import ollama_api, openai_api, vectors_api
 from localsteer.server.answers import Service
 from localsteer.server.engine import BusyError
-from localsteer.server.errors import document, error_document, without_paths
+from localsteer.server.errors import document, error_document, error_response, without_paths
 from localsteer.server.guard import Access, Guard
 from localsteer.server.metrics import CountRequests, Metrics
 
@@ -50,7 +49,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
     app.include_router(openai_api.router(service))
     app.include_router(vectors_api.router(service))
     app.include_router(ollama_api.router(service))
-    app.add_exception_handler(LocalsteerError, _refused)
+    app.add_exception_handler(LocalsteerError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _nobody_there)
@@ -121,16 +120,9 @@ _REFUSALS = {
 }
 
 
-def _error(http: HTTPRequest, status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:
-    if http.url.path.startswith("/api/"):
-        content = {"error": content["error"]["message"]}
-    return JSONResponse(content, status, headers)
-
-
-async def _refused(http: HTTPRequest, error: Exception) -> Response:
-    status, content = error_document(error)
+async def _failed(http: HTTPRequest, error: Exception) -> Response:
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, BusyError) else None
-    return _error(http, status, content, headers)
+    return error_response(http.url.path, *error_document(error), headers)
 
 
 async def _invalid(http: HTTPRequest, error: Exception) -> Response:
@@ -138,20 +130,14 @@ async def _invalid(http: HTTPRequest, error: Exception) -> Response:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first.get("loc", ()) if part != "body")
     text = without_paths(f"{place}: {first['msg']}" if place else str(first["msg"]))
-    return _error(http, 400, document(text, "invalid_request_error", without_paths(place) or None))
+    return error_response(http.url.path, 400, document(text, "invalid_request_error", without_paths(place) or None))
 
 
 async def _http_error(http: HTTPRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _error(http, error.status_code, document(str(error.detail), "invalid_request_error"), dict(error.headers or {}))
+    content = document(str(error.detail), "invalid_request_error")
+    return error_response(http.url.path, error.status_code, content, error.headers)
 
 
 async def _nobody_there(_http: HTTPRequest, _error: Exception) -> Response:
     return Response(status_code=499)  # as nginx counts it
-
-
-async def _failed(http: HTTPRequest, error: Exception) -> Response:
-    if isinstance(error, asyncio.CancelledError):
-        raise error
-    status, content = error_document(error)
-    return _error(http, status, content)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from starlette.responses import JSONResponse
 
 from localsteer.errors import LocalsteerError
 from localsteer.policy.audit import Decision
@@ -20,9 +23,10 @@ def without_paths(text: str) -> str:
     return _PATH.sub(r"\1", text).encode("utf-8", "replace").decode("utf-8")
 
 
-def decision_document(decision: Decision) -> dict[str, Any]:
-    """A policy's decision; where a classifier failed, it may tell of a file."""
-    return {name: without_paths(value) if isinstance(value, str) else value for name, value in decision.document().items()}
+def decision_documents(decisions: Iterable[Decision]) -> list[dict[str, Any]]:
+    """A policy's decisions; where a classifier failed, one may tell of a file."""
+    documents = (decision.document() for decision in decisions)
+    return [{name: without_paths(value) if isinstance(value, str) else value for name, value in one.items()} for one in documents]
 
 
 def error_document(error: Exception) -> tuple[int, dict[str, Any]]:
@@ -38,6 +42,13 @@ def error_document(error: Exception) -> tuple[int, dict[str, Any]]:
         return 404, document(text, "invalid_request_error", "model", "model_not_found")
     parameter = error.parameter if isinstance(error, RequestError) else None
     return 400, document(text, "invalid_request_error", parameter)
+
+
+def error_response(path: str, status: int, content: dict[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An error's document in the form of the API that a path belongs to."""
+    if path.startswith("/api/"):
+        content = {"error": content["error"]["message"]}
+    return JSONResponse(content, status, headers)
 
 
 def document(message: str, kind: str, parameter: str | None = None, code: str | None = None) -> dict[str, Any]:

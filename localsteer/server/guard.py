@@ -9,21 +9,21 @@ from __future__ import annotations
 import contextlib
 import hmac
 import ipaddress
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from localsteer.server.errors import document
+from localsteer.server.errors import document, error_response
 
 MAX_BODY = 1_000_000
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # What a browser asks for before anybody can give a key, and what a supervisor asks without one.
 _OPEN = ("/", "/health", "/page/", "/favicon.ico")
 _TOO_LARGE = (f"The body is larger than {MAX_BODY:,} bytes.", "body_too_large")
-_NO_SNIFFING = (b"x-content-type-options", b"nosniff")
+_NO_SNIFFING = {"X-Content-Type-Options": "nosniff"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
         if refusal is not None:
-            await _refuse(scope, send, *refusal)
+            await _refuse(scope, receive, send, *refusal)
             return
         # In place, not in a copy: the application writes into the scope which route it took.
         # `curl -d` calls everything a form, and so do the examples of Ollama's programs; every body here is JSON. A web page
@@ -94,13 +94,13 @@ class Guard:
                 return  # the application took the error for one of its own, and answers 400
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message["headers"], _NO_SNIFFING]
+                MutableHeaders(scope=message).update(_NO_SNIFFING)
             await send(message)
 
         with contextlib.suppress(_TooLargeError):
             await self._app(scope, limited, guarded)
         if received > MAX_BODY and not started:
-            await _refuse(scope, send, 413, *_TOO_LARGE)
+            await _refuse(scope, receive, send, 413, *_TOO_LARGE)
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str] | None:
         """Status, message and code; None where nothing is wrong."""
@@ -145,19 +145,7 @@ def _host(header: str) -> str:
         return ""
 
 
-async def _refuse(scope: Scope, send: Send, status: int, message: str, code: str) -> None:
-    if scope["path"].startswith("/api/"):
-        content: object = {"error": message}
-    else:
-        content = document(message, "authentication_error" if status == 401 else "invalid_request_error", code=code)
-    body = json.dumps(content).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-        _NO_SNIFFING,
-    ]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, message: str, code: str) -> None:
+    content = document(message, "authentication_error" if status == 401 else "invalid_request_error", code=code)
+    headers = {"Connection": "close", **_NO_SNIFFING, **({"WWW-Authenticate": "Bearer"} if status == 401 else {})}
+    await error_response(scope["path"], status, content, headers)(scope, receive, send)

@@ -33,18 +33,16 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Everything as it stands."""
         counters = self._engine.counters
-        requests = CounterMetricFamily("localsteer_requests", "HTTP requests.", labels=["path", "status"])
-        for (path, status), count in sorted(self.requests.items()):
-            requests.add_metric([path, status], count)
-        yield requests
-        answers = CounterMetricFamily("localsteer_answers", "Answers that came to an end.", labels=["reason"])
-        for reason, count in sorted(dict(counters.answers).items()):
-            answers.add_metric([reason], count)
-        yield answers
-        decisions = CounterMetricFamily("localsteer_policy_decisions", "Policy decisions.", labels=["rule", "action"])
-        for (rule, action), count in sorted(dict(counters.decisions).items()):
-            decisions.add_metric([rule, action], count)
-        yield decisions
+        reasons = {(reason,): count for reason, count in dict(counters.answers).items()}
+        for name, text, labels, counts in (
+            ("requests", "HTTP requests.", ["path", "status"], self.requests),
+            ("answers", "Answers that came to an end.", ["reason"], reasons),
+            ("policy_decisions", "Policy decisions.", ["rule", "action"], dict(counters.decisions)),
+        ):
+            family = CounterMetricFamily(f"localsteer_{name}", text, labels=labels)
+            for key, count in sorted(counts.items()):
+                family.add_metric(key, count)
+            yield family
         for name, text, value in (
             ("prompt_tokens", "Prompt tokens that were computed.", counters.prompt_tokens),
             ("prompt_tokens_reused", "Prompt tokens that were in the KV cache.", counters.reused_tokens),

@@ -19,7 +19,7 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.audit import Decision
 from localsteer.server.answers import Answers, JSONLines, Prompt, RequestError, Service, Wishes, applied, schema_grammar
-from localsteer.server.errors import decision_document, error_document
+from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Failed, Job
 from localsteer.server.schema import SamplingFields, SteeringHeader
 
@@ -156,13 +156,9 @@ def router(service: Service) -> APIRouter:
         return await _answer(service, body, prompt, part, x_steering, http)
 
     @routes.get("/tags")
-    def tags() -> dict[str, Any]:
-        """The model, and one more name for each preset."""
-        return {"models": [_listed(model, name) for name in service.steerings.names]}
-
     @routes.get("/ps")
-    def running() -> dict[str, Any]:
-        """What is loaded: the same."""
+    def names() -> dict[str, Any]:
+        """The model, and one more name for each preset: what is there, and what is loaded."""
         return {"models": [_listed(model, name) for name in service.steerings.names]}
 
     @routes.post("/show")
@@ -231,7 +227,7 @@ async def _answer(
             "eval_duration": int(timing.answer_seconds * _NANOSECONDS),
             "seed": answer.seed,
             "steering": applied(plan, jobs[0].request.mode),
-            "policy": [decision_document(decision) for decision in decisions],
+            "policy": decision_documents(decisions),
         }
 
     async def lines() -> AsyncIterator[str]:
@@ -242,7 +238,7 @@ async def _answer(
             if isinstance(event, Ended):
                 yield json.dumps(last(event.answer, event.decisions, "")) + "\n"
             else:
-                policy = {"policy": [decision_document(decision) for decision in event.decisions]} if event.decisions else {}
+                policy = {"policy": decision_documents(event.decisions)} if event.decisions else {}
                 document = {"model": body.model, "created_at": _now(), **part(event.text), "done": False, **policy}
                 yield json.dumps(document) + "\n"
 

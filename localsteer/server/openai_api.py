@@ -15,9 +15,8 @@ from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.request import Answer, FinishReason, TokenLogprob
 from localsteer.llama.model import Model
-from localsteer.policy.audit import Decision
 from localsteer.server.answers import Answers, EventStream, Finished, Prompt, RequestError, Service, applied
-from localsteer.server.errors import decision_document, error_document
+from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Event, Failed, Job
 from localsteer.server.schema import ChatRequest, Common, CompletionRequest, SteeringHeader
 from localsteer.steering.plan import Plan
@@ -136,7 +135,7 @@ class _Reply:
             "choices": choices,
             "usage": self.usage([one.answer for one in finished]),
             "steering": self.steering,
-            "policy": _documents(decisions),
+            "policy": decision_documents(decisions),
             "timing": _timing([one.answer for one in finished]),
         }
 
@@ -147,8 +146,17 @@ class _Reply:
     def logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         return self.form.logprobs(self.service.model, entries)
 
-    def chunk(self, choice: int, content: dict[str, Any], finish: str | None = None, /, **more: Any) -> dict[str, Any]:
-        choices = [{"index": choice, **content, "finish_reason": finish, "logprobs": None}]
+    def chunk(
+        self,
+        choice: int,
+        content: dict[str, Any],
+        finish: str | None = None,
+        entries: Sequence[TokenLogprob] = (),
+        /,
+        **more: Any,
+    ) -> dict[str, Any]:
+        logprobs = self.logprobs(entries) if self.wants_logprobs and entries else None
+        choices = [{"index": choice, **content, "finish_reason": finish, "logprobs": logprobs}]
         return {**self.head(self.form.chunk), "choices": choices, **more}
 
     async def stream(self, answers: Answers, *, include_usage: bool) -> AsyncIterator[str]:
@@ -169,13 +177,13 @@ class _Reply:
 
     def _documents_of(self, event: Event, ended: list[Answer]) -> list[dict[str, Any]]:
         assert not isinstance(event, Failed)
-        policy: dict[str, Any] = {"policy": _documents(event.decisions)} if event.decisions else {}
+        policy: dict[str, Any] = {"policy": decision_documents(event.decisions)} if event.decisions else {}
         if not isinstance(event, Ended):
-            return [self._with_logprobs(self.chunk(event.choice, self.form.piece(event.text), **policy), event.logprobs)]
+            return [self.chunk(event.choice, self.form.piece(event.text), None, event.logprobs, **policy)]
         ended.append(event.answer)
         documents = []
         if event.logprobs and self.wants_logprobs:
-            documents.append(self._with_logprobs(self.chunk(event.choice, self.form.piece("")), event.logprobs))
+            documents.append(self.chunk(event.choice, self.form.piece(""), None, event.logprobs))
         content: dict[str, Any] = {"delta": {}} if self.form is _CHAT else {"text": ""}
         finish = _FINISH[event.answer.finish_reason]
         more = {
@@ -184,15 +192,6 @@ class _Reply:
             "seed": event.answer.seed,
         }
         return [*documents, self.chunk(event.choice, content, finish, **policy, **more)]
-
-    def _with_logprobs(self, chunk: dict[str, Any], entries: Sequence[TokenLogprob]) -> dict[str, Any]:
-        if self.wants_logprobs and entries:
-            chunk["choices"][0]["logprobs"] = self.logprobs(entries)
-        return chunk
-
-
-def _documents(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
-    return [decision_document(decision) for decision in decisions]
 
 
 def _timing(answers: Sequence[Answer]) -> dict[str, float]:

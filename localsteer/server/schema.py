@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from fastapi import Header
@@ -13,7 +14,7 @@ from localsteer.server.answers import RequestError, Wishes, grammar_of
 
 SteeringHeader = Annotated[str | None, Header(alias="X-Steering", description="A steering expression.")]
 
-_DEFAULT = Sampling()
+_SAMPLING = {field.name for field in fields(Sampling)}
 
 
 class SamplingFields(BaseModel):
@@ -32,15 +33,10 @@ class SamplingFields(BaseModel):
 
     def sampling(self) -> Sampling:
         """The settings of the sampler chain."""
-
-        def given(name: str) -> Any:
-            value = getattr(self, name)
-            return value if value is not None else getattr(_DEFAULT, name)
-
-        names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty")
+        given = self.model_dump(include=_SAMPLING, exclude_none=True)
         # llama.cpp and Ollama take -1 for a random one.
         seed = self.seed % (MAX_SEED + 1) if self.seed not in (None, -1) else None
-        return Sampling(**{name: given(name) for name in names}, seed=seed)
+        return Sampling(**{**given, "seed": seed})
 
     def stops(self) -> tuple[str, ...]:
         """Strings that end the answer."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import StringConstraints
 
 from localsteer.building.ahead import Shelf
 from localsteer.building.extraction import Progress
@@ -20,7 +20,7 @@ from localsteer.concepts.names import LibraryConcept, concepts, is_path
 from localsteer.errors import LocalsteerError, VectorError
 from localsteer.files.text import read_text
 from localsteer.files.unchanged import WhileUnchanged
-from localsteer.files.yaml_lines import YamlFile
+from localsteer.files.yaml_lines import YamlDocument, YamlFile
 from localsteer.llama.model import Model
 from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import NOTHING, Steering, Term, parse_steering
@@ -302,9 +302,7 @@ class Steerings:
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
-class _PresetsFile(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _PresetsFile(YamlDocument):
     presets: dict[_Name, str]
 
 
