@@ -194,7 +194,8 @@ class Laboratory:
         for start in range(0, len(todo), MAX_PARALLEL):
             part = todo[start : start + MAX_PARALLEL]
             self._answer(part)
-            self._reread(part, instrument)
+            found = reread(self.model, [self._scored(trial) for trial in part], instrument.layers)
+            self._file_readings(part, found, instrument)
             if self.on_progress is not None:
                 self.on_progress(len(self._asked & self._read))
         return [self._outcomes[trial.key] for trial in trials]
@@ -269,10 +270,6 @@ class Laboratory:
             for trial, answer in zip(part, answers, strict=True):
                 self._outcomes[trial.key] = Outcome(answer.tokens, answer.finish_reason == "stop")
             self._store(part)
-
-    def _reread(self, trials: Sequence[Trial], instrument: Instrument) -> None:
-        found = reread(self.model, [self._scored(trial) for trial in trials], instrument.layers)
-        self._file_readings(trials, found, instrument)
 
     def _file_readings(self, trials: Sequence[Trial], found: Means, instrument: Instrument) -> None:
         readings = instrument.read(found.values, [self.question_of(trial) for trial in trials])

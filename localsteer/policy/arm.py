@@ -150,7 +150,10 @@ class ArmedPolicy(Closing):
 
     def _judge(self, name: str | None) -> Judge:
         """One for each model file, the chat's own included, by whatever paths it is named."""
-        path = self._model.path if name is None else self._model_path(name)
+        path = self._model.path
+        if name is not None:
+            beside = self._path(name)
+            path = beside if beside.is_file() else resolve_model(name)
         file = path.resolve()
         if file not in self._judges:
             self._judges[file] = Judge(self._opener(path), str(path))
@@ -165,10 +168,6 @@ class ArmedPolicy(Closing):
             return model
 
         return open_model
-
-    def _model_path(self, name: str) -> Path:
-        beside = self._path(name)
-        return beside if beside.is_file() else resolve_model(name)
 
     def for_answers(self, mode: Mode) -> Policy:
         """The policy with the doses that answers of a mode take. A rule never steers a prompt.

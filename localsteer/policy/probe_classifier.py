@@ -63,16 +63,6 @@ class ProbeClassifier(Classifier):
             window=probe.window,
         )
 
-    def score_seen(self, seen: Seen) -> float:
-        """The score of the message, or of the latest token of the answer.
-
-        Raises:
-            PolicyError: it was not read.
-        """
-        if self.layer not in seen.rows:
-            raise PolicyError("There are no activations to read: no text, or too long a one.")
-        return float(self.score(seen.rows[self.layer]))
-
     def score(self, rows: Rows) -> Scores:
         """Scores of rows (..., n_embd) of the layer."""
         return np.asarray(rows @ self.weights + self.bias, np.float64)
@@ -102,8 +92,11 @@ class _ProbeObserver(Observer):
         self._scores: list[float] = []  # one for each token of the answer, or the one of the message
 
     def observe(self, seen: Seen) -> float:
-        self._scores.append(self._classifier.score_seen(seen))
-        latest = self._scores[-self._classifier.window :]
+        one = self._classifier
+        if one.layer not in seen.rows:
+            raise PolicyError("There are no activations to read: no text, or too long a one.")
+        self._scores.append(float(one.score(seen.rows[one.layer])))
+        latest = self._scores[-one.window :]
         return sum(latest) / len(latest)
 
     def rewind(self, position: int, answer: str) -> None:

@@ -233,7 +233,7 @@ async def _answer(
     async def lines() -> AsyncIterator[str]:
         async for event in answers.events():
             if isinstance(event, Failed):
-                yield json.dumps(ollama_error(event.error)) + "\n"
+                yield json.dumps({"error": error_document(event.error)[1]["error"]["message"]}) + "\n"
                 return
             if isinstance(event, Ended):
                 yield json.dumps(last(event.answer, event.decisions, "")) + "\n"
@@ -246,11 +246,6 @@ async def _answer(
         return JSONLines(lines(), answers)
     (finished,) = await answers.all(http)
     return last(finished.answer, finished.decisions, finished.answer.text)
-
-
-def ollama_error(error: Exception) -> dict[str, str]:
-    """Ollama's form of an error."""
-    return {"error": str(error_document(error)[1]["error"]["message"])}
 
 
 def _loaded(service: Service, name: str, part: dict[str, Any]) -> dict[str, Any]:
