@@ -101,15 +101,9 @@ class RunningBatch(Closing):
         """Make sure that a request can be answered.
 
         Raises:
-            LocalsteerError: its prompt does not fit the context, the model cannot be steered as it asks, or it takes more places
-                than there are.
+            LocalsteerError: as `check_request`.
         """
-        check_prompt(request.prompt, self.n_ctx)
-        anchored = places_for(request, gate) > 1
-        if anchored:
-            check_anchored_batch(self.model, request.sampling, self.parallel)
-        reads = gate is not None and bool(gate.prompt_layers or gate.output_layers)
-        check_steering(self.model, [request.prompt_edit, *_edits(request, gate)], tapped=reads or anchored)
+        check_request(self.model, request, gate, n_ctx=self.n_ctx, parallel=self.parallel)
 
     def join(self, request: Request, *, gate: Gate | None = None, on_text: Callable[[str], None] | None = None) -> Lane:
         """Begin an answer with the next step; there must be the places that it takes.
@@ -351,6 +345,21 @@ class RunningBatch(Closing):
 def places_for(request: Request, gate: Gate | None = None) -> int:
     """How many places an answer takes: two where it is anchored and may be steered."""
     return 2 if request.anchored and any(edit is not None for edit in _edits(request, gate)) else 1
+
+
+def check_request(model: Model, request: Request, gate: Gate | None, *, n_ctx: int, parallel: int) -> None:
+    """Make sure that a request can be answered in a batch of so many places, each with so many tokens of context.
+
+    Raises:
+        LocalsteerError: its prompt does not fit the context, the model cannot be steered as it asks, or it takes more places than
+            there are.
+    """
+    check_prompt(request.prompt, n_ctx)
+    anchored = places_for(request, gate) > 1
+    if anchored:
+        check_anchored_batch(model, request.sampling, parallel)
+    reads = gate is not None and bool(gate.prompt_layers or gate.output_layers)
+    check_steering(model, [request.prompt_edit, *_edits(request, gate)], tapped=reads or anchored)
 
 
 def _edits(request: Request, gate: Gate | None) -> Sequence[Edit | None]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from localsteer.engine.batch import RunningBatch, places_for
-from localsteer.engine.checks import check_prompt, default_context
+from localsteer.engine.batch import RunningBatch, check_request, places_for
+from localsteer.engine.checks import default_context
 from localsteer.engine.gate import Gate
 from localsteer.engine.prefix_cache import WORTH_KEEPING
 from localsteer.engine.request import Answer, Request
@@ -65,7 +65,8 @@ class Generator(Closing):
         Raises:
             LocalsteerError: the prompt does not fit the context, or the model cannot be steered as the plan asks.
         """
-        check_prompt(request.prompt, self.n_ctx)
+        # Before there is a context: what a model allows is tried in one of its own, and both together would need more memory.
+        check_request(self.model, request, gate, n_ctx=self.n_ctx, parallel=2)
         if self._batch is None:
             self._batch = RunningBatch(self.model, parallel=1, n_ctx=self.n_ctx, cache_ram=self._cache_ram)
         batch = self._batch
