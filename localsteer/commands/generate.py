@@ -58,7 +58,8 @@ def command(
 ) -> None:
     """Answer PROMPT (- reads it from stdin).
 
-    What is piped in stands in front of PROMPT: cat notes.txt | localsteer generate "Sum this up."
+    What is piped in stands in front of PROMPT: cat notes.txt | localsteer generate "Sum this up." In a loop that reads a pipe,
+    give each call < /dev/null, or the first one takes all that the loop should read.
     """
     steering, policy_file, system = answering.steering, answering.policy_file, answering.system
     if compare and not steering:

@@ -36,7 +36,7 @@ def _piped_text() -> str:
         return ""
     if stat.S_ISREG(mode):
         return sys.stdin.read() if os.lseek(number, 0, os.SEEK_CUR) == 0 else ""
-    if not stat.S_ISFIFO(mode):
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):  # what Node's programs pipe comes through a socket
         return ""
     if not _says_something(number):
         note("Nothing came through the pipe on stdin, and it is not waited for. With - as the prompt it is.")

@@ -118,8 +118,14 @@ class Apart(Generic[T]):
         """
         self._stop.wanted = True
         ends = time.monotonic() + _PATIENCE
-        while self._thread.is_alive() and (self._stop.inside or time.monotonic() < ends):
-            self._thread.join(_LOOK)
+        while not self._result.done():
+            if self._stop.inside:
+                ends = time.monotonic() + _PATIENCE  # what follows the call frees the context, and the model must outlive it
+            elif time.monotonic() >= ends:
+                return
+            with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C must not close the model under llama.cpp either
+                wait([self._result], timeout=_LOOK)
+        self._thread.join()
 
 
 def compute_apart(compute: Callable[[], T]) -> T:

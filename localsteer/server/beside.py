@@ -100,7 +100,15 @@ class Beside(Generic[T]):
         """Do the next that somebody still waits for. Called with the lock."""
         self._works = {name: work for name, work in self._works.items() if work.waiting}
         first = next(iter(self._works.items()), None)
-        self._apart = Apart(functools.partial(self._run, *first)) if first is not None else None
+        self._apart = None
+        if first is None:
+            return
+        try:
+            self._apart = Apart(functools.partial(self._run, *first))
+        except RuntimeError as error:  # the system gives no more threads: nobody may wait for ever
+            works, self._works = self._works, {}
+            for work in works.values():
+                work.done.set_exception(error)
 
     def _run(self, name: Hashable, work: _Work[T]) -> None:
         began = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -80,3 +81,13 @@ def test_an_empty_pipe_and_what_is_no_pipe_are_nothing(
 def test_a_dash_stands_for_all_of_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(pipe_with(monkeypatch, "What?\n"))
     assert with_stdin("-") == "What?\n"
+
+
+def test_a_socket_is_a_pipe_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Node's programs give their children."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.sendall(b"notes")
+        ours.shutdown(socket.SHUT_WR)
+        given(monkeypatch, theirs.detach())
+        assert with_stdin("Sum up").startswith("notes")

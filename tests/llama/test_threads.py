@@ -92,3 +92,23 @@ def test_a_call_into_llama_cpp_is_waited_for(monkeypatch: pytest.MonkeyPatch) ->
     assert inside.wait(60)
     apart.stop()
     assert left == ["llama.cpp"]
+
+
+def test_what_follows_a_call_into_llama_cpp_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It frees the context, which the model must outlive, however long the call took."""
+    monkeypatch.setattr("localsteer.llama.threads._PATIENCE", 0.4)
+    inside, freed = threading.Event(), threading.Event()
+
+    def work() -> None:
+        try:
+            with interrupts_after():
+                inside.set()
+                time.sleep(0.8)  # stands for a decode that takes longer than the patience
+        finally:
+            time.sleep(0.1)  # and for llama_free
+            freed.set()
+
+    apart = Apart(work)
+    assert inside.wait(60)
+    apart.stop()
+    assert freed.is_set()

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from localsteer.errors import VectorError
+from localsteer.server import beside as beside_module
 from localsteer.server.beside import Beside
 from localsteer.server.engine import BusyError, StoppingError
 from tests.server.conftest import PATIENCE
@@ -147,5 +148,27 @@ def test_stopping_is_told_at_once() -> None:
         with pytest.raises(StoppingError):
             await beside.wait_for("calm", work)
         assert work.done == 1
+
+    asyncio.run(run())
+
+
+def test_where_no_thread_can_be_started_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        beside, work = Beside[int]("vectors", 1), Held()
+        first = asyncio.create_task(beside.wait_for("happy", work))
+        await work.begins()
+        behind = asyncio.create_task(beside.wait_for("formal", work))
+        await soon()
+        with monkeypatch.context() as patch:
+
+            def fail(_do: object) -> None:
+                raise RuntimeError("can't start new thread")
+
+            patch.setattr(beside_module, "Apart", fail)
+            work.go.set()
+            assert await first == 1
+            with pytest.raises(RuntimeError, match="new thread"):
+                await asyncio.wait_for(behind, PATIENCE)
+        assert await beside.wait_for("formal", work) == 2
 
     asyncio.run(run())
