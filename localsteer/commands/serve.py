@@ -18,6 +18,7 @@ from localsteer.engine.checks import check_anchored_batch
 from localsteer.engine.prefix_cache import DEFAULT_CACHE_RAM
 from localsteer.errors import LocalsteerError
 from localsteer.llama.sampling import Sampling
+from localsteer.llama.steerability import steerability
 from localsteer.llama.threads import compute_apart
 from localsteer.steering.expression import Steering
 from localsteer.vector.calibration import Mode
@@ -121,6 +122,9 @@ def command(
                     progress=progress,
                 )
             armed = stack.enter_context(armed_policy(policy_file, model, limit, mode))
+            # Tried here, in a thread that ends, and known from then on: a request's thread that has once computed keeps OpenMP's
+            # threads, more than there are cores then, and every decode takes twice as long.
+            steerability(model)
             return steerings, armed, RunningBatch(model, parallel=parallel, n_ctx=n_ctx, cache_ram=cache_ram)
 
         steerings, armed, batch = compute_apart(prepare)
