@@ -87,8 +87,9 @@ def returning(model: Path, threads: int, llama_server: Path) -> Section:
     return Section(
         "Going back to an earlier conversation",
         f"{conversations} conversations of some 2,000 tokens, one after another, {places} places; then each goes on with a new "
-        "message. Tokens of the prompt that were computed again, and how long the first token took. Both servers keep what lost "
-        "its place in main memory.",
+        "message. Tokens of the prompt that were computed again, and how long the first token took. One server "
+        "runs after the other, not in turn: the seconds are a hint. Both keep what lost its "
+        "place in main memory.",
         (
             Comparison("computed again", "tokens", ours, "(one token)", ones, ours.over(ones), "tokens", target),
             Comparison("computed again, llama-server", "tokens", theirs, "(one token)", ones, theirs.over(ones), "tokens"),

@@ -276,7 +276,7 @@ class RunningBatch(Closing):
         tapped = bool(layers) or needs_tap(self.model, edits)
         if tapped and self._context.tap is None:
             self._remake(self.parallel, tapped=True)
-        # One steering for all: llama.cpp's own control vector, which costs 0.2 ms a step on the demo model; the tap 2.5 ms.
+        # One steering for all: llama.cpp's own control vector, which costs next to nothing (bench/RESULTS.md).
         common = None if tapped else edits[0]
         if common is not self._common:
             self._context.set_control_vector(common.added if common is not None else None)
