@@ -1,7 +1,8 @@
-"""The two real models that everything is measured on."""
+"""The real models that everything is measured on: two small ones that come with the tools, and one that the user names."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from filelock import FileLock
@@ -26,3 +27,13 @@ def base_model() -> Path:
         if not target.exists():
             assemble(target.with_suffix(".partial"), overwrite=True).replace(target)
     return target
+
+
+def real_model() -> Path | None:
+    """The chat model of a size that people use, which LOCALSTEER_REAL_MODEL names; None where it names none.
+
+    Raises:
+        ModelError: there is no such file.
+    """
+    named = os.environ.get("LOCALSTEER_REAL_MODEL")
+    return resolve_model(named, environment={}) if named else None

@@ -1,5 +1,6 @@
 """The reading pass: texts in; out come rows of the residual stream, and how likely the model finds the tokens.
 
+The model reads unsteered, or a text under an edit of its own (teacher forcing: what a steered model thinks of given words).
 Texts run as prefix trees. Nothing is computed behind the last token that is read, nor, unless likelihoods are wanted, above the
 highest layer; logits are asked for only where they are needed.
 """
@@ -7,7 +8,7 @@ highest layer; logits are asked for only where they are needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -15,11 +16,14 @@ from numpy.typing import NDArray
 
 from localsteer.llama.context import N_UBATCH, Batch, Context
 from localsteer.llama.model import Model
-from localsteer.llama.residual import ResidualTap, Rows
+from localsteer.llama.residual import Edit, ResidualTap, Rows
 from localsteer.reading.prefix_tree import PrefixTree, context_size, lay_out
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is to do, in tokens."""
+OnPrediction = Callable[[Sequence[int], int, Rows], None]
+"""Called for every token that is read and predicted: the spans that read it, its position in them, and the log probabilities
+(n_vocab,) of what may stand there, which the next call overwrites."""
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Kept = TypeVar("Kept", bound=np.floating)
@@ -37,16 +41,29 @@ class Span:
         tokens: the whole text.
         start: the first token that is read; by default only the last one is.
         stop: the one behind the last that is read; None reads up to the end.
+        edit: what is done to the residual stream of its tokens; None for nothing.
+        edited_from: the first token of which that is done. None is the one before `start`, which predicts the first that is
+            read: as an answer is steered whose prompt is not.
     """
 
     tokens: tuple[int, ...]
     start: int = -1
     stop: int | None = None
+    edit: Edit | None = None
+    edited_from: int | None = None
 
     @property
     def places(self) -> range:
         """The positions that are read."""
         return range(len(self.tokens))[self.start : self.stop]
+
+    @property
+    def edited(self) -> range:
+        """The positions at which the edit is done."""
+        if self.edit is None:
+            return range(0)
+        first = max(0, self.places.start - 1) if self.edited_from is None else self.edited_from
+        return range(len(self.tokens))[first : self.places.stop]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +100,22 @@ class Means:
 
 
 def read(
-    model: Model, spans: Sequence[Span], layers: Sequence[int], *, want_nll: bool = False, progress: Progress | None = None
+    model: Model,
+    spans: Sequence[Span],
+    layers: Sequence[int],
+    *,
+    want_nll: bool = False,
+    on_prediction: OnPrediction | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Part]:
-    """Let the unsteered model read texts, part by part. What one part shows is gone with the next.
+    """Let the model read texts, part by part. What one part shows is gone with the next.
 
     Args:
         model: the model.
         spans: the texts; those of which nothing is read are left out.
         layers: the blocks whose outputs are wanted.
         want_nll: whether likelihoods are wanted.
+        on_prediction: told what the model predicts, where likelihoods are wanted.
         progress: told after every part.
 
     Raises:
@@ -100,29 +124,50 @@ def read(
     numbers = [number for number, span in enumerate(spans) if span.places]
     if not numbers or not (layers or want_nll):
         return
-    trees = lay_out(model, [spans[number].tokens[: spans[number].places.stop] for number in numbers])
+    trees, edits = _lay_out(model, [spans[number] for number in numbers])
     last_block = model.n_layer - 1 in layers
     read_of_tree = [_Reads.of(tree, numbers, spans, last_block=last_block, want_nll=want_nll) for tree in trees]
     n_ctx, n_seq = context_size(trees)
     n_outputs = min(MAX_OUTPUTS, max(int(tree.batch.outputs.sum()) for tree in trees))
     tap = None
-    if layers:
+    if layers or any(any(own) for own in edits):
         tap = ResidualTap(model.n_layer, model.n_embd)
         tap.watch(layers, stop=not want_nll)
     done, total = 0, sum(len(tree.batch) for tree in trees)
     with Context(model, n_ctx=n_ctx, n_seq=n_seq, n_ubatch=N_UBATCH, n_outputs=n_outputs, tap=tap) as context:
-        for tree, reads in zip(trees, read_of_tree, strict=True):
+        for tree, reads, own in zip(trees, read_of_tree, edits, strict=True):
             context.clear()
             offset = 0
             for part in tree.batch.split(context.n_ubatch, MAX_OUTPUTS):
+                if tap is not None:
+                    here = own[offset : offset + len(part)]
+                    tap.edit(here if any(here) else ())
                 context.decode(part)
                 if want_nll:
-                    reads.score(context, part, offset)
+                    reads.score(context, part, offset, on_prediction)
                 yield reads.part(tap, part, offset)
                 offset += len(part)
                 if progress is not None:
                     progress(done + offset, total)
             done += offset
+
+
+def _lay_out(model: Model, spans: Sequence[Span]) -> tuple[list[PrefixTree], list[list[Edit | None]]]:
+    """The trees of what is to be computed, and what is done to each of their nodes."""
+    known: dict[Edit | None, int] = {None: 0}
+    texts = []
+    for span in spans:
+        # A token under an edit counts as another token: texts share what begins alike and is treated alike.
+        other = known.setdefault(span.edit, len(known)) * model.n_vocab
+        edited = span.edited
+        texts.append([token + other * (place in edited) for place, token in enumerate(span.tokens[: span.places.stop])])
+    trees, edits = [], []
+    kinds = list(known)
+    for tree in lay_out(model, texts):
+        kind, tokens = np.divmod(tree.batch.tokens, np.int32(model.n_vocab))
+        trees.append(replace(tree, batch=replace(tree.batch, tokens=tokens)))
+        edits.append([kinds[number] for number in kind.tolist()])
+    return trees, edits
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +179,7 @@ class _Reads:
         spans: (n_reads,) which span that is.
         predicted: for the nodes that ask for logits of what comes next, those that are read next.
         tokens: (n_nodes,) of the batch.
+        positions: (n_nodes,) likewise.
         nll: (n_nodes,) as far as known.
     """
 
@@ -141,6 +187,7 @@ class _Reads:
     spans: Indices
     predicted: dict[int, list[int]]
     tokens: NDArray[np.int32]
+    positions: NDArray[np.int32]
     nll: Floats
 
     @staticmethod
@@ -166,10 +213,11 @@ class _Reads:
             np.repeat(np.array(own, np.intp), [len(path) for path in paths])[order],
             predicted,
             tree.batch.tokens,
+            tree.batch.positions,
             np.full(len(tree.batch), np.nan),
         )
 
-    def score(self, context: Context, part: Batch, offset: int) -> None:
+    def score(self, context: Context, part: Batch, offset: int, on_prediction: OnPrediction | None) -> None:
         """Take down how likely the tokens are that follow those of a part that was run."""
         for row in np.flatnonzero(part.outputs).tolist():
             if following := self.predicted.get(offset + row):
@@ -177,6 +225,10 @@ class _Reads:
                 top = logits.max()
                 log_sum = float(top) + np.log(np.exp(logits - top).sum(dtype=np.float64))
                 self.nll[following] = log_sum - logits[self.tokens[following]]
+                if on_prediction is not None:
+                    for node in following:
+                        readers = self.spans[slice(*np.searchsorted(self.nodes, [node, node + 1]))]
+                        on_prediction(readers.tolist(), int(self.positions[node]), logits - np.float32(log_sum))
 
     def part(self, tap: ResidualTap | None, part: Batch, offset: int) -> Part:
         """What a part that was run shows."""
@@ -193,14 +245,20 @@ class _Reads:
 
 
 def read_means(
-    model: Model, spans: Sequence[Span], layers: Sequence[int], *, want_nll: bool = False, progress: Progress | None = None
+    model: Model,
+    spans: Sequence[Span],
+    layers: Sequence[int],
+    *,
+    want_nll: bool = False,
+    on_prediction: OnPrediction | None = None,
+    progress: Progress | None = None,
 ) -> Means:
     """What each text shows on average: arguments and errors are those of `read`."""
     counts = np.array([len(span.places) for span in spans], np.intp)
     values = np.zeros((len(spans), len(layers), model.n_embd), np.float32)
     norms = np.zeros((len(spans), len(layers)), np.float32)
     nll = np.zeros(len(spans))
-    for part in read(model, spans, layers, want_nll=want_nll, progress=progress):
+    for part in read(model, spans, layers, want_nll=want_nll, on_prediction=on_prediction, progress=progress):
         here, column = np.unique(part.spans, return_inverse=True)
         weights = np.zeros((len(here), len(part.nll)), np.float32)
         weights[column, part.tokens] = 1 / counts[part.spans]

@@ -10,7 +10,7 @@ import pytest
 
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
-from localsteer.llama.residual import ResidualTap
+from localsteer.llama.residual import Edit, ResidualTap
 from localsteer.reading import rows
 from localsteer.reading.activations import read_activations
 from localsteer.reading.projection import project
@@ -226,3 +226,54 @@ def test_progress_is_told_after_every_part_in_tokens_that_are_run(tiny: Model) -
     parts = list(read(tiny, spans, (1,), progress=lambda done, total: told.append((done, total))))
     assert len(parts) == len(told)
     assert told == [(512, 20 + 480 + 480), (980, 980)]
+
+
+# Under an edit
+
+
+def edit_of(model: Model, seed: int, *layers: int) -> Edit:
+    rows = np.zeros((model.n_layer, model.n_embd), np.float32)
+    rows[list(layers)] = 3 * np.random.default_rng(seed).normal(size=(len(layers), model.n_embd))
+    return Edit(rows)
+
+
+def test_texts_are_read_each_under_an_edit_of_its_own_as_in_a_run_of_their_own(steerable: Model) -> None:
+    one, other = edit_of(steerable, 1, 1), edit_of(steerable, 2, 1, 2)
+    text = (*STEM, *random_tokens(30, seed=3))
+    spans = [
+        Span(text, 20),
+        Span(text, 20, None, one),
+        Span(text, 20, 40, other.scaled(-2)),
+        Span(text, 20, None, one, 0),
+        Span((*STEM, *random_tokens(9, seed=2)), 20, None, one),
+    ]
+    means = read_means(steerable, spans, (), want_nll=True)
+    for number, span in enumerate(spans):
+        edits = [span.edit if place in span.edited else None for place in range(len(span.tokens))]
+        nll = nll_alone(run_alone(steerable, span.tokens, edits, read=False).logits, span.tokens)[list(span.places)].mean()
+        np.testing.assert_allclose(means.nll[number], nll, atol=LOGIT_NOISE)
+    assert min(abs(means.nll[0] - nll) for nll in means.nll[1:4]) > 2 * LOGIT_NOISE
+
+
+def test_what_an_edit_leaves_alone_is_computed_once(tiny: Model, asked: Asked) -> None:
+    text = (*STEM, *random_tokens(30, seed=3))
+    read_means(tiny, [Span(text, 20), *(Span(text, 20, None, edit_of(tiny, seed, 1)) for seed in (1, 2, 1))], (), want_nll=True)
+    # Twice the same edit is one; it begins with the last token of the stem.
+    assert asked.tokens == [20 + 30 + 2 * 31]
+
+
+def test_what_may_stand_at_a_place_is_told_to_all_that_read_it(tiny: Model) -> None:
+    text, edit = (*STEM, 65, 66), edit_of(tiny, 1, 1)
+    spans = [Span(text, 20), Span(text, 21), Span(text, 20, None, edit), Span((65,))]
+    told: dict[tuple[tuple[int, ...], int], Floats] = {}
+
+    def keep(readers: Sequence[int], place: int, logprobs: Floats) -> None:
+        told[tuple(readers), place] = logprobs.copy()
+
+    for _ in read(tiny, spans, (), want_nll=True, on_prediction=keep):
+        pass
+    assert told.keys() == {((0,), 20), ((0, 1), 21), ((2,), 20), ((2,), 21)}
+    logits = run_alone(tiny, text).logits[19]
+    expected = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+    np.testing.assert_allclose(told[(0,), 20], expected, atol=LOGIT_NOISE)
+    assert all(np.exp(logprobs).sum() == pytest.approx(1, abs=1e-3) for logprobs in told.values())
