@@ -61,24 +61,26 @@ class ForcedReader:
         spans = [Span(text.prompt + text.answer, len(text.prompt)) for text in texts]
         self.nll = read_means(model, spans, (), want_nll=True, on_prediction=keep).nll
 
-    def under(self, edit: Edit, *, steer_prompt: bool = False) -> Forced:
-        """Read them all under an edit.
+    def under(self, edits: Sequence[Edit], *, steer_prompt: bool = False) -> list[Forced]:
+        """Read them all under each of some edits; what comes before an edit begins is computed once.
 
         Args:
-            edit: what is done from the last token of the prompt on.
+            edits: what is done from the last token of the prompt on.
             steer_prompt: do it to the whole prompt, too.
         """
-        total, count = 0.0, 0
+        n_texts = len(self._texts)
+        totals, counts = np.zeros(len(edits)), np.zeros(len(edits))
 
         def compare(readers: Sequence[int], place: int, logprobs: Rows) -> None:
-            nonlocal total, count
-            for number in readers:
-                before = self._before.get((number, place))
+            for reader in readers:
+                number, text = divmod(reader, n_texts)
+                before = self._before.get((text, place))
                 if before is not None:
-                    total += float(np.exp(logprobs) @ (logprobs - before))
-                    count += 1
+                    totals[number] += float(np.exp(logprobs) @ (logprobs - before))
+                    counts[number] += 1
 
         first = 0 if steer_prompt else None
-        spans = [Span(text.prompt + text.answer, len(text.prompt), None, edit, first) for text in self._texts]
-        nll = read_means(self._model, spans, (), want_nll=True, on_prediction=compare).nll
-        return Forced(self.nll - nll, total / count if count else 0.0)
+        spans = [Span(text.prompt + text.answer, len(text.prompt), None, edit, first) for edit in edits for text in self._texts]
+        nll = read_means(self._model, spans, (), want_nll=True, on_prediction=compare).nll.reshape(len(edits), n_texts)
+        kls = totals / np.maximum(counts, 1)
+        return [Forced(self.nll - own, float(kl)) for own, kl in zip(nll, kls, strict=True)]
