@@ -25,7 +25,7 @@ from bench.fresh import requests
 from bench.measure import MeasurementError
 from bench.models import demo_model
 from bench.report import describe_machine
-from localsteer.building.default_dose import middle_layers
+from localsteer.building.layers import middle_layers
 from localsteer.building.library import load_vector
 from localsteer.calibration.fits import Values
 from localsteer.concepts.concept_file import parse_concept

@@ -12,7 +12,6 @@ from pathlib import Path
 import filelock
 import platformdirs
 
-from localsteer.building.default_dose import DEFAULT_DOSE
 from localsteer.errors import VectorError
 from localsteer.files.atomic import writable
 from localsteer.vector.control_vector import ControlVector
@@ -21,7 +20,7 @@ from localsteer.vector.file import read_vector
 logger = logging.getLogger("localsteer")
 
 # Of the vectors in the cache: counted up when a vector of the same concept comes to hold more.
-_VERSION = 3
+_VERSION = 4
 
 
 def cache_folder() -> Path:
@@ -30,14 +29,14 @@ def cache_folder() -> Path:
 
 
 def cache_path(name: str, source: str, content: str) -> Path:
-    """The file of a vector: another model file, another wording of the concept or another default dose is another vector.
+    """The file of a vector: another model file or another wording of the concept is another vector.
 
     Args:
         name: of the concept.
         source: its YAML text.
         content: of the model's fingerprint.
     """
-    key = hashlib.sha256(f"{_VERSION}\n{content}\n{DEFAULT_DOSE}\n{source}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{_VERSION}\n{content}\n{source}".encode()).hexdigest()[:16]
     return cache_folder() / f"{name}-{key}.gguf"
 
 

@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from localsteer.building.default_dose import DEFAULT_DOSE, default_layers, readable_layers, scale_to_dose
+from localsteer.building import dosing
+from localsteer.building.layers import default_layers, readable_layers, scale_to_dose
 from localsteer.building.estimators import Estimator, estimator, reliability
 from localsteer.concepts.contrast import Contrast
 from localsteer.engine.generate import generate_many
@@ -41,11 +42,13 @@ class ExtractionSettings:
         position: "last" reads the last token of each prompt; "response" lets the model answer each prompt and reads the
             mean over the answer (Chen et al. 2025, Persona Vectors).
         layers: first and last layer to steer; None lets reliability decide.
+        dose: measure what strength 1 is (`building.dosing`); otherwise it is a relative dose of 1, which most models are lost at.
     """
 
     method: str | Estimator = "mean"
     position: Position = "last"
     layers: tuple[int, int] | None = None
+    dose: bool = True
 
 
 def extract(
@@ -57,8 +60,8 @@ def extract(
 ) -> ControlVector:
     """Read a control vector.
 
-    Strength 1 of the result is the safe default dose (see `building.default_dose`); its layers are the reliable ones of the
-    middle half of the depth unless `settings.layers` says otherwise.
+    Strength 1 of the result is measured on the model (see `building.dosing`); its layers are the reliable ones of the middle half
+    of the depth unless `settings.layers` says otherwise.
 
     Args:
         model: the model to read.
@@ -69,6 +72,7 @@ def extract(
     Raises:
         ContrastError: prompts that are empty, too long for the context, or that do not differ.
         LocalsteerError: an unknown method, one that does not give a direction a layer, or layers that the model does not have.
+        CalibrationError: the model gives no answers to dose the vector by.
         ModelError: llama.cpp does not show the residual stream of this model.
     """
     settings = settings or ExtractionSettings()
@@ -95,7 +99,7 @@ def extract(
     agreement = of_all_layers(reliability(estimate, positive, negative))
     hidden_norm = of_all_layers(activations.norms.mean(axis=0))
     steered = tuple(layers) if settings.layers is not None else default_layers(agreement)
-    directions = scale_to_dose(direction, hidden_norm, steered, DEFAULT_DOSE)
+    directions = scale_to_dose(direction, hidden_norm, steered, 1.0)
     provenance = Provenance(
         concept=contrast.name,
         description=contrast.description,
@@ -111,7 +115,8 @@ def extract(
         estimate=direction,
         source=contrast.source,
     )
-    return ControlVector(directions, provenance)
+    vector = ControlVector(directions, provenance)
+    return dosing.dose(model, vector, contrast, progress=progress) if settings.dose else vector
 
 
 def _layers_to_read(model: Model, settings: ExtractionSettings) -> Sequence[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
-from localsteer.building.default_dose import MIN_RELIABILITY, readable_layers
+from localsteer.building.layers import MIN_RELIABILITY, readable_layers
 from localsteer.calibration.effort import QUICK, THOROUGH, Effort
 from localsteer.calibration.findings import Findings
 from localsteer.calibration.laboratory import INSTRUMENT_READINGS, Laboratory, Speed

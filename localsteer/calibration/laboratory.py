@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from localsteer.building.default_dose import middle_layers
+from localsteer.building.layers import middle_layers
 from localsteer.calibration.instrument import Instrument, half_of
 from localsteer.calibration.shapes import Directions, Shape
 from localsteer.concepts.contrast import Contrast

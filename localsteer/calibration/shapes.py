@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from localsteer.building.default_dose import middle_layers
+from localsteer.building.layers import middle_layers
 from localsteer.errors import VectorError
 from localsteer.vector.control_vector import Floats, format_layers
 

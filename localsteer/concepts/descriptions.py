@@ -43,6 +43,11 @@ class _Shared(YamlDocument):
     held_out: _HeldOut
 
 
+def everyday_questions() -> tuple[str, ...]:
+    """Questions to measure a vector with that brings none of its own: no concept of the library is built from any of them."""
+    return tuple(_shared().held_out.questions)
+
+
 def concept_name(text: str) -> str:
     """A concept's name for a description (or for a file's stem): `weary-sea-captain` for "A weary sea captain".
 

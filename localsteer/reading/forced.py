@@ -1,11 +1,13 @@
-"""Teacher forcing: what a steered model thinks of answers that are given, without sampling a word.
+"""Teacher forcing: how near a steered model comes to what it says under a persona, without sampling a word.
 
-Reading is some times as fast as writing, and what it tells of a dose has no chance in it.
+Along an answer that was given under a persona, at every token, what the persona would say next is compared with what the steered
+model would say next without the persona. Taking the whole distribution instead of the token that was drawn leaves only the choice
+of answers to chance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,19 +15,21 @@ from numpy.typing import NDArray
 
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, Rows
-from localsteer.reading.rows import Span, read_means
+from localsteer.reading.rows import OnPrediction, Span, read
 from localsteer.reading.scoring import Scored
 
 Floats = NDArray[np.float64]
+_Kept = dict[tuple[int, int], NDArray[np.float16]]
 
 
 @dataclass(frozen=True, eq=False)
 class Forced:
-    """What an edit does to given answers.
+    """What an edit does to some given answers.
 
     Attributes:
-        gain: (n_texts,) how much likelier each becomes, nats a token; NaN for an empty one.
-        kl: KL(steered || unsteered) of what may come next, nats a token, over the texts for which it was asked.
+        gain: (n,) how much likelier what the persona would say becomes, nats a token, mean over each answer's tokens: by how much
+            KL(persona || steered) is below KL(persona || unsteered); NaN for an empty answer.
+        kl: KL(steered || unsteered), nats a token, over those answers that are compared; NaN without any.
     """
 
     gain: Floats
@@ -37,50 +41,81 @@ class ForcedReader:
 
     Args:
         model: the model.
-        texts: prompts and answers.
-        compared: those over whose tokens the predictions are compared (`Forced.kl`). Each token keeps two bytes for every word of
-            the vocabulary, 0.3 MB on a model with 150,000.
+        texts: answers after the prompts at which steering begins.
+        personas: the same answers after the prompts that they were given to. Every token keeps two bytes for each word of the
+            vocabulary: 0.3 MB on a model with 150,000.
+        compared: the answers along which what the steered and the unsteered model say is compared (`Forced.kl`).
 
     Raises:
         ModelError: llama.cpp does not show the residual stream of this architecture.
     """
 
-    def __init__(self, model: Model, texts: Sequence[Scored], compared: range = range(0)) -> None:
+    def __init__(self, model: Model, texts: Sequence[Scored], personas: Sequence[Scored], compared: Collection[int] = ()) -> None:
         self._model = model
         self._texts = texts
-        self._compared = compared
-        self._before: dict[tuple[int, int], NDArray[np.float16]] = {}
+        self._wanted: _Kept = {}
+        self._before: _Kept = {}
+
+        def keep_persona(readers: Sequence[int], place: int, logprobs: Rows) -> None:
+            kept = np.exp(logprobs).astype(np.float16)
+            for number in readers:
+                self._wanted[number, place - len(personas[number].prompt)] = kept
+
+        spans = [Span(text.prompt + text.answer, len(text.prompt)) for text in personas]
+        _run(model, spans, keep_persona)
+        self._base = np.zeros(len(texts))
 
         def keep(readers: Sequence[int], place: int, logprobs: Rows) -> None:
-            kept = None
             for number in readers:
+                offset = place - len(texts[number].prompt)
+                self._base[number] += _expected(self._wanted[number, offset], logprobs)
                 if number in compared:
-                    kept = logprobs.astype(np.float16) if kept is None else kept
-                    self._before[number, place] = kept
+                    self._before[number, offset] = logprobs.astype(np.float16)
 
-        spans = [Span(text.prompt + text.answer, len(text.prompt)) for text in texts]
-        self.nll = read_means(model, spans, (), want_nll=True, on_prediction=keep).nll
+        _run(model, [Span(text.prompt + text.answer, len(text.prompt)) for text in texts], keep)
 
-    def under(self, edits: Sequence[Edit], *, steer_prompt: bool = False) -> list[Forced]:
-        """Read them all under each of some edits; what comes before an edit begins is computed once.
+    def under(self, readings: Sequence[tuple[Edit, Sequence[int]]], *, steer_prompt: bool = False) -> list[Forced]:
+        """Read some of them under an edit each; what comes before an edit begins is computed once.
 
         Args:
-            edits: what is done from the last token of the prompt on.
+            readings: what is done from the last token of the prompt on, and to which of the texts.
             steer_prompt: do it to the whole prompt, too.
         """
-        n_texts = len(self._texts)
-        totals, counts = np.zeros(len(edits)), np.zeros(len(edits))
+        places = [(number, text) for number, (_, texts) in enumerate(readings) for text in texts]
+        after = np.zeros(len(places))
+        kls: list[list[float]] = [[] for _ in readings]
 
         def compare(readers: Sequence[int], place: int, logprobs: Rows) -> None:
             for reader in readers:
-                number, text = divmod(reader, n_texts)
-                before = self._before.get((text, place))
+                number, text = places[reader]
+                offset = place - len(self._texts[text].prompt)
+                after[reader] += _expected(self._wanted[text, offset], logprobs)
+                before = self._before.get((text, offset))
                 if before is not None:
-                    totals[number] += float(np.exp(logprobs) @ (logprobs - before))
-                    counts[number] += 1
+                    kls[number].append(float(np.exp(logprobs) @ (logprobs - before)))
 
         first = 0 if steer_prompt else None
-        spans = [Span(text.prompt + text.answer, len(text.prompt), None, edit, first) for edit in edits for text in self._texts]
-        nll = read_means(self._model, spans, (), want_nll=True, on_prediction=compare).nll.reshape(len(edits), n_texts)
-        kls = totals / np.maximum(counts, 1)
-        return [Forced(self.nll - own, float(kl)) for own, kl in zip(nll, kls, strict=True)]
+        spans = []
+        for number, text in places:
+            given = self._texts[text]
+            spans.append(Span(given.prompt + given.answer, len(given.prompt), None, readings[number][0], first))
+        _run(self._model, spans, compare)
+        chosen = [text for _, text in places]
+        lengths = np.array([len(self._texts[text].answer) for text in chosen], np.float64)
+        with np.errstate(invalid="ignore"):
+            gains = (after - self._base[chosen]) / lengths
+        ends = np.cumsum([0, *(len(texts) for _, texts in readings)])
+        return [
+            Forced(gains[start:end], float(np.mean(own)) if own else float("nan"))
+            for start, end, own in zip(ends, ends[1:], kls, strict=False)
+        ]
+
+
+def _expected(wanted: NDArray[np.float16], logprobs: Rows) -> float:
+    """What is said by one, as the other finds it: nats."""
+    return float(wanted.astype(np.float32) @ logprobs)
+
+
+def _run(model: Model, spans: Sequence[Span], keep: OnPrediction) -> None:
+    for _ in read(model, spans, (), want_nll=True, on_prediction=keep):
+        pass

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.calibration import POLES, Calibration, Mode
+from localsteer.vector.dosing import Dosing
 from localsteer.vector.probe import Probe
 
 Floats = NDArray[np.float32]
@@ -42,7 +43,8 @@ class Provenance:
             scaled to a dose; zero where not read.
         source: the concept as YAML text, so that the vector can be built again for another model.
         origin: how the file came about where it was not built here: what it was imported or exported from.
-        calibration: what a calibration found, if there was one.
+        dosing: what strength 1 of a fresh vector was measured by.
+        calibration: what a calibration found, if there was one; it goes before the dosing.
         probe: how the direction tells texts apart, where the vector was fitted for that.
 
     Raises:
@@ -65,6 +67,7 @@ class Provenance:
     estimate: Floats | None = None
     source: str = ""
     origin: str = ""
+    dosing: Dosing | None = None
     calibration: Calibration | None = None
     probe: Probe | None = None
 
@@ -97,8 +100,8 @@ class Provenance:
 class ControlVector:
     """What is added to the residual stream at strength 1.
 
-    Supports `+`, `-`, unary `-`, and `*` and `/` by a number: plain arithmetic of what is added, which ends a calibration (and
-    a probe).
+    Supports `+`, `-`, unary `-`, and `*` and `/` by a number: plain arithmetic of what is added, which ends a dosing, a
+    calibration and a probe.
 
     Attributes:
         directions: for each steered block (never 0) a float32 array (n_embd,), in residual-stream units.
@@ -171,7 +174,7 @@ class ControlVector:
 
     def __mul__(self, factor: float) -> ControlVector:
         directions = {layer: (direction * np.float32(factor)) for layer, direction in self.directions.items()}
-        provenance = replace(self.provenance, estimate=None, calibration=None, probe=None)
+        provenance = replace(self.provenance, estimate=None, dosing=None, calibration=None, probe=None)
         if factor < 0:
             # The concept's text has its poles the other way round.
             provenance = replace(provenance, positive=provenance.negative, negative=provenance.positive, source="")
@@ -183,17 +186,20 @@ class ControlVector:
         return self * (1.0 / divisor)
 
     def at(self, strength: float, mode: Mode = "response") -> ControlVector:
-        """What is added at a strength, as a vector without a calibration.
+        """What is added at a strength, as a vector without measurements.
 
         A calibrated vector has a dose (and layers) of its own toward each pole and for each mode: 1.0 is the strongest one
-        inside the coherence budget, -1.0 the strongest toward the other pole. Others are simply multiplied.
+        inside the coherence budget, -1.0 the strongest toward the other pole. One that was dosed has a dose of its own for each,
+        too. Others are simply multiplied.
 
         Args:
             strength: the number in front of the vector.
             mode: what is steered.
         """
+        calibration, estimate, dosing = self.provenance.calibration, self.provenance.estimate, self.provenance.dosing
+        if calibration is None and dosing is not None:
+            return self * (strength * dosing.dose(strength, mode) / dosing.unit)
         scaled = self * strength
-        calibration, estimate = self.provenance.calibration, self.provenance.estimate
         side = calibration.side(strength, mode) if calibration is not None else None
         if side is None or side.dose is None or estimate is None:
             return scaled
@@ -206,7 +212,7 @@ class ControlVector:
         return ControlVector(directions, scaled.provenance)
 
     def only(self, layers: Iterable[int]) -> ControlVector:
-        """The same vector at some of its layers, without a calibration or a probe.
+        """The same vector at some of its layers, without measurements.
 
         Raises:
             VectorError: it has none of them.
@@ -217,7 +223,7 @@ class ControlVector:
             raise VectorError(
                 f"The vector has directions at layers {format_layers(self.layers)}, and none at {format_layers(sorted(wanted))}."
             )
-        return ControlVector(kept, replace(self.provenance, calibration=None, probe=None))
+        return ControlVector(kept, replace(self.provenance, dosing=None, calibration=None, probe=None))
 
     def named(self, concept: str) -> ControlVector:
         """The same vector under another name."""

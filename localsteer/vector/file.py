@@ -26,6 +26,7 @@ from localsteer.files.json_values import build, read_json
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.calibration import Calibration
 from localsteer.vector.control_vector import ControlVector, Floats, Provenance
+from localsteer.vector.dosing import Dosing
 from localsteer.vector.probe import Probe
 
 ARCHITECTURE = "controlvector"
@@ -241,6 +242,7 @@ def _model(text: str) -> Fingerprint:
 _DOCUMENTS: Mapping[str, tuple[Callable[[Any], str], Callable[[str], Any]]] = {
     "model": (_model_text, _model),
     "estimate": (_pack, _unpack),
+    "dosing": (Dosing.to_json, Dosing.from_json),
     "calibration": (Calibration.to_json, Calibration.from_json),
     "probe": (Probe.to_json, Probe.from_json),
 }

@@ -102,7 +102,7 @@ def import_vector(path: Path, *, shift: int | None = None, name: str | None = No
             provenance, concept=path.stem, model_hint=hint, origin=f"imported from {path.name} ({found.kind}){moved}"
         )
     elif moved_by:  # what was measured was measured elsewhere
-        provenance = replace(provenance, estimate=None, calibration=None, probe=None)
+        provenance = replace(provenance, estimate=None, dosing=None, calibration=None, probe=None)
     try:
         vector = ControlVector(kept, provenance)
     except VectorError as error:

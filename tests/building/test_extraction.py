@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from localsteer.building import extraction
-from localsteer.building.default_dose import DEFAULT_DOSE
+from localsteer.building.layers import DEFAULT_DOSE
 from localsteer.building.extraction import ExtractionSettings, extract, layer_summary
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.contrast import Contrast, Pair, Prompt

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from localsteer.building.default_dose import middle_layers, readable_layers
+from localsteer.building.layers import middle_layers, readable_layers
 from localsteer.calibration.shapes import PROFILES, Directions, Profile, Shape, ranges
 
 HIDDEN = np.array([np.nan, 2, 4, 8, 16, np.nan], np.float32)

@@ -39,7 +39,7 @@ def test_the_gain_is_that_of_the_definition_and_the_kl_that_of_the_texts_that_ar
     tiny: Model, steer_prompt: bool
 ) -> None:
     edit = edit_of(tiny)
-    found = ForcedReader(tiny, TEXTS, range(1, 4)).under([edit], steer_prompt=steer_prompt)[0]
+    found = ForcedReader(tiny, TEXTS, range(1, 4)).under([(edit, range(4))], steer_prompt=steer_prompt)[0]
     kls = []
     for number, text in enumerate(TEXTS):
         if not text.answer:
@@ -56,12 +56,14 @@ def test_the_gain_is_that_of_the_definition_and_the_kl_that_of_the_texts_that_ar
 
 def test_a_stronger_edit_is_another_reading_of_the_same_texts(tiny: Model) -> None:
     reader = ForcedReader(tiny, TEXTS, range(4))
-    one, none, twice = reader.under([edit_of(tiny).scaled(factor) for factor in (1.0, 0.0, 2.0)])
+    one, none, twice = reader.under([(edit_of(tiny).scaled(factor), range(4)) for factor in (1.0, 0.0, 2.0)])
     assert none.kl == pytest.approx(0, abs=0.005)
     np.testing.assert_allclose(none.gain[:3], 0, atol=LOGIT_NOISE)
     assert none.kl < one.kl < twice.kl
-    np.testing.assert_allclose(reader.under([edit_of(tiny)])[0].gain, one.gain, atol=LOGIT_NOISE)
+    some = reader.under([(edit_of(tiny), (2, 0)), (edit_of(tiny).scaled(2), ())])
+    np.testing.assert_allclose(some[0].gain, one.gain[[2, 0]], atol=LOGIT_NOISE)
+    assert not len(some[1].gain)
 
 
 def test_without_texts_to_compare_there_is_no_kl(tiny: Model) -> None:
-    assert ForcedReader(tiny, TEXTS).under([edit_of(tiny)])[0].kl == 0
+    assert np.isnan(ForcedReader(tiny, TEXTS).under([(edit_of(tiny), range(4))])[0].kl)

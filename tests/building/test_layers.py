@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from localsteer.building.default_dose import default_layers, readable_layers, scale_to_dose
+from localsteer.building.layers import default_layers, readable_layers, scale_to_dose
 from localsteer.errors import ContrastError
 
 

@@ -1,0 +1,113 @@
+"""What was measured of a fresh vector's dose, as the vector carries it: what strength 1 is toward each pole, and why."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+from localsteer.errors import VectorError, shown
+from localsteer.files.json_values import build, read_json
+from localsteer.vector.calibration import POLES, Interval, Mode, Pole, pole_of, without_nan
+
+DosedMode = Literal["response", "prompt"]
+"""Those that are dosed: an anchored answer gets the dose of the response."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a relative dose does to given answers, by teacher forcing.
+
+    Attributes:
+        dose: the relative dose, positive.
+        own: how much likelier the pole's own answers become, nats a token.
+    """
+
+    dose: float
+    own: float
+
+
+@dataclass(frozen=True)
+class DosedSide:
+    """What was found for one pole.
+
+    Attributes:
+        dose: relative dose of strength 1, for each mode.
+        tried: the doses that it was found between, ascending.
+        ratio: at the dose of the response, how much likelier the pole's own answers become than those of the other pole, nats a
+            token, with its 95 % interval over the answers.
+        kl: there, KL(steered || unsteered) over the tokens of unsteered answers, nats a token.
+        coherence: how much less likely answers sampled there are under the pole's persona than its own answers, nats a token.
+        shown: whether the vector does anything toward this pole beyond doubt.
+
+    Raises:
+        VectorError: a dose that is not positive, or no finite number.
+    """
+
+    dose: Mapping[DosedMode, float]
+    tried: tuple[Tried, ...]
+    ratio: Interval
+    kl: float
+    coherence: float
+    shown: bool
+
+    def __post_init__(self) -> None:
+        if set(self.dose) != {"response", "prompt"}:
+            raise VectorError("a dose is missing")
+        for dose in self.dose.values():
+            if not 0 < dose < math.inf:
+                raise VectorError(f"a dose of {dose} is none")
+
+
+@dataclass(frozen=True)
+class Dosing:
+    """The doses of a fresh vector.
+
+    Attributes:
+        model: name of the model it was made on.
+        content: hash of that very file (Fingerprint.content).
+        seed: of the answers.
+        answers: how many of each kind there were.
+        sides: by pole.
+
+    Raises:
+        VectorError: a side is missing.
+    """
+
+    model: str
+    content: str
+    seed: int
+    answers: int
+    sides: Mapping[Pole, DosedSide]
+
+    def __post_init__(self) -> None:
+        if set(self.sides) != set(POLES):
+            raise VectorError("it needs a side for each pole")
+
+    def dose(self, strength: float, mode: Mode) -> float:
+        """The relative dose of strength 1 (or -1) toward the pole that a strength moves toward."""
+        return self.sides[pole_of(strength)].dose["prompt" if mode == "prompt" else "response"]
+
+    @property
+    def unit(self) -> float:
+        """The relative dose that the vector's tensors hold: that of strength 1 of the response."""
+        return self.dose(1.0, "response")
+
+    def to_json(self) -> str:
+        """As text, for a vector's metadata."""
+        return json.dumps(without_nan(asdict(self)), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Dosing:
+        """From text.
+
+        Raises:
+            VectorError: it is damaged.
+        """
+        try:
+            read = build(cls, read_json(text))
+            return replace(read, model=shown(read.model))
+        except (ValueError, VectorError) as error:
+            raise VectorError(f"the dosing is damaged: {shown(error)}.", hint="Build the vector again.") from error
