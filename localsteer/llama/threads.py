@@ -134,8 +134,11 @@ def compute_apart(compute: Callable[[], T]) -> T:
     Raises:
         BaseException: what the function raises; or Ctrl-C.
     """
-    apart = Apart(compute)
+    apart = None
     try:
+        with interrupts_after():  # a thread that runs already while its start is interrupted would be left behind
+            apart = Apart(compute)
         return apart.result()
     finally:
-        apart.stop()
+        if apart is not None:
+            apart.stop()

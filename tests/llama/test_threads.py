@@ -51,6 +51,19 @@ def test_ctrl_c_ends_what_is_computed_apart(tiny: Model) -> None:
     assert threading.active_count() == before
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals are raised otherwise there")
+def test_ctrl_c_while_a_thread_starts_ends_it_too(tiny: Model) -> None:
+    def interrupted_at_once() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        decode_for_ever(tiny, threading.Event())
+
+    before = threading.active_count()
+    for _ in range(30):
+        with pytest.raises(KeyboardInterrupt):
+            compute_apart(interrupted_at_once)
+        assert threading.active_count() == before
+
+
 def test_what_is_stopped_is_interrupted_between_two_decodes(tiny: Model) -> None:
     begun = threading.Event()
     apart = Apart(lambda: decode_for_ever(tiny, begun))
