@@ -36,7 +36,7 @@ from localsteer.llama.residual import Edit
 from localsteer.steering.expression import Steering, parse_steering
 from localsteer.steering.plan import Plan, resolve
 from localsteer.vector.calibration import POLES, SIGN
-from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.control_vector import ControlVector, Floats
 
 CONCEPTS = ("happy", "french", "pirate", "formal", "confident", "enthusiastic", "simple", "cautious")
 ANSWERS = 20
@@ -124,14 +124,16 @@ def _ways(model: Model, contrast: Contrast, vector: ControlVector, instrument: I
     return ways
 
 
-def _null(model: Model, contrast: Contrast, vector: ControlVector) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _null(model: Model, contrast: Contrast, vector: ControlVector) -> Floats:
     """Unit directions by our own construction, with the labels of half of the pairs exchanged."""
     swapped = np.random.default_rng(0).permutation(len(contrast.pairs)) % 2
     pairs = tuple(Pair(one.negative, one.positive) if swap else one for one, swap in zip(contrast.pairs, swapped, strict=True))
     layers = (vector.layers[0], vector.layers[-1])
     shuffled = dataclasses.replace(contrast, pairs=pairs)
     rows = extract(model, shuffled, ExtractionSettings(layers=layers, dose=False)).rows(model.n_layer)
-    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)).astype(np.float32)
+    lengths = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    unit: Floats = (rows / lengths).astype(np.float32)
+    return unit
 
 
 def refuses(text: str) -> bool:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from localsteer.building import extraction
-from localsteer.building.layers import DEFAULT_DOSE
 from localsteer.building.extraction import ExtractionSettings, extract, layer_summary
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.contrast import Contrast, Pair, Prompt
@@ -33,6 +32,7 @@ def contrast_of(positive: Sequence[str], negative: Sequence[str]) -> Contrast:
 
 
 HAPPY = contrast_of(POSITIVE, NEGATIVE)
+UNDOSED = ExtractionSettings(dose=False)
 
 
 def cosine(one: Floats, other: Floats) -> float:
@@ -48,7 +48,7 @@ def last_rows(model: Model, texts: Sequence[str]) -> Floats:
 
 
 def test_a_direction_is_the_mean_difference_at_its_share_of_the_dose(steerable: Model) -> None:
-    vector = extract(steerable, HAPPY)
+    vector = extract(steerable, HAPPY, UNDOSED)
     assert vector.layers == (1, 2, 3)
     hidden_norm, estimate = vector.provenance.hidden_norm, vector.provenance.estimate
     assert hidden_norm is not None
@@ -58,14 +58,14 @@ def test_a_direction_is_the_mean_difference_at_its_share_of_the_dose(steerable: 
     norms = np.linalg.norm(np.concatenate([positive, negative]), axis=2).mean(axis=0)
     for layer in vector.layers:
         assert cosine(vector.directions[layer], differences[layer]) > 0.999
-        assert np.linalg.norm(vector.directions[layer]) == pytest.approx(DEFAULT_DOSE * norms[layer] / 3, rel=0.01)
+        assert np.linalg.norm(vector.directions[layer]) == pytest.approx(norms[layer] / 3, rel=0.01)
         assert hidden_norm[layer] == pytest.approx(norms[layer], rel=0.01)
         assert np.linalg.norm(estimate[layer] - differences[layer]) < 0.05 * np.linalg.norm(differences[layer])
 
 
 def test_the_principal_component_points_the_same_way(steerable: Model) -> None:
-    mean = extract(steerable, HAPPY, ExtractionSettings(method="mean"))
-    first = extract(steerable, HAPPY, ExtractionSettings(method="pca"))
+    mean = extract(steerable, HAPPY, ExtractionSettings(dose=False, method="mean"))
+    first = extract(steerable, HAPPY, ExtractionSettings(dose=False, method="pca"))
     assert first.provenance.method == "pca"
     for layer in mean.layers:
         assert cosine(first.directions[layer], mean.directions[layer]) > 0.9
@@ -77,7 +77,9 @@ def test_each_method_is_its_own(tiny: Model) -> None:
     negative = [f"I feel {word}" for word in ("awful", "sad", "weary", "gloomy", "low", "grey")]
     differences = (last_rows(tiny, positive) - last_rows(tiny, negative))[:, 2]
     found = {
-        method: extract(tiny, contrast_of(positive, negative), ExtractionSettings(method=method, layers=(2, 2))).directions[2]
+        method: extract(
+            tiny, contrast_of(positive, negative), ExtractionSettings(dose=False, method=method, layers=(2, 2))
+        ).directions[2]
         for method in ("mean", "pca")
     }
     assert cosine(found["mean"], differences.mean(axis=0)) > 0.999
@@ -91,9 +93,9 @@ def median_difference(positive: Floats, negative: Floats) -> Floats:
 
 
 def test_a_function_of_ones_own_is_a_method(tiny: Model, tmp_path: Path) -> None:
-    vector = extract(tiny, HAPPY, ExtractionSettings(method=median_difference))
+    vector = extract(tiny, HAPPY, ExtractionSettings(dose=False, method=median_difference))
     expected = median_difference(last_rows(tiny, POSITIVE), last_rows(tiny, NEGATIVE))
-    mean = extract(tiny, HAPPY)
+    mean = extract(tiny, HAPPY, UNDOSED)
     assert vector.provenance.estimate is not None
     for layer in vector.layers:
         assert cosine(vector.directions[layer], expected[layer]) > 0.999
@@ -113,12 +115,12 @@ def test_a_method_that_gives_no_direction_a_layer_is_an_error_that_names_it(tiny
 
     for method in (one_for_all, nothing):
         with pytest.raises(LocalsteerError, match=rf'method "{method.__name__}".*Let it give one direction a layer'):
-            extract(tiny, HAPPY, ExtractionSettings(method=method))
+            extract(tiny, HAPPY, ExtractionSettings(dose=False, method=method))
 
 
 def test_turning_the_poles_turns_the_direction(tiny: Model) -> None:
     for method in ("mean", "pca"):
-        settings = ExtractionSettings(method=method)
+        settings = ExtractionSettings(dose=False, method=method)
         there, back = extract(tiny, HAPPY, settings), extract(tiny, contrast_of(NEGATIVE, POSITIVE), settings)
         for layer in there.layers:
             np.testing.assert_allclose(there.directions[layer], -back.directions[layer], atol=1e-4)
@@ -136,7 +138,7 @@ def test_prompts_go_through_the_models_chat_template(tiny: Model) -> None:
         """,
         "mood.yaml",
     )
-    vector = extract(tiny, concept, ExtractionSettings(layers=(2, 2)))
+    vector = extract(tiny, concept, ExtractionSettings(dose=False, layers=(2, 2)))
     sides = []
     for personas in (("glad", "merry"), ("gloom", "weary")):
         texts = [
@@ -154,7 +156,7 @@ def test_prompts_go_through_the_models_chat_template(tiny: Model) -> None:
 
 
 def test_a_vector_says_where_it_comes_from(tiny: Model) -> None:
-    provenance = extract(tiny, HAPPY).provenance
+    provenance = extract(tiny, HAPPY, UNDOSED).provenance
     assert (provenance.concept, provenance.description) == ("happy", "How it feels.")
     assert (provenance.positive, provenance.negative) == ("happy", "awful")
     assert (provenance.method, provenance.position, provenance.n_pairs) == ("mean", "last", 6)
@@ -173,20 +175,20 @@ def test_a_vector_says_where_it_comes_from(tiny: Model) -> None:
 
 def test_the_middle_half_of_the_layers_is_steered_and_the_last_block_not_even_read(tmp_path: Path) -> None:
     with Model(write_tiny_model(tmp_path / "deep.gguf", n_layer=12, n_embd=32), threads=1) as model:
-        vector = extract(model, HAPPY)
+        vector = extract(model, HAPPY, UNDOSED)
         assert vector.layers == tuple(range(3, 10))
         assert vector.provenance.hidden_norm is not None
         assert np.isfinite(vector.provenance.hidden_norm).tolist() == [False] + [True] * 10 + [False]
         assert layer_summary(vector) == "3-9 of 12"
-        # Seven equal shares of one dose.
+        # Seven equal shares of a relative dose of 1.
         for layer in vector.layers:
             share = np.linalg.norm(vector.directions[layer]) / vector.provenance.hidden_norm[layer]
-            assert share == pytest.approx(DEFAULT_DOSE / 7, rel=1e-4)
+            assert share == pytest.approx(1 / 7, rel=1e-4)
 
 
 @pytest.mark.parametrize("layers", [(1, 1), (2, 3), (1, 3)])
 def test_layers_that_are_asked_for_are_steered(tiny: Model, layers: tuple[int, int]) -> None:
-    vector = extract(tiny, HAPPY, ExtractionSettings(layers=layers))
+    vector = extract(tiny, HAPPY, ExtractionSettings(dose=False, layers=layers))
     assert vector.layers == tuple(range(layers[0], layers[1] + 1))
     assert vector.n_embd == tiny.n_embd
 
@@ -194,7 +196,7 @@ def test_layers_that_are_asked_for_are_steered(tiny: Model, layers: tuple[int, i
 @pytest.mark.parametrize("layers", [(0, 2), (2, 4), (3, 2), (-1, 2)])
 def test_layers_that_the_model_does_not_have_are_an_error(tiny: Model, layers: tuple[int, int]) -> None:
     with pytest.raises(LocalsteerError, match=rf"Layers {layers[0]}-{layers[1]} cannot be steered: tiny has layers 1-3"):
-        extract(tiny, HAPPY, ExtractionSettings(layers=layers))
+        extract(tiny, HAPPY, ExtractionSettings(dose=False, layers=layers))
 
 
 # Contrasts that are none
@@ -202,13 +204,13 @@ def test_layers_that_the_model_does_not_have_are_an_error(tiny: Model, layers: t
 
 def test_two_sides_that_are_identical_are_an_error(steerable: Model) -> None:
     with pytest.raises(ContrastError, match="do not differ in any consistent way"):
-        extract(steerable, contrast_of(POSITIVE, POSITIVE))
+        extract(steerable, contrast_of(POSITIVE, POSITIVE), UNDOSED)
 
 
 @pytest.mark.parametrize("method", ["mean", "pca"])
 def test_two_sides_that_are_identical_at_the_layers_asked_for_are_an_error(tiny: Model, method: str) -> None:
     with pytest.raises(ContrastError, match="identical at layer 2"):
-        extract(tiny, contrast_of(POSITIVE, POSITIVE), ExtractionSettings(method=method, layers=(2, 3)))
+        extract(tiny, contrast_of(POSITIVE, POSITIVE), ExtractionSettings(dose=False, method=method, layers=(2, 3)))
 
 
 @pytest.mark.parametrize("method", ["mean", "pca"])
@@ -216,7 +218,7 @@ def test_pairs_that_contradict_each_other_are_an_error(tiny: Model, method: str)
     half = len(TOPICS) // 2
     mixed = contrast_of((*POSITIVE[:half], *NEGATIVE[half:]), (*NEGATIVE[:half], *POSITIVE[half:]))
     with pytest.raises(ContrastError, match=r"do not differ in any consistent way.*more pairs"):
-        extract(tiny, mixed, ExtractionSettings(method=method))
+        extract(tiny, mixed, ExtractionSettings(dose=False, method=method))
 
 
 def test_an_empty_prompt_is_an_error(tiny: Model) -> None:
@@ -226,7 +228,7 @@ def test_an_empty_prompt_is_an_error(tiny: Model) -> None:
 
 def test_an_unknown_method_is_an_error(tiny: Model) -> None:
     with pytest.raises(LocalsteerError, match=r'no method "median".*mean, pca'):
-        extract(tiny, HAPPY, ExtractionSettings(method="median"))
+        extract(tiny, HAPPY, ExtractionSettings(dose=False, method="median"))
 
 
 def test_a_model_that_hides_its_residual_stream_is_an_error(tiny_model: TinyModel) -> None:
@@ -246,7 +248,7 @@ def test_the_response_is_what_the_model_itself_answers(tiny: Model, monkeypatch:
 
     monkeypatch.setattr(extraction, "read_activations", reading)
     monkeypatch.setattr(extraction, "RESPONSE_TOKENS", 10)
-    settings = ExtractionSettings(position="response", layers=(1, 3))
+    settings = ExtractionSettings(dose=False, position="response", layers=(1, 3))
     vector = extract(tiny, HAPPY, settings)
     prompts = [tuple(tiny.tokenize(text)) for text in (*POSITIVE, *NEGATIVE)]
     assert len(read) == len(prompts)
@@ -254,7 +256,7 @@ def test_the_response_is_what_the_model_itself_answers(tiny: Model, monkeypatch:
         assert span.tokens[: span.places.start] == prompt
         assert len(span.tokens) == len(prompt) + 10
     assert vector.provenance.position == "response"
-    assert cosine(vector.directions[2], extract(tiny, HAPPY).directions[2]) < 0.99
+    assert cosine(vector.directions[2], extract(tiny, HAPPY, UNDOSED).directions[2]) < 0.99
     again = extract(tiny, HAPPY, settings)
     for layer in vector.layers:
         np.testing.assert_array_equal(again.directions[layer], vector.directions[layer])
@@ -262,7 +264,9 @@ def test_the_response_is_what_the_model_itself_answers(tiny: Model, monkeypatch:
 
 def test_every_architectures_response_can_be_read(steerable: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extraction, "RESPONSE_TOKENS", 10)
-    vector = extract(steerable, contrast_of(POSITIVE[:2], NEGATIVE[:2]), ExtractionSettings(position="response", layers=(2, 3)))
+    vector = extract(
+        steerable, contrast_of(POSITIVE[:2], NEGATIVE[:2]), ExtractionSettings(dose=False, position="response", layers=(2, 3))
+    )
     assert vector.layers == (2, 3)
     assert all(np.isfinite(direction).all() for direction in vector.directions.values())
 
@@ -271,7 +275,9 @@ def test_progress_tells_answering_and_reading_to_their_ends(tiny: Model, monkeyp
     monkeypatch.setattr(extraction, "RESPONSE_TOKENS", 10)
     told: list[tuple[str, int, int]] = []
     contrast = contrast_of(POSITIVE[:4], NEGATIVE[:4])
-    extract(tiny, contrast, ExtractionSettings(position="response", layers=(1, 3)), progress=lambda *now: told.append(now))
+    extract(
+        tiny, contrast, ExtractionSettings(dose=False, position="response", layers=(1, 3)), progress=lambda *now: told.append(now)
+    )
     assert list(dict.fromkeys(name for name, _, _ in told)) == ["answering", "reading"]
     for what in ("answering", "reading"):
         counts = [(done, total) for name, done, total in told if name == what]
@@ -284,4 +290,4 @@ def test_a_model_that_says_nothing_has_no_response_to_read(tiny: Model, monkeypa
     silence = Answer("", (), "stop", 0, Timing(1, 0, 0.1, 0, 0.0))
     monkeypatch.setattr(extraction, "generate_many", lambda model, requests, on_progress: [silence] * len(requests))
     with pytest.raises(ContrastError, match=r"no answer to prompt 1 \(of 12\).*--position last"):
-        extract(tiny, HAPPY, ExtractionSettings(position="response"))
+        extract(tiny, HAPPY, ExtractionSettings(dose=False, position="response"))

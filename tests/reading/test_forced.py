@@ -9,13 +9,12 @@ from localsteer.reading.forced import ForcedReader
 from localsteer.reading.scoring import Scored
 from tests.conftest import LOGIT_NOISE, Floats, random_tokens, run_alone
 
-STEM = random_tokens(20, seed=1)
-TEXTS = (
-    Scored(STEM, random_tokens(8, seed=3)),
-    Scored(STEM, random_tokens(12, seed=4)),
-    Scored((*STEM, 65), random_tokens(8, seed=3)),
-    Scored(STEM, ()),
-)
+STEM, PERSONA = random_tokens(20, seed=1), random_tokens(7, seed=9)
+ANSWERS = (random_tokens(8, seed=3), random_tokens(12, seed=4), random_tokens(8, seed=3), ())
+TEXTS = tuple(Scored(prompt, answer) for prompt, answer in zip((STEM, STEM, (*STEM, 65), STEM), ANSWERS, strict=True))
+PERSONAS = tuple(Scored((*PERSONA, *text.prompt), text.answer) for text in TEXTS)
+# Half precision of what is kept, times logits of some tens.
+KEPT_NOISE = 0.02
 
 
 def edit_of(model: Model) -> Edit:
@@ -24,7 +23,7 @@ def edit_of(model: Model) -> Edit:
     return Edit(rows)
 
 
-def logprobs_alone(model: Model, text: Scored, edit: Edit | None, *, steer_prompt: bool = False) -> Floats:
+def logprobs_alone(model: Model, text: Scored, edit: Edit | None = None, *, steer_prompt: bool = False) -> Floats:
     """(n_answer, n_vocab) of what may stand at each place of the answer, from the definition."""
     first = 0 if steer_prompt else len(text.prompt) - 1
     tokens = (*text.prompt, *text.answer)
@@ -35,35 +34,40 @@ def logprobs_alone(model: Model, text: Scored, edit: Edit | None, *, steer_promp
 
 
 @pytest.mark.parametrize("steer_prompt", [False, True])
-def test_the_gain_is_that_of_the_definition_and_the_kl_that_of_the_texts_that_are_compared(
+def test_the_gain_is_by_how_much_the_persona_is_nearer_and_the_kl_how_far_one_is_from_unsteered(
     tiny: Model, steer_prompt: bool
 ) -> None:
     edit = edit_of(tiny)
-    found = ForcedReader(tiny, TEXTS, range(1, 4)).under([(edit, range(4))], steer_prompt=steer_prompt)[0]
+    reader = ForcedReader(tiny, TEXTS, PERSONAS, range(1, 4))
+    (found,) = reader.under([(edit, range(4))], steer_prompt=steer_prompt)
     kls = []
-    for number, text in enumerate(TEXTS):
+    for number, (text, persona) in enumerate(zip(TEXTS, PERSONAS, strict=True)):
         if not text.answer:
             assert np.isnan(found.gain[number])
             continue
+        wanted = np.exp(logprobs_alone(tiny, persona))
         before, after = (logprobs_alone(tiny, text, one, steer_prompt=steer_prompt) for one in (None, edit))
-        rows = np.arange(len(text.answer)), list(text.answer)
-        np.testing.assert_allclose(found.gain[number], (after[rows] - before[rows]).mean(), atol=LOGIT_NOISE)
+        gain = (wanted * (after - before)).sum(axis=1).mean()
+        assert found.gain[number] == pytest.approx(gain, abs=LOGIT_NOISE + KEPT_NOISE)
         if number in (1, 2):
             kls += (np.exp(after) * (after - before)).sum(axis=1).tolist()
     assert found.kl == pytest.approx(np.mean(kls), rel=0.05)
     assert found.kl > 0.1
+    assert np.nanmax(abs(found.gain)) > 2 * LOGIT_NOISE
 
 
-def test_a_stronger_edit_is_another_reading_of_the_same_texts(tiny: Model) -> None:
-    reader = ForcedReader(tiny, TEXTS, range(4))
+def test_nothing_gains_nothing_and_more_leads_further(tiny: Model) -> None:
+    reader = ForcedReader(tiny, TEXTS, PERSONAS, range(4))
     one, none, twice = reader.under([(edit_of(tiny).scaled(factor), range(4)) for factor in (1.0, 0.0, 2.0)])
     assert none.kl == pytest.approx(0, abs=0.005)
-    np.testing.assert_allclose(none.gain[:3], 0, atol=LOGIT_NOISE)
+    np.testing.assert_allclose(none.gain[:3], 0, atol=KEPT_NOISE)
     assert none.kl < one.kl < twice.kl
-    some = reader.under([(edit_of(tiny), (2, 0)), (edit_of(tiny).scaled(2), ())])
-    np.testing.assert_allclose(some[0].gain, one.gain[[2, 0]], atol=LOGIT_NOISE)
-    assert not len(some[1].gain)
 
 
-def test_without_texts_to_compare_there_is_no_kl(tiny: Model) -> None:
-    assert np.isnan(ForcedReader(tiny, TEXTS).under([(edit_of(tiny), range(4))])[0].kl)
+def test_each_edit_is_read_over_the_texts_that_are_named(tiny: Model) -> None:
+    reader = ForcedReader(tiny, TEXTS, PERSONAS)
+    (all_of_them,) = reader.under([(edit_of(tiny), range(4))])
+    some, nothing = reader.under([(edit_of(tiny), (2, 0)), (edit_of(tiny).scaled(2), ())])
+    np.testing.assert_allclose(some.gain, all_of_them.gain[[2, 0]], atol=LOGIT_NOISE)
+    assert not len(nothing.gain)
+    assert np.isnan([all_of_them.kl, nothing.kl]).all()
