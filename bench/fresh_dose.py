@@ -1,7 +1,7 @@
 """What strength 1 of a fresh vector does on each model: built, dosed, asked, and nothing calibrated. Writes `bench/FRESH.md`.
 
-Run as `python -m bench.fresh_dose`; LOCALSTEER_REAL_MODEL=FILE adds that model. What is measured already is kept: an interrupted run
-goes on, and only vectors that have changed are measured again.
+Run as `python -m bench.fresh_dose`; LOCALSTEER_REAL_MODEL=FILE adds that model. What is measured already is kept: an interrupted
+run goes on, and only vectors that have changed are measured again.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def refuses(text: str) -> bool:
 
 
 def share(ways: dict[str, Any], way: str, pole: str) -> float:
-    """How far a way moves the instrument, in units of how far the system prompt does; NaN where that one moves it the wrong way."""
+    """How far a way moves the instrument, 1 as far as the system prompt; NaN where that one moves it the wrong way."""
     moved = {name: float(np.mean(ways[name]["scores"])) for name in (way, f"system prompt, {pole}", "unsteered")}
     far = moved[f"system prompt, {pole}"] - moved["unsteered"]
     return (moved[way] - moved["unsteered"]) / far if far * SIGN[pole] > 0 else float("nan")  # type: ignore[index]
@@ -157,18 +157,16 @@ def _write_page(records: dict[str, Any]) -> None:
     lines = [
         "# Strength 1 of a fresh vector",
         "",
-        f"Built and dosed on the model, not calibrated; {ANSWERS} answers a way to questions that nothing was built or dosed on, at",
-        "strength 1 and -1, beside the system prompt of the concept's personas, and a null (the same construction with the labels",
-        "of half of the pairs exchanged, the same length at each layer). Scores are the concept's independent instrument's",
+        f"Built and dosed on the model, not calibrated; {ANSWERS} answers a way to questions that nothing was built or dosed on,",
+        "at strength 1 and -1, beside the system prompt of the concept's personas, and a null (the same construction with the",
+        "labels of half of the pairs exchanged, as long at each layer). Scores are those of the concept's independent instrument",
         "([QUALITY.md](QUALITY.md)); the share is of the way that the system prompt goes. `python -m bench.fresh_dose`",
         "",
     ]
     for model, concepts in records.items():
         lines += [f"## {model}", ""]
-        lines += [
-            "| concept | pole | relative dose | unsteered | system prompt | strength 1 | null | share | refusals (unsteered, prompt, ours) |"
-        ]
-        lines += ["|---|---|---|---|---|---|---|---|---|"]
+        headers = ("concept", "pole", "relative dose", "unsteered", "system prompt", "strength 1", "null", "share")
+        lines += [f"| {' | '.join(headers)} | refusals (unsteered, prompt, ours) |", "|---" * (len(headers) + 1) + "|"]
         for name, one in concepts.items():
             ways = one["ways"]
             for pole in POLES:

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from localsteer.building.dosing import dose
     from localsteer.building.extraction import ExtractionSettings, extract
     from localsteer.building.library import load_vector, loader
     from localsteer.calibration.calibrate import CalibrationSettings, Calibrator
@@ -62,6 +63,7 @@ _HOMES = {
     "arm": "policy.arm",
     "bake": "export.bake",
     "combine": "steering.combination",
+    "dose": "building.dosing",
     "export_vector": "export.llama_cpp",
     "extract": "building.extraction",
     "find_models": "discovery",
@@ -107,6 +109,7 @@ __all__ = [
     "arm",
     "bake",
     "combine",
+    "dose",
     "export_vector",
     "extract",
     "find_models",

@@ -38,8 +38,8 @@ Progress = Callable[[str, int, int], None]
 # Own answers of each pole, and how long.
 ANSWERS = 10
 TOKENS = 12
-# Of them those over whose tokens predictions are compared, those that are read for the doses of a steered prompt, and as many
-# answers are sampled to confirm a dose.
+# Of them those along which steered and unsteered are compared, and those that are read for the dose of a steered prompt; and how
+# many answers are sampled to confirm a dose.
 _COMPARED = 2
 _PROMPTED = 4
 _CONFIRMED = 4
@@ -52,7 +52,7 @@ LADDER = (0.2, 0.5, 1.2)
 _MAX_DOSE = 4.0
 # A dose between two that are as near as this is known well enough; otherwise one more is read.
 _CLOSE = 1.15
-# Of the response's dose, for a prompt that is steered as well: between 0.67 and 1 of it was as strong on happy - sad, demo and 1.5B.
+# Of the response's dose, for a prompt that is steered as well: between 0.67 and 1 of it was as strong (happy - sad; demo, 1.5B).
 _PROMPT_SHARE = 0.75
 
 # Nats a token that the sampled answers may be less likely under their pole's persona than its own answers.
@@ -107,7 +107,7 @@ class _Search:
         return max(self.points.values()) - self.tolerance
 
     def _bracket(self) -> tuple[float, float | None]:
-        """The strongest measured dose that is good and has only good ones below it from the best on, and the next stronger one."""
+        """The strongest measured dose below which all are good from the best one on, and the next stronger one."""
         doses, level = sorted(self.points), self._level()
         best = max(doses, key=self.points.__getitem__)
         bad = next((dose for dose in doses if dose > best and not self.points[dose] >= level), None)

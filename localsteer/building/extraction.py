@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from localsteer.building import dosing
-from localsteer.building.layers import default_layers, readable_layers, scale_to_dose
 from localsteer.building.estimators import Estimator, estimator, reliability
+from localsteer.building.layers import default_layers, readable_layers, scale_to_dose
 from localsteer.concepts.contrast import Contrast
 from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request

@@ -59,7 +59,7 @@ def voices(model: Model, contrast: Contrast | None, count: int) -> Voices:
     questions = contrast.held_out if contrast is not None and contrast.held_out else everyday_questions()
     asked = [Message("user", questions[number % len(questions)]) for number in range(count)]
     bare = [prompt_tokens(model, [question]) for question in asked]
-    start: dict[Pole, list[Tokens]] = {pole: bare for pole in POLES}
+    start: dict[Pole, list[Tokens]] = dict.fromkeys(POLES, bare)
     if contrast is None:
         return Voices(start, start, spoken=False)
 

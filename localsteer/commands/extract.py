@@ -9,6 +9,7 @@ import click
 
 from localsteer.building.estimators import MIN_PAIRS
 from localsteer.building.extraction import ExtractionSettings, extract, layer_summary
+from localsteer.commands.doses import print_dosing
 from localsteer.commands.options import (
     ModelOptions,
     check_output,
@@ -62,7 +63,7 @@ def command(
     """Build a control vector from CONCEPT (a concept.yaml), from two descriptions, or from two prompt files.
 
     --concept-from writes the concept.yaml that it makes beside the vector. The prompt files are those of
-    llama-cvector-generator. Strength 1 of the vector is a safe default dose.
+    llama-cvector-generator. Strength 1 of the vector is measured on the model: as strong as its text bears.
     """
     if [concept, concept_from, positive or negative].count(None) != 2:
         raise click.UsageError("Give one of CONCEPT, --concept-from, and --positive with --negative.")
@@ -125,6 +126,7 @@ def _print(
                 "pairs": provenance.n_pairs,
                 "layers": list(vector.layers),
                 "reliability": known or None,
+                "dosing": provenance.dosing.document() if provenance.dosing is not None else None,
                 "seconds": {"model": seconds[0], "extraction": seconds[1]},
             }
         )
@@ -136,4 +138,5 @@ def _print(
         f"{output}: {provenance.positive} against {provenance.negative} from {provenance.n_pairs} pairs, "
         f"layers {layer_summary(vector)}{steadiness}"
     )
+    print_dosing(vector)
     click.echo(f"read from {model} in {seconds[1]:.1f} s (and {seconds[0]:.1f} s to open the model)")

@@ -11,9 +11,11 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from localsteer.building.dosing import dose as measured_dose
 from localsteer.building.library import find_vector, load_for_showing, load_vector
 from localsteer.calibration.report import CURVE_HEADERS, curve_rows
 from localsteer.commands.calibrate import print_doses
+from localsteer.commands.doses import print_dosing
 from localsteer.commands.options import (
     ModelOptions,
     check_output,
@@ -25,7 +27,8 @@ from localsteer.commands.options import (
 )
 from localsteer.commands.output import note, print_facts, print_folded_table, print_json, print_table, progress_bar
 from localsteer.commands.vectors_build import command as build
-from localsteer.concepts.concept_file import load_concept
+from localsteer.concepts.concept_file import load_concept, parse_concept
+from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.names import CONCEPT_FILE, LibraryConcept, concepts, is_path, user_folder
 from localsteer.errors import ContrastError, LocalsteerError
 from localsteer.llama.model_file import content_hash
@@ -150,6 +153,7 @@ def show(vector: str, as_json: bool, model_options: ModelOptions) -> None:
             {
                 **facts,
                 "directions": rows,
+                "dosing": provenance.dosing.document() if provenance.dosing is not None else None,
                 "calibration": calibration.document() if calibration is not None else None,
             }
         )
@@ -173,12 +177,17 @@ def show(vector: str, as_json: bool, model_options: ModelOptions) -> None:
             for row in rows
         ],
     )
+    measures = f"`localsteer calibrate {shlex.quote(vector)}` measures more of it."
+    if calibration is None and provenance.dosing is not None:
+        click.echo(f"dosed on {provenance.dosing.model}")
+        print_dosing(loaded)
+        note(f"Not calibrated. {measures}")
+        return
     if calibration is None and provenance.origin:
         note(f"Strength 1 is what the file holds ({provenance.origin}).")
         return
     if calibration is None:
-        measures = f"`localsteer calibrate {shlex.quote(vector)}` measures how strong it may be."
-        note(f"Not calibrated: strength 1 is the default dose. {measures}")
+        note(f"Neither dosed nor calibrated: strength 1 is what the file holds. {measures}")
         return
     click.echo(
         f"calibrated on {calibration.model}: budget {calibration.budget:g} nats a token, {calibration.questions} questions, "
@@ -223,24 +232,35 @@ def _to_show(vector: str, model_options: ModelOptions) -> ControlVector:
     help="Add this to the file's layer numbers, such as -1 for one block late. By default it is found out.",
 )
 @click.option("--name", help="What to call the vector.")
+@click.option("--dose/--no-dose", default=True, help="With -m: measure what strength 1 is, or leave it at what the file holds.")
 @force_option
 @json_option
 @with_model_options
 def import_file(
-    file: Path, output: Path, shift: int | None, name: str | None, force: bool, as_json: bool, model_options: ModelOptions
+    file: Path,
+    output: Path,
+    shift: int | None,
+    name: str | None,
+    dose: bool,
+    force: bool,
+    as_json: bool,
+    model_options: ModelOptions,
 ) -> None:
     """Make a vector of ours from FILE: GGUF (repeng, llama-cvector-generator, jukofyork), .npz or .safetensors.
 
     Directions that stand one block late are moved to the block where they were read, as far as the file tells. Only with -m a
-    model is opened: that which the vector is for, whose shape is compared with the file's.
+    model is opened: that which the vector is for, whose shape is compared with the file's, and on which it is dosed.
     """
     check_output(output, force=force)
-    fingerprint = None
     if model_options.model is not None:
-        with model_options.open() as opened:
-            fingerprint = opened.fingerprint
-    imported = import_vector(file, shift=shift, name=name, model=fingerprint)
-    vector = imported.vector
+        with model_options.open() as opened, progress_bar() as progress:
+            imported = import_vector(file, shift=shift, name=name, model=opened.fingerprint)
+            vector = imported.vector
+            if dose and vector.provenance.calibration is None:
+                vector = measured_dose(opened, vector, _concept_of(vector), progress=progress)
+    else:
+        imported = import_vector(file, shift=shift, name=name)
+        vector = imported.vector
     write_vector(vector, output)
     if as_json:
         print_json(
@@ -252,14 +272,25 @@ def import_file(
                 "layers": list(vector.layers),
                 "n_embd": vector.n_embd,
                 "findings": list(imported.findings),
+                "dosing": vector.provenance.dosing.document() if vector.provenance.dosing is not None else None,
             }
         )
         return
     for finding in imported.findings:
         click.echo(finding)
     click.echo(f"{output}: {vector.provenance.concept}, layers {format_layers(vector.layers)}, n_embd {vector.n_embd}")
-    if vector.provenance.calibration is None:
-        note(f"Not calibrated: strength 1 is what the file says. `localsteer vectors show {output}` tells how large that is.")
+    print_dosing(vector)
+    if vector.provenance.calibration is None and vector.provenance.dosing is None:
+        note(
+            f"Neither dosed nor calibrated: strength 1 is what the file says. `localsteer vectors show {output}` tells how large "
+            "that is, and with -m MODEL it is measured how much the model bears."
+        )
+
+
+def _concept_of(vector: ControlVector) -> Contrast | None:
+    """The concept that a vector of ours carries; None for one from elsewhere."""
+    source = vector.provenance.source
+    return parse_concept(source, f"the concept in {vector.provenance.concept}") if source else None
 
 
 @command.command("combine")

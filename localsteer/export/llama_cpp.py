@@ -78,7 +78,7 @@ def at_strength(steering: Steering, strength: float) -> Steering:
 
 
 def vector_for_llama_cpp(steering: Steering, load: Callable[[str], ControlVector]) -> ControlVector:
-    """One vector whose strength 1 is the expression at the doses that were calibrated for steering the prompt as well.
+    """One vector whose strength 1 is the expression at the doses that were measured for steering the prompt as well.
 
     Only the layers that it moves are in it.
 
@@ -88,7 +88,7 @@ def vector_for_llama_cpp(steering: Steering, load: Callable[[str], ControlVector
     """
     vector = combine(steering, load, "prompt")
     alone = load(steering.terms[0].vector) if steering.terms == (Term(steering.terms[0].vector),) else None
-    if alone is not None and alone.provenance.calibration is None:
+    if alone is not None and alone.provenance.calibration is None and alone.provenance.dosing is None:
         return vector  # what it adds is what it was
     origin = f"exported for llama.cpp: {vector.provenance.concept}, prompt and response"
     return ControlVector(vector.directions, replace(vector.provenance, origin=origin))

@@ -36,6 +36,12 @@ def _of_term(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) 
         yield f"{term.vector} is a policy's probe, fitted to tell texts apart at layer {probe.layer}: how it steers is unknown."
     if term.ablate:
         return
+    dosing = vector.provenance.dosing
+    if calibration is None and dosing is not None:
+        if dosing.content != model.content:
+            yield f"{term.vector} was dosed on {dosing.model}, another file than this model: its doses may not hold here."
+        if abs(term.strength) > 1:
+            yield f"{term} is past strength 1, beyond which the text was seen to suffer."
     if calibration is None:
         if mode == "anchored":
             yield (

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from localsteer.errors import VectorError, shown
 from localsteer.files.json_values import build, read_json
@@ -95,9 +95,14 @@ class Dosing:
         """The relative dose that the vector's tensors hold: that of strength 1 of the response."""
         return self.dose(1.0, "response")
 
+    def document(self) -> dict[str, Any]:
+        """As a JSON document; what is not a number is null."""
+        plain: dict[str, Any] = without_nan(asdict(self))
+        return plain
+
     def to_json(self) -> str:
         """As text, for a vector's metadata."""
-        return json.dumps(without_nan(asdict(self)), allow_nan=False)
+        return json.dumps(self.document(), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Dosing:

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from localsteer.building import dosing as under_test
+from localsteer.building.dosing import LADDER, TOLERANCE, _Search, dose
+from localsteer.building.extraction import ExtractionSettings, extract
+from localsteer.concepts.contrast import Contrast, Pair, Prompt
+from localsteer.engine.request import Answer
+from localsteer.errors import CalibrationError, ModelError, VectorError
+from localsteer.llama.model import Model
+from localsteer.steering.dose import relative_dose
+from localsteer.vector.calibration import POLES
+from localsteer.vector.control_vector import ControlVector, Provenance
+from tests.calibration.made import calibration
+from tests.conftest import TinyModel
+
+PAIRS = tuple(Pair(Prompt((), f"a good day {word}"), Prompt((), f"a bad day {word}")) for word in ("in", "on", "at"))
+PERSONAS = (("Be glad.", "Be sad."), ("Cheer up.", "Weep."))
+HAPPY = Contrast("happy", "", "happy", "sad", PAIRS, ("Who are you?", "Where is it?"), personas=PERSONAS)
+UNDOSED = ExtractionSettings(dose=False)
+
+
+# The search
+
+
+def searched(curve: Callable[[float], float], tolerance: float = TOLERANCE) -> _Search:
+    search = _Search(tolerance, list(LADDER))
+    while search.next:
+        search.add([curve(dose) for dose in search.next])
+    return search
+
+
+@pytest.mark.parametrize("dose", [0.1, 0.23, 0.31, 0.67, 1.1])
+def test_where_the_persona_changes_little_the_dose_is_where_its_words_have_lost_the_tolerance(dose: float) -> None:
+    found = searched(lambda at: -TOLERANCE * (at / dose) ** 2)
+    assert found.dose == pytest.approx(dose, rel=0.03)
+    assert len(found.tried) <= len(LADDER) + 1
+
+
+@pytest.mark.parametrize("best", [0.25, 0.6, 0.9])
+def test_where_it_changes_what_is_said_the_dose_is_past_the_best_one_by_the_tolerance(best: float) -> None:
+    found = searched(lambda at: 1.0 - ((at - best) / best) ** 2 - 1 + 1)
+    assert found.dose == pytest.approx(best * (1 + np.sqrt(TOLERANCE)), rel=0.15)
+
+
+def test_a_strong_dose_is_looked_for_as_far_as_the_words_hold_and_no_further() -> None:
+    assert searched(lambda at: -TOLERANCE * (at / 3.3) ** 2).dose == pytest.approx(3.3, rel=0.05)
+    assert searched(lambda _: 0.0).dose == 4.0
+
+
+def test_a_text_that_is_no_text_any_more_is_past_the_dose() -> None:
+    assert searched(lambda at: -0.02 if at < 0.3 else float("nan")).dose <= 0.5
+
+
+# A vector's doses
+
+
+def doses(vector: ControlVector) -> dict[str, tuple[float, float]]:
+    found = vector.provenance.dosing
+    assert found is not None
+    return {pole: (found.sides[pole].dose["response"], found.sides[pole].dose["prompt"]) for pole in POLES}
+
+
+def test_strength_one_is_the_measured_dose_whatever_the_vector_held_before(steerable: Model) -> None:
+    plain = extract(steerable, HAPPY, UNDOSED)
+    vector = dose(steerable, plain, HAPPY)
+    norms = vector.provenance.hidden_norm
+    assert norms is not None
+    found = doses(vector)
+    for strength, pole in ((1, "positive"), (-1, "negative")):
+        for place, mode in enumerate(("response", "prompt")):
+            added = vector.at(strength, mode).rows(steerable.n_layer)  # type: ignore[arg-type]
+            assert relative_dose(added, norms) == pytest.approx(found[pole][place], rel=1e-4)
+            assert (added[1] @ plain.directions[1]) * strength > 0
+        assert 0 < found[pole][1] <= found[pole][0]
+    calibrated = replace(plain * 7, provenance=replace(plain.provenance, calibration=calibration(steerable.fingerprint)))
+    again = dose(steerable, calibrated, HAPPY)
+    assert again.provenance.calibration is None
+    np.testing.assert_allclose([*doses(again).values()], [*found.values()], rtol=0.05)
+
+
+def test_the_same_seed_gives_the_same_doses(tiny: Model) -> None:
+    vector = extract(tiny, HAPPY, UNDOSED)
+    one, same, other = (dose(tiny, vector, HAPPY, seed=seed) for seed in (3, 3, 4))
+    assert one.provenance.dosing == same.provenance.dosing
+    assert one.provenance.dosing != other.provenance.dosing
+
+
+def test_extraction_doses_unless_told_not_to(tiny: Model) -> None:
+    assert extract(tiny, HAPPY).provenance.dosing == dose(tiny, extract(tiny, HAPPY, UNDOSED), HAPPY).provenance.dosing
+    assert extract(tiny, HAPPY, UNDOSED).provenance.dosing is None
+
+
+def test_prompt_files_and_vectors_from_elsewhere_are_dosed_too(tiny: Model) -> None:
+    vector = extract(tiny, replace(HAPPY, personas=(), held_out=()), UNDOSED)
+    of_pairs = dose(tiny, vector, replace(HAPPY, personas=(), held_out=())).provenance.dosing
+    foreign = ControlVector(vector.directions, Provenance(concept="foreign"))
+    from_elsewhere = dose(tiny, foreign, None)
+    assert from_elsewhere.provenance.hidden_norm is not None
+    assert of_pairs is not None
+    assert from_elsewhere.provenance.dosing is not None
+    for side in from_elsewhere.provenance.dosing.sides.values():
+        assert np.isnan(side.ratio.mean)
+        assert not side.shown
+
+
+def test_a_direction_of_chance_shows_nothing(tiny: Model) -> None:
+    generator = np.random.default_rng(5)
+    rows = {layer: generator.normal(size=tiny.n_embd).astype(np.float32) for layer in (1, 2)}
+    found = dose(tiny, ControlVector(rows, Provenance()), HAPPY).provenance.dosing
+    assert found is not None
+    assert not all(side.shown for side in found.sides.values())
+
+
+def test_what_is_going_on_is_told(tiny: Model) -> None:
+    told: list[tuple[str, int, int]] = []
+    dose(tiny, extract(tiny, HAPPY, UNDOSED), HAPPY, progress=lambda *now: told.append(now))
+    assert [what for what, done, total in told if done == total] == ["answering", "dosing"]
+    assert told[0] == ("answering", 0, 20)
+
+
+def test_nothing_to_dose_and_nothing_to_dose_by_are_errors(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = extract(tiny, HAPPY, UNDOSED)
+    with pytest.raises(CalibrationError, match="zero at every layer"):
+        dose(tiny, ControlVector({1: np.zeros(tiny.n_embd, np.float32)}, Provenance()), None)
+    with pytest.raises(VectorError, match="does not fit this model"):
+        dose(tiny, ControlVector({1: np.ones(tiny.n_embd + 1, np.float32)}, Provenance()), None)
+
+    def silent(_model: Model, requests: Sequence[object]) -> list[Answer]:
+        answers = real(_model, requests)  # type: ignore[arg-type]
+        return [replace(answer, tokens=(), logprobs=()) for answer in answers]
+
+    real = under_test.generate_many
+    monkeypatch.setattr(under_test, "generate_many", silent)
+    with pytest.raises(CalibrationError, match="gives no answers"):
+        dose(tiny, vector, HAPPY)
+
+
+def test_a_model_that_cannot_be_read_cannot_be_dosed(tiny_model: TinyModel) -> None:
+    model = tiny_model("plamo2")
+    with pytest.raises(ModelError):
+        dose(model, ControlVector({1: np.ones(model.n_embd, np.float32)}, Provenance()), None)
