@@ -10,10 +10,12 @@ from pathlib import Path
 
 from bench.concepts import concept_texts
 from bench.measure import Comparison, Section, Series, Target, run_cli, run_process, run_worker
+from bench.models import real_model
 from bench.serving import returning, serving
 from bench.tools import llama_programs
 from localsteer.building.ahead import model_slug
 from localsteer.concepts.names import concepts
+from localsteer.vector.calibration import POLES
 
 # About the length of a short answer. Both programs start from an almost empty context.
 DECODED_TOKENS = 128
@@ -22,6 +24,8 @@ DECODES_A_ROUND = 3
 # A decode takes seconds and its ratio scatters by a tenth from round to round on a shared machine: more rounds than the others.
 DECODE_ROUNDS = 3
 PREFILL_TOKENS = 512
+# One that changes the tone and one that changes the language.
+DOSED_CONCEPTS = ("happy", "french")
 # The second is localsteer's default.
 MEMORY_CONTEXTS = (2048, 4096)
 MEMORY_TOKENS = 64
@@ -57,7 +61,7 @@ class Setting:
         """`localsteer extract` of the prompt files."""
         positive, negative = map(str, self.prompts)
         files = ["--positive", positive, "--negative", negative, "-o", str(output)]
-        return ["extract", *files, "-m", str(self.model), "--threads", str(self.threads)]
+        return ["extract", *files, "--no-dose", "-m", str(self.model), "--threads", str(self.threads)]
 
 
 def extraction(setting: Setting) -> Section:
@@ -72,7 +76,7 @@ def extraction(setting: Setting) -> Section:
     return Section(
         "Extracting a vector",
         "The same two prompt files (80 prompts each, 33 tokens a prompt, 4 personas a pole with the same 20 openings), "
-        "whole process against whole process: `localsteer extract --positive F --negative F` and "
+        "whole process against whole process: `localsteer extract --no-dose --positive F --negative F` and "
         "`llama-cvector-generator --method mean`. localsteer reads the last token of each prompt, computes beginnings "
         "that prompts share only once, and measures each layer's reliability besides; llama-cvector-generator runs "
         "each prompt alone and averages over its tokens.",
@@ -235,6 +239,37 @@ def tap(setting: Setting) -> Section:
     )
 
 
+def dosing(setting: Setting) -> Section:
+    """What it costs to measure a fresh vector's dose, and how far two seeds agree."""
+    models = {"demo": (setting.model, 8.0)}
+    if (real := real_model()) is not None:
+        models[real.name] = (real, 40.0)
+    comparisons = []
+    for label, (model, limit) in models.items():
+        worker = ["dosing", str(model), "--threads", str(setting.threads), "--repeats", str(setting.repeats)]
+        for name in DOSED_CONCEPTS:
+            found = {
+                key: Series(tuple(values)) for key, values in json.loads(run_worker(*worker, "--concept", name).output).items()
+            }
+            seconds, answering, one = found["dosing"], found["personas"], Series((1.0,) * setting.repeats)
+            target = Target(limit, at_least=False)
+            comparisons.append(
+                Comparison(f"{name}, {label}", "s", seconds, "the personas' answers", answering, seconds.over(one), "s", target)
+            )
+            for pole in POLES:
+                middle = Series((statistics.median(found[pole].values),) * setting.repeats)
+                what = f"{name}, {label}: dose toward {pole}, a seed each"
+                comparisons.append(
+                    Comparison(what, "relative dose", found[pole], "their median", middle, found[pole].over(middle), "")
+                )
+    return Section(
+        "Dosing a fresh vector",
+        "What `extract` and the first use of a name do to find out what strength 1 is, after the personas' answers are there, and "
+        "these; and the doses, each time with another seed.",
+        tuple(comparisons),
+    )
+
+
 def calibration(setting: Setting) -> Section:
     """The price of a calibration with default settings."""
     worker = ["calibration", str(setting.model), "--threads", str(setting.threads)]
@@ -303,5 +338,6 @@ SECTIONS: dict[str, Callable[[Setting], Section]] = {
     "library": library,
     "serving": serve,
     "going back": going_back,
+    "dosing": dosing,
     "calibration": calibration,
 }

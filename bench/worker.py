@@ -1,7 +1,7 @@
 """What is measured through the Python API, in a process of its own: prints one JSON document.
 
 Run by `bench.sections`, as `python -m bench.worker decode MODEL VECTOR ...`, likewise `anchored` and `policy`, or
-`... tap MODEL ...`, or `... calibration MODEL --concept NAME ...`.
+`... tap MODEL ...`, `... dosing MODEL --concept NAME ...` or `... calibration MODEL --concept NAME ...`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import numpy as np
 
 from bench.concepts import FRESH_QUESTIONS, concept_texts
 from bench.fresh import requests
-from localsteer.building.extraction import extract
+from localsteer.building.dosing import dose
+from localsteer.building.extraction import ExtractionSettings, extract
 from localsteer.calibration.calibrate import Calibrator
 from localsteer.calibration.effort import THOROUGH
 from localsteer.concepts.concept_file import parse_concept
@@ -41,6 +42,7 @@ from localsteer.policy.probe_classifier import ProbeClassifier, projection
 from localsteer.reading.scoring import Scored, answer_nll
 from localsteer.steering.expression import Steering, Term
 from localsteer.steering.plan import resolve
+from localsteer.vector.calibration import POLES
 from localsteer.vector.file import read_vector
 
 # Continued greedily, this goes on far beyond what is measured, steered or not.
@@ -52,7 +54,7 @@ ANSWERS_BETWEEN_PROBES = 64
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.worker")
-    parser.add_argument("what", choices=["decode", "anchored", "policy", "tap", "calibration"])
+    parser.add_argument("what", choices=["decode", "anchored", "policy", "tap", "dosing", "calibration"])
     parser.add_argument("model", type=Path)
     parser.add_argument("vector", type=Path, nargs="?")
     parser.add_argument("--threads", type=int, required=True)
@@ -69,6 +71,8 @@ def main() -> int:
             answer = _policy(model, options.vector, options.tokens, options.repeats)
         elif options.what == "tap":
             answer = _tap(model, options.tokens, options.repeats)
+        elif options.what == "dosing":
+            answer = _dosing(model, options.concept, options.repeats)
         else:
             answer = _calibration(model, options.concept)
     print(json.dumps(answer))
@@ -194,6 +198,28 @@ def _milliseconds(work: Callable[[], None]) -> float:
     start = time.perf_counter()
     work()
     return (time.perf_counter() - start) * 1000
+
+
+def _dosing(model: Model, name: str, repeats: int) -> dict[str, list[float]]:
+    """Seconds for the personas' answers and for the dosing after them, and the doses; another seed each time."""
+    contrast = parse_concept(concept_texts()[name], name)
+    vector = extract(model, contrast, ExtractionSettings(dose=False))
+    found: dict[str, list[float]] = {"personas": [], "dosing": [], "positive": [], "negative": []}
+    for seed in range(repeats):
+        start = time.perf_counter()
+        answered = [start]
+
+        def tell(what: str, done: int, total: int, answered: list[float] = answered) -> None:
+            if what == "answering" and done == total:
+                answered.append(time.perf_counter())
+
+        dosing = dose(model, vector, contrast, seed=seed, progress=tell).provenance.dosing
+        assert dosing is not None
+        found["personas"].append(answered[-1] - start)
+        found["dosing"].append(time.perf_counter() - answered[-1])
+        for pole in POLES:
+            found[pole].append(dosing.sides[pole].dose["response"])
+    return found
 
 
 def _calibration(model: Model, concept: str) -> dict[str, float]:

@@ -36,11 +36,12 @@ from localsteer.vector.dosing import DosedSide, Dosing, Tried
 Progress = Callable[[str, int, int], None]
 
 # Own answers of each pole, and how long.
-ANSWERS = 10
+ANSWERS = 8
 TOKENS = 12
-# Of them those along which steered and unsteered are compared, and those that are read for the dose of a steered prompt; and how
-# many answers are sampled to confirm a dose.
+# Of each pole's those along which steered and unsteered are compared, that are read for the ratio, and that are read for the dose
+# of a steered prompt; and how many answers are sampled to confirm a dose.
 _COMPARED = 2
+_READ_AT_LAST = 5
 _PROMPTED = 4
 _CONFIRMED = 4
 
@@ -188,13 +189,14 @@ class _Doser:
         self._tell("dosing", 1, 4)
         doses, coherence = self._confirm(doses, own)
         self._tell("dosing", 2, 4)
-        forced = reader.under([(self._edit(pole, doses[pole]), [*mine[pole], *mine[OTHER[pole]]]) for pole in POLES])
+        at_last = {pole: mine[pole][:_READ_AT_LAST] for pole in POLES}
+        forced = reader.under([(self._edit(pole, doses[pole]), [*at_last[pole], *at_last[OTHER[pole]]]) for pole in POLES])
         self._tell("dosing", 3, 4)
         prompted = self._prompted(reader, mine, doses)
         self._tell("dosing", 4, 4)
         sides: dict[Pole, DosedSide] = {}
         for pole, one in zip(POLES, forced, strict=True):
-            ratio = _interval(one.gain[:count], one.gain[count:])
+            ratio = _interval(*np.split(one.gain, [len(at_last[pole])]))
             sides[pole] = DosedSide(
                 dose={"response": doses[pole], "prompt": prompted[pole]},
                 tried=searches[pole].tried,
@@ -280,6 +282,8 @@ class _Doser:
 def _interval(one: NDArray[np.float64], other: NDArray[np.float64]) -> Interval:
     """The difference of two means with its 95 % bootstrap interval over the answers."""
     one, other = one[np.isfinite(one)], other[np.isfinite(other)]
+    if not (len(one) and len(other)):
+        return Interval(float("nan"), float("nan"), float("nan"))
     generator = np.random.default_rng(0)
     drawn = [values[generator.integers(len(values), size=(_RESAMPLES, len(values)))].mean(axis=1) for values in (one, other)]
     low, high = np.quantile(drawn[0] - drawn[1], (0.025, 0.975))

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from localsteer.building import dosing as under_test
 from localsteer.building.dosing import LADDER, TOLERANCE, _Search, dose
 from localsteer.building.extraction import ExtractionSettings, extract
 from localsteer.concepts.contrast import Contrast, Pair, Prompt
-from localsteer.engine.request import Answer
+from localsteer.engine.generate import generate_many
+from localsteer.engine.request import Answer, Request
 from localsteer.errors import CalibrationError, ModelError, VectorError
 from localsteer.llama.model import Model
 from localsteer.steering.dose import relative_dose
@@ -117,11 +117,23 @@ def test_a_direction_of_chance_shows_nothing(tiny: Model) -> None:
     assert not all(side.shown for side in found.sides.values())
 
 
+def test_answers_that_are_empty_are_left_out(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mostly_silent(model: Model, requests: Sequence[Request]) -> list[Answer]:
+        answers = generate_many(model, requests)
+        return [answer if number % 8 == 7 else replace(answer, tokens=(), logprobs=()) for number, answer in enumerate(answers)]
+
+    monkeypatch.setattr("localsteer.building.dosing.generate_many", mostly_silent)
+    found = dose(tiny, extract(tiny, HAPPY, UNDOSED), HAPPY).provenance.dosing
+    assert found is not None
+    assert not any(side.shown for side in found.sides.values())
+    assert all(0 < side.dose["response"] <= 4 for side in found.sides.values())
+
+
 def test_what_is_going_on_is_told(tiny: Model) -> None:
     told: list[tuple[str, int, int]] = []
     dose(tiny, extract(tiny, HAPPY, UNDOSED), HAPPY, progress=lambda *now: told.append(now))
     assert [what for what, done, total in told if done == total] == ["answering", "dosing"]
-    assert told[0] == ("answering", 0, 20)
+    assert told[0] == ("answering", 0, 16)
 
 
 def test_nothing_to_dose_and_nothing_to_dose_by_are_errors(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,12 +143,10 @@ def test_nothing_to_dose_and_nothing_to_dose_by_are_errors(tiny: Model, monkeypa
     with pytest.raises(VectorError, match="does not fit this model"):
         dose(tiny, ControlVector({1: np.ones(tiny.n_embd + 1, np.float32)}, Provenance()), None)
 
-    def silent(_model: Model, requests: Sequence[object]) -> list[Answer]:
-        answers = real(_model, requests)  # type: ignore[arg-type]
-        return [replace(answer, tokens=(), logprobs=()) for answer in answers]
+    def silent(model: Model, requests: Sequence[Request]) -> list[Answer]:
+        return [replace(answer, tokens=(), logprobs=()) for answer in generate_many(model, requests)]
 
-    real = under_test.generate_many
-    monkeypatch.setattr(under_test, "generate_many", silent)
+    monkeypatch.setattr("localsteer.building.dosing.generate_many", silent)
     with pytest.raises(CalibrationError, match="gives no answers"):
         dose(tiny, vector, HAPPY)
 
