@@ -24,8 +24,8 @@ DECODES_A_ROUND = 3
 # A decode takes seconds and its ratio scatters by a tenth from round to round on a shared machine: more rounds than the others.
 DECODE_ROUNDS = 3
 PREFILL_TOKENS = 512
-# One that changes the tone and one that changes the language.
-DOSED_CONCEPTS = ("happy", "french")
+# One whose persona changes the tone, and one whose persona changes all that is said.
+DOSED_CONCEPTS = ("happy", "pirate")
 # The second is localsteer's default.
 MEMORY_CONTEXTS = (2048, 4096)
 MEMORY_TOKENS = 64
@@ -264,8 +264,8 @@ def dosing(setting: Setting) -> Section:
                 )
     return Section(
         "Dosing a fresh vector",
-        "What `extract` and the first use of a name do to find out what strength 1 is, after the personas' answers are there, and "
-        "these; and the doses, each time with another seed.",
+        "What `extract` and the first use of a name do to find out what strength 1 is, after the personas' answers are there, "
+        "and these; and the doses, each time with another seed.",
         tuple(comparisons),
     )
 

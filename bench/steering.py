@@ -27,7 +27,7 @@ from bench.measure import MeasurementError
 from bench.models import demo_model
 from bench.report import describe_machine
 from bench.tools import ToolsError
-from localsteer.building.extraction import extract
+from localsteer.building.extraction import ExtractionSettings, extract
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator
 from localsteer.calibration.effort import THOROUGH
 from localsteer.calibration.fits import Values
@@ -99,7 +99,9 @@ def _bench(only: Sequence[str] | None, threads: int | None) -> None:
             _say(f"{name}: calibrating")
             contrast = parse_concept(text, name)
             try:
-                calibrated = Calibrator(model, extract(model, contrast), contrast, folder=folder / "calibration").run()
+                calibrated = Calibrator(
+                    model, extract(model, contrast, ExtractionSettings(dose=False)), contrast, folder=folder / "calibration"
+                ).run()
             except CalibrationError as error:
                 results["failures"].append(f"{name}: {error}")
                 continue

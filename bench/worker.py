@@ -235,7 +235,7 @@ def _calibration(model: Model, concept: str) -> dict[str, float]:
             speeds.append(_batch_speeds(model))
             probing += time.perf_counter() - start
 
-    calibrator = Calibrator(model, extract(model, contrast), contrast, on_progress=probe)
+    calibrator = Calibrator(model, extract(model, contrast, ExtractionSettings(dose=False)), contrast, on_progress=probe)
     start = time.perf_counter()
     calibration = calibrator.run().calibration
     seconds = time.perf_counter() - start - probing

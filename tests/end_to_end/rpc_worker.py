@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.building.extraction import extract
+from localsteer.building.extraction import ExtractionSettings, extract
 from localsteer.concepts.concept_file import load_concept
 from localsteer.concepts.names import shipped_folder
 from localsteer.llama import rpc
@@ -37,7 +37,7 @@ def main(model_path: str, output: str, servers: str = "") -> None:
     logging.getLogger("localsteer.llama").setLevel(logging.INFO)
     rpc.connect([server for server in servers.split(",") if server])
     with Model(model_path, threads=1) as model:
-        vector = extract(model, load_concept(shipped_folder() / "happy" / "concept.yaml"))
+        vector = extract(model, load_concept(shipped_folder() / "happy" / "concept.yaml"), ExtractionSettings(dose=False))
         added = vector.rows(model.n_layer)
         tokens = model.tokenize(PROMPT)
         remote = [line for line in log.lines if "RPC" in line and "model buffer size" in line]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from localsteer.building.cache import cache_path
-from localsteer.building.extraction import extract
+from localsteer.building.extraction import ExtractionSettings, extract
 from localsteer.building.library import loader
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.names import concepts, find_concept
@@ -64,9 +64,11 @@ HALVED = [name for name in NAMES if "crossing: half" in find_concept(name).sourc
 @pytest.mark.parametrize("name", HALVED)
 def test_half_a_crossing_reads_almost_the_same_direction(name: str, demo: Model) -> None:
     source = find_concept(name).source()
-    vector = extract(demo, parse_concept(source, name))
+    vector = extract(demo, parse_concept(source, name), ExtractionSettings(dose=False))
     half = vector.provenance.estimate
-    full = extract(demo, parse_concept(source.replace("crossing: half", "crossing: full"), name)).provenance.estimate
+    full = extract(
+        demo, parse_concept(source.replace("crossing: half", "crossing: full"), name), ExtractionSettings(dose=False)
+    ).provenance.estimate
     assert half is not None
     assert full is not None
     steered = list(vector.layers)

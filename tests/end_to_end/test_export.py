@@ -260,7 +260,9 @@ def prompt_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def ours(demo: Model, prompt_files: tuple[Path, Path]) -> NDArray[np.float32]:
     """(n_layer, n_embd) as our own extraction reads the same prompts."""
-    vector = extract(demo, read_prompt_files(*prompt_files, name="calm"), ExtractionSettings(layers=(1, demo.n_layer - 2)))
+    vector = extract(
+        demo, read_prompt_files(*prompt_files, name="calm"), ExtractionSettings(layers=(1, demo.n_layer - 2), dose=False)
+    )
     estimate = vector.provenance.estimate
     assert estimate is not None
     return estimate
@@ -335,7 +337,7 @@ def test_repengs_directions_are_ours_read_in_its_way_block_by_block(
     repeng_file: Path, demo: Model, prompt_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ESTIMATORS, "centred", centred_component)
-    settings = ExtractionSettings(method="centred", layers=(1, demo.n_layer - 2))
+    settings = ExtractionSettings(method="centred", layers=(1, demo.n_layer - 2), dose=False)
     estimate = extract(demo, read_prompt_files(*prompt_files, name="calm"), settings).provenance.estimate
     assert estimate is not None
     found = cosines(import_vector(repeng_file).vector.rows(demo.n_layer), estimate)
