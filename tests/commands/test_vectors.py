@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ from localsteer import discovery
 from localsteer.building import library
 from localsteer.concepts import names
 from localsteer.llama.model import Model
-from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import read_vector, write_vector
 from tests.building.test_library import add_concept, vector_of
 from tests.calibration.made import CONCEPT, DOSES, calibrated
 from tests.commands.runner import assert_one_clear_line, run
 from tests.conftest import TinyModel, TinyPath
+from tests.vector.made_dosing import dosing
 
 Capture = pytest.CaptureFixture[str]
 
@@ -175,9 +177,27 @@ def test_a_calibrated_vector_is_one_json_document(loud: Path, capfd: Capture) ->
 def test_a_vector_without_a_calibration_says_how_to_get_one(tmp_path: Path, capfd: Capture) -> None:
     path = tmp_path / "push.gguf"
     write_vector(ControlVector({1: np.ones(8, np.float32)}), path)
-    assert "Not calibrated" in (shown := run(capfd, "vectors", "show", path)).err
+    assert "Neither dosed nor calibrated: strength 1 is what the file holds" in (shown := run(capfd, "vectors", "show", path)).err
     assert "localsteer calibrate" in shown.err
     assert run(capfd, "vectors", "show", path, "--json").document["calibration"] is None
+
+
+def test_what_was_measured_of_a_fresh_vectors_dose_is_shown(tmp_path: Path, capfd: Capture) -> None:
+    path = tmp_path / "push.gguf"
+    provenance = Provenance(positive="loud", negative="quiet", dosing=dosing(0.5, 0.25))
+    write_vector(ControlVector({1: np.ones(8, np.float32)}, provenance), path)
+    shown = run(capfd, "vectors", "show", path)
+    assert "dosed on Model" in shown.out
+    assert "+1 loud: relative dose 0.50 (0.25 with the prompt steered as well)" in shown.out
+    assert "-1 quiet: relative dose 0.25" in shown.out
+    assert "chance" not in shown.err
+    document = run(capfd, "vectors", "show", path, "--json").document
+    assert document["dosing"]["sides"]["negative"]["dose"] == {"response": 0.25, "prompt": 0.125}
+    unseen = replace(provenance, dosing=dosing(shown=False))
+    write_vector(ControlVector({1: np.ones(8, np.float32)}, unseen), path)
+    told = run(capfd, "vectors", "show", path).err
+    assert "Nothing beyond chance was seen toward loud" in told
+    assert "Nothing beyond chance was seen toward quiet" in told
 
 
 @pytest.mark.usefixtures("named")

@@ -22,7 +22,8 @@ def late(tmp_path: Path) -> Path:
 
 def test_what_was_found_and_done_is_told(late: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture) -> None:
     output = tmp_path / "out.gguf"
-    result = run(capfd, "vectors", "import", late, "-o", output, "-m", tiny_path("llama"), "--name", "glad")
+    told: list[str | Path] = ["vectors", "import", late, "-o", output, "-m", tiny_path("llama"), "--name", "glad", "--no-dose"]
+    result = run(capfd, *told)
     assert result.code == 0, result.err
     assert "one block late" in result.out
     assert "moved by -1" in result.out
@@ -30,6 +31,19 @@ def test_what_was_found_and_done_is_told(late: Path, tiny_path: TinyPath, tmp_pa
     made = read_vector(output)
     assert made.directions[1].tolist() == [1.5] * 64
     assert made.provenance.concept == "glad"
+
+
+def test_with_a_model_it_is_dosed_there(late: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture) -> None:
+    output = tmp_path / "out.gguf"
+    result = run(capfd, "vectors", "import", late, "-o", output, "-m", tiny_path("llama"), "--json")
+    assert result.code == 0, result.err
+    found = read_vector(output).provenance.dosing
+    assert found is not None
+    assert result.document["dosing"] == found.document()
+    shown = run(capfd, "vectors", "import", late, "-o", output, "-m", tiny_path("llama"), "--force")
+    assert f"relative dose {found.sides['negative'].dose['response']:.2f}" in shown.out
+    plain = run(capfd, "vectors", "import", late, "-o", output, "--force")
+    assert "Neither dosed nor calibrated: strength 1 is what the file says" in plain.err
 
 
 def test_it_is_one_json_document(late: Path, tmp_path: Path, capfd: Capture) -> None:

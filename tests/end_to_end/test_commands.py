@@ -41,7 +41,9 @@ def test_one_question_three_ways(happy_file: Path) -> None:
     assert all(text.strip() for text in texts)
     assert answer["steering"] == str(happy_file)
     assert answer["unsteered"]["steering"] == ""
-    assert answer["relative_dose"] == pytest.approx(0.2, abs=0.001)
+    dosing = read_vector(happy_file).provenance.dosing
+    assert dosing is not None
+    assert answer["relative_dose"] == pytest.approx(dosing.sides["positive"].dose["response"], rel=0.001)
     alone = document("generate", "How was your day?", "-m", "demo", "-n", "40", "--seed", "4")
     assert alone["tokens"] == answer["unsteered"]["tokens"]
 
