@@ -302,7 +302,7 @@ def _concept_section(row: Row) -> Iterator[str]:
         "",
     )
     if record["problem"]:
-        yield from (f"Not calibrated, so this is the default dose: {record['problem']}", "")
+        yield from (f"Not calibrated, so this is the dose that it was built with: {record['problem']}", "")
     if not (row.moves() or row.moves(ANCHORED)):
         yield from ("**It does not move its instrument beyond doubt on this model.**", "")
     yield from ("| way | toward | score | cost | n |", "|---|---|---|---|---|")
