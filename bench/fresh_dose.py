@@ -63,6 +63,7 @@ def main() -> int:
         with Model(path, threads=options.threads) as model:
             for name in options.concepts:
                 _measure(model, name)
+    _write_page(json.loads(_RECORDS.read_text(encoding="utf-8")))
     return 0
 
 
@@ -97,7 +98,6 @@ def _measure(model: Model, name: str) -> None:
     }
     with atomic_path(_RECORDS) as temporary:
         temporary.write_text(json.dumps(records, indent=1), encoding="utf-8")
-    _write_page(records)
 
 
 def _ways(model: Model, contrast: Contrast, vector: ControlVector, instrument: Instrument) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def _dosing(model: Model, name: str, repeats: int) -> dict[str, list[float]]:
         answered = [start]
 
         def tell(what: str, done: int, total: int, answered: list[float] = answered) -> None:
-            if what == "answering" and done == total:
+            if what == "dosing" and done == 0:
                 answered.append(time.perf_counter())
 
         dosing = dose(model, vector, contrast, seed=seed, progress=tell).provenance.dosing

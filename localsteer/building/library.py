@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localsteer.building.cache import cache_path, cached_vectors, make_folder, one_at_a_time
-from localsteer.building.extraction import Progress, extract
+from localsteer.building.dosing import dose
+from localsteer.building.extraction import ExtractionSettings, Progress, extract
 from localsteer.concepts.names import LibraryConcept, find_concept, is_path
-from localsteer.errors import VectorError
+from localsteer.errors import CalibrationError, VectorError
 from localsteer.llama.model import Model
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import read_vector, write_vector
@@ -132,7 +133,11 @@ def build_vector(
         with contextlib.suppress(VectorError):
             if is_built_from(vector := read_vector(path), source, model.fingerprint.content):
                 return vector  # another process has just written it
-        vector = extract(model, contrast, progress=progress)
+        vector = extract(model, contrast, ExtractionSettings(dose=False), progress=progress)
+        try:
+            vector = dose(model, vector, contrast, progress=progress)
+        except CalibrationError as error:
+            logger.warning("%s is not dosed, so strength 1 of it is a relative dose of 1: %s", concept.name, error.message)
         keep(vector, path)
     return vector
 

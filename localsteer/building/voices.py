@@ -50,7 +50,8 @@ def voices(model: Model, contrast: Contrast | None, count: int) -> Voices:
         ModelError: the model's template refuses the prompts.
     """
     if contrast is not None and not contrast.personas:
-        pairs = [contrast.pairs[(number * len(contrast.pairs)) // count] for number in range(min(count, len(contrast.pairs)))]
+        count = min(count, len(contrast.pairs))
+        pairs = [contrast.pairs[number * len(contrast.pairs) // count] for number in range(count)]
         own: dict[Pole, list[Tokens]] = {
             "positive": [tuple(model.tokenize(pair.positive.render(model))) for pair in pairs],
             "negative": [tuple(model.tokenize(pair.negative.render(model))) for pair in pairs],

@@ -263,6 +263,7 @@ class Calibrator:
             hidden_norm=self._directions.hidden,
             estimate=estimate,
             source=own.source or contrast.source,
+            dosing=None,  # the calibration takes its place, and holds other layers and doses
             calibration=calibration,
         )
         return ControlVector(directions, provenance)

@@ -87,6 +87,8 @@ def command(
     if len(contrast.pairs) < MIN_PAIRS:
         note(f"{len(contrast.pairs)} pairs are too few to tell how reliable each layer is: all of the middle ones are used.")
     seconds = (start - opened, time.perf_counter() - start)
+    if not settings.dose:
+        note("Not dosed: strength 1 is a relative dose of 1, and most texts fall apart at half of it.")
     _print(vector, output, made, model_name, seconds, as_json)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from localsteer.commands.vectors_build import command as build
 from localsteer.concepts.concept_file import load_concept, parse_concept
 from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.names import CONCEPT_FILE, LibraryConcept, concepts, is_path, user_folder
-from localsteer.errors import ContrastError, LocalsteerError
+from localsteer.errors import ContrastError, LocalsteerError, ModelError
 from localsteer.llama.model_file import content_hash
 from localsteer.steering.combination import combine as combined
 from localsteer.steering.combination import refuse_removal
@@ -177,7 +178,8 @@ def show(vector: str, as_json: bool, model_options: ModelOptions) -> None:
             for row in rows
         ],
     )
-    measures = f"`localsteer calibrate {shlex.quote(vector)}` measures more of it."
+    concept = "" if provenance.source else " --concept FILE"
+    measures = f"`localsteer calibrate {shlex.quote(vector)}{concept}` measures more of it."
     if calibration is None and provenance.dosing is not None:
         click.echo(f"dosed on {provenance.dosing.model}")
         print_dosing(loaded)
@@ -256,8 +258,9 @@ def import_file(
         with model_options.open() as opened, progress_bar() as progress:
             imported = import_vector(file, shift=shift, name=name, model=opened.fingerprint)
             vector = imported.vector
-            if dose and vector.provenance.calibration is None:
-                vector = measured_dose(opened, vector, _concept_of(vector), progress=progress)
+            if dose and vector.provenance.calibration is None and vector.provenance.probe is None:
+                with _way_out():
+                    vector = measured_dose(opened, vector, _concept_of(vector), progress=progress)
     else:
         imported = import_vector(file, shift=shift, name=name)
         vector = imported.vector
@@ -285,6 +288,17 @@ def import_file(
             f"Neither dosed nor calibrated: strength 1 is what the file says. `localsteer vectors show {output}` tells how large "
             "that is, and with -m MODEL it is measured how much the model bears."
         )
+
+
+@contextlib.contextmanager
+def _way_out() -> Iterator[None]:
+    """Around a dosing: what keeps it from being done does not keep the vector from being imported."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(
+            f"The vector cannot be dosed on this model: {error.message}", hint="--no-dose leaves that out."
+        ) from error
 
 
 def _concept_of(vector: ControlVector) -> Contrast | None:

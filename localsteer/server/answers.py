@@ -35,9 +35,9 @@ from localsteer.vector.calibration import Mode
 
 MAX_CHOICES = 8
 
-# Seconds that building a vector, or reading texts, is taken to last before one has. Gemma 3 270M took 12 to 15 s for one on two
-# slow cores; the other is a guess.
-_FIRST_BUILD = 15.0
+# Seconds that building a vector, or reading texts, is taken to last before one has. With its dose one took 30 to 45 s on
+# SmolLM2-135M and 90 to 160 s on a 1.5B model, on two slow cores; the other is a guess.
+_FIRST_BUILD = 60.0
 _FIRST_READING = 1.0
 
 

@@ -37,11 +37,8 @@ def _of_term(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) 
     if term.ablate:
         return
     dosing = vector.provenance.dosing
-    if calibration is None and dosing is not None:
-        if dosing.content != model.content:
-            yield f"{term.vector} was dosed on {dosing.model}, another file than this model: its doses may not hold here."
-        if abs(term.strength) > 1:
-            yield f"{term} is past strength 1, beyond which the text was seen to suffer."
+    if calibration is None and dosing is not None and dosing.content != model.content:
+        yield f"{term.vector} was dosed on {dosing.model}, another file than this model: its doses may not hold here."
     if calibration is None:
         if mode == "anchored":
             yield (
@@ -75,7 +72,16 @@ def _of_term(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) 
 
 
 def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, ControlVector], mode: Mode) -> Iterator[str]:
-    """What to say of a dose that is stronger than any of the vectors' calibrated ones."""
+    """What to say of a dose that is stronger than any of those that were measured for the vectors."""
+    dosed = [
+        dosing.dose(term.strength, mode)
+        for term in steering.terms
+        if (dosing := vectors[term.vector].provenance.dosing) is not None and not term.ablate
+    ]
+    if dosed and len(dosed) == len(steering.terms):
+        if dose > max(dosed) * DOSE_TOLERANCE:
+            yield f"{steering} is past strength 1: relative dose {dose:.2f}; its text was seen to hold up to {max(dosed):.2f}."
+        return
     calibrated = [
         (_measured(calibration, term.strength, mode), side.dose, calibration.budget)
         for term in steering.terms

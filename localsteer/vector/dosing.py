@@ -38,7 +38,8 @@ class DosedSide:
         tried: the doses that it was found between, ascending.
         ratio: at the dose of the response, how much likelier the pole's own answers become than those of the other pole, nats a
             token, with its 95 % interval over the answers.
-        kl: there, KL(steered || unsteered) over the tokens of unsteered answers, nats a token.
+        kl: there, KL(steered || unsteered) along some own answers of both poles, nats a token. For prompt files it is measured,
+            like `coherence`, at twice the dose: from the prompts of one pole to those of the other.
         coherence: how much less likely answers sampled there are under the pole's persona than its own answers, nats a token.
         shown: whether the vector does anything toward this pole beyond doubt.
 
@@ -69,7 +70,7 @@ class Dosing:
         model: name of the model it was made on.
         content: hash of that very file (Fingerprint.content).
         seed: of the answers.
-        answers: how many of each kind there were.
+        answers: how many own answers of each pole there were.
         sides: by pole.
 
     Raises:

@@ -84,7 +84,10 @@ def test_a_concept_that_moves_nothing_stays_and_says_so(folders: Path) -> None:
 
 def test_a_vector_without_a_calibration_says_why(folders: Path) -> None:
     record({"localsteer": (8, 0)}, problem="No dose does anything.")
-    assert "Not calibrated, so this is the dose that it was built with: No dose does anything." in (folders / "QUALITY.md").read_text()
+    assert (
+        "Not calibrated, so this is the dose that it was built with: No dose does anything."
+        in (folders / "QUALITY.md").read_text()
+    )
 
 
 def test_the_cost_is_against_unsteered_answers(folders: Path) -> None:

@@ -39,13 +39,13 @@ def searched(curve: Callable[[float], float], tolerance: float = TOLERANCE) -> _
 def test_where_the_persona_changes_little_the_dose_is_where_its_words_have_lost_the_tolerance(dose: float) -> None:
     found = searched(lambda at: -TOLERANCE * (at / dose) ** 2)
     assert found.dose == pytest.approx(dose, rel=0.03)
-    assert len(found.tried) <= len(LADDER) + 1
+    assert len(found.tried) <= len(LADDER) + 3
 
 
-@pytest.mark.parametrize("best", [0.25, 0.6, 0.9])
+@pytest.mark.parametrize("best", [0.1, 0.25, 0.6, 0.9])
 def test_where_it_changes_what_is_said_the_dose_is_past_the_best_one_by_the_tolerance(best: float) -> None:
-    found = searched(lambda at: 1.0 - ((at - best) / best) ** 2 - 1 + 1)
-    assert found.dose == pytest.approx(best * (1 + np.sqrt(TOLERANCE)), rel=0.15)
+    found = searched(lambda at: 1.0 - ((at - best) / best) ** 2)
+    assert found.dose == pytest.approx(best * (1 + np.sqrt(TOLERANCE)), rel=0.2)
 
 
 def test_a_strong_dose_is_looked_for_as_far_as_the_words_hold_and_no_further() -> None:
@@ -54,7 +54,7 @@ def test_a_strong_dose_is_looked_for_as_far_as_the_words_hold_and_no_further() -
 
 
 def test_a_text_that_is_no_text_any_more_is_past_the_dose() -> None:
-    assert searched(lambda at: -0.02 if at < 0.3 else float("nan")).dose <= 0.5
+    assert 0.2 <= searched(lambda at: -0.02 if at < 0.3 else float("nan")).dose < 0.3
 
 
 # A vector's doses
@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_doses(tiny: Model) -> None:
     vector = extract(tiny, HAPPY, UNDOSED)
     one, same, other = (dose(tiny, vector, HAPPY, seed=seed) for seed in (3, 3, 4))
     assert one.provenance.dosing == same.provenance.dosing
-    assert one.provenance.dosing != other.provenance.dosing
+    assert doses(one) != doses(other)
 
 
 def test_extraction_doses_unless_told_not_to(tiny: Model) -> None:
@@ -109,14 +109,6 @@ def test_prompt_files_and_vectors_from_elsewhere_are_dosed_too(tiny: Model) -> N
         assert not side.shown
 
 
-def test_a_direction_of_chance_shows_nothing(tiny: Model) -> None:
-    generator = np.random.default_rng(5)
-    rows = {layer: generator.normal(size=tiny.n_embd).astype(np.float32) for layer in (1, 2)}
-    found = dose(tiny, ControlVector(rows, Provenance()), HAPPY).provenance.dosing
-    assert found is not None
-    assert not all(side.shown for side in found.sides.values())
-
-
 def test_answers_that_are_empty_are_left_out(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     def mostly_silent(model: Model, requests: Sequence[Request]) -> list[Answer]:
         answers = generate_many(model, requests)
@@ -129,11 +121,45 @@ def test_answers_that_are_empty_are_left_out(tiny: Model, monkeypatch: pytest.Mo
     assert all(0 < side.dose["response"] <= 4 for side in found.sides.values())
 
 
+@pytest.mark.parametrize(
+    ("costs", "times"),
+    [
+        ((0.5,), 1),  # the text holds
+        ((5.0, 0.5), 0.75),
+        ((5.0, 3.0, 0.5), 0.75**2),
+        ((5.0, 4.9, 0.5), 0.75**2),  # one step that helps nothing does not end it
+        ((5.0, 4.9, 4.8), 1),  # too weak is no cure for what is not too strong
+        ((float("nan"), 0.5), 0.75),  # nothing said is no sense
+    ],
+)
+def test_a_dose_at_which_sampled_answers_make_no_sense_is_weakened(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, costs: tuple[float, ...], times: float
+) -> None:
+    vector = extract(tiny, HAPPY, UNDOSED)
+    monkeypatch.setattr("localsteer.building.dosing.answer_nll", lambda _model, pairs: np.zeros(len(pairs)))
+    whole = doses(dose(tiny, vector, HAPPY))
+    told = iter(costs)
+    monkeypatch.setattr("localsteer.building.dosing.answer_nll", lambda _model, pairs: np.full(len(pairs), 10.0 + next(told)))
+
+    def likely(model: Model, requests: Sequence[Request]) -> list[Answer]:
+        """As they are, but that each token of a persona's costs 10 nats."""
+        return [
+            replace(answer, logprobs=tuple(replace(entry, logprob=-10.0) for entry in answer.logprobs))
+            for answer in generate_many(model, requests)
+        ]
+
+    monkeypatch.setattr("localsteer.building.dosing.generate_many", likely)
+    found = doses(dose(tiny, vector, HAPPY))
+    assert next(told, None) is None
+    for pole in POLES:
+        assert found[pole][0] == pytest.approx(times * whole[pole][0])
+
+
 def test_what_is_going_on_is_told(tiny: Model) -> None:
     told: list[tuple[str, int, int]] = []
     dose(tiny, extract(tiny, HAPPY, UNDOSED), HAPPY, progress=lambda *now: told.append(now))
-    assert [what for what, done, total in told if done == total] == ["answering", "dosing"]
-    assert told[0] == ("answering", 0, 16)
+    assert [what for what, done, total in told if done == total] == ["answering as each persona", "dosing"]
+    assert told[0] == ("answering as each persona", 0, 16)
 
 
 def test_nothing_to_dose_and_nothing_to_dose_by_are_errors(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,8 @@ def test_without_personas_a_pole_is_its_own_prompts_and_the_way_to_it_begins_at_
     assert [text(tiny, prompt) for prompt in found.start["positive"]] == ["bad 0", "bad 2", "bad 4"]
     assert found.start["negative"] == found.own["positive"]
     assert (found.reach, found.spoken) == (2, True)
-    assert len(voices(tiny, Contrast("mood", "", "good", "bad", PAIRS), 30).own["positive"]) == 6
+    all_of_them = voices(tiny, Contrast("mood", "", "good", "bad", PAIRS), 30).own["positive"]
+    assert [text(tiny, prompt) for prompt in all_of_them] == [f"good {number}" for number in range(6)]
 
 
 def test_a_vector_from_elsewhere_is_asked_everyday_questions(tiny: Model) -> None:

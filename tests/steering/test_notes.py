@@ -7,6 +7,7 @@ import pytest
 from localsteer.vector.calibration import Interval, Mode
 from tests.calibration.made import DOSES, calibrated
 from tests.steering.made import MODEL, NOT_QUIET, calibrated_plan, plan, vector
+from tests.vector.made_dosing import dosing
 from tests.vector.test_probe import PROBE
 
 
@@ -126,3 +127,28 @@ def test_what_a_dose_past_the_range_costs_is_what_anchored_answers_cost() -> Non
 def test_a_strength_far_past_a_pole_without_a_dose_is_past_the_calibrated_range_too() -> None:
     notes = calibrated_plan("-5 loud", vectors={"loud": calibrated(MODEL, without=NOT_QUIET)}).notes
     assert any("past the calibrated range" in note for note in notes)
+
+
+# Dosings
+
+
+def test_a_dosing_made_on_another_file_may_not_hold() -> None:
+    made = vector(1)
+    own = plan("glad", glad=made).relative_dose
+    assert own is not None
+    here = replace(made, provenance=replace(made.provenance, dosing=dosing(own, own, content=MODEL.content)))
+    elsewhere = replace(made, provenance=replace(made.provenance, dosing=dosing(own, own, content="elsewhere")))
+    assert plan("glad", glad=here).notes == ()
+    (told,) = plan("glad", glad=elsewhere).notes
+    assert told.startswith("glad was dosed on Model, another file than this model")
+
+
+@pytest.mark.parametrize(("expression", "past"), [("glad", False), ("1.5 glad", True), ("-glad", False), ("-1.1 glad", True)])
+def test_past_the_dose_of_strength_one_it_is_told_up_to_which_the_text_held(expression: str, past: bool) -> None:
+    made = vector(1)
+    own = plan("glad", glad=made).relative_dose
+    assert own is not None
+    found = dosing(own, own / 2, content=MODEL.content)
+    glad = replace(made, provenance=replace(made.provenance, dosing=found))
+    notes = plan(expression, glad=glad).notes
+    assert [note.split(":")[0] for note in notes] == ([f"{expression} is past strength 1"] if past else [])
