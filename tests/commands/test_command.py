@@ -83,7 +83,7 @@ def test_hints_are_for_the_model_that_was_given(tiny_path: TinyPath, tmp_path: P
     result = run(capfd, "vectors", "show", "happy", "-m", model)
     assert_one_clear_line(result, f"`localsteer vectors build happy -m '{model}'`")
     # What is asked of the default model is for that.
-    assert f"`localsteer calibrate {vector}`" in run(capfd, "vectors", "show", vector).err
+    assert f"`localsteer calibrate {vector} --concept FILE`" in run(capfd, "vectors", "show", vector).err
 
 
 @pytest.mark.parametrize(
