@@ -176,9 +176,10 @@ def _write_page(records: dict[str, Any]) -> None:
                 dosed = one["dosing"]["sides"][pole]["dose"]["response"]
                 cells = [name, pole, f"{dosed:.2f}", *scores, f"{share(ways, columns[1], pole):.2f}", refusals]
                 lines.append(f"| {' | '.join(cells)} |")
-        lines += ["", "Seconds: extraction, the personas' answers, dosing.", ""]
+        lines += ["", "Seconds: extraction, the personas' answers, dosing; and what was measured.", ""]
         for name, one in concepts.items():
-            lines.append(f"- {name}: {', '.join(f'{value:.1f}' for value in one['seconds'].values())}")
+            seconds = ", ".join(f"{value:.1f}" for value in one["seconds"].values())
+            lines.append(f"- {name}: {seconds}; {one['machine']['localsteer']}")
         lines.append("")
     _PAGE.write_text("\n".join(lines), encoding="utf-8")
 
