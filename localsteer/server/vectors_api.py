@@ -142,7 +142,14 @@ def _details(service: Service, name: str, vector: ControlVector) -> dict[str, An
             "sides": sides,
             "doses": {mode: {pole: calibration.sides[pole, mode].dose for pole in POLES} for mode in calibration.modes},
         }
-    document = {"layers": list(vector.layers), "relative_dose": plan.relative_dose, "calibration": measured}
+    dosing = vector.provenance.dosing
+    dosed = {pole: dict(dosing.sides[pole].dose) for pole in POLES} if dosing is not None else None
+    document = {
+        "layers": list(vector.layers),
+        "relative_dose": plan.relative_dose,
+        "dosing": dosed,
+        "calibration": measured,
+    }
     without: dict[str, Any] = without_nan(document)
     return without
 

@@ -39,6 +39,8 @@ def _of_term(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) 
     dosing = vector.provenance.dosing
     if calibration is None and dosing is not None and dosing.content != model.content:
         yield f"{term.vector} was dosed on {dosing.model}, another file than this model: its doses may not hold here."
+    if calibration is None and dosing is None and vector.provenance.n_pairs:
+        yield f"{term.vector} was never dosed: what strength 1 of it does was not measured."
     if calibration is None:
         if mode == "anchored":
             yield (

@@ -13,11 +13,13 @@ from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
 from localsteer.steering.expression import parse_steering
 from localsteer.vector.calibration import POLES
+from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import write_vector
 from tests.calibration.made import DOSES, calibrated, calibrated_on
 from tests.server.conftest import Serve, Served
 from tests.server.test_openai_api import steering_of, text_of
 from tests.tiny_models import UNSTEERABLE_ARCHITECTURE, write_tiny_model
+from tests.vector.made_dosing import dosing
 
 
 def test_vectors_are_listed(served: Served) -> None:
@@ -43,7 +45,19 @@ def test_one_vector_is_described(served: Served) -> None:
         "layers": [1, 2],
         "calibrated": False,
         "relative_dose": pytest.approx(plan.relative_dose),
+        "dosing": None,
         "calibration": None,
+    }
+
+
+def test_a_dosed_one_has_its_doses(serve: Serve, tiny: Model, tmp_path: Path) -> None:
+    provenance = Provenance(model=tiny.fingerprint, dosing=dosing(0.5, 0.25, content=tiny.fingerprint.content))
+    write_vector(ControlVector({1: np.ones(tiny.n_embd, np.float32)}, provenance), tmp_path / "glad.gguf")
+    document = serve(vectors=tmp_path).client.get("/v1/vectors/glad").json()
+    assert not document["calibrated"]
+    assert document["dosing"] == {
+        "positive": {"response": 0.5, "prompt": 0.25},
+        "negative": {"response": 0.25, "prompt": 0.125},
     }
 
 

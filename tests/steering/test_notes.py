@@ -143,6 +143,12 @@ def test_a_dosing_made_on_another_file_may_not_hold() -> None:
     assert told.startswith("glad was dosed on Model, another file than this model")
 
 
+def test_a_vector_that_was_never_dosed_says_so() -> None:
+    made = vector(1)
+    (told,) = plan("glad", glad=replace(made, provenance=replace(made.provenance, n_pairs=8))).notes
+    assert told.startswith("glad was never dosed")
+
+
 @pytest.mark.parametrize(("expression", "past"), [("glad", False), ("1.5 glad", True), ("-glad", False), ("-1.1 glad", True)])
 def test_past_the_dose_of_strength_one_it_is_told_up_to_which_the_text_held(expression: str, past: bool) -> None:
     made = vector(1)
