@@ -22,26 +22,43 @@ from localsteer.vector.control_vector import ControlVector
 from tests.end_to_end.conftest import HAPPY
 
 # 20 held-out questions, two answers each: the standard error of a mean VADER score is about 0.1 then.
-QUESTIONS = load_concept(HAPPY).held_out
+CONCEPT = load_concept(HAPPY)
+QUESTIONS, PERSONAS = CONCEPT.held_out, CONCEPT.personas
 SEEDS = (101, 202)
 
 
 @dataclass(frozen=True)
 class Outcome:
+    """Of the answers: VADER, and nats a token after the bare question and after each pole's persona."""
+
     vader: float
     nll: float
+    under: tuple[float, float]
 
 
-def measure(model: Model, plan: Plan | None) -> Outcome:
-    prompts = [prompt_tokens(model, [Message("user", question)]) for question in QUESTIONS] * len(SEEDS)
+def prompts_of(model: Model, pole: int | None) -> list[tuple[int, ...]]:
+    """The questions, after a pole's personas, which take turns, or bare."""
+    systems = [[] if pole is None else [Message("system", pair[pole])] for pair in PERSONAS]
+    asked = [[*systems[number % len(systems)], Message("user", question)] for number, question in enumerate(QUESTIONS)]
+    return [prompt_tokens(model, messages) for messages in asked] * len(SEEDS)
+
+
+def measure(model: Model, plan: Plan | None, persona: int | None = None) -> Outcome:
     seeds = [seed + index for seed in SEEDS for index in range(len(QUESTIONS))]
-    requests = [Request(prompt, plan, Sampling(seed=seed), max_tokens=64) for prompt, seed in zip(prompts, seeds, strict=True)]
+    requests = [
+        Request(prompt, plan, Sampling(seed=seed), max_tokens=64)
+        for prompt, seed in zip(prompts_of(model, persona), seeds, strict=True)
+    ]
     answers = generate_many(model, requests)
     analyzer = SentimentIntensityAnalyzer()
     vader = [analyzer.polarity_scores(answer.text)["compound"] for answer in answers]
-    nll = answer_nll(model, [Scored(prompt, answer.tokens) for prompt, answer in zip(prompts, answers, strict=True)])
     lengths = np.array([len(answer.tokens) for answer in answers])
-    return Outcome(float(np.mean(vader)), float(np.nansum(nll * lengths) / lengths.sum()))
+
+    def nll(pole: int | None) -> float:
+        pairs = [Scored(prompt, answer.tokens) for prompt, answer in zip(prompts_of(model, pole), answers, strict=True)]
+        return float(np.nansum(answer_nll(model, pairs) * lengths) / lengths.sum())
+
+    return Outcome(float(np.mean(vader)), nll(None), (nll(0), nll(1)))
 
 
 def plan_for(model: Model, vector: ControlVector, expression: str) -> Plan:
@@ -54,10 +71,13 @@ def outcomes(demo: Model, happy: ControlVector) -> dict[str, Outcome]:
         "unsteered": measure(demo, None),
         "happy": measure(demo, plan_for(demo, happy, "happy")),
         "sad": measure(demo, plan_for(demo, happy, "-happy")),
+        "happy persona": measure(demo, None, 0),
+        "sad persona": measure(demo, None, 1),
     }
 
 
-# Measured on other seeds: VADER 0.67 unsteered, 0.94 and -0.31 steered, at a coherence cost of 0.03 and 0.19 nats.
+# Measured: VADER 0.68 unsteered, 0.93 and -0.46 steered (0.76 and 0.40 under the personas), 0.23 and 0.27 nats a token less likely
+# under the persona than its own answers.
 @pytest.mark.models
 def test_default_strength_moves_sentiment_both_ways(outcomes: dict[str, Outcome]) -> None:
     assert outcomes["happy"].vader - outcomes["sad"].vader >= 0.6
@@ -66,8 +86,10 @@ def test_default_strength_moves_sentiment_both_ways(outcomes: dict[str, Outcome]
 
 @pytest.mark.models
 @pytest.mark.parametrize("pole", ["happy", "sad"])
-def test_default_strength_stays_coherent(outcomes: dict[str, Outcome], pole: str) -> None:
-    assert outcomes[pole].nll - outcomes["unsteered"].nll < 0.3
+def test_strength_one_is_as_coherent_as_the_persona_is(outcomes: dict[str, Outcome], pole: str) -> None:
+    """Read under the persona: after the bare question the wanted change would count as damage."""
+    place = ("happy", "sad").index(pole)
+    assert outcomes[pole].under[place] - outcomes[f"{pole} persona"].under[place] < 0.4
 
 
 # Measured: VADER -0.69 at 0.64 nats free, -0.36 at 0.26 nats anchored, 0.62 unsteered. Standard errors of about 0.1 and 0.05.
