@@ -76,8 +76,8 @@ def outcomes(demo: Model, happy: ControlVector) -> dict[str, Outcome]:
     }
 
 
-# Measured: VADER 0.68 unsteered, 0.93 and -0.46 steered (0.76 and 0.40 under the personas), 0.23 and 0.27 nats a token less likely
-# under the persona than its own answers.
+# Measured: VADER 0.68 unsteered, 0.93 and -0.46 steered (0.76 and 0.40 under the personas), 0.23 and 0.27 nats a token less
+# likely under the persona than its own answers. Standard errors of about 0.1 and 0.05.
 @pytest.mark.models
 def test_default_strength_moves_sentiment_both_ways(outcomes: dict[str, Outcome]) -> None:
     assert outcomes["happy"].vader - outcomes["sad"].vader >= 0.6
