@@ -9,7 +9,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 QUESTION ?= How was your day?
 
-.PHONY: demo test checks tests test-models bench bench-tools quality exports clean
+.PHONY: demo test checks tests test-models bench bench-tools fresh quality exports clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -52,6 +52,10 @@ bench-tools: .venv/.dev
 bench: .venv/.dev bench-tools
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.steering
+
+# Strength 1 of fresh vectors; LOCALSTEER_REAL_MODEL=FILE adds that model, which takes an hour.
+fresh: .venv/.dev
+	$(BIN)/python -m bench.fresh_dose
 
 quality: .venv/.dev bench-tools
 	$(BIN)/python -m bench.quality

@@ -160,7 +160,7 @@ def _write_page(records: dict[str, Any]) -> None:
         f"Built and dosed on the model, not calibrated; {ANSWERS} answers a way to questions that nothing was built or dosed on,",
         "at strength 1 and -1, beside the system prompt of the concept's personas, and a null (the same construction with the",
         "labels of half of the pairs exchanged, as long at each layer). Scores are those of the concept's independent instrument",
-        "([QUALITY.md](QUALITY.md)); the share is of the way that the system prompt goes. `python -m bench.fresh_dose`",
+        "([QUALITY.md](QUALITY.md)); the share is of the way that the system prompt goes, where it goes anywhere. `make fresh`",
         "",
     ]
     for model, concepts in records.items():
@@ -174,7 +174,8 @@ def _write_page(records: dict[str, Any]) -> None:
                 scores = [f"{np.mean(ways[way]['scores']):.2f}" for way in ("unsteered", *columns)]
                 refusals = ", ".join(str(ways[way]["refused"]) for way in ("unsteered", *columns[:2]))
                 dosed = one["dosing"]["sides"][pole]["dose"]["response"]
-                cells = [name, pole, f"{dosed:.2f}", *scores, f"{share(ways, columns[1], pole):.2f}", refusals]
+                part = share(ways, columns[1], pole)
+                cells = [name, pole, f"{dosed:.2f}", *scores, "-" if part != part else f"{part:.2f}", refusals]
                 lines.append(f"| {' | '.join(cells)} |")
         lines += ["", "Seconds: extraction, the personas' answers, dosing; and what was measured.", ""]
         for name, one in concepts.items():
