@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def _measure(model: Model, name: str) -> None:
-    """One concept, unless it is measured already; the page is written anew."""
+    """One concept, unless it is measured already; the record is kept at once."""
     file = shipped_folder() / name / "concept.yaml"
     contrast = load_concept(file)
     instrument = INSTRUMENTS[yaml.safe_load(file.read_text(encoding="utf-8"))["instrument"]]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from localsteer.building.cache import cache_folder, cache_path, make_folder
-from localsteer.building.extraction import Progress
+from localsteer.building.dosing import Progress
 from localsteer.building.library import FoundVector, build_vector, find_vector, is_built_from
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.contrast import Contrast

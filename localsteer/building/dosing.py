@@ -34,6 +34,7 @@ from localsteer.vector.control_vector import ControlVector, Floats
 from localsteer.vector.dosing import DosedSide, Dosing, Tried
 
 Progress = Callable[[str, int, int], None]
+"""Called with what is going on ("answering", "reading", "dosing", ...), what is done and what there is to do."""
 
 # Own answers of each pole, and how many tokens of each. With 10, three seeds gave doses within 12 % of each other's middle for
 # five of six sides of happy, French and pirate (SmolLM2-135M; French 0.29 to 0.45); with 6, and the token that was drawn
@@ -57,7 +58,8 @@ TOLERANCE = 0.15
 # above those of happy, sad, English and a pirate had lost 0.2 to 0.5 nats a token on the 1.5B.
 PLAIN_TOLERANCE = 0.25
 
-# The doses of the models so far are between 0.12 (news reader, SmolLM2-135M) and 1.3 (pirate, 1.5B).
+# The doses so far are between 0.12 (news reader, SmolLM2-135M; happy, Gemma 3 270M) and 1.3 (pirate, 1.5B), but for one of
+# 0.06 that shows nothing (French, Gemma).
 LADDER = (0.2, 0.5, 1.2)
 _LEAST_DOSE, _MAX_DOSE = 0.02, 4.0
 # A dose is known well enough where a measured one is as near as this to the level, in nats a token; otherwise more are read. One

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from localsteer.building import dosing
+from localsteer.building.dosing import Progress
 from localsteer.building.estimators import Estimator, estimator, reliability
 from localsteer.building.layers import default_layers, readable_layers, scale_to_dose
 from localsteer.concepts.contrast import Contrast
@@ -23,8 +24,6 @@ from localsteer.reading.rows import Span
 from localsteer.vector.control_vector import ControlVector, Floats, Provenance, format_layers
 
 Position = Literal["last", "response"]
-Progress = Callable[[str, int, int], None]
-"""Called with what is going on ("answering", "reading"), what is done and what there is to do."""
 
 # Answers of this length carry a persona well; longer ones drift, and cost as much again.
 RESPONSE_TOKENS = 48

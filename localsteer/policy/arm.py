@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from localsteer.building.extraction import Progress
+from localsteer.building.dosing import Progress
 from localsteer.building.library import load_vector
 from localsteer.concepts.names import is_path
 from localsteer.discovery import resolve_model

@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import StringConstraints
 
 from localsteer.building.ahead import Shelf
-from localsteer.building.extraction import Progress
+from localsteer.building.dosing import Progress
 from localsteer.building.library import is_built_from, load_vector
 from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.names import LibraryConcept, concepts, is_path
