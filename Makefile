@@ -9,6 +9,13 @@ WORKERS ?= 2
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 QUESTION ?= How was your day?
 
+# A virtual machine may show AMX and die of its first instruction (seen: ldtilecfg, a segmentation fault in the first decode), and
+# llama.cpp uses what the compiler finds. Without it the compiler finds AVX-512, which such a processor has as well.
+ifneq ($(shell grep -sm1 -o amx_tile /proc/cpuinfo),)
+export CFLAGS := $(CFLAGS) -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
+export CXXFLAGS := $(CXXFLAGS) -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
+endif
+
 .PHONY: demo test checks tests test-models bench bench-tools fresh quality exports clean
 
 .venv/bin/python:

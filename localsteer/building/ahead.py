@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from localsteer.building.cache import cache_folder, cache_path, make_folder
-from localsteer.building.dosing import Progress
 from localsteer.building.library import FoundVector, build_vector, find_vector, is_built_from
+from localsteer.building.own_answers import Progress
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.names import LibraryConcept

@@ -9,21 +9,20 @@ smooth, and a few doses find it. Some answers sampled there confirm that the tex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.building.voices import Tokens, Voices, voices
+from localsteer.building.dose_search import LADDER, DoseSearch
+from localsteer.building.own_answers import OwnAnswers, Progress
 from localsteer.concepts.contrast import Contrast
-from localsteer.engine.generate import generate_many
-from localsteer.engine.request import Answer, Request
 from localsteer.errors import CalibrationError
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
-from localsteer.llama.sampling import Sampling
-from localsteer.reading.forced import ForcedReader
+from localsteer.reading.forced import Forced, Reading
 from localsteer.reading.hidden_norm import read_hidden_norm
 from localsteer.reading.scoring import Scored, answer_nll
 from localsteer.steering.dose import relative_dose
@@ -31,19 +30,10 @@ from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import OTHER, POLES, SIGN, Interval, Pole
 from localsteer.vector.control_vector import ControlVector, Floats
-from localsteer.vector.dosing import DosedSide, Dosing, Tried
+from localsteer.vector.dosing import DosedSide, Dosing
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is going on ("answering", "reading", "dosing", ...), what is done and what there is to do."""
-
-# Own answers of each pole, and how many tokens of each. With 10, three seeds gave doses within 12 % of each other's middle for
-# five of six sides of happy, French and pirate (SmolLM2-135M; French 0.29 to 0.45); with 6, and the token that was drawn
-# instead of all that may be said, happy came out at 0.18, 0.24 and 0.31.
-ANSWERS = 8
-TOKENS = 12
-# Of each pole's those along which steered and unsteered are compared, that are read for the ratio, and that are read for the dose
-# of a steered prompt; and how many answers are sampled to confirm a dose: what a few seconds on a small model allow.
-_COMPARED = 2
+# Own answers of the other pole that are read for the ratio, and of the pole that are read for the dose of a steered prompt; and
+# how many answers are sampled to confirm a dose: what a few seconds on a small model allow.
 _READ_AT_LAST = 5
 _PROMPTED = 4
 _CONFIRMED = 4
@@ -58,16 +48,6 @@ TOLERANCE = 0.15
 # above those of happy, sad, English and a pirate had lost 0.2 to 0.5 nats a token on the 1.5B.
 PLAIN_TOLERANCE = 0.25
 
-# The doses so far are between 0.12 (news reader, SmolLM2-135M; happy, Gemma 3 270M) and 1.3 (pirate, 1.5B), but for one of
-# 0.06 that shows nothing (French, Gemma).
-LADDER = (0.2, 0.5, 1.2)
-_LEAST_DOSE, _MAX_DOSE = 0.02, 4.0
-# A dose is known well enough where a measured one is as near as this to the level, in nats a token; otherwise more are read. One
-# is mostly enough, two where what the persona says comes and goes within one step of the ladder (French on the 1.5B).
-_NEAR_ENOUGH = 0.03
-_REFINEMENTS = 2
-# Nats a token that stand for a model whose logits are not numbers any more.
-_LOST = -100.0
 # Of the response's dose, for a prompt that is steered as well: between 0.67 and 1 of it was as strong (happy - sad, both models).
 _PROMPT_SHARES = (0.5, 0.75)
 
@@ -80,68 +60,6 @@ _WEAKENED = 2
 _BETTER = 0.3
 _RESAMPLES = 1000
 _UNKNOWN = Interval(float("nan"), float("nan"), float("nan"))
-
-
-@dataclass
-class _Search:
-    """The strongest dose at which given answers are within a tolerance of the likeliest that they become."""
-
-    tolerance: float
-    next: list[float]
-    points: dict[float, float] = field(default_factory=lambda: {0.0: 0.0})
-    refinements: int = 0
-
-    def add(self, found: Sequence[float]) -> None:
-        """Take down what was measured at the doses asked for, and ask for others or none."""
-        self.points |= {dose: own if np.isfinite(own) else _LOST for dose, own in zip(self.next, found, strict=True)}
-        self.next = []
-        low, high = self._bracket()
-        if high is None:
-            if low < _MAX_DOSE:
-                self.next = [min(_MAX_DOSE, 2 * low)]
-        elif self._may_be_below(low, high):
-            self.next = [sorted(self.points)[1] / 2]
-        elif self.refinements < _REFINEMENTS and min(self._off(low), self._off(high)) > _NEAR_ENOUGH:
-            self.refinements += 1
-            self.next = [self.dose]
-
-    def _may_be_below(self, low: float, high: float) -> bool:
-        """Whether the best dose may be below all that were measured: nothing good was, or the first is the best of few."""
-        _, least, *_ = sorted(self.points)
-        best = max(self.points, key=self.points.__getitem__)
-        return least > _LEAST_DOSE and (low == 0 or (best <= least and least == LADDER[0] and high <= LADDER[1]))
-
-    @property
-    def tried(self) -> tuple[Tried, ...]:
-        """All that was measured."""
-        return tuple(Tried(dose, self.points[dose]) for dose in sorted(self.points) if dose > 0)
-
-    @property
-    def dose(self) -> float:
-        """The dose, as far as is known: where the cubic through the four nearest points falls below the level."""
-        low, high = self._bracket()
-        if high is None:
-            return low
-        doses = sorted(self.points)
-        first = min(max(0, doses.index(low) - 1), max(0, len(doses) - 4))
-        near = doses[first : first + 4]
-        curve = np.polyfit(near, [self.points[dose] for dose in near], len(near) - 1)
-        between = np.linspace(low, high, 201)
-        below = between[np.polyval(curve, between) < self._level()]
-        return float(below[0]) if len(below) else high
-
-    def _level(self) -> float:
-        return max(self.points.values()) - self.tolerance
-
-    def _off(self, dose: float) -> float:
-        return abs(self.points[dose] - self._level())
-
-    def _bracket(self) -> tuple[float, float | None]:
-        """The strongest measured dose below which all are good from the best one on, and the next stronger one."""
-        doses, level = sorted(self.points), self._level()
-        best = max(doses, key=self.points.__getitem__)
-        bad = next((dose for dose in doses if dose > best and not self.points[dose] >= level), None)
-        return max(dose for dose in doses if bad is None or dose < bad), bad
 
 
 def dose(
@@ -165,18 +83,7 @@ def dose(
         VectorError: the vector does not fit the model.
         ModelError: the model's residual stream cannot be read.
     """
-    vector.check_fits(model.fingerprint)
-    hidden = _hidden_norm(model, vector)
-    rows = vector.rows(model.n_layer)
-    length = relative_dose(rows, hidden)
-    if not length > 0:
-        raise CalibrationError("The vector is zero at every layer: there is nothing to dose.")
-    unit = rows / np.float32(length)
-    found = voices(model, contrast, ANSWERS)
-    sides = _Doser(model, unit, found, seed, progress).sides()
-    dosing = Dosing(model.fingerprint.name, model.fingerprint.content, seed, len(found.own["positive"]), sides)
-    directions = {layer: unit[layer] * np.float32(dosing.unit) for layer in vector.layers}
-    return ControlVector(directions, replace(vector.provenance, hidden_norm=hidden, dosing=dosing, calibration=None, probe=None))
+    return Doser(model, contrast, seed=seed, progress=progress).dose(vector)
 
 
 def _hidden_norm(model: Model, vector: ControlVector) -> Floats:
@@ -188,107 +95,147 @@ def _hidden_norm(model: Model, vector: ControlVector) -> Floats:
     return read_hidden_norm(model)
 
 
-class _Doser:
-    """One vector on one model."""
+@dataclass(frozen=True, eq=False)
+class _AtDose:
+    """What was read near a pole's dose.
 
-    def __init__(self, model: Model, unit: Floats, found: Voices, seed: int, progress: Progress | None) -> None:
+    Attributes:
+        own: (n,) gains of the pole's own answers.
+        other: (m,) those of some of the other pole.
+        kl: KL(steered || unsteered) along some of both.
+        prompt_share: of the dose of the response, that of a steered prompt.
+    """
+
+    own: NDArray[np.float64]
+    other: NDArray[np.float64]
+    kl: float
+    prompt_share: float
+
+
+class Doser:
+    """Doses one vector after another by the same own answers.
+
+    Args:
+        model: the model.
+        contrast: what they were built from; None for vectors from elsewhere.
+        seed: of the answers.
+        progress: told what is going on.
+    """
+
+    def __init__(self, model: Model, contrast: Contrast | None, *, seed: int = 0, progress: Progress | None = None) -> None:
         self._model = model
-        self._unit = unit
-        self._voices = found
+        self._contrast = contrast
         self._seed = seed
-        self._tolerance = TOLERANCE if found.spoken else PLAIN_TOLERANCE
+        self._progress = progress
+
+    @cached_property
+    def own(self) -> OwnAnswers:
+        """What the poles say of their own: sampled at first use.
+
+        Raises:
+            CalibrationError: the model gives no answers.
+        """
+        return OwnAnswers(self._model, self._contrast, seed=self._seed, progress=self._progress)
+
+    def dose(self, vector: ControlVector) -> ControlVector:
+        """See `dose`."""
+        model = self._model
+        vector.check_fits(model.fingerprint)
+        hidden = _hidden_norm(model, vector)
+        rows = vector.rows(model.n_layer)
+        length = relative_dose(rows, hidden)
+        if not length > 0:
+            raise CalibrationError("The vector is zero at every layer: there is nothing to dose.")
+        unit = rows / np.float32(length)
+        own = self.own
+        sides = _Sides(own, unit, self._progress).measured()
+        dosing = Dosing(model.fingerprint.name, model.fingerprint.content, self._seed, len(own.answers["positive"]), sides)
+        directions = {layer: unit[layer] * np.float32(dosing.unit) for layer in vector.layers}
+        provenance = replace(vector.provenance, hidden_norm=hidden, dosing=dosing, calibration=None, probe=None)
+        return ControlVector(directions, provenance)
+
+
+class _Sides:
+    """Both sides of one vector."""
+
+    def __init__(self, own: OwnAnswers, unit: Floats, progress: Progress | None) -> None:
+        self._own = own
+        self._unit = unit
+        self._tolerance = TOLERANCE if own.voices.spoken else PLAIN_TOLERANCE
         self._tell = progress if progress is not None else lambda *_: None
 
-    def sides(self) -> dict[Pole, DosedSide]:
-        """Both, measured."""
-        own, found = self._answers(), self._voices
-        texts: list[Scored] = []
-        personas: list[Scored] = []
-        mine: dict[Pole, list[int]] = {"positive": [], "negative": []}
-        for pole in POLES:
-            for start, persona, answer in zip(found.start[pole], found.own[pole], own[pole], strict=True):
-                if answer.tokens:
-                    mine[pole].append(len(texts))
-                    texts.append(Scored(start, answer.tokens))
-                    personas.append(Scored(persona, answer.tokens))
-        self._tell("dosing", 0, 4)
-        reader = ForcedReader(self._model, texts, personas, {text for pole in POLES for text in mine[pole][:_COMPARED]})
-        searches = self._search(reader, mine)
-        self._tell("dosing", 1, 4)
-        doses, coherence = self._confirm({pole: searches[pole].dose for pole in POLES}, own)
-        self._tell("dosing", 2, 4)
-        at_last = {pole: mine[pole][:_READ_AT_LAST] for pole in POLES}
-        forced = reader.under([(self._edit(pole, doses[pole]), [*at_last[pole], *at_last[OTHER[pole]]]) for pole in POLES])
-        self._tell("dosing", 3, 4)
-        prompted = self._prompted(reader, mine, doses)
-        self._tell("dosing", 4, 4)
+    def measured(self) -> dict[Pole, DosedSide]:
+        self._tell("dosing", 0, 2)
+        searches, found = self._search()
+        self._tell("dosing", 1, 2)
+        doses, coherence = self._confirm({pole: searches[pole].dose for pole in POLES})
+        self._tell("dosing", 2, 2)
         sides: dict[Pole, DosedSide] = {}
-        for pole, one in zip(POLES, forced, strict=True):
-            ratio = _interval(*np.split(one.gain, [len(at_last[pole])])) if found.spoken else _UNKNOWN
+        for pole in POLES:
+            at_dose = found[pole]
+            ratio = _interval(at_dose.own, at_dose.other) if self._own.voices.spoken else _UNKNOWN
             sides[pole] = DosedSide(
-                dose={"response": doses[pole], "prompt": prompted[pole]},
+                dose={"response": doses[pole], "prompt": at_dose.prompt_share * doses[pole]},
                 tried=searches[pole].tried,
                 ratio=ratio,
-                kl=one.kl,
+                kl=at_dose.kl,
                 coherence=coherence[pole],
-                shown=ratio.low > 0 and min(map(len, at_last.values())) >= _ENOUGH,
+                shown=ratio.low > 0 and min(len(at_dose.own), len(at_dose.other)) >= _ENOUGH,
             )
         return sides
 
     def _edit(self, pole: Pole, dose: float) -> Edit:
-        return Edit(self._unit, scale=SIGN[pole] * dose * self._voices.reach)
+        return Edit(self._unit, scale=SIGN[pole] * dose * self._own.voices.reach)
 
-    def _sample(self, prompts: Sequence[tuple[Tokens, Plan | None]]) -> list[Answer]:
-        """Answers to prompts, each with a seed of its own."""
-        requests = [
-            Request(prompt, plan, Sampling(seed=(self._seed * 1009 + number) % 2**31), TOKENS, logprobs=0)
-            for number, (prompt, plan) in enumerate(prompts)
-        ]
-        return generate_many(self._model, requests)
-
-    def _answers(self) -> dict[Pole, list[Answer]]:
-        """The poles' own answers."""
-        prompts = [(prompt, None) for pole in POLES for prompt in self._voices.own[pole]]
-        self._tell("answering as each persona", 0, len(prompts))
-        answers = self._sample(prompts)
-        self._tell("answering as each persona", len(prompts), len(prompts))
-        own: dict[Pole, list[Answer]] = {"positive": answers[: len(answers) // 2], "negative": answers[len(answers) // 2 :]}
-        if not all(any(answer.tokens for answer in own[pole]) for pole in POLES):
-            raise CalibrationError(
-                f"{self._model.name} gives no answers, so no dose can be measured.",
-                hint="Is it a language model that answers? `localsteer generate` shows; --no-dose leaves the dose out.",
-            )
-        return own
-
-    def _search(self, reader: ForcedReader, mine: Mapping[Pole, Sequence[int]]) -> dict[Pole, _Search]:
-        """Both poles at once: they share a pass."""
-        searches = {pole: _Search(self._tolerance, list(LADDER)) for pole in POLES}
+    def _search(self) -> tuple[dict[Pole, DoseSearch], dict[Pole, _AtDose]]:
+        """Both poles at once: they share passes. What else is to be known near a pole's dose is read along with the first one."""
+        mine, reader = self._own.read, self._own.reader
+        searches = {pole: DoseSearch(self._tolerance, list(LADDER)) for pole in POLES}
+        found: dict[Pole, _AtDose] = {}
         while asked := [(pole, dose) for pole in POLES for dose in searches[pole].next]:
-            forced = reader.under([(self._edit(pole, dose), mine[pole]) for pole, dose in asked])
-            for pole in {pole for pole, _ in asked}:
-                gains = [one.gain for (other, _), one in zip(asked, forced, strict=True) if other == pole]
-                searches[pole].add([float(np.mean(gain)) for gain in gains])
-        return searches
+            readings = [Reading(self._edit(pole, dose), mine[pole]) for pole, dose in asked]
+            near = [pole for pole, _ in asked if searches[pole].refinements and pole not in found]
+            for pole in near:
+                dose = searches[pole].dose
+                readings.append(Reading(self._edit(pole, dose), mine[OTHER[pole]][:_READ_AT_LAST]))
+                readings += [
+                    Reading(self._edit(pole, share * dose), mine[pole][:_PROMPTED], steer_prompt=True) for share in _PROMPT_SHARES
+                ]
+            forced = iter(reader.under(readings))
+            at: dict[Pole, list[Forced]] = {pole: [] for pole, _ in asked}
+            for pole, _ in asked:
+                at[pole].append(next(forced))
+            for pole in near:
+                (own,), other = at[pole], next(forced)
+                share = self._prompt_share([next(forced) for _ in _PROMPT_SHARES])
+                found[pole] = _AtDose(own.gain, other.gain, float(np.nanmean([own.kl, other.kl])), share)
+            for pole, read in at.items():
+                searches[pole].add([float(np.mean(one.gain)) for one in read])
+        return searches, found
 
-    def _confirm(
-        self, doses: Mapping[Pole, float], own: Mapping[Pole, Sequence[Answer]]
-    ) -> tuple[dict[Pole, float], dict[Pole, float]]:
+    def _prompt_share(self, forced: Sequence[Forced]) -> float:
+        """For a steered prompt: a share of the dose of the response, less where that weighs too much."""
+        search = DoseSearch(self._tolerance, list(_PROMPT_SHARES))
+        search.add([float(np.mean(one.gain)) for one in forced])
+        return search.dose
+
+    def _confirm(self, doses: Mapping[Pole, float]) -> tuple[dict[Pole, float], dict[Pole, float]]:
         """Sample at the doses; where the text has fallen apart, try weaker ones, and keep those that are better by far.
 
         A weaker dose that is no better is not what was missing: too weak for French is English.
         """
-        found, coherence = self._voices, dict.fromkeys(POLES, float("inf"))
+        own, found, coherence = self._own, self._own.voices, dict.fromkeys(POLES, float("inf"))
         kept, trying = dict(doses), dict(doses)
         for _ in range(1 + _WEAKENED):
             prompts = []
             for pole, tried in trying.items():
                 plan = Plan(Steering(), self._edit(pole, tried), tried * found.reach)
                 prompts += [(prompt, plan) for prompt in found.start[pole][:_CONFIRMED]]
-            answers = self._sample(prompts)
+            answers = own.sample(prompts)
             under = [prompt for pole in trying for prompt in found.own[pole][:_CONFIRMED]]
-            nll = answer_nll(self._model, [Scored(*pair) for pair in zip(under, (one.tokens for one in answers), strict=True)])
+            nll = answer_nll(own.model, [Scored(*pair) for pair in zip(under, (one.tokens for one in answers), strict=True)])
             for (pole, tried), values in zip(trying.items(), np.split(nll, len(trying)), strict=True):
-                before = np.mean([-entry.logprob for answer in own[pole] for entry in answer.logprobs])
+                before = np.mean([-entry.logprob for answer in own.answers[pole] for entry in answer.logprobs])
                 cost = float(np.nanmean(values) - before) if np.isfinite(values).any() else float("inf")
                 if cost < coherence[pole] - _BETTER:
                     coherence[pole], kept[pole] = cost, tried
@@ -296,19 +243,6 @@ class _Doser:
             if not trying:
                 break
         return kept, coherence
-
-    def _prompted(
-        self, reader: ForcedReader, mine: Mapping[Pole, Sequence[int]], doses: Mapping[Pole, float]
-    ) -> dict[Pole, float]:
-        """The doses for a steered prompt: a share of those of the response, less where that weighs too much."""
-        asked = [(pole, share * doses[pole]) for pole in POLES for share in _PROMPT_SHARES]
-        forced = reader.under([(self._edit(pole, dose), mine[pole][:_PROMPTED]) for pole, dose in asked], steer_prompt=True)
-        found: dict[Pole, float] = {}
-        for pole, gains in zip(POLES, np.split(np.array([one.gain.mean() for one in forced]), len(POLES)), strict=True):
-            search = _Search(self._tolerance, [share * doses[pole] for share in _PROMPT_SHARES])
-            search.add(gains.tolist())
-            found[pole] = search.dose
-        return found
 
 
 def _interval(one: NDArray[np.float64], other: NDArray[np.float64]) -> Interval:

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from localsteer.building import dosing
-from localsteer.building.dosing import Progress
 from localsteer.building.estimators import Estimator, estimator, reliability
 from localsteer.building.layers import default_layers, readable_layers, scale_to_dose
+from localsteer.building.own_answers import Progress
 from localsteer.concepts.contrast import Contrast
 from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localsteer.building.cache import cache_path, cached_vectors, make_folder, one_at_a_time
-from localsteer.building.dosing import Progress, dose
+from localsteer.building.dosing import dose
 from localsteer.building.extraction import ExtractionSettings, extract
+from localsteer.building.own_answers import Progress
 from localsteer.concepts.names import LibraryConcept, find_concept, is_path
 from localsteer.errors import CalibrationError, VectorError
 from localsteer.llama.model import Model

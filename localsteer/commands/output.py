@@ -19,7 +19,7 @@ from localsteer.vector.calibration import without_nan
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from localsteer.building.dosing import Progress
+    from localsteer.building.own_answers import Progress
 
 
 def note(*texts: str) -> None:

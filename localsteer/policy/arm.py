@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from localsteer.building.dosing import Progress
 from localsteer.building.library import load_vector
+from localsteer.building.own_answers import Progress
 from localsteer.concepts.names import is_path
 from localsteer.discovery import resolve_model
 from localsteer.engine.checks import check_steering

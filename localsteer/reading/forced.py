@@ -1,8 +1,8 @@
 """Teacher forcing: how near a steered model comes to what it says under a persona, without sampling a word.
 
 Along an answer that was given under a persona, at every token, what the persona would say next is compared with what the steered
-model would say next without the persona. Taking the whole distribution instead of the token that was drawn leaves only the choice
-of answers to chance.
+model would say next without the persona. Taking what may be said instead of the token that was drawn leaves only the choice of
+answers to chance.
 """
 
 from __future__ import annotations
@@ -15,11 +15,50 @@ from numpy.typing import NDArray
 
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, Rows
-from localsteer.reading.rows import OnPrediction, Span, read
-from localsteer.reading.scoring import Scored
+from localsteer.reading.rows import Span, read
 
 Floats = NDArray[np.float64]
-_Kept = dict[tuple[int, int], NDArray[np.float16]]
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """An answer, and what its speaker would have said at each of its tokens.
+
+    Attributes:
+        tokens: the n tokens.
+        words: (n, k) the likeliest ones at each place.
+        chances: (n, k) how likely, adding up to 1 at each place.
+    """
+
+    tokens: tuple[int, ...]
+    words: NDArray[np.int32]
+    chances: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, tokens: tuple[int, ...], likeliest: Sequence[Sequence[tuple[int, float]]]) -> Said:
+        """From the likeliest tokens at each place and their log probabilities."""
+        words = np.array([[word for word, _ in place] for place in likeliest], np.int32).reshape(len(tokens), -1)
+        chances = np.exp([[logprob for _, logprob in place] for place in likeliest]).reshape(len(tokens), -1)
+        return cls(tokens, words, (chances / chances.sum(axis=1, keepdims=True)).astype(np.float32))
+
+    def found_by(self, place: int, logprobs: Rows) -> float:
+        """How likely another one finds what is said at a place: nats, from its log probabilities (n_vocab,)."""
+        return float(self.chances[place] @ logprobs[self.words[place]])
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Which answers are read, and under what.
+
+    Attributes:
+        edit: what is done from the last token of the prompt on; None for nothing.
+        answers: their numbers.
+        steer_prompt: do it to the whole prompt, too.
+    """
+
+    edit: Edit | None
+    answers: Sequence[int]
+    steer_prompt: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,85 +76,63 @@ class Forced:
 
 
 class ForcedReader:
-    """Given answers, read unsteered once, and then under one edit after another.
+    """Given answers, read unsteered once, and under one edit after another.
 
     Args:
         model: the model.
-        texts: answers after the prompts at which steering begins.
-        personas: the same answers after the prompts that they were given to. Every token keeps two bytes for each word of the
-            vocabulary: 0.3 MB on a model with 150,000.
-        compared: the answers along which what the steered and the unsteered model say is compared (`Forced.kl`).
+        prompts: those at which steering begins.
+        answers: what the persona said; one for each prompt.
+        compared: the answers along which what the steered and the unsteered model say is compared (`Forced.kl`). Every token of
+            them keeps two bytes for each word of the vocabulary: 0.3 MB on a model with 150,000.
 
     Raises:
         ModelError: llama.cpp does not show the residual stream of this architecture.
     """
 
-    def __init__(self, model: Model, texts: Sequence[Scored], personas: Sequence[Scored], compared: Collection[int] = ()) -> None:
+    def __init__(
+        self, model: Model, prompts: Sequence[tuple[int, ...]], answers: Sequence[Said], compared: Collection[int] = ()
+    ) -> None:
         self._model = model
-        self._texts = texts
-        self._wanted: _Kept = {}
-        self._before: _Kept = {}
+        self._prompts = prompts
+        self._answers = answers
+        self._compared = compared
+        self._plain: Floats | None = None
+        self._before: dict[tuple[int, int], NDArray[np.float16]] = {}
 
-        def keep_persona(readers: Sequence[int], place: int, logprobs: Rows) -> None:
-            kept = np.exp(logprobs).astype(np.float16)
-            for number in readers:
-                self._wanted[number, place - len(personas[number].prompt)] = kept
+    def under(self, readings: Sequence[Reading]) -> list[Forced]:
+        """Read answers under edits, in one pass; what comes before an edit begins is computed once.
 
-        spans = [Span(text.prompt + text.answer, len(text.prompt)) for text in personas]
-        _run(model, spans, keep_persona)
-        self._base = np.zeros(len(texts))
-
-        def keep(readers: Sequence[int], place: int, logprobs: Rows) -> None:
-            for number in readers:
-                offset = place - len(texts[number].prompt)
-                self._base[number] += _expected(self._wanted[number, offset], logprobs)
-                if number in compared:
-                    self._before[number, offset] = logprobs.astype(np.float16)
-
-        _run(model, [Span(text.prompt + text.answer, len(text.prompt)) for text in texts], keep)
-
-    def under(self, readings: Sequence[tuple[Edit, Sequence[int]]], *, steer_prompt: bool = False) -> list[Forced]:
-        """Read some of them under an edit each; what comes before an edit begins is computed once.
-
-        Args:
-            readings: what is done from the last token of the prompt on, and to which of the texts.
-            steer_prompt: do it to the whole prompt, too.
+        The first pass also reads all of them unsteered. Nothing is compared in it.
         """
-        places = [(number, text) for number, (_, texts) in enumerate(readings) for text in texts]
-        after = np.zeros(len(places))
-        kls: list[list[float]] = [[] for _ in readings]
-
-        def compare(readers: Sequence[int], place: int, logprobs: Rows) -> None:
-            for reader in readers:
-                number, text = places[reader]
-                offset = place - len(self._texts[text].prompt)
-                after[reader] += _expected(self._wanted[text, offset], logprobs)
-                before = self._before.get((text, offset))
-                if before is not None:
-                    kls[number].append(float(np.exp(logprobs) @ (logprobs - before)))
-
-        first = 0 if steer_prompt else None
+        is_first = self._plain is None
+        every = [Reading(None, range(len(self._prompts))), *readings] if is_first else readings
+        read_by = [(reading, number) for reading in every for number in reading.answers]
         spans = []
-        for number, text in places:
-            given = self._texts[text]
-            spans.append(Span(given.prompt + given.answer, len(given.prompt), None, readings[number][0], first))
-        _run(self._model, spans, compare)
-        chosen = [text for _, text in places]
-        lengths = np.array([len(self._texts[text].answer) for text in chosen], np.float64)
-        with np.errstate(invalid="ignore"):
-            gains = (after - self._base[chosen]) / lengths
-        ends = np.cumsum([0, *(len(texts) for _, texts in readings)])
+        for reading, number in read_by:
+            prompt, answer = self._prompts[number], self._answers[number]
+            spans.append(Span(prompt + answer.tokens, len(prompt), None, reading.edit, 0 if reading.steer_prompt else None))
+        found = np.zeros(len(spans))
+        kls: dict[int, list[float]] = {}
+
+        def take(readers: Sequence[int], position: int, logprobs: Rows) -> None:
+            for reader in readers:
+                reading, number = read_by[reader]
+                place = position - len(self._prompts[number])
+                found[reader] += self._answers[number].found_by(place, logprobs) / len(self._answers[number].tokens)
+                if number in self._compared:
+                    if reading.edit is None:
+                        self._before[number, place] = logprobs.astype(np.float16)
+                    elif not is_first:
+                        before = self._before[number, place]
+                        kls.setdefault(id(reading), []).append(float(np.exp(logprobs) @ (logprobs - before)))
+
+        for _ in read(self._model, spans, (), want_nll=True, on_prediction=take):
+            pass
+        if self._plain is None:
+            self._plain, found = np.split(found, [len(self._prompts)])
+            self._plain[[not answer.tokens for answer in self._answers]] = np.nan
+        parts = np.split(found, np.cumsum([len(reading.answers) for reading in readings])[:-1])
         return [
-            Forced(gains[start:end], float(np.mean(own)) if own else float("nan"))
-            for start, end, own in zip(ends, ends[1:], kls, strict=False)
+            Forced(own - self._plain[list(reading.answers)], float(np.mean(kls.get(id(reading), np.nan))))
+            for reading, own in zip(readings, parts, strict=True)
         ]
-
-
-def _expected(wanted: NDArray[np.float16], logprobs: Rows) -> float:
-    """What is said by one, as the other finds it: nats."""
-    return float(wanted.astype(np.float32) @ logprobs)
-
-
-def _run(model: Model, spans: Sequence[Span], keep: OnPrediction) -> None:
-    for _ in read(model, spans, (), want_nll=True, on_prediction=keep):
-        pass

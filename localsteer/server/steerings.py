@@ -13,8 +13,8 @@ from typing import Annotated
 from pydantic import StringConstraints
 
 from localsteer.building.ahead import Shelf
-from localsteer.building.dosing import Progress
 from localsteer.building.library import is_built_from, load_vector
+from localsteer.building.own_answers import Progress
 from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.names import LibraryConcept, concepts, is_path
 from localsteer.errors import LocalsteerError, VectorError

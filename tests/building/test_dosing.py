@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from localsteer.building.dosing import LADDER, TOLERANCE, _Search, dose
+from localsteer.building.dosing import dose
 from localsteer.building.extraction import ExtractionSettings, extract
 from localsteer.concepts.contrast import Contrast, Pair, Prompt
 from localsteer.engine.generate import generate_many
@@ -23,41 +23,6 @@ PAIRS = tuple(Pair(Prompt((), f"a good day {word}"), Prompt((), f"a bad day {wor
 PERSONAS = (("Be glad.", "Be sad."), ("Cheer up.", "Weep."))
 HAPPY = Contrast("happy", "", "happy", "sad", PAIRS, ("Who are you?", "Where is it?"), personas=PERSONAS)
 UNDOSED = ExtractionSettings(dose=False)
-
-
-# The search
-
-
-def searched(curve: Callable[[float], float], tolerance: float = TOLERANCE) -> _Search:
-    search = _Search(tolerance, list(LADDER))
-    while search.next:
-        search.add([curve(dose) for dose in search.next])
-    return search
-
-
-@pytest.mark.parametrize("dose", [0.1, 0.23, 0.31, 0.67, 1.1])
-def test_where_the_persona_changes_little_the_dose_is_where_its_words_have_lost_the_tolerance(dose: float) -> None:
-    found = searched(lambda at: -TOLERANCE * (at / dose) ** 2)
-    assert found.dose == pytest.approx(dose, rel=0.03)
-    assert len(found.tried) <= len(LADDER) + 3
-
-
-@pytest.mark.parametrize("best", [0.1, 0.25, 0.6, 0.9])
-def test_where_it_changes_what_is_said_the_dose_is_past_the_best_one_by_the_tolerance(best: float) -> None:
-    found = searched(lambda at: 1.0 - ((at - best) / best) ** 2)
-    assert found.dose == pytest.approx(best * (1 + np.sqrt(TOLERANCE)), rel=0.2)
-
-
-def test_a_strong_dose_is_looked_for_as_far_as_the_words_hold_and_no_further() -> None:
-    assert searched(lambda at: -TOLERANCE * (at / 3.3) ** 2).dose == pytest.approx(3.3, rel=0.05)
-    assert searched(lambda _: 0.0).dose == 4.0
-
-
-def test_a_text_that_is_no_text_any_more_is_past_the_dose() -> None:
-    assert 0.2 <= searched(lambda at: -0.02 if at < 0.3 else float("nan")).dose < 0.3
-
-
-# A vector's doses
 
 
 def doses(vector: ControlVector) -> dict[str, tuple[float, float]]:
@@ -114,7 +79,7 @@ def test_answers_that_are_empty_are_left_out(tiny: Model, monkeypatch: pytest.Mo
         answers = generate_many(model, requests)
         return [answer if number % 8 == 7 else replace(answer, tokens=(), logprobs=()) for number, answer in enumerate(answers)]
 
-    monkeypatch.setattr("localsteer.building.dosing.generate_many", mostly_silent)
+    monkeypatch.setattr("localsteer.building.own_answers.generate_many", mostly_silent)
     found = dose(tiny, extract(tiny, HAPPY, UNDOSED), HAPPY).provenance.dosing
     assert found is not None
     assert not any(side.shown for side in found.sides.values())
@@ -148,7 +113,7 @@ def test_a_dose_at_which_sampled_answers_make_no_sense_is_weakened(
             for answer in generate_many(model, requests)
         ]
 
-    monkeypatch.setattr("localsteer.building.dosing.generate_many", likely)
+    monkeypatch.setattr("localsteer.building.own_answers.generate_many", likely)
     found = doses(dose(tiny, vector, HAPPY))
     assert next(told, None) is None
     for pole in POLES:
@@ -172,7 +137,7 @@ def test_nothing_to_dose_and_nothing_to_dose_by_are_errors(tiny: Model, monkeypa
     def silent(model: Model, requests: Sequence[Request]) -> list[Answer]:
         return [replace(answer, tokens=(), logprobs=()) for answer in generate_many(model, requests)]
 
-    monkeypatch.setattr("localsteer.building.dosing.generate_many", silent)
+    monkeypatch.setattr("localsteer.building.own_answers.generate_many", silent)
     with pytest.raises(CalibrationError, match="gives no answers"):
         dose(tiny, vector, HAPPY)
 

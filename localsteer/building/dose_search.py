@@ -1,0 +1,85 @@
+"""Which doses to measure next, and the dose, from what given answers become under each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from localsteer.vector.dosing import Tried
+
+# The doses so far are between 0.12 (news reader, SmolLM2-135M; happy, Gemma 3 270M) and 1.3 (pirate, 1.5B), but for one of
+# 0.06 that shows nothing (French, Gemma).
+LADDER = (0.2, 0.5, 1.2)
+_LEAST_DOSE, _MAX_DOSE = 0.02, 4.0
+# Between those of the ladder one more is read, and another one unless a measured dose is as near as this to the level, in nats a
+# token: where what the persona says comes and goes within one step of the ladder (French on the 1.5B).
+_NEAR_ENOUGH = 0.03
+_REFINEMENTS = 2
+# Nats a token that stand for a model whose logits are not numbers any more.
+_LOST = -100.0
+
+
+@dataclass
+class DoseSearch:
+    """The strongest dose at which given answers are within a tolerance of the likeliest that they become."""
+
+    tolerance: float
+    next: list[float]
+    points: dict[float, float] = field(default_factory=lambda: {0.0: 0.0})
+    refinements: int = 0
+
+    def add(self, found: Sequence[float]) -> None:
+        """Take down what was measured at the doses asked for, and ask for others or none."""
+        self.points |= {dose: own if np.isfinite(own) else _LOST for dose, own in zip(self.next, found, strict=True)}
+        self.next = []
+        low, high = self._bracket()
+        if high is None and low < _MAX_DOSE:
+            self.next = [min(_MAX_DOSE, 2 * low)]
+        elif high is not None and self._may_be_below(low, high):
+            self.next = [sorted(self.points)[1] / 2]
+        elif not self.refinements or (self.refinements < _REFINEMENTS and self._is_rough(low, high)):
+            self.refinements += 1
+            self.next = [self.dose]
+
+    def _is_rough(self, low: float, high: float | None) -> bool:
+        return high is not None and min(self._off(low), self._off(high)) > _NEAR_ENOUGH
+
+    def _may_be_below(self, low: float, high: float) -> bool:
+        """Whether the best dose may be below all that were measured: nothing good was, or the first is the best of few."""
+        _, least, *_ = sorted(self.points)
+        best = max(self.points, key=self.points.__getitem__)
+        return least > _LEAST_DOSE and (low == 0 or (best <= least and least == LADDER[0] and high <= LADDER[1]))
+
+    @property
+    def tried(self) -> tuple[Tried, ...]:
+        """All that was measured."""
+        return tuple(Tried(dose, self.points[dose]) for dose in sorted(self.points) if dose > 0)
+
+    @property
+    def dose(self) -> float:
+        """The dose, as far as is known: where the cubic through the four nearest points falls below the level."""
+        low, high = self._bracket()
+        if high is None:
+            return low
+        doses = sorted(self.points)
+        first = min(max(0, doses.index(low) - 1), max(0, len(doses) - 4))
+        near = doses[first : first + 4]
+        curve = np.polyfit(near, [self.points[dose] for dose in near], len(near) - 1)
+        between = np.linspace(low, high, 201)
+        below = between[np.polyval(curve, between) < self._level()]
+        return float(below[0]) if len(below) else high
+
+    def _level(self) -> float:
+        return max(self.points.values()) - self.tolerance
+
+    def _off(self, dose: float) -> float:
+        return abs(self.points[dose] - self._level())
+
+    def _bracket(self) -> tuple[float, float | None]:
+        """The strongest measured dose below which all are good from the best one on, and the next stronger one."""
+        doses, level = sorted(self.points), self._level()
+        best = max(doses, key=self.points.__getitem__)
+        bad = next((dose for dose in doses if dose > best and not self.points[dose] >= level), None)
+        return max(dose for dose in doses if bad is None or dose < bad), bad
