@@ -58,7 +58,6 @@ bench-tools: .venv/.dev
 
 bench: .venv/.dev bench-tools
 	$(BIN)/python -m bench.run
-	$(BIN)/python -m bench.steering
 
 # Strength 1 of fresh vectors; LOCALSTEER_REAL_MODEL=FILE adds that model, which takes an hour.
 fresh: .venv/.dev

@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from bench.questions import question_sets
 from bench.report import describe_machine
 from localsteer.building.dosing import dose
 from localsteer.building.extraction import ExtractionSettings, extract
+from localsteer.building.refusal import refuses
 from localsteer.concepts.concept_file import load_concept
 from localsteer.concepts.contrast import Contrast, Pair
 from localsteer.concepts.names import shipped_folder
@@ -42,10 +42,6 @@ CONCEPTS = ("happy", "french", "pirate", "formal", "confident", "enthusiastic", 
 ANSWERS = 20
 _RECORDS = Path(__file__).with_name("fresh.json")
 _PAGE = Path(__file__).with_name("FRESH.md")
-_REFUSAL = re.compile(
-    r"\b(i'?m sorry|i am sorry|i apologi[sz]e|i can('?t|not| not)\b|unable to (provide|answer|assist|help)|inappropriate)",
-    re.IGNORECASE,
-)
 
 
 def main() -> int:
@@ -134,11 +130,6 @@ def _null(model: Model, contrast: Contrast, vector: ControlVector) -> Floats:
     lengths = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     unit: Floats = (rows / lengths).astype(np.float32)
     return unit
-
-
-def refuses(text: str) -> bool:
-    """Whether an answer says that it will not, or cannot, answer."""
-    return _REFUSAL.search(text) is not None
 
 
 def share(ways: dict[str, Any], way: str, pole: str) -> float:

@@ -13,7 +13,6 @@ from platformdirs import user_cache_path
 
 from bench.measure import run_process
 from bench.tools import ToolsError, llama_programs
-from localsteer.calibration.shapes import Shape
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.llama.model import Model
 from localsteer.vector.file import read_vector
@@ -45,11 +44,6 @@ def peer_vectors(model: Model, concept: str) -> dict[str, NDArray[np.float32]]:
         for peer, file in zip(NAMES, ("cvector.gguf", "repeng.gguf"), strict=True):
             made[peer] = read_vector(folder / file).rows(model.n_layer)
     return made
-
-
-def peer_shape(vector: NDArray[np.float32]) -> Shape:
-    """As it is: its own layers, its own lengths; only the strength is searched."""
-    return Shape(tuple(int(layer) for layer in np.flatnonzero(vector.any(axis=1))), "difference")
 
 
 def cvector_generator(model: Path, prompts: tuple[Path, Path], output: Path, threads: int) -> None:

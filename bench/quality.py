@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 from platformdirs import user_cache_path
 
-from bench import budget, peers, quality_page
+from bench import peers, quality_page
 from bench.fresh import Answers, ask
 from bench.instruments import INSTRUMENTS, Instrument
 from bench.measure import MeasurementError
@@ -33,9 +33,8 @@ from bench.report import describe_machine
 from bench.tools import ToolsError
 from localsteer.building.ahead import Shelf
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
-from localsteer.calibration.laboratory import Laboratory
+from localsteer.calibration.effort import FACTORS, THOROUGH
 from localsteer.calibration.report import write_report
-from localsteer.calibration.shapes import Directions
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.names import LibraryConcept, shipped_folder
@@ -44,7 +43,7 @@ from localsteer.files.atomic import atomic_path
 from localsteer.llama.model import Model
 from localsteer.steering.expression import parse_steering
 from localsteer.steering.plan import Plan, resolve
-from localsteer.vector.calibration import POLES, SIGN, Mode, Pole
+from localsteer.vector.calibration import DEFAULT_BUDGET, POLES, SIGN, Mode, Pole
 from localsteer.vector.control_vector import ControlVector
 
 _REPORT = "REPORT.md"
@@ -200,10 +199,7 @@ def _answers(
     file = user_cache_path("localsteer") / "bench-quality" / f"{name}-{_digest(json.dumps(parts).encode())}.json"
     kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"doses": {}, "answers": {}}
 
-    hidden = vector.provenance.hidden_norm
-    assert hidden is not None
-    # A peer's dose is searched beside our hidden norms.
-    search = _digest(repr(budget.EFFORT).encode() + hidden.tobytes())
+    search = _digest(repr((THOROUGH, FACTORS, DEFAULT_BUDGET)).encode())
     doses: dict[str, dict[Pole, float]] = kept["doses"].setdefault(search, {})
 
     found = {}
@@ -218,7 +214,7 @@ def _answers(
         if (there := len(one["texts"])) < count:
             _say(f"{name}: {way.name}, {getattr(contrast, way.pole)}")
             if way.name in peers.NAMES and not plans:
-                plans = _peer_plans(model, source, contrast, vector, doses)
+                plans = _peer_plans(model, source, contrast, doses)
             made = _ask(model, way, contrast, vector, plans, instrument, questions, range(there, count))
             one["texts"] += made.texts
             one["nll"] += made.nll.tolist()
@@ -241,38 +237,41 @@ def _ask(
     if way.name == PROMPT:
         return sample(systems=[pair[POLES.index(way.pole)] for pair in contrast.personas])
     if way.name in _SCOPES:
-        expression, mode = "vector" if way.pole == "positive" else "-vector", _SCOPES[way.name]
-        return sample(plan=resolve(parse_steering(expression), model.fingerprint, lambda _name: vector, mode))
+        expression, find = parse_steering(_expression(way.pole)), functools.partial(_only, vector)
+        return sample(plan=resolve(expression, model.fingerprint, find, _SCOPES[way.name]))
     return sample(plan=plans[way.name][way.pole])
 
 
 def _peer_plans(
-    model: Model, source: str, contrast: Contrast, vector: ControlVector, doses: dict[str, dict[Pole, float]]
+    model: Model, source: str, contrast: Contrast, doses: dict[str, dict[Pole, float]]
 ) -> dict[str, dict[Pole, Plan]]:
-    """Each peer's vector at its own best strength: our search for a dose inside the budget, on the calibration's questions.
+    """Each peer's vector at its own best strength: dosed and calibrated as ours is, on the same questions.
 
     Args:
         model: answers.
         source: the concept as YAML text.
         contrast: the same, parsed.
-        vector: ours, which brings the hidden norms.
-        doses: those found by an earlier run, by peer; the others are added.
+        doses: filled in by peer.
     """
-    own = vector.provenance
-    assert own.estimate is not None
-    assert own.hidden_norm is not None
-    directions = Directions.of(own.estimate, own.hidden_norm)
-    settings = CalibrationSettings()
-    laboratory = Laboratory(
-        model, directions, contrast, seed=settings.seed, max_tokens=budget.EFFORT.max_tokens, folder=measurements_folder()
-    )
     plans: dict[str, dict[Pole, Plan]] = {}
     for name, rows in peers.peer_vectors(model, source).items():
-        theirs, shape = budget.directions_of(rows, own.hidden_norm), peers.peer_shape(rows)
-        if name not in doses:
-            doses[name] = budget.doses(laboratory, theirs, shape, settings)
-        plans[name] = {pole: budget.plan(theirs, shape, pole, dose) for pole, dose in doses[name].items()}
+        theirs = ControlVector({int(layer): rows[layer] for layer in np.flatnonzero(rows.any(axis=1))})
+        settings = CalibrationSettings(by_cost=True)
+        vector = Calibrator(model, theirs, contrast, settings, folder=measurements_folder()).run().vector
+        plans[name] = {
+            pole: resolve(parse_steering(_expression(pole)), model.fingerprint, functools.partial(_only, vector), "response")
+            for pole in POLES
+        }
+        doses[name] = {pole: plans[name][pole].relative_dose or 0.0 for pole in POLES}
     return plans
+
+
+def _expression(pole: Pole) -> str:
+    return "vector" if pole == "positive" else "-vector"
+
+
+def _only(vector: ControlVector, _name: str) -> ControlVector:
+    return vector
 
 
 @functools.cache

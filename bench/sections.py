@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.concepts import concept_texts
 from bench.measure import Comparison, Section, Series, Target, run_cli, run_process, run_worker
 from bench.models import real_model
 from bench.serving import returning, serving
@@ -271,28 +270,28 @@ def dosing(setting: Setting) -> Section:
 
 
 def calibration(setting: Setting) -> Section:
-    """The price of a calibration with default settings."""
-    worker = ["calibration", str(setting.model), "--threads", str(setting.threads)]
-    rounds = [json.loads(run_worker(*worker, "--concept", name).output) for name in concept_texts()]
-    seconds, expected = (Series(tuple(one[key] for one in rounds)) for key in ("seconds", "expected"))
-    tokens = ", ".join(f"{one['tokens']:,}" for one in rounds)
+    """What a calibration costs after the dosing, how far two seeds agree, and how sure its effect is."""
+    models = {"demo": (setting.model, 60.0)}
+    if (real := real_model()) is not None:
+        models[real.name] = (real, 300.0)
+    comparisons, widths = [], []
+    for label, (model, limit) in models.items():
+        worker = ["calibration", str(model), "--threads", str(setting.threads), "--repeats", "2"]
+        for name in DOSED_CONCEPTS:
+            found = json.loads(run_worker(*worker, "--concept", name).output)
+            seconds, dosing, one = Series(tuple(found["seconds"])), Series(tuple(found["dosing"])), Series((1.0, 1.0))
+            target = Target(limit, at_least=False)
+            comparisons.append(Comparison(f"{name}, {label}", "s", seconds, "its dosing", dosing, seconds.over(one), "s", target))
+            for pole in POLES:
+                first, second = (Series((value,)) for value in found[pole])
+                what = f"{name}, {label}: dose toward {pole}"
+                comparisons.append(Comparison(what, "relative dose", first, "another seed", second, first.over(second), ""))
+            widths.append(f"{name}, {label}: {', '.join(f'{width:.2f}' for width in found['width'])}")
     return Section(
         "Calibrating a vector",
-        f"{', '.join(concept_texts())}, with default settings: {tokens} sampled tokens (at most 12,000 are allowed). Beside it "
-        "what these tokens cost, sampled and scored, at the speeds of full unsteered batches of 32, measured in turn with the "
-        "calibration's own batches.",
-        (
-            Comparison(
-                "calibration",
-                "s",
-                seconds,
-                "its tokens in full batches",
-                expected,
-                seconds.over(expected),
-                "of that",
-                Target(1.5, at_least=False),
-            ),
-        ),
+        "After it was dosed, with default settings and two seeds. Width of the 95 % interval of the effect at strength 1 and -1, "
+        f"as a share of the effect: {'; '.join(widths)}.",
+        tuple(comparisons),
     )
 
 

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,15 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.concepts import FRESH_QUESTIONS, concept_texts
-from bench.fresh import requests
+from bench.concepts import concept_texts
 from localsteer.building.dosing import dose
 from localsteer.building.extraction import ExtractionSettings, extract
-from localsteer.calibration.calibrate import Calibrator
-from localsteer.calibration.effort import THOROUGH
+from localsteer.calibration.calibrate import CalibrationSettings, Calibrator
 from localsteer.concepts.concept_file import parse_concept
-from localsteer.engine.generate import Generator, generate_many
-from localsteer.engine.request import Request, answering_seconds
+from localsteer.engine.generate import Generator
+from localsteer.engine.request import Request
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
@@ -39,7 +36,6 @@ from localsteer.policy.controller import Controller
 from localsteer.policy.pattern_classifier import RuleClassifier, Search
 from localsteer.policy.policy import Policy, Rule
 from localsteer.policy.probe_classifier import ProbeClassifier, projection
-from localsteer.reading.scoring import Scored, answer_nll
 from localsteer.steering.expression import Steering, Term
 from localsteer.steering.plan import resolve
 from localsteer.vector.calibration import POLES
@@ -48,8 +44,6 @@ from localsteer.vector.file import read_vector
 # Continued greedily, this goes on far beyond what is measured, steered or not.
 ENDLESS_PROMPT = "A list of all the whole numbers, in order: 1, 2, 3, 4, 5, 6, 7, 8, 9,"
 DECODES_PER_TIMING = 32
-# A probe of the speeds takes as long as some 32 answers do.
-ANSWERS_BETWEEN_PROBES = 64
 
 
 def main() -> int:
@@ -74,7 +68,7 @@ def main() -> int:
         elif options.what == "dosing":
             answer = _dosing(model, options.concept, options.repeats)
         else:
-            answer = _calibration(model, options.concept)
+            answer = _calibration(model, options.concept, options.repeats)
     print(json.dumps(answer))
     return 0
 
@@ -222,35 +216,26 @@ def _dosing(model: Model, name: str, repeats: int) -> dict[str, list[float]]:
     return found
 
 
-def _calibration(model: Model, concept: str) -> dict[str, float]:
-    """What a calibration took, and what its tokens cost at the speeds of full batches measured between its own."""
-    contrast = parse_concept(concept_texts()[concept], concept)
-    speeds: list[tuple[float, float]] = []
-    probing = 0.0
-
-    def probe(done: int, _total: int) -> None:
-        nonlocal probing
-        if done >= (len(speeds) + 1) * ANSWERS_BETWEEN_PROBES:
-            start = time.perf_counter()
-            speeds.append(_batch_speeds(model))
-            probing += time.perf_counter() - start
-
-    calibrator = Calibrator(model, extract(model, contrast, ExtractionSettings(dose=False)), contrast, on_progress=probe)
-    start = time.perf_counter()
-    calibration = calibrator.run().calibration
-    seconds = time.perf_counter() - start - probing
-    expected = statistics.mean(calibration.generated_tokens * (1 / answering + 1 / scoring) for answering, scoring in speeds)
-    return {"seconds": seconds, "tokens": calibration.generated_tokens, "expected": expected}
-
-
-def _batch_speeds(model: Model) -> tuple[float, float]:
-    """Answer tokens a second in a batch of 32, unsteered: sampled, and scored."""
-    asked = requests(model, FRESH_QUESTIONS, count=32, max_tokens=THOROUGH.max_tokens)
-    answers = generate_many(model, asked)
-    tokens = sum(len(answer.tokens) for answer in answers)
-    start = time.perf_counter()
-    answer_nll(model, [Scored(request.prompt, answer.tokens) for request, answer in zip(asked, answers, strict=True)])
-    return tokens / answering_seconds([answer.timing for answer in answers]), tokens / (time.perf_counter() - start)
+def _calibration(model: Model, name: str, repeats: int) -> dict[str, list[float]]:
+    """Seconds of a calibration after a dosing, the doses, and the relative width of the effect's interval; a seed each time."""
+    contrast = parse_concept(concept_texts()[name], name)
+    vector = extract(model, contrast, ExtractionSettings(dose=False))
+    found: dict[str, list[float]] = {"dosing": [], "seconds": [], "tokens": [], "positive": [], "negative": [], "width": []}
+    for seed in range(repeats):
+        calibrator = Calibrator(model, vector, contrast, CalibrationSettings(seed=seed, by_cost=True))
+        start = time.perf_counter()
+        _ = calibrator.dosed
+        dosed = time.perf_counter()
+        calibration = calibrator.run().calibration
+        found["dosing"].append(dosed - start)
+        found["seconds"].append(time.perf_counter() - dosed)
+        found["tokens"].append(calibration.generated_tokens)
+        for pole in POLES:
+            side = calibration.sides[pole, "response"]
+            found[pole].append(side.dose or math.nan)
+            if side.between is not None and side.effect:
+                found["width"].append((side.between[1] - side.between[0]) / side.effect)
+    return found
 
 
 if __name__ == "__main__":

@@ -47,10 +47,13 @@ class DoseSearch:
         return high is not None and min(self._off(low), self._off(high)) > _NEAR_ENOUGH
 
     def _may_be_below(self, low: float, high: float) -> bool:
-        """Whether the best dose may be below all that were measured: nothing good was, or the first is the best of few."""
+        """Whether the best dose may be below all that were measured: nothing good was, or the first one is the best."""
         _, least, *_ = sorted(self.points)
-        best = max(self.points, key=self.points.__getitem__)
-        return least > _LEAST_DOSE and (low == 0 or (best <= least and least == LADDER[0] and high <= LADDER[1]))
+        return least > _LEAST_DOSE and (low == 0 or (self._peaks_at(least) and high <= LADDER[1]))
+
+    def _peaks_at(self, dose: float) -> bool:
+        """Whether the best dose is the weakest of the ladder, and better than none by more than reading is inexact."""
+        return dose == LADDER[0] and self.points[dose] == max(self.points.values()) and self.points[dose] > _NEAR_ENOUGH
 
     @property
     def tried(self) -> tuple[Tried, ...]:

@@ -18,12 +18,16 @@ from numpy.typing import NDArray
 
 from localsteer.building.dose_search import LADDER, DoseSearch
 from localsteer.building.own_answers import OwnAnswers, Progress
+from localsteer.building.refusal import chances_of_refusal
 from localsteer.concepts.contrast import Contrast
+from localsteer.concepts.descriptions import everyday_questions
 from localsteer.errors import CalibrationError
+from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.reading.forced import Forced, Reading
 from localsteer.reading.hidden_norm import read_hidden_norm
+from localsteer.reading.prompt import prompt_tokens
 from localsteer.reading.scoring import Scored, answer_nll
 from localsteer.steering.dose import relative_dose
 from localsteer.steering.expression import Steering
@@ -34,9 +38,9 @@ from localsteer.vector.dosing import DosedSide, Dosing
 
 # Own answers of the other pole that are read for the ratio, and of the pole that are read for the dose of a steered prompt; and
 # how many answers are sampled to confirm a dose: what a few seconds on a small model allow.
-_READ_AT_LAST = 5
-_PROMPTED = 4
-_CONFIRMED = 4
+_READ_AT_LAST = 4
+_PROMPTED = 2
+_CONFIRMED = 3
 # Answers a pole below which nothing is called shown: of one, the bootstrap knows no chance.
 _ENOUGH = 3
 
@@ -58,6 +62,11 @@ INCOHERENT = 1.2
 _WEAKER = 0.75
 _WEAKENED = 2
 _BETTER = 0.3
+# By how much likelier a refusal may begin, of 1: mean over so many everyday questions; and where it is more, the shares of a dose
+# between which that is looked for.
+REFUSED = 0.03
+_REFUSABLE = 5
+_REFUSED_SHARES = (0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
 _RESAMPLES = 1000
 _UNKNOWN = Interval(float("nan"), float("nan"), float("nan"))
 
@@ -165,11 +174,15 @@ class _Sides:
         self._tell = progress if progress is not None else lambda *_: None
 
     def measured(self) -> dict[Pole, DosedSide]:
-        self._tell("dosing", 0, 2)
+        self._tell("dosing", 0, 3)
         searches, found = self._search()
-        self._tell("dosing", 1, 2)
-        doses, coherence = self._confirm({pole: searches[pole].dose for pole in POLES})
-        self._tell("dosing", 2, 2)
+        self._tell("dosing", 1, 3)
+        most = self._unrefused({pole: searches[pole].dose for pole in POLES})
+        if limited := {pole: dose for pole, dose in most.items() if dose < searches[pole].dose}:
+            found |= self._near(limited, found)
+        self._tell("dosing", 2, 3)
+        doses, coherence = self._confirm({pole: min(searches[pole].dose, most[pole]) for pole in POLES})
+        self._tell("dosing", 3, 3)
         sides: dict[Pole, DosedSide] = {}
         for pole in POLES:
             at_dose = found[pole]
@@ -181,6 +194,7 @@ class _Sides:
                 kl=at_dose.kl,
                 coherence=coherence[pole],
                 shown=ratio.low > 0 and min(len(at_dose.own), len(at_dose.other)) >= _ENOUGH,
+                most=most[pole] if np.isfinite(most[pole]) else float("nan"),
             )
         return sides
 
@@ -212,6 +226,39 @@ class _Sides:
             for pole, read in at.items():
                 searches[pole].add([float(np.mean(one.gain)) for one in read])
         return searches, found
+
+    def _unrefused(self, doses: Mapping[Pole, float]) -> dict[Pole, float]:
+        """For each pole the strongest dose at which everyday questions are hardly refused more often; infinite above its own."""
+        model, openings = self._own.model, self._own.refusals
+        most = dict.fromkeys(POLES, float("inf"))
+        if not openings:
+            return most
+        prompts = [prompt_tokens(model, [Message("user", question)]) for question in everyday_questions()[:_REFUSABLE]]
+
+        def chances(edits: Sequence[Edit | None]) -> NDArray[np.float64]:
+            return chances_of_refusal(model, openings, prompts, edits)
+
+        before, *at_dose = chances([None, *(Edit(self._unit, scale=SIGN[pole] * dose) for pole, dose in doses.items())])
+        for (pole, dose), chance in zip(doses.items(), at_dose, strict=True):
+            if chance > before + REFUSED:
+                shares = np.array(_REFUSED_SHARES)
+                at = chances([Edit(self._unit, scale=SIGN[pole] * dose * share) for share in shares[1:-1]])
+                curve = np.maximum.accumulate([before, *at, chance])
+                most[pole] = dose * max(float(np.interp(before + REFUSED, curve, shares)), _REFUSED_SHARES[1])
+        return most
+
+    def _near(self, doses: Mapping[Pole, float], found: Mapping[Pole, _AtDose]) -> dict[Pole, _AtDose]:
+        """What is to be known at weaker doses than those that were found."""
+        mine, readings = self._own.read, []
+        for pole, dose in doses.items():
+            edit = self._edit(pole, dose)
+            readings += [Reading(edit, mine[pole]), Reading(edit, mine[OTHER[pole]][:_READ_AT_LAST])]
+        forced = iter(self._own.reader.under(readings))
+        made = {}
+        for pole in doses:
+            own, other = next(forced), next(forced)
+            made[pole] = _AtDose(own.gain, other.gain, float(np.nanmean([own.kl, other.kl])), found[pole].prompt_share)
+        return made
 
     def _prompt_share(self, forced: Sequence[Forced]) -> float:
         """For a steered prompt: a share of the dose of the response, less where that weighs too much."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from localsteer.building.refusal import refusal_openings
 from localsteer.building.voices import Tokens, voices
 from localsteer.concepts.contrast import Contrast
 from localsteer.engine.generate import generate_many
@@ -22,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 # sides of happy, French and pirate (SmolLM2-135M; French 0.29 to 0.45); with 6, and the token that was drawn instead of all that
 # may be said, happy came out at 0.18, 0.24 and 0.31.
 ANSWERS = 8
-TOKENS = 12
+TOKENS = 10
 # Of what may be said at a token, the likeliest that are compared.
 _WORDS = 64
 # Of each pole, those along which what the steered and the unsteered model say is compared.
@@ -43,6 +44,7 @@ class OwnAnswers:
         answers: by pole, one for each prompt.
         reader: reads those that are not empty again, after the prompts from which steering begins.
         read: by pole, which of the reader's those are.
+        refusals: the tokens with which the model's refusals begin.
 
     Raises:
         CalibrationError: the model gives no answers.
@@ -56,6 +58,7 @@ class OwnAnswers:
         prompts = [(prompt, None) for pole in POLES for prompt in self.voices.own[pole]]
         tell("answering as each persona", 0, len(prompts))
         found = self.sample(prompts, min(_WORDS, model.n_vocab))
+        self.refusals = refusal_openings(model)
         tell("answering as each persona", len(prompts), len(prompts))
         half = len(found) // 2
         self.answers: dict[Pole, list[Answer]] = {"positive": found[:half], "negative": found[half:]}

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from localsteer.building.voices import Tokens
 from localsteer.concepts.names import shipped_folder
@@ -21,14 +21,15 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
-from localsteer.reading.activations import read_activations
 from localsteer.reading.prompt import prompt_tokens
 from localsteer.reading.rows import Span, read_means
-from localsteer.vector.control_vector import Floats
 
+# Not every regret: "I'm sorry to hear that" and "I can't wait" answer.
 _REFUSAL = re.compile(
-    r"\b(i['’]?m (very |so )?sorry|i am (very |so )?sorry|i apologi[sz]e|i can(['’]?t|not| not)\b|"
-    r"unable to (provide|answer|assist|help)|inappropriate)",
+    r"\b(?:(?:sorry|apologi[sz]e),? but\b|"
+    r"(?:can['’]?t|cannot|can not|won['’]?t|unable to|not able to) (?:\w+ly )?"
+    r"(?:assist|help|provide|answer|respond|fulfil|comply|discuss|engage|share|give|offer|create|write|tell|support|do that)|"
+    r"inappropriate)",
     re.IGNORECASE,
 )
 # How many tokens tell that a refusal begins: "I'm sorry, but I".
@@ -40,52 +41,32 @@ def refuses(text: str) -> bool:
     return _REFUSAL.search(text) is not None
 
 
-@dataclass(frozen=True, eq=False)
-class Refusal:
-    """How one model refuses.
-
-    Attributes:
-        openings: the tokens with which its refusals begin, none for a model that refuses nothing.
-        direction: (n_layer, n_embd) of length 1 where it was read, zero elsewhere: mean over requests that are refused less mean
-            over those that are answered, at the last token of the prompt.
-    """
-
-    openings: tuple[Tokens, ...]
-    direction: Floats
-
-    def without(self, direction: Floats) -> Floats:
-        """(n_layer, n_embd) a direction less its component along this one."""
-        along = np.einsum("le,le->l", direction, self.direction)
-        return (direction - along[:, None] * self.direction).astype(np.float32)
-
-
-def read_refusal(model: Model, layers: Sequence[int]) -> Refusal:
-    """Ask a model for what it should refuse, and for what it should not.
+def refusal_openings(model: Model) -> tuple[Tokens, ...]:
+    """The tokens with which a model's refusals begin: some requests that should be refused tell. None for one that refuses none.
 
     Args:
         model: the model.
-        layers: the blocks at which the direction is read.
-
-    Raises:
-        ModelError: llama.cpp does not show the residual stream of this architecture.
     """
-    requests = yaml.safe_load((shipped_folder() / "requests.yaml").read_text(encoding="utf-8"))
-    refused, answered = ([prompt_tokens(model, [Message("user", text)]) for text in requests[kind]] for kind in ("refused", "answered"))
-    asked = [Request(prompt, sampling=Sampling(temperature=0, seed=0), max_tokens=_OPENING + 1) for prompt in refused]
-    openings = {answer.tokens[:_OPENING] for answer in generate_many(model, asked) if refuses(answer.text)}
-    values = read_activations(model, [Span(prompt) for prompt in [*refused, *answered]], layers).values
-    found = values[: len(refused)].mean(axis=0) - values[len(refused) :].mean(axis=0)
-    direction = np.zeros((model.n_layer, model.n_embd), np.float32)
-    direction[list(layers)] = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return Refusal(tuple(sorted(openings)), direction)
+    prompts = [prompt_tokens(model, [Message("user", text)]) for text in _requests()]
+    asked = [Request(prompt, sampling=Sampling(temperature=0, seed=0), max_tokens=_OPENING) for prompt in prompts]
+    begun = {answer.tokens[:_OPENING] for answer in generate_many(model, asked)}
+    return tuple(sorted(tokens for tokens in begun if refuses(model.detokenize(list(tokens)))))
 
 
-def chance_of_refusal(model: Model, openings: Sequence[Tokens], prompts: Sequence[Tokens], edits: Sequence[Edit | None]) -> Floats:
+def _requests() -> Sequence[str]:
+    found: list[str] = yaml.safe_load((shipped_folder() / "requests.yaml").read_text(encoding="utf-8"))["refused"]
+    return found
+
+
+def chances_of_refusal(
+    model: Model, openings: Sequence[Tokens], prompts: Sequence[Tokens], edits: Sequence[Edit | None]
+) -> NDArray[np.float64]:
     """How likely a refusal begins after prompts under edits: (n_edits,) mean over the prompts, from 0 to 1."""
-    spans = [Span(prompt + opening, len(prompt), None, edit) for edit in edits for prompt in prompts for opening in openings]
+    whole = [(edit, prompt, opening) for edit in edits for prompt in prompts for opening in openings]
+    spans = [Span(prompt + opening, len(prompt), None, edit) for edit, prompt, opening in whole]
     if not spans:
-        return np.zeros(len(edits), np.float32)
-    lengths = np.array([len(opening) for _ in edits for _ in prompts for opening in openings])
-    chances = np.exp(-read_means(model, spans, (), want_nll=True).nll * lengths).reshape(len(edits), len(prompts), -1)
-    means: Floats = chances.sum(axis=2).mean(axis=1).astype(np.float32)
+        return np.zeros(len(edits))
+    lengths = np.array([len(opening) for _, _, opening in whole])
+    chances = np.exp(-read_means(model, spans, (), want_nll=True).nll * lengths)
+    means: NDArray[np.float64] = chances.reshape(len(edits), len(prompts), len(openings)).sum(axis=2).mean(axis=1)
     return means

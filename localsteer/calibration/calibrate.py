@@ -1,34 +1,31 @@
-"""A vector, a concept and a model -> the vector with its measured dose."""
+"""A vector and a model -> the vector with doses that sampled answers confirm."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 
-from localsteer.building.layers import MIN_RELIABILITY, readable_layers
+from localsteer.building.dosing import Doser
+from localsteer.building.layers import scale_to_dose
+from localsteer.building.own_answers import Progress
 from localsteer.calibration.effort import QUICK, THOROUGH, Effort
 from localsteer.calibration.findings import Findings
-from localsteer.calibration.laboratory import INSTRUMENT_READINGS, Laboratory, Speed
+from localsteer.calibration.interview import Interview, Speed, questions_of
 from localsteer.calibration.search import Search
-from localsteer.calibration.shapes import PROFILES, Directions, Shape, as_profile, ranges
 from localsteer.concepts.contrast import Contrast
-from localsteer.errors import CalibrationError, ContrastError
-from localsteer.llama.chat_template import Message
+from localsteer.errors import CalibrationError
 from localsteer.llama.model import Model
-from localsteer.reading.prompt import prompt_tokens
-from localsteer.reading.scoring import Scored, reread
-from localsteer.vector.calibration import DEFAULT_BUDGET, MODES, SIGN, Calibration
+from localsteer.vector.calibration import DEFAULT_BUDGET, POLES, Calibration
 from localsteer.vector.control_vector import ControlVector, Floats, format_layers
+from localsteer.vector.dosing import Dosing
 
 logger = logging.getLogger("localsteer")
-
-# Two halves to fit the instrument on, with two questions each.
-MIN_QUESTIONS = 4
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,8 @@ class CalibrationSettings:
 
     Attributes:
         budget: most coherence cost, nats a token.
-        layers: first and last layer that may be steered; None lets the measurements choose.
-        quick: a quarter of the tokens: all layers (or `layers`) with equal relative doses and nothing else, and wider intervals.
+        layers: first and last layer to steer; None for those that the vector steers.
+        quick: fewer and shorter answers, and wider intervals.
         seed: of all sampling.
         by_cost: choose the dose by its cost alone where the effect cannot be shown, instead of finding none. The instrument of
             the effect is the model itself, and does not see everything that a person would.
@@ -64,7 +61,7 @@ class Calibrated:
     """A calibration's outcome.
 
     Attributes:
-        vector: the vector, rescaled and trimmed so that strength 1 is the calibrated dose.
+        vector: the vector, rescaled so that strength 1 is the calibrated dose.
         findings: everything measured.
     """
 
@@ -82,17 +79,20 @@ class Calibrated:
 class Calibrator:
     """One calibration, prepared: what it will cost is known before it starts.
 
+    A vector that was not dosed on this very file is dosed first (`building.dosing`).
+
     Args:
         model: the model to calibrate on.
         vector: the vector; a former calibration of it is set aside.
-        contrast: the concept, with held-out questions and (unless it is made of explicit pairs) personas.
+        contrast: what it was built from; None for a vector from elsewhere.
         settings: how.
         folder: where measurements are kept, so that an interrupted calibration goes on; None keeps none.
         fresh: forget what an earlier run has left there.
         on_progress: told how many answers are measured, and of how many.
+        on_dosing: told what goes on before that.
 
     Raises:
-        CalibrationError: too few held-out questions, or a vector without a direction at the layers asked for.
+        CalibrationError: a vector without a direction at the layers asked for, or a model that gives no answers.
         VectorError: the vector does not fit the model.
     """
 
@@ -100,53 +100,75 @@ class Calibrator:
         self,
         model: Model,
         vector: ControlVector,
-        contrast: Contrast,
+        contrast: Contrast | None,
         settings: CalibrationSettings | None = None,
         *,
         folder: Path | None = None,
         fresh: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
+        on_dosing: Progress | None = None,
     ) -> None:
         self.model = model
         self.vector = vector
         self.contrast = contrast
         self.settings = settings or CalibrationSettings()
-        if len(contrast.held_out) < MIN_QUESTIONS:
-            count = len(contrast.held_out)
-            questions = f"{count or 'no'} held-out question{'' if count == 1 else 's'}"
-            raise CalibrationError(
-                f"The concept {contrast.name} has {questions}, and calibration needs at least {MIN_QUESTIONS}: "
-                "doses are measured on questions that the vector was not built from.",
-                hint="List them under held_out: questions: in its concept.yaml (docs/concepts.md).",
-            )
         vector.check_fits(model.fingerprint)
-        self._directions = _directions(model, vector, contrast)
-        self.shapes = _shapes(vector, self._directions, self.settings.layers)
-        if self.settings.quick:
-            self.shapes = self.shapes[:1]
+        self._given = _at_layers(vector, self.settings.layers)
+        self._folder = folder
+        self._fresh = fresh
+        self._on_progress = on_progress
+        self._on_dosing = on_dosing
         self._known = None if fresh else self._earlier()
-        total = self.answers
+
+    @cached_property
+    def dosed(self) -> ControlVector:
+        """The vector, dosed on this model: in seconds, where it was not."""
+        dosing = self._given.provenance.dosing
+        if dosing is not None and dosing.content == self.model.fingerprint.content:
+            return self._given
+        return Doser(self.model, self.contrast, seed=self.settings.seed, progress=self._on_dosing).dose(self._given)
+
+    @cached_property
+    def _interview(self) -> Interview:
+        dosing = self._dosing
+        unit = self.dosed.rows(self.model.n_layer) / np.float32(self._length)
 
         def tell(done: int) -> None:
-            if on_progress is not None:
-                on_progress(min(done, total), total)
+            if self._on_progress is not None:
+                self._on_progress(min(done, self.answers), self.answers)
 
-        self._laboratory = Laboratory(
-            model,
-            self._directions,
-            contrast,
+        return Interview(
+            self.model,
+            unit,
+            self.contrast,
+            {pole: dosing.sides[pole].dose["response"] for pole in POLES},
             seed=self.settings.seed,
             max_tokens=self.settings.effort.max_tokens,
-            folder=folder,
-            fresh=fresh,
+            folder=self._folder,
+            fresh=self._fresh,
             on_progress=tell,
         )
 
+    @property
+    def _dosing(self) -> Dosing:
+        dosing = self.dosed.provenance.dosing
+        assert dosing is not None
+        return dosing
+
+    @property
+    def _length(self) -> float:
+        """The relative dose that the dosed vector's directions hold."""
+        calibration = self.dosed.provenance.calibration
+        if calibration is None:
+            return self._dosing.unit
+        dose = calibration.sides[calibration.main_pole, "response"].dose
+        assert dose is not None
+        return dose
+
     def _earlier(self) -> Calibration | None:
         """An earlier calibration of the vector that only wants the doses of anchored answers."""
-        own, settings = self.vector.provenance, self.settings
-        earlier = own.calibration
-        if earlier is None or not settings.anchored or settings.layers is not None or own.source != self.contrast.source:
+        settings, earlier = self.settings, self.vector.provenance.calibration
+        if earlier is None or not settings.anchored or settings.layers is not None or self.vector.provenance.dosing is None:
             return None
         before = (earlier.content, earlier.budget, earlier.seed, earlier.unsteered.answers)
         now = (self.model.fingerprint.content, settings.budget, settings.seed, settings.effort.unsteered)
@@ -160,9 +182,12 @@ class Calibrator:
     @property
     def answers(self) -> int:
         """How many answers it takes."""
-        effort = self.settings.effort
-        anchored = effort.anchored_answers if self.settings.anchored else 0
-        return anchored + (effort.baselines if self._known is not None else effort.answers(len(self.shapes)))
+        effort, settings = self.settings.effort, self.settings
+        personas = self.contrast is not None and bool(self.contrast.personas)
+        every = effort.answers(personas=personas, anchored=settings.anchored)
+        if self._known is None:
+            return every
+        return every - effort.answers(personas=personas, anchored=False) + effort.unsteered + personas * 2 * effort.persona
 
     @property
     def tokens(self) -> int:
@@ -171,33 +196,24 @@ class Calibrator:
 
     @property
     def measured(self) -> int:
-        """How many answers that it may use are measured, now or by an earlier run."""
-        if self._known is not None:
-            sides = self._known.sides.values()
-            return self._laboratory.measured_for([Shape(side.layers, as_profile(side.profile)) for side in sides], ["anchored"])
-        modes = MODES if self.settings.anchored else tuple(mode for mode in MODES if mode != "anchored")
-        return self._laboratory.measured_for(self.shapes, modes)
+        """How many answers are measured, now or by an earlier run."""
+        return min(self._interview.measured, self.answers)
 
     @property
     def keeps(self) -> bool:
         """Whether measurements are kept, so that the next run goes on from them."""
-        return self._laboratory.keeps
+        return self._interview.keeps
 
     def seconds(self, speed: Speed) -> float:
         """How long it will take, from a measured speed."""
-        questions = [prompt_tokens(self.model, [Message("user", question)]) for question in self.contrast.held_out]
-        # Every prompt is read twice, and each time for three answers of a batch to the same question or so.
-        prompt = 2 / 3 * float(np.mean([len(question) for question in questions]))
-        length = self.settings.effort.max_tokens
-        left = max(0, self.answers - self.measured)
-        # Every token of an anchored answer is computed twice.
-        twice = min(left, self.settings.effort.anchored_answers) if self.settings.anchored else 0
-        fitting = INSTRUMENT_READINGS * (length + 2 * prompt)
-        return (left + twice) * length / speed.answering + (left * (length + prompt) + fitting) / speed.reading
+        length, left = self.settings.effort.max_tokens, max(0, self.answers - self.measured)
+        # Each answer is read in four places, whose prompts some answers of a batch share.
+        reading = left * 4 * (length + self._interview.prompt_length() / 2)
+        return left * length / speed.answering + reading / speed.reading
 
     def probe_speed(self) -> Speed:
         """Measured on a few tokens; takes seconds."""
-        return self._laboratory.probe_speed()
+        return self._interview.probe_speed()
 
     def run(self) -> Calibrated:
         """Measure and choose.
@@ -205,22 +221,28 @@ class Calibrator:
         Raises:
             CalibrationError: nothing inside the budget does anything, toward either pole.
         """
-        settings = self.settings
+        settings, dosing = self.settings, self._dosing
+        sides = dosing.sides
+        layers, norms = self._unit_norms()
         search = Search(
-            self._laboratory,
-            self.shapes,
+            self._interview,
+            near={pole: sides[pole].dose["response"] for pole in POLES},
+            prompt_share={pole: sides[pole].dose["prompt"] / sides[pole].dose["response"] for pole in POLES},
+            most={pole: _or_infinite(sides[pole].most) for pole in POLES},
             budget=settings.budget,
             effort=settings.effort,
             seed=settings.seed,
             by_cost=settings.by_cost,
             anchored=settings.anchored,
+            layers=layers,
+            norms=norms,
         )
         earlier = self._known
         if earlier is not None:
             findings = search.run_anchored(earlier.sides)
             # By chance another persona may move the model beyond doubt on another machine: effects have another unit then.
             if findings.scale == dict(earlier.scale):
-                tokens = earlier.generated_tokens + self._laboratory.generated_tokens
+                tokens = earlier.generated_tokens + self._interview.generated_tokens
                 calibration = replace(earlier, sides=findings.sides, generated_tokens=tokens)
                 return Calibrated(self._rescaled(calibration), findings)
             logger.warning("What an effect of 1 is has changed since the vector was calibrated: all of it is measured anew.")
@@ -230,8 +252,8 @@ class Calibrator:
             content=self.model.fingerprint.content,
             budget=settings.budget,
             seed=settings.seed,
-            questions=min(len(self.contrast.held_out), settings.effort.unsteered),
-            generated_tokens=self._laboratory.generated_tokens,
+            questions=len(questions_of(self.contrast)),
+            generated_tokens=self._interview.generated_tokens,
             unsteered=findings.unsteered,
             personas=findings.personas,
             scale=findings.scale,
@@ -239,34 +261,33 @@ class Calibrator:
         )
         return Calibrated(self._rescaled(calibration), findings)
 
+    def _unit_norms(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """The steered layers, and the length of what a relative dose of 1 adds at each."""
+        rows = self.dosed.rows(self.model.n_layer) / np.float32(self._length)
+        layers = tuple(int(layer) for layer in np.flatnonzero(rows.any(axis=1)))
+        return layers, tuple(float(np.linalg.norm(rows[layer])) for layer in layers)
+
     def _rescaled(self, calibration: Calibration) -> ControlVector:
         sides = calibration.sides
-        main = next((pole for pole in SIGN if sides[pole, "response"].dose is not None), None)
+        main = next((pole for pole in POLES if sides[pole, "response"].dose is not None), None)
         if main is None:
             raise self._nothing(calibration)
-        side = sides[main, "response"]
-        directions = {
-            layer: (self._directions.unit[layer] * np.float32(norm)).astype(np.float32)
-            for layer, norm in zip(side.layers, side.norms, strict=True)
-        }
-        # As it is, to the last bit: it names the measurements that the next calibration may use.
-        estimate = self.vector.provenance.estimate
-        if estimate is None:
-            estimate = self.vector.rows(self.model.n_layer)
-        own, contrast = self.vector.provenance, self.contrast
-        provenance = replace(
-            own,
-            concept=own.concept or contrast.name,
-            description=own.description or contrast.description,
-            positive=own.positive or contrast.positive,
-            negative=own.negative or contrast.negative,
-            hidden_norm=self._directions.hidden,
-            estimate=estimate,
-            source=own.source or contrast.source,
-            dosing=None,  # the calibration takes its place, and holds other layers and doses
-            calibration=calibration,
-        )
-        return ControlVector(directions, provenance)
+        dose = sides[main, "response"].dose
+        assert dose is not None
+        factor = np.float32(dose / self._length)
+        directions = {layer: row * factor for layer, row in self.dosed.directions.items()}
+        own, contrast = self.dosed.provenance, self.contrast
+        if contrast is not None:
+            own = replace(
+                own,
+                concept=own.concept or contrast.name,
+                description=own.description or contrast.description,
+                positive=own.positive or contrast.positive,
+                negative=own.negative or contrast.negative,
+                source=own.source or contrast.source,
+            )
+        estimate = own.estimate if own.estimate is not None else self.dosed.rows(self.model.n_layer)
+        return ControlVector(directions, replace(own, estimate=estimate, calibration=calibration))
 
     def _nothing(self, calibration: Calibration) -> CalibrationError:
         """Why there is no dose: everything costs too much, or nothing that is cheap enough does anything."""
@@ -287,55 +308,29 @@ class Calibrator:
         )
 
 
+def _or_infinite(dose: float) -> float:
+    return dose if np.isfinite(dose) else float("inf")
+
+
 def measurements_folder() -> Path:
     """Where the measurements of calibrations are kept."""
     return platformdirs.user_cache_path("localsteer") / "calibration"
 
 
-def _directions(model: Model, vector: ControlVector, contrast: Contrast) -> Directions:
-    """All directions that the vector knows; those it steers by, for a vector from elsewhere."""
-    provenance = vector.provenance
-    estimate = provenance.estimate if provenance.estimate is not None else vector.rows(model.n_layer)
-    hidden = provenance.hidden_norm
-    layers = np.flatnonzero(estimate.any(axis=1))
-    if not len(layers):
-        raise CalibrationError("The vector is zero at every layer: there is nothing to calibrate.")
-    if hidden is None or not np.isfinite(hidden[layers]).all():
-        hidden = _hidden_norms(model, contrast, [int(layer) for layer in layers])
-    return Directions.of(estimate, hidden)
-
-
-def _hidden_norms(model: Model, contrast: Contrast, layers: list[int]) -> Floats:
-    """Mean norm of the residual stream over the held-out questions, NaN at other layers."""
-    prompts = [prompt_tokens(model, [Message("user", question)]) for question in contrast.held_out]
-    # The second half of each prompt: its first token alone has a norm many times that of the others.
-    pairs = [Scored(prompt[: len(prompt) // 2], prompt[len(prompt) // 2 :]) for prompt in prompts if len(prompt) > 1]
-    if not pairs:
-        raise ContrastError("The held-out questions are too short to read.", hint="Write whole sentences.")
-    hidden = np.full(model.n_layer, np.nan, np.float32)
-    hidden[layers] = np.nanmean(reread(model, pairs, layers).norms, axis=0)
-    return hidden
-
-
-def _shapes(vector: ControlVector, directions: Directions, layers: tuple[int, int] | None) -> list[Shape]:
-    """What to choose from: layer ranges with equal relative doses, and the first of them with other profiles."""
-    n_layer = len(directions.hidden)
-    readable = set(readable_layers(n_layer))
-    reliability = vector.provenance.reliability
-    known = [int(layer) for layer in np.flatnonzero(directions.unit.any(axis=1)) if layer > 0]
-    if not known:
-        raise CalibrationError("The vector has a direction at block 0 alone, and llama.cpp cannot steer that one.")
-    available = [
-        layer
-        for layer in known
-        if (layers is None and layer in readable and not (reliability is not None and reliability[layer] < MIN_RELIABILITY))
-        or (layers is not None and layers[0] <= layer <= layers[1])
-    ]
-    if not available and layers is not None:
+def _at_layers(vector: ControlVector, layers: tuple[int, int] | None) -> ControlVector:
+    """The vector at some of the layers that it has directions for, with equal relative doses; itself for None."""
+    if layers is None:
+        return vector
+    own = vector.provenance
+    estimate: Floats | None = own.estimate
+    known = vector.layers if estimate is None else [int(layer) for layer in np.flatnonzero(estimate.any(axis=1)) if layer > 0]
+    chosen = tuple(layer for layer in known if layers[0] <= layer <= layers[1])
+    if not chosen:
         raise CalibrationError(
             f"The vector has directions at layers {format_layers(known)}, and none at {layers[0]}-{layers[1]}.",
             hint="Leave out --layers, or extract the vector with the same ones.",
         )
-    choices = [tuple(available)] if layers is not None else list(ranges(available or known, n_layer))
-    shapes = [Shape(choice, "relative") for choice in choices]
-    return shapes + [Shape(choices[0], profile) for profile in PROFILES if profile != "relative"]
+    if estimate is None or own.hidden_norm is None or not np.isfinite(own.hidden_norm[list(chosen)]).all():
+        return vector.only(chosen)
+    directions = scale_to_dose(estimate, own.hidden_norm, chosen, 1.0)
+    return ControlVector(directions, replace(own, dosing=None, calibration=None, probe=None))

@@ -1,36 +1,47 @@
-"""What a search for doses has found, beside what the vector carries of it."""
+"""What a calibration measures and finds, on the way to the numbers that a vector carries."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.calibration.fits import Values, mean_interval
-from localsteer.calibration.shapes import Shape
+from localsteer.calibration.fits import Values, mean_interval, rising
 from localsteer.vector.calibration import Interval, Mode, Point, Pole, Side
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Answers under one shape, pole and mode: (n,) each.
+    """Answers under one pole and mode: (n,) each.
 
     Attributes:
         doses: relative doses, positive.
         questions: the question of each answer.
-        costs: nats a token above the unsteered answers to the same question.
-        effects: on the pole's scale, likewise.
+        effects: how far they express the pole, on its scale.
+        costs: coherence cost, nats a token: above the pole's own answers in its own voice, or above the unsteered ones without
+            it, whichever is less.
+        voiced: the former alone; NaN without personas.
+        plain: the latter alone.
+        relevance: how much likelier after its own question, nats a token.
         distinct: share of distinct 3-grams.
         ended: 1 where the answer ended by itself.
+        refused: 1 where it says that it will not answer.
+        foreign: share of letters of another script.
     """
 
     doses: Values
     questions: NDArray[np.intp]
-    costs: Values
     effects: Values
+    costs: Values
+    voiced: Values
+    plain: Values
+    relevance: Values
     distinct: Values
     ended: Values
+    refused: Values
+    foreign: Values
 
     def at(self, dose: float) -> Sample:
         """The answers at one dose."""
@@ -42,54 +53,65 @@ class Sample:
 
     def point(self, dose: float, seed: int) -> Point:
         """All answers in one point."""
+
+        def interval(values: Values) -> Interval:
+            return mean_interval(values, self.questions, seed)
+
         return Point(
             dose=dose,
             answers=len(self.doses),
-            effect=mean_interval(self.effects, self.questions, seed),
-            cost=mean_interval(self.costs, self.questions, seed),
+            effect=interval(self.effects),
+            cost=interval(self.costs),
             distinct=float(self.distinct.mean()),
             ended=float(self.ended.mean()),
+            voiced=_mean(self.voiced),
+            plain=_mean(self.plain),
+            relevance=_mean(self.relevance),
+            refused=float(self.refused.mean()),
+            foreign=float(self.foreign.mean()),
         )
 
     def curve(self, seed: int) -> tuple[Point, ...]:
         """A point for each dose, ascending."""
         return tuple(self.at(dose).point(float(dose), seed) for dose in np.unique(self.doses))
 
-    def strongest_with(self, distinct: float) -> float:
-        """The strongest measured dose up to which the share of distinct 3-grams stays at least this; 0 where it never does.
+    def reaches(self, name: str, limit: float, *, before: float, falls: bool = False) -> float:
+        """The dose at which a measure reaches a limit; infinite where it never does.
 
-        A single dose has a handful of answers, one of which may loop by chance: what is followed is the best non-increasing curve
-        through all doses (isotonic regression, pool adjacent violators).
+        A single dose has a handful of answers, one of which may loop by chance: what is followed is the best curve through all
+        doses that only rises, linear between them.
+
+        Args:
+            name: of the measure.
+            limit: the least value that it may not have any more, or, where it falls, the greatest.
+            before: its value without steering.
+            falls: whether the measure gets worse by falling.
         """
+        sign = -1.0 if falls else 1.0
         doses = np.unique(self.doses)
-        pools: list[tuple[float, int, int]] = []  # mean, answers, doses
-        for dose in doses:
-            shares = self.at(dose).distinct
-            pools.append((float(shares.mean()), len(shares), 1))
-            while len(pools) > 1 and pools[-1][0] > pools[-2][0]:
-                (one, n_one, doses_one), (other, n_other, doses_other) = pools.pop(), pools.pop()
-                total = n_one + n_other
-                pools.append(((one * n_one + other * n_other) / total, total, doses_one + doses_other))
-        good = sum(count for mean, _, count in pools if mean >= distinct)
-        return float(doses[good - 1]) if good else 0.0
+        found = [(float(dose), sign * getattr(self.at(dose), name)) for dose in doses]
+        known = [(dose, values[np.isfinite(values)]) for dose, values in found]
+        known = [(dose, values) for dose, values in known if len(values)]
+        if not known:
+            return float("inf")
+        places = [dose for dose, _ in known]
+        curve = rising(np.array([values.mean() for _, values in known]), np.array([len(values) for _, values in known]))
+        places, values = [0.0, *places], [min(sign * before, float(curve[0])), *curve.tolist()]
+        above = next((place for place, value in enumerate(values) if value >= sign * limit), None)
+        if above is None:
+            return float("inf")
+        if above == 0:
+            return 0.0
+        share: float = (sign * limit - values[above - 1]) / (values[above] - values[above - 1])
+        return places[above - 1] + share * (places[above] - places[above - 1])
 
     def _where(self, picked: NDArray[np.bool_]) -> Sample:
         return Sample(*(getattr(self, field.name)[picked] for field in fields(self)))
 
 
-@dataclass(frozen=True)
-class ShapeResult:
-    """How a shape does toward a pole.
-
-    Attributes:
-        shape: the shape.
-        dose: relative dose at which its cost reaches the budget, or the strongest one tried where it does not.
-        effect: effect there.
-    """
-
-    shape: Shape
-    dose: float
-    effect: Interval
+def _mean(values: Values) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 @dataclass(frozen=True)
@@ -109,15 +131,11 @@ class Findings:
         personas: the answers under each persona, on the pole's own scale; empty for a concept without personas.
         scale: what an effect of 1 is, for each pole (see `Calibration`).
         sides: by pole and mode.
-        shapes: by pole, the shapes that were compared, in the order of `Search.shapes`.
-        samples: by pole, some doses of the chosen shape with three answers at each.
-        anchored_samples: likewise, of anchored answers.
+        samples: by pole and mode, some doses with three answers at each.
     """
 
     unsteered: Point
-    personas: dict[Pole, Point]
-    scale: dict[Pole, str]
+    personas: Mapping[Pole, Point]
+    scale: Mapping[Pole, str]
     sides: dict[tuple[Pole, Mode], Side] = field(default_factory=dict)
-    shapes: dict[Pole, list[ShapeResult]] = field(default_factory=dict)
-    samples: dict[Pole, list[Quoted]] = field(default_factory=dict)
-    anchored_samples: dict[Pole, list[Quoted]] = field(default_factory=dict)
+    samples: dict[tuple[Pole, Mode], list[Quoted]] = field(default_factory=dict)

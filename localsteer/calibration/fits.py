@@ -115,3 +115,15 @@ def slope_interval(doses: Values, values: Values, questions: NDArray[np.intp], s
     drawn = slopes(doses, values, resampled_weights(questions, seed))
     low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
     return Interval(float(slopes(doses, values, np.ones((1, len(doses))))[0]), float(low), float(high))
+
+
+def rising(values: Values, weights: NDArray[np.intp]) -> Values:
+    """The best curve through values that never falls (isotonic regression by pooling adjacent violators)."""
+    pools: list[tuple[float, int, int]] = []  # mean, weight, how many values
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        pools.append((value, weight, 1))
+        while len(pools) > 1 and pools[-1][0] < pools[-2][0]:
+            (one, n_one, count), (other, n_other, others) = pools.pop(), pools.pop()
+            total = n_one + n_other
+            pools.append(((one * n_one + other * n_other) / total, total, count + others))
+    return np.repeat([mean for mean, _, _ in pools], [count for _, _, count in pools])

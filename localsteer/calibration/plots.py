@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 _COLOURS: dict[Pole, str] = {"positive": "tab:orange", "negative": "tab:blue"}
 _LINES: dict[Mode, str] = {"response": "-", "prompt": ":", "anchored": "-."}
-# Side by side at one place of the axis.
-_OFFSETS: dict[Pole, float] = {"positive": -0.15, "negative": 0.15}
 
 
 def draw_curves(result: Calibrated, path: Path, kind: str) -> None:
@@ -60,28 +58,8 @@ def draw_curves(result: Calibrated, path: Path, kind: str) -> None:
     figure.savefig(path, format=kind)
 
 
-def draw_shapes(result: Calibrated, path: Path, kind: str) -> None:
-    """Effect at the budget by layer range and profile; arguments as for `draw_curves`."""
-    shapes = result.findings.shapes
-    labels = [str(one.shape) for one in shapes["positive"]]
-    figure = _figure(8, 1.5 + 0.6 * len(labels))
-    axes = figure.subplots()
-    for pole, offset in _OFFSETS.items():
-        for one in shapes[pole]:
-            if str(one.shape) not in labels:
-                labels.append(str(one.shape))
-            place = labels.index(str(one.shape)) + offset
-            error = [[max(0.0, one.effect.mean - one.effect.low)], [max(0.0, one.effect.high - one.effect.mean)]]
-            axes.errorbar(one.effect.mean, place, xerr=error, fmt="o", color=_COLOURS[pole], capsize=3)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
-    axes.axvline(0, color="grey", linewidth=0.8)
-    axes.set_xlabel(f"effect at {result.calibration.budget:g} nats a token (orange: positive, blue: negative)")
-    figure.savefig(path, format=kind)
-
-
 def check_available() -> None:
-    """Find out before hours of measuring whether plots can be drawn.
+    """Find out before minutes of measuring whether plots can be drawn.
 
     Raises:
         CalibrationError: matplotlib is not installed.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from localsteer.calibration.calibrate import Calibrated
-from localsteer.calibration.findings import Quoted
-from localsteer.calibration.plots import check_available, draw_curves, draw_shapes
+from localsteer.calibration.plots import check_available, draw_curves
 from localsteer.errors import CalibrationError
 from localsteer.files.atomic import atomic_path, check_writable
 from localsteer.vector.calibration import (
@@ -19,6 +18,7 @@ from localsteer.vector.calibration import (
     SIGN,
     Calibration,
     Interval,
+    Limit,
     Mode,
     Point,
     Pole,
@@ -39,9 +39,24 @@ def side_line(side: Side, budget: float) -> str:
     if side.dose is None:
         return f"no dose within {budget:g} nats a token does anything beyond doubt"
     return (
-        f"relative dose {side.dose:.2f}, layers {format_layers(side.layers)} ({side.profile}), "
-        f"effect {side.effect:.2f}{'' if side.shown else ' (not shown beyond doubt)'}, cost {side.cost:.2f} nats a token"
+        f"relative dose {side.dose:.2f}, layers {format_layers(side.layers)}, "
+        f"effect {side.effect:.2f}{_between(side)}{'' if side.shown else ' (not shown beyond doubt)'}, "
+        f"cost {side.cost:.2f} nats a token; {LIMITS[side.limit]}"
     )
+
+
+def _between(side: Side) -> str:
+    return "" if side.between is None else f" ({side.between[0]:.2f} to {side.between[1]:.2f})"
+
+
+LIMITS: dict[Limit, str] = {
+    "coherence": "more would cost more coherence than the budget allows",
+    "repetition": "answers repeat themselves at more",
+    "relevance": "answers leave their questions at more",
+    "refusals": "answers are refused at more",
+    "script": "answers slip into another script at more",
+    "measured": "nothing was seen to speak against more, but no more was tried",
+}
 
 
 def scale_line(calibration: Calibration, names: dict[Pole, str]) -> Iterator[str]:
@@ -62,7 +77,7 @@ def scale_line(calibration: Calibration, names: dict[Pole, str]) -> Iterator[str
 
 
 def curve_rows(calibration: Calibration, mode: Mode = "response") -> Iterator[tuple[str, ...]]:
-    """Rows of a table: strength, relative dose, effect, cost, distinct 3-grams, answers that ended, answers measured."""
+    """Rows of a table: see `CURVE_HEADERS`."""
     yield ("0", "", "0", "0", *_rest(calibration.unsteered))
     for pole in POLES:
         side = calibration.sides[pole, mode]
@@ -74,11 +89,11 @@ def curve_rows(calibration: Calibration, mode: Mode = "response") -> Iterator[tu
         yield (name, "", _signed(point.effect, SIGN[pole]), _signed(point.cost), *_rest(point))
 
 
-CURVE_HEADERS = ("strength", "dose", "effect (95 %)", "cost (95 %)", "distinct", "ended", "n")
+CURVE_HEADERS = ("strength", "dose", "effect (95 %)", "cost (95 %)", "on topic", "distinct", "refused", "n")
 
 
-def _rest(point: Point) -> tuple[str, str, str]:
-    return f"{point.distinct:.2f}", f"{point.ended:.0%}", str(point.answers)
+def _rest(point: Point) -> tuple[str, str, str, str]:
+    return f"{point.relevance:.2f}", f"{point.distinct:.2f}", f"{point.refused:.0%}", str(point.answers)
 
 
 def _signed(interval: Interval, sign: float = 1.0) -> str:
@@ -113,26 +128,9 @@ def terminal_plot(calibration: Calibration, width: int) -> str:
 def document(result: Calibrated) -> dict[str, Any]:
     """Everything measured, for machines."""
     found = result.calibration.document()
-    shapes = {
-        pole: [
-            {
-                "layers": list(one.shape.layers),
-                "profile": one.shape.profile,
-                "dose": one.dose,
-                "effect": vars(one.effect),
-            }
-            for one in results
-        ]
-        for pole, results in result.findings.shapes.items()
-    }
-    samples, anchored = (
-        {pole: [vars(sample) for sample in found] for pole, found in by_pole.items()}
-        for by_pole in (result.findings.samples, result.findings.anchored_samples)
-    )
+    samples = {f"{pole}/{mode}": [vars(sample) for sample in found] for (pole, mode), found in result.findings.samples.items()}
     names = pole_names(result.vector)
-    shown = {"concept": result.vector.provenance.concept, "poles": names, **found, "shapes": shapes, "samples": samples}
-    if anchored:
-        shown["anchored_samples"] = anchored
+    shown = {"concept": result.vector.provenance.concept, "poles": names, **found, "samples": samples}
     plain: dict[str, Any] = without_nan(shown)
     return plain
 
@@ -159,13 +157,11 @@ def write_report(result: Calibrated, folder: Path) -> list[Path]:
     """
     prepare(folder)
     written = []
-    plots = [(draw_curves, "dose-response"), *([(draw_shapes, "layer-ranges")] if result.findings.shapes else [])]
-    for draw, name in plots:
-        for suffix in (".png", ".svg"):
-            path = folder / (name + suffix)
-            with atomic_path(path, CalibrationError) as temporary:
-                draw(result, temporary, suffix[1:])
-            written.append(path)
+    for suffix in (".png", ".svg"):
+        path = folder / f"dose-response{suffix}"
+        with atomic_path(path, CalibrationError) as temporary:
+            draw_curves(result, temporary, suffix[1:])
+        written.append(path)
     for name, text in (("report.md", _page(result)), ("report.json", json.dumps(document(result), indent=2, ensure_ascii=False))):
         path = folder / name
         with atomic_path(path, CalibrationError) as temporary:
@@ -198,25 +194,19 @@ def _page(result: Calibrated) -> str:
             *_markdown_table(CURVE_HEADERS, curve_rows(calibration, mode)),
             "",
         ]
-    if result.findings.shapes:
-        lines += ["## Layer ranges and profiles", "", "Effect at the strongest dose inside the budget.", ""]
-        lines += ["![Effect by layer range and profile](layer-ranges.svg)", ""]
-    for pole, results in result.findings.shapes.items():
-        rows = [(format_layers(one.shape.layers), one.shape.profile, f"{one.dose:.3f}", _signed(one.effect)) for one in results]
-        headers = ("layers", "profile", "dose", "effect (95 %)")
-        lines += [f"### Toward {names[pole]}", "", *_markdown_table(headers, rows), ""]
-    lines += _quoted("Sample answers", result.findings.samples, "response", result)
-    lines += _quoted("Sample answers, anchored", result.findings.anchored_samples, "anchored", result)
+    for mode in calibration.modes:
+        lines += _quoted(mode, result)
     return "\n".join(lines).rstrip()
 
 
-def _quoted(title: str, samples: Mapping[Pole, Sequence[Quoted]], mode: Mode, result: Calibrated) -> Iterator[str]:
-    if samples:
-        yield from (f"## {title}", "")
+def _quoted(mode: Mode, result: Calibrated) -> Iterator[str]:
     names = pole_names(result.vector)
-    for pole, found in samples.items():
+    found = {pole: samples for pole in POLES if (samples := result.findings.samples.get((pole, mode)))}
+    if found:
+        yield from (f"## Sample answers, {MODE_NAMES[mode]}", "")
+    for pole, samples in found.items():
         side = result.calibration.sides[pole, mode]
-        for sample in found:
+        for sample in samples:
             strength = "" if side.dose is None else f", strength {SIGN[pole] * sample.dose / side.dose:+.2f}"
             yield from (f"### Toward {names[pole]}, relative dose {sample.dose:.2f}{strength}", "")
             for question, answer in sample.answers:

@@ -1,37 +1,24 @@
-"""From trials to doses: the strongest one inside the coherence budget, toward each pole, and the layers that take it furthest.
+"""From answers to doses: toward each pole the strongest one at which the text holds.
 
-Four stages, each building on the one before, and a fifth for those who ask for it:
+The neighbourhood is known from teacher forcing (`building.dosing`). There answers are sampled at a few doses, and what decides is
+never one noisy point but a curve through all of them. Within the neighbourhood, a dose may be as strong as
 
-1. *Locate*: the first shape at a few doses far apart, until the budget lies between two of them.
-2. *Curve*: the first shape at five doses around that place.
-3. *Shapes*: other layer ranges and profiles at the dose that reaches the budget; the best one, if it beats the first
-   by more than two standard errors, is measured at four more doses, and taken if it still does.
-4. *Prompt*: the chosen shape with the prompt steered as well.
-5. *Anchored*: the chosen shape where the unsteered model has a say in every token.
-
-What decides is never one noisy point but a power law through all answers of a shape and pole, each answer compared with the
-unsteered ones to its own question.
+- the coherence cost stays within the budget,
+- answers repeat themselves little more than unsteered ones,
+- they stay on their questions,
+- they are refused little more often,
+- and hold no letters of another script.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
-from localsteer.calibration.effort import (
-    ANCHORED,
-    ANCHORED_FURTHER,
-    CURVE,
-    LADDER,
-    LADDER_LIMITS,
-    PROMPT,
-    PROMPT_FURTHER,
-    REFINE,
-    Effort,
-)
-from localsteer.calibration.findings import Findings, Quoted, Sample, ShapeResult
+from localsteer.calibration.effort import ANCHORED, FACTORS, Effort
+from localsteer.calibration.findings import Findings, Quoted, Sample
 from localsteer.calibration.fits import (
     COST_EXPONENTS,
     EFFECT_EXPONENTS,
@@ -42,23 +29,31 @@ from localsteer.calibration.fits import (
     resampled_weights,
     slope_interval,
 )
-from localsteer.calibration.laboratory import Laboratory, Outcome, Trial
-from localsteer.calibration.shapes import Shape, as_profile
-from localsteer.vector.calibration import OTHER, POLES, SIGN, Interval, Mode, Pole, Side
+from localsteer.calibration.interview import Interview, Trial
+from localsteer.vector.calibration import OTHER, POLES, SIGN, Interval, Limit, Mode, Point, Pole, Side
 
 # How far the share of distinct 3-grams may fall below that of the unsteered answers: what repeats itself is easy to predict, so
 # the coherence cost alone would not see it.
 DISTINCT_MARGIN = 0.1
-# By how many bootstrap standard errors another shape must beat the first one. In simulations, of five that are as good some
-# other passes on 1 of 30 sides, one that is 1.5 times as good on 9 of 24, one twice as good on 18 of 24; with one standard error
-# on 9 of 30, 14 and 21 of 24, and on a real model a shape that chance had chosen did 0.5 worse than the first.
-_STANDARD_ERRORS = 2.0
-# Quantile of the bootstrapped doses that becomes strength 1: one standard error below the middle. The middle itself, measured on
-# fresh questions, cost 0.37 nats on the average of five concepts where the budget was 0.25.
-_SURE = 0.16
+# Of how much likelier answers are after their own question than after another one, what must be left: of the unsteered answers or
+# of the persona's own, whichever are less on their question. On the demo model broken French and a sadness that is about nothing
+# any more had a third to a half of it.
+RELEVANCE_SHARE = 0.5
+# Share of the answers sampled that may be refused beyond that of unsteered ones: of ten a dose, two. The refusals that can be
+# expected are counted before, by their likelihood (`building.refusal`).
+REFUSED_MARGIN = 0.2
+# Of letters: a word in another script now and then.
+FOREIGN_MARGIN = 0.02
+# Of the distance between what a persona says and what is said without (the cost of its own answers, read without it), what may
+# lie between its own answers and steered ones beyond the budget: it asks for some things that a vector need not say. Fluent French
+# of the 1.5B ("Je suis Qwen", where the persona is Camille) costs 0.6 to 1.0, and its own French is 1.9 from its English; half
+# English, half French sentences at a weaker dose cost 1.3.
+DISTANCE_SHARE = 0.35
 # How sure it must be that a dose does anything at all. The bootstrap over twenty questions is too confident: of 400 vectors that
 # do nothing, 20 passed at 95 % (10 were expected), 3 at 99 % (2).
 _BEYOND_DOUBT = 0.99
+# Where a question has few answers to compare with, their mean counts as if the mean of all questions had been one more.
+_PRIOR = 1.0
 
 
 @dataclass(eq=False)
@@ -66,296 +61,266 @@ class Search:
     """One calibration.
 
     Attributes:
-        laboratory: measures.
-        shapes: what to choose from; another than the first must beat it.
+        interview: measures.
+        near: by pole the dose to search around.
+        prompt_share: by pole, of the dose of the response, that of a steered prompt.
+        most: by pole, the strongest dose at which a model does not begin to refuse.
         budget: most coherence cost, nats a token.
         effort: how many answers.
         seed: of the bootstrap.
         by_cost: find a dose also where nothing inside the budget does anything beyond doubt.
-        anchored: take the fifth stage.
+        anchored: measure the doses of anchored answers, too.
+        layers: those that are steered.
+        norms: the length of what is added at each of them at a relative dose of 1.
     """
 
-    laboratory: Laboratory
-    shapes: Sequence[Shape]
+    interview: Interview
     _: KW_ONLY
+    near: Mapping[Pole, float]
+    prompt_share: Mapping[Pole, float]
+    most: Mapping[Pole, float]
     budget: float
     effort: Effort
     seed: int
     by_cost: bool = False
     anchored: bool = False
+    layers: tuple[int, ...]
+    norms: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        self._trials: dict[tuple[Pole, Mode, Shape], list[Trial]] = {}
+        self._trials: dict[tuple[Pole, Mode], list[Trial]] = {}
         self._unit: dict[Pole, float] = dict.fromkeys(POLES, 1.0)
-        self._reference: dict[int, tuple[float, float]] = {}
-        self._least_distinct = 0.0
+        self._plain: Mapping[int, float] = {}
+        self._ratio: Mapping[int, float] = {}
+        self._own: dict[Pole, Mapping[int, float]] = {}
+        self._reference: Sample | None = None
+        self._relevance: dict[Pole, float] = {}
+        self._allowed: dict[Pole, float] = dict.fromkeys(POLES, self.budget)
 
     def run(self) -> Findings:
-        """All stages."""
+        """All that is asked for."""
         findings = self._baselines()
-        first = self.shapes[0]
-        near, steps = self._locate(first)
-        self._take("response", dict.fromkeys(POLES, first), near, CURVE, self.effort.curve_after(steps))
-        chosen = self._choose(first)
+        self._take("response", {pole: [factor * self.near[pole] for factor in FACTORS] for pole in POLES})
         for pole in POLES:
-            findings.sides[pole, "response"] = self._side(pole, "response", chosen[pole])
-            findings.shapes[pole] = [self._result(pole, shape) for shape in self._tried(pole)]
-            findings.samples[pole] = self._samples(pole, "response", chosen[pole])
-        reach = {pole: self._dose(pole, "response", chosen[pole]) for pole in POLES}
-        self._follow("prompt", chosen, reach, PROMPT, PROMPT_FURTHER, self.effort.prompt)
+            findings.sides[pole, "response"] = self._side(pole, "response")
+            findings.samples[pole, "response"] = self._samples(pole, "response")
+        found = {pole: findings.sides[pole, "response"].dose for pole in POLES}
+        shares = self.prompt_share
+        self._take("prompt", {pole: [shares[pole] * dose] for pole, dose in found.items() if dose is not None})
         for pole in POLES:
-            findings.sides[pole, "prompt"] = self._side(pole, "prompt", chosen[pole])
+            findings.sides[pole, "prompt"] = self._prompt_side(pole, findings.sides[pole, "response"])
         if self.anchored:
             self._anchor(findings)
         return findings
 
     def run_anchored(self, sides: Mapping[tuple[Pole, Mode], Side]) -> Findings:
-        """The fifth stage alone, for what an earlier calibration has found."""
+        """The doses of anchored answers alone, for what an earlier calibration has found."""
         findings = self._baselines()
         findings.sides.update(sides)
         self._anchor(findings)
         return findings
 
-    # ---- stages
-
     def _anchor(self, findings: Findings) -> None:
-        found = {pole: findings.sides[pole, "response"] for pole in POLES}
-        chosen = {pole: Shape(side.layers, as_profile(side.profile)) for pole, side in found.items()}
-        reach = {pole: side.dose or 0.0 for pole, side in found.items()}
-        self._follow("anchored", chosen, reach, ANCHORED, ANCHORED_FURTHER, self.effort.anchored)
+        found = {pole: findings.sides[pole, "response"].dose for pole in POLES}
+        doses = {pole: [factor * dose for factor in ANCHORED] for pole, dose in found.items() if dose is not None}
+        self._take("anchored", doses)
         for pole in POLES:
-            findings.sides[pole, "anchored"] = self._side(pole, "anchored", chosen[pole])
-            if reach[pole]:
-                findings.anchored_samples[pole] = self._samples(pole, "anchored", chosen[pole])
-
-    def _follow(
-        self,
-        mode: Mode,
-        chosen: dict[Pole, Shape],
-        reach: dict[Pole, float],
-        factors: Sequence[float],
-        further: float,
-        count: int,
-    ) -> None:
-        """The chosen shapes under another mode, at doses around those that the response takes."""
-        if not count:
-            return
-        self._take(mode, chosen, reach, factors, count)
-        on = {pole: shape for pole, shape in chosen.items() if reach[pole] and self._is_capped(pole, mode, shape)}
-        self._take(mode, on, reach, (further,), count)
+            findings.sides[pole, "anchored"] = self._side(pole, "anchored")
+            if pole in doses:
+                findings.samples[pole, "anchored"] = self._samples(pole, "anchored")
 
     def _baselines(self) -> Findings:
+        interview = self.interview
         unsteered = [Trial(number) for number in range(self.effort.unsteered)]
-        outcomes: dict[int, list[Outcome]] = {}
-        for trial, outcome in zip(unsteered, self.laboratory.measure(unsteered), strict=True):
-            outcomes.setdefault(self.laboratory.question_of(trial), []).append(outcome)
-        self._reference = {
-            question: (float(np.nanmean([one.nll for one in found])), float(np.nanmean([one.reading for one in found])))
-            for question, found in outcomes.items()
-        }
-        plain = self._sample("positive", unsteered)
-        self._least_distinct = float(plain.distinct.mean()) - DISTINCT_MARGIN
+        outcomes = interview.measure(unsteered)
+        self._plain = self._by_question(unsteered, [one.plain for one in outcomes])
+        self._ratio = self._by_question(unsteered, [one.ratio for one in outcomes])
         personas: dict[Pole, list[Trial]] = {}
         shifts: dict[Pole, Interval] = {}
-        if self.laboratory.contrast.personas:
-            for pole in POLES:
-                personas[pole] = [Trial(number, persona=pole) for number in range(self.effort.persona)]
-                sample = self._sample(pole, personas[pole])
-                shifts[pole] = mean_interval(sample.effects, sample.questions, self.seed)
-        scale = {pole: self._set_unit(pole, shifts) for pole in POLES}
+        if interview.has_personas:
+            personas = {pole: [Trial(number, persona=pole) for number in range(self.effort.persona)] for pole in POLES}
+            interview.measure([trial for trials in personas.values() for trial in trials])
+            for pole, trials in personas.items():
+                self._own[pole] = self._by_question(trials, [one.under(pole) for one in interview.measure(trials)])
+        plain = self._reference = self._sample("positive", unsteered)
+        for pole in POLES:
+            own = self._sample(pole, personas[pole]) if personas else plain
+            shifts[pole] = mean_interval(own.effects, own.questions, self.seed)
+            self._relevance[pole] = min(float(np.nanmean(one.relevance)) for one in (plain, own))
+            self._allowed[pole] += DISTANCE_SHARE * max(0.0, float(np.nanmean(own.plain)))
+        scale = {pole: self._set_unit(pole, shifts if personas else {}, plain) for pole in POLES}
         points = {pole: self._sample(pole, trials).point(0.0, self.seed) for pole, trials in personas.items()}
         return Findings(plain.point(0.0, self.seed), points, scale)
 
-    def _set_unit(self, pole: Pole, shifts: dict[Pole, Interval]) -> str:
+    def _by_question(self, trials: Sequence[Trial], values: Sequence[float]) -> Mapping[int, float]:
+        """The mean of each question's answers, drawn toward that of all, which one more would not change much."""
+        mean = float(np.nanmean(values))
+        found: dict[int, list[float]] = {question: [] for question in range(len(self.interview.questions))}
+        for trial, value in zip(trials, values, strict=True):
+            if np.isfinite(value):
+                found[self.interview.question_of(trial)].append(value)
+        return {question: (sum(own) + _PRIOR * mean) / (len(own) + _PRIOR) for question, own in found.items()}
+
+    def _set_unit(self, pole: Pole, shifts: Mapping[Pole, Interval], plain: Sample) -> str:
         """A small model may not follow a persona: a scale must not be made of noise."""
         for source, name in ((pole, "persona"), (OTHER[pole], "other persona")):
             if source in shifts and shifts[source].low > 0:
                 self._unit[pole] = shifts[source].mean
                 return name
+        self._unit[pole] = max(float(np.nanstd(plain.effects)), float(np.finfo(np.float32).tiny))
         return "deviation"
 
-    def _locate(self, shape: Shape) -> tuple[dict[Pole, float], int]:
-        """A dose near the budget for each pole, and how many steps the ladder took beyond its three."""
-        self._take("response", dict.fromkeys(POLES, shape), dict.fromkeys(POLES, 1.0), LADDER, self.effort.locate)
-        steps = 0
-        while True:
-            further: dict[Pole, float] = {}
-            for pole in POLES:
-                sample = self._steered(pole, "response", shape)
-                weakest, strongest = float(sample.doses.min()), float(sample.doses.max())
-                calm = sample.strongest_with(self._least_distinct)
-                if np.nanmean(sample.at(weakest).costs) > self.budget or not calm:
-                    if weakest > LADDER_LIMITS[0]:
-                        further[pole] = weakest / 2
-                elif np.nanmean(sample.at(strongest).costs) < self.budget and calm == strongest < LADDER_LIMITS[1]:
-                    further[pole] = strongest * 2
-            if not further:
-                return {pole: self._dose(pole, "response", shape) for pole in POLES}, steps
-            steps += 1
-            self._take("response", dict.fromkeys(further, shape), further, (1.0,), self.effort.locate)
+    def _take(self, mode: Mode, doses: Mapping[Pole, Sequence[float]]) -> None:
+        """Measure answers at doses toward each pole, in shared batches.
 
-    def _choose(self, first: Shape) -> dict[Pole, Shape]:
-        """The shape for each pole: the first one, unless another does better."""
-        if not self.effort.shapes:
-            return dict.fromkeys(POLES, first)
-        at = {pole: self._dose(pole, "response", first) for pole in POLES}
-        trials = [self._plan("response", dict.fromkeys(POLES, one), at, (1.0,), self.effort.shapes) for one in self.shapes[1:]]
-        self.laboratory.measure([trial for part in trials for trial in part])
-        candidate = {pole: self._best(pole, [first, *self._tried(pole)]) for pole in POLES}
-        better = {pole: shape for pole, shape in candidate.items() if shape != first}
-        at = {pole: self._dose(pole, "response", shape) for pole, shape in better.items()}
-        self._take("response", better, at, REFINE, self.effort.refine)
-        return {pole: self._best(pole, [first, shape]) for pole, shape in candidate.items()}
-
-    def _best(self, pole: Pole, shapes: Sequence[Shape]) -> Shape:
-        """The first of them, unless another one does better by more than chance is likely to."""
-        base, base_drawn = self.effect_at_budget(pole, shapes[0])
-        best, best_gain = shapes[0], 0.0
-        for shape in shapes[1:]:
-            effect, drawn = self.effect_at_budget(pole, shape)
-            gain = effect - base - _STANDARD_ERRORS * float(np.std(drawn - base_drawn))
-            if gain > best_gain:
-                best, best_gain = shape, gain
-        return best
-
-    def _take(self, mode: Mode, shapes: dict[Pole, Shape], at: dict[Pole, float], factors: Sequence[float], count: int) -> None:
-        """Measure what `_plan` makes of the same, in shared batches."""
-        self.laboratory.measure(self._plan(mode, shapes, at, factors, count))
-
-    def _plan(
-        self, mode: Mode, shapes: dict[Pole, Shape], at: dict[Pole, float], factors: Sequence[float], count: int
-    ) -> list[Trial]:
-        """`count` answers for each pole at each factor times its dose.
-
-        Different factors take different questions, so that a curve sees many; shapes and poles are compared on the same ones.
+        Different doses take different questions, so that a curve sees many; both poles are compared on the same ones.
         """
-        trials = []
-        for stage, factor in enumerate(factors):
-            for pole, shape in shapes.items():
-                numbers = [(stage * count + index) % self.effort.unsteered for index in range(count)]
-                made = [Trial(number, shape, SIGN[pole] * factor * at[pole], mode) for number in numbers if at[pole] > 0]
-                known = self._trials.setdefault((pole, mode, shape), [])
-                known.extend(trial for trial in made if trial not in known)
-                trials += made
-        return trials
+        made, count = [], self.effort.count(mode)
+        for pole, wanted in doses.items():
+            known = self._trials.setdefault((pole, mode), [])
+            for dose in wanted:
+                first = len(known)
+                known += [Trial((first + index) % self._numbers, SIGN[pole] * dose, mode) for index in range(count)]
+            made += known
+        self.interview.measure(made)
 
-    def _samples(self, pole: Pole, mode: Mode, shape: Shape) -> list[Quoted]:
-        """Three answers at each of five doses, from the weakest to the strongest one measured."""
-        trials = self._trials[pole, mode, shape]
+    @property
+    def _numbers(self) -> int:
+        """So many times a question and a seed are drawn before they begin again."""
+        return 4 * len(self.interview.questions)
+
+    def _samples(self, pole: Pole, mode: Mode) -> list[Quoted]:
+        """Three answers at each dose, from the weakest to the strongest one measured."""
+        trials, interview = self._trials[pole, mode], self.interview
         doses = sorted({abs(trial.dose) for trial in trials})
-        spread = np.linspace(0, len(doses) - 1, min(5, len(doses))).round().astype(int)
-        laboratory = self.laboratory
         return [
             Quoted(
-                doses[index],
+                dose,
                 tuple(
-                    (laboratory.contrast.held_out[laboratory.question_of(trial)], laboratory.text_of(trial))
-                    for trial in [one for one in trials if abs(one.dose) == doses[index]][:3]
+                    (interview.questions[interview.question_of(trial)], interview.text_of(trial))
+                    for trial in [one for one in trials if abs(one.dose) == dose][:3]
                 ),
             )
-            for index in spread
+            for dose in doses
         ]
 
     # ---- from answers to numbers
 
-    def _tried(self, pole: Pole) -> list[Shape]:
-        return [shape for shape in self.shapes if self._trials.get((pole, "response", shape))]
+    def _sample(self, pole: Pole, trials: Sequence[Trial]) -> Sample:
+        outcomes = self.interview.measure(trials)
+        questions = [self.interview.question_of(trial) for trial in trials]
 
-    def _sample(self, pole: Pole, trials: Iterable[Trial]) -> Sample:
-        trials = list(trials)
-        outcomes = self.laboratory.measure(trials)
-        questions = [self.laboratory.question_of(trial) for trial in trials]
-        nll, reading = np.array([self._reference[question] for question in questions]).T
-        shift = np.array([outcome.reading for outcome in outcomes]) - reading
+        def values(take: list[float]) -> Values:
+            return np.array(take, np.float64)
+
+        plain = values([one.plain - self._plain[question] for one, question in zip(outcomes, questions, strict=True)])
+        voiced = np.full(len(trials), np.nan)
+        if own := self._own.get(pole):
+            voiced = values([one.under(pole) - own[question] for one, question in zip(outcomes, questions, strict=True)])
+        shift = values([one.ratio - self._ratio[question] for one, question in zip(outcomes, questions, strict=True)])
         return Sample(
-            np.array([abs(trial.dose) for trial in trials]),
-            np.array(questions, np.intp),
-            np.array([outcome.nll for outcome in outcomes]) - nll,
-            shift * SIGN[pole] / self._unit[pole],
-            np.array([outcome.distinct for outcome in outcomes]),
-            np.array([outcome.ended for outcome in outcomes], np.float64),
+            doses=values([abs(trial.dose) for trial in trials]),
+            questions=np.array(questions, np.intp),
+            effects=shift * SIGN[pole] / self._unit[pole],
+            costs=np.fmin(plain, voiced),
+            voiced=voiced,
+            plain=plain,
+            relevance=values([one.relevance for one in outcomes]),
+            distinct=values([one.distinct for one in outcomes]),
+            ended=values([one.ended for one in outcomes]),
+            refused=values([one.refused for one in outcomes]),
+            foreign=values([one.foreign for one in outcomes]),
         )
 
-    def _steered(self, pole: Pole, mode: Mode, shape: Shape) -> Sample:
-        return self._sample(pole, self._trials[pole, mode, shape])
+    def _steered(self, pole: Pole, mode: Mode) -> Sample:
+        return self._sample(pole, self._trials[pole, mode])
 
-    def _laws(self, pole: Pole, sample: Sample, weights: Values | None = None) -> tuple[PowerLaws, PowerLaws]:
-        """Cost and effect against the dose. What was measured at fewer than three doses borrows the first shape's exponents."""
-        exponents = [COST_EXPONENTS, EFFECT_EXPONENTS]
-        if len(np.unique(sample.doses)) < 3:
-            laws = self._laws(pole, self._steered(pole, "response", self.shapes[0]))
-            exponents = [(float(law.exponent[0]),) for law in laws]
-        cost = fit_power_laws(sample.doses, sample.costs, exponents[0], weights)
-        return cost, fit_power_laws(sample.doses, sample.effects, exponents[1], weights)
+    def _laws(self, sample: Sample, weights: Values | None = None) -> tuple[PowerLaws, PowerLaws]:
+        """Cost and effect against the dose."""
+        cost = fit_power_laws(sample.doses, sample.costs, COST_EXPONENTS, weights)
+        return cost, fit_power_laws(sample.doses, sample.effects, EFFECT_EXPONENTS, weights)
 
-    def _top(self, pole: Pole, mode: Mode, shape: Shape) -> float:
-        """The strongest dose that may be chosen: measured, and below those whose answers repeat themselves.
+    def _limits(self, pole: Pole, sample: Sample) -> dict[Limit, float]:
+        """How strong a dose may be by each measure but the cost."""
+        plain, sides = self._reference, self._relevance[pole]
+        assert plain is not None
+        before = {name: float(np.nanmean(getattr(plain, name))) for name in ("distinct", "refused", "foreign", "relevance")}
+        return {
+            "repetition": sample.reaches("distinct", before["distinct"] - DISTINCT_MARGIN, before=before["distinct"], falls=True),
+            "relevance": sample.reaches("relevance", RELEVANCE_SHARE * sides, before=before["relevance"], falls=True),
+            "refusals": min(
+                self.most[pole], sample.reaches("refused", before["refused"] + REFUSED_MARGIN, before=before["refused"])
+            ),
+            "script": sample.reaches("foreign", before["foreign"] + FOREIGN_MARGIN, before=before["foreign"]),
+        }
 
-        A shape that was tried at one dose is followed along its curve to half as much again.
+    def _coherent(self, pole: Pole, sample: Sample) -> float:
+        """The strongest dose whose cost is allowed, linear between those measured.
+
+        The cost need not rise with the dose: half-way to another language it is greater than beyond.
         """
-        sample = self._steered(pole, mode, shape)
-        return sample.strongest_with(self._least_distinct) * (1.5 if len(np.unique(sample.doses)) == 1 else 1.0)
+        allowed, doses = self._allowed[pole], np.unique(sample.doses)
+        costs = np.array([np.nanmean(sample.at(dose).costs) for dose in doses])
+        within = np.flatnonzero(costs <= allowed)
+        if not len(within):
+            return float(self._laws(sample)[0].inverse(allowed)[0])
+        last = int(within[-1])
+        if last + 1 == len(doses):
+            return float("inf")
+        share = (allowed - costs[last]) / (costs[last + 1] - costs[last])
+        return float(doses[last] + share * (doses[last + 1] - doses[last]))
 
-    def _is_capped(self, pole: Pole, mode: Mode, shape: Shape) -> bool:
-        """Whether the budget lies beyond the strongest dose measured, and nothing else speaks against going there."""
-        sample = self._steered(pole, mode, shape)
-        cost, _ = self._laws(pole, sample)
-        strongest = float(sample.doses.max())
-        return float(cost.inverse(self.budget)[0]) > strongest == sample.strongest_with(self._least_distinct)
+    def _dose(self, pole: Pole, mode: Mode) -> tuple[float, Limit]:
+        """The dose of strength 1, and what keeps it from being stronger."""
+        sample = self._steered(pole, mode)
+        limits: dict[Limit, float] = {"coherence": self._coherent(pole, sample), **self._limits(pole, sample)}
+        limits["measured"] = float(sample.doses.max())
+        name = min(limits, key=limits.__getitem__)
+        return limits[name], name
 
-    def _dose(self, pole: Pole, mode: Mode, shape: Shape) -> float:
-        """The strongest dose inside the budget."""
-        cost, _ = self._laws(pole, self._steered(pole, mode, shape))
-        return min(float(cost.inverse(self.budget)[0]), self._top(pole, mode, shape))
-
-    def sure_dose(self, pole: Pole, mode: Mode, shape: Shape) -> float:
-        """The dose of strength 1: inside the budget beyond a standard error of what was measured."""
-        sample = self._steered(pole, mode, shape)
-        weights = resampled_weights(sample.questions, self.seed, n_questions=len(self._reference))
-        cost, _ = self._laws(pole, sample, weights)
-        doses = np.minimum(cost.inverse(self.budget), self._top(pole, mode, shape))
-        return float(np.quantile(doses, _SURE))
-
-    def effect_at_budget(self, pole: Pole, shape: Shape) -> tuple[float, Values]:
-        """The effect at the strongest dose inside the budget, and the same for each of 1,000 bootstrap samples.
-
-        The samples draw the same questions whatever the shape, so that two shapes can be compared draw by draw.
-        """
-        sample, top = self._steered(pole, "response", shape), self._top(pole, "response", shape)
-        results = []
-        for weights in (None, resampled_weights(sample.questions, self.seed, n_questions=len(self._reference))):
-            cost, effect = self._laws(pole, sample, weights)
-            results.append(effect.at(np.minimum(cost.inverse(self.budget), top)))
-        return float(results[0][0]), results[1]
-
-    def _result(self, pole: Pole, shape: Shape) -> ShapeResult:
-        effect, drawn = self.effect_at_budget(pole, shape)
-        low, high = np.quantile(drawn, (0.025, 0.975))
-        return ShapeResult(shape, self._dose(pole, "response", shape), Interval(effect, float(low), float(high)))
-
-    def _side(self, pole: Pole, mode: Mode, shape: Shape) -> Side:
-        curve = self._steered(pole, mode, shape).curve(self.seed) if self._trials.get((pole, mode, shape)) else ()
-        nothing = Side(shape.layers, shape.profile, (), None, None, None, curve)
-        if not curve:
+    def _side(self, pole: Pole, mode: Mode) -> Side:
+        nothing = Side(self.layers, (), None, None, None, ())
+        if not self._trials.get((pole, mode)):
             return nothing
-        sample = self._steered(pole, mode, shape)
-        dose = self.sure_dose(pole, mode, shape)
+        sample = self._steered(pole, mode)
+        curve = sample.curve(self.seed)
+        dose, limit = self._dose(pole, mode)
         # Judged by the answers up to twice the dose, the strongest of which cost more than the budget: what moves them there
-        # moves them here, and a few answers inside the budget alone (ten with --quick) seldom tell anything beyond doubt.
+        # moves them here, and a few answers inside the budget alone seldom tell anything beyond doubt.
         inside = sample.up_to(2 * dose)
         slope = slope_interval(inside.doses, inside.effects, inside.questions, self.seed, level=_BEYOND_DOUBT)
         shown = dose > 0 and slope.low > 0
         if dose <= 0 or not (shown or self.by_cost):
-            return nothing
-        cost, effect = self._laws(pole, sample)
-        norms = self.laboratory.directions.norms(shape, dose)[list(shape.layers)]
+            return Side(self.layers, (), None, None, None, curve)
+        return self._found(dose, sample, curve, shown=shown, limit=limit)
+
+    def _found(self, dose: float, sample: Sample, curve: tuple[Point, ...], *, shown: bool, limit: Limit) -> Side:
+        weights = resampled_weights(sample.questions, self.seed, n_questions=len(self.interview.questions))
+        cost, effect = self._laws(sample)
+        low, high = np.quantile(self._laws(sample, weights)[1].at(dose), (0.025, 0.975))
         return Side(
-            shape.layers,
-            shape.profile,
-            tuple(float(norm) for norm in norms),
-            dose,
-            float(effect.at(dose)[0]),
-            float(cost.at(dose)[0]),
-            curve,
-            shown,
+            layers=self.layers,
+            norms=tuple(float(norm * dose) for norm in self.norms),
+            dose=dose,
+            effect=float(effect.at(dose)[0]),
+            cost=float(cost.at(dose)[0]),
+            curve=curve,
+            shown=shown,
+            limit=limit,
+            between=(float(low), float(high)),
+        )
+
+    def _prompt_side(self, pole: Pole, response: Side) -> Side:
+        """With the prompt steered: the share of the dose that teacher forcing found as strong, less where it costs too much."""
+        if response.dose is None or not self._trials.get((pole, "prompt")):
+            return Side(self.layers, (), None, None, None, ())
+        sample = self._steered(pole, "prompt")
+        point = sample.point(self.prompt_share[pole] * response.dose, self.seed)
+        dose = point.dose
+        if point.cost.low > self._allowed[pole]:
+            # By the steepness of the response's cost, which is known from more answers.
+            exponent = float(self._laws(self._steered(pole, "response"))[0].exponent[0])
+            dose *= (self._allowed[pole] / point.cost.mean) ** (1 / exponent)
+        return self._found(
+            dose, sample, (point,), shown=response.shown, limit="coherence" if dose < point.dose else response.limit
         )

@@ -10,7 +10,7 @@ import click
 
 from localsteer.building.library import load_vector, place_for
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
-from localsteer.calibration.laboratory import Speed
+from localsteer.calibration.interview import Speed
 from localsteer.calibration.report import (
     CURVE_HEADERS,
     curve_rows,
@@ -35,7 +35,6 @@ from localsteer.commands.output import console, note, print_json, print_table, p
 from localsteer.concepts.concept_file import load_concept, parse_concept
 from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.names import is_path
-from localsteer.errors import CalibrationError
 from localsteer.vector.calibration import DEFAULT_BUDGET, MODE_NAMES, POLES, SIGN
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import write_vector
@@ -70,7 +69,7 @@ def duration(seconds: float) -> str:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The calibrated file. Default: VECTOR itself.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write a page with plots and sample answers to this folder.")
 @click.option("--concept", type=click.Path(path_type=Path), help="The concept.yaml of a vector that does not carry its own.")
-@click.option("--quick", is_flag=True, help="A quarter of the tokens: no other layers are tried, and it is less certain.")
+@click.option("--quick", is_flag=True, help="Half of the answers, and wider intervals.")
 @click.option("--by-cost", is_flag=True, help="Choose a dose by its cost also where no effect can be shown.")
 @click.option("--anchored", is_flag=True, help="Measure the doses of anchored answers, too; only those if the others are known.")
 @click.option("--seed", type=click.IntRange(0, 20_000), default=0, show_default=True, help="Of the sampled answers.")
@@ -93,8 +92,9 @@ def command(
 ) -> None:
     """Measure the doses of VECTOR (a file or a name) on this model.
 
-    Afterwards strength 1.0 is the strongest dose whose answers cost at most NATS nats a token of coherence, and -1.0 the
-    strongest one toward the other pole. Ctrl-C keeps what was measured; running it again goes on from there.
+    Afterwards strength 1.0 is the strongest dose whose answers cost at most NATS nats a token of coherence, stay on their
+    questions and are not refused more often, and -1.0 the strongest one toward the other pole. Ctrl-C keeps what was measured;
+    running it again goes on from there.
     """
     if report is not None:
         prepare(report)
@@ -109,7 +109,9 @@ def command(
         if fit is not None:
             note(fit)
         told, folder = functools.partial(progress, MEASURING), measurements_folder()
-        calibrator = Calibrator(opened, loaded, contrast, settings, folder=folder, fresh=fresh, on_progress=told)
+        calibrator = Calibrator(
+            opened, loaded, contrast, settings, folder=folder, fresh=fresh, on_progress=told, on_dosing=progress
+        )
         earlier = loaded.provenance.calibration
         if earlier is not None and "anchored" in earlier.modes and not settings.anchored:
             note("The doses of anchored answers that the vector has will be dropped; --anchored measures them.")
@@ -155,13 +157,13 @@ def print_doses(vector: ControlVector) -> None:
         note(f"{text}.")
 
 
-def _concept_of(vector: ControlVector, name: str, file: Path | None) -> Contrast:
+def _concept_of(vector: ControlVector, name: str, file: Path | None) -> Contrast | None:
     if file is not None:
         return load_concept(file)
-    if not vector.provenance.source:
-        raise CalibrationError(
-            f"{name} does not carry its concept (it was made from prompt files, or elsewhere), "
-            "so there are no held-out questions to measure it on.",
-            hint="Give a concept.yaml with personas and held-out questions: --concept FILE.",
+    source = vector.provenance.source
+    if not source:
+        note(
+            f"{name} does not carry what it was made from. It is measured with everyday questions, and its effect by what the "
+            "model itself finds likelier when it is steered; --concept FILE measures it with the personas of a concept."
         )
-    return parse_concept(vector.provenance.source, f"the concept in {name}")
+    return parse_concept(source, f"the concept in {name}") if source else None

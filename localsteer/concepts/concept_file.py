@@ -49,6 +49,7 @@ class Concept(YamlDocument):
     openings: list[Text | _PerPole] = Field(default_factory=list)
     crossing: Literal["full", "half"] = "full"
     pairs: list[_PerPole] = Field(default_factory=list)
+    templated: bool = False
     held_out: _HeldOut = Field(default_factory=_HeldOut)
 
     def inconsistency(self) -> tuple[Location, str] | None:
@@ -57,6 +58,8 @@ class Concept(YamlDocument):
             for key in ("personas", "questions", "openings", "crossing"):
                 if key in self.model_fields_set and getattr(self, key):
                     return (key,), "a concept with pairs takes none"
+        elif self.templated:
+            return ("templated",), "it is for a concept with pairs"
         elif self.personas is None:
             return (), "give either personas (with openings) or pairs"
         else:
@@ -80,7 +83,7 @@ class Concept(YamlDocument):
         Crossed in half, every other persona answers a question, with all of its openings: what comes before the openings, which
         is most of what is read, is halved as well, and every persona still meets half of the questions.
         """
-        pairs = [Pair(*(Prompt((Message("user", text),), "") for text in (one.positive, one.negative))) for one in self.pairs]
+        pairs = [Pair(*(self._explicit(text) for text in (one.positive, one.negative))) for one in self.pairs]
         systems = self._systems()
         pairs += [
             Pair(self._prompt(positive, index, opening.positive), self._prompt(negative, index, opening.negative))
@@ -98,6 +101,10 @@ class Concept(YamlDocument):
             source,
             systems,
         )
+
+    def _explicit(self, text: str) -> Prompt:
+        """A prompt of a pair: a question, or the very text that the model reads."""
+        return Prompt((), text) if self.templated else Prompt((Message("user", text),), "")
 
     def _turn(self, index: int) -> int:
         """The question that an opening belongs to; where there is one at most, each opening counts for itself."""

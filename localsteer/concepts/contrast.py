@@ -6,9 +6,11 @@ They come from a concept file (`localsteer.concepts.concept_file`) or from the p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 from localsteer.errors import ContrastError
 from localsteer.files.text import read_text
@@ -57,7 +59,7 @@ class Contrast:
         negative: name of the other pole.
         pairs: the contrastive pairs.
         held_out: questions that no pair holds, for measuring.
-        source: the concept as YAML text; empty for prompt files.
+        source: the concept as YAML text.
         personas: system messages that ask for the positive and the negative pole, in pairs.
     """
 
@@ -100,7 +102,20 @@ def read_prompt_files(positive: str | Path, negative: str | Path, *, name: str) 
             hint="Line k of one is paired with line k of the other, so give as many of each.",
         )
     pairs = tuple(Pair(Prompt((), one), Prompt((), other)) for one, other in zip(*sides, strict=True))
-    return Contrast(name, "", Path(positive).stem, Path(negative).stem, pairs)
+    poles = Path(positive).stem, Path(negative).stem
+    return Contrast(name, "", *poles, pairs, source=_as_concept(name, poles, pairs))
+
+
+def _as_concept(name: str, poles: tuple[str, str], pairs: Sequence[Pair]) -> str:
+    """Prompt files as the text of a concept file, which a vector carries: its poles can be told apart by it."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    document = {
+        "name": plain if plain[:1].isalpha() else f"prompts-{plain}".rstrip("-"),
+        "poles": dict(zip(("positive", "negative"), poles, strict=True)),
+        "templated": True,
+        "pairs": [{"positive": pair.positive.opening, "negative": pair.negative.opening} for pair in pairs],
+    }
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|.)")

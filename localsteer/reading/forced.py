@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, Rows
+from localsteer.llama.sampling import Sampling
 from localsteer.reading.rows import Span, read
 
 Floats = NDArray[np.float64]
@@ -40,6 +41,29 @@ class Said:
         words = np.array([[word for word, _ in place] for place in likeliest], np.int32).reshape(len(tokens), -1)
         chances = np.exp([[logprob for _, logprob in place] for place in likeliest]).reshape(len(tokens), -1)
         return cls(tokens, words, (chances / chances.sum(axis=1, keepdims=True)).astype(np.float32))
+
+    @classmethod
+    def drawn(cls, tokens: tuple[int, ...], likeliest: Sequence[Sequence[tuple[int, float]]], sampling: Sampling) -> Said:
+        """The same with the chances that the tokens had of being drawn: at the temperature, of what the filters keep.
+
+        Args:
+            tokens: the answer.
+            likeliest: the likeliest tokens at each place, the first one first, with their log probabilities; `sampling.top_k` of
+                them hold all that may be drawn.
+            sampling: how they were drawn.
+        """
+        said = cls.of(tokens, likeliest)
+        chances = said.chances.astype(np.float64)
+        kept = (np.cumsum(chances, axis=1) - chances < sampling.top_p) & (
+            chances >= sampling.min_p * chances.max(axis=1, keepdims=True)
+        )
+        sharpened = np.where(kept, chances ** (1 / sampling.temperature), 0)
+        return cls(tokens, said.words, (sharpened / sharpened.sum(axis=1, keepdims=True)).astype(np.float32))
+
+    @classmethod
+    def exactly(cls, tokens: tuple[int, ...]) -> Said:
+        """The tokens themselves and nothing else."""
+        return cls(tokens, np.array(tokens, np.int32)[:, None], np.ones((len(tokens), 1), np.float32))
 
     def found_by(self, place: int, logprobs: Rows) -> float:
         """How likely another one finds what is said at a place: nats, from its log probabilities (n_vocab,)."""

@@ -78,7 +78,8 @@ def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, Con
     dosed = [
         dosing.dose(term.strength, mode)
         for term in steering.terms
-        if (dosing := vectors[term.vector].provenance.dosing) is not None and not term.ablate
+        if (own := vectors[term.vector].provenance).calibration is None
+        if (dosing := own.dosing) is not None and not term.ablate
     ]
     if dosed and len(dosed) == len(steering.terms):
         if dose > max(dosed) * DOSE_TOLERANCE:

@@ -42,6 +42,8 @@ class DosedSide:
             like `coherence`, at twice the dose: from the prompts of one pole to those of the other.
         coherence: how much less likely answers sampled there are under the pole's persona than its own answers, nats a token.
         shown: whether the vector does anything toward this pole beyond doubt.
+        most: the strongest dose at which everyday questions are hardly refused more often than without; NaN where refusals were
+            not seen to begin.
 
     Raises:
         VectorError: a dose that is not positive, or no finite number.
@@ -53,6 +55,7 @@ class DosedSide:
     kl: float
     coherence: float
     shown: bool
+    most: float = math.nan
 
     def __post_init__(self) -> None:
         if set(self.dose) != {"response", "prompt"}:

@@ -1,0 +1,328 @@
+"""Answers under steering, and what they are like: measured once, kept on disk, so that an interrupted calibration goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from localsteer.building.refusal import refuses
+from localsteer.calibration.script import foreign_share
+from localsteer.concepts.contrast import Contrast
+from localsteer.concepts.descriptions import everyday_questions
+from localsteer.engine.generate import MAX_PARALLEL, generate_many
+from localsteer.engine.request import Answer, Request, answering_seconds
+from localsteer.errors import CalibrationError
+from localsteer.files.json_values import build, read_json
+from localsteer.llama.chat_template import Message
+from localsteer.llama.model import Model
+from localsteer.llama.residual import Edit
+from localsteer.llama.sampling import Sampling
+from localsteer.reading.forced import Said
+from localsteer.reading.listening import Heard, cross_entropies
+from localsteer.reading.prompt import prompt_tokens
+from localsteer.steering.expression import Steering
+from localsteer.steering.plan import Plan
+from localsteer.vector.calibration import POLES, SIGN, Mode, Pole, without_nan
+from localsteer.vector.control_vector import Floats
+
+logger = logging.getLogger("localsteer")
+
+# Fewer questions of a concept's own than this, and everyday ones are asked instead.
+MIN_QUESTIONS = 4
+# How far away in the list the other question is, after which an answer should not be likely.
+_ELSEWHERE = 3
+# Of what is kept on disk: counted up when the same trial would be measured otherwise.
+_VERSION = 3
+_PROBE_ANSWERS = 8
+_PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One answer to be measured.
+
+    Attributes:
+        number: tells which question (modulo their count) and which seed. Equal numbers share both, so that two
+            steerings are compared on the same chances.
+        dose: relative dose; negative toward the negative pole; 0 for no steering.
+        mode: what is steered, and whether the unsteered model has a say in it.
+        persona: answer under this pole's persona as a system prompt.
+    """
+
+    number: int
+    dose: float = 0.0
+    mode: Mode = "response"
+    persona: Pole | None = None
+
+    @property
+    def key(self) -> str:
+        """What the measurement is filed under."""
+        return f"{self.number}|{self.dose:+.5f}|{self.mode}|{self.persona}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial. What an answer would have been given by is told in nats a token, NaN for an empty answer.
+
+    Attributes:
+        text: the answer.
+        tokens: its length.
+        ended: whether it ended by itself.
+        plain: how unlikely the unsteered model finds it after its question.
+        elsewhere: after another question.
+        positive: in the voice of the positive pole.
+        negative: in that of the negative one.
+        distinct: share of distinct 3-grams of tokens; 1 for an answer too short to repeat one, 0 for none at all.
+        refused: whether it says that it will not answer.
+        foreign: share of its letters that are of another script than its question and the personas.
+    """
+
+    text: str
+    tokens: int
+    ended: bool
+    plain: float
+    elsewhere: float
+    positive: float
+    negative: float
+    distinct: float
+    refused: bool
+    foreign: float
+
+    @property
+    def ratio(self) -> float:
+        """How much likelier it is in the voice of the positive pole."""
+        return self.negative - self.positive
+
+    @property
+    def relevance(self) -> float:
+        """How much likelier it is after its own question."""
+        return self.elsewhere - self.plain
+
+    def under(self, pole: Pole) -> float:
+        """How unlikely it is in the voice of a pole."""
+        return self.positive if pole == "positive" else self.negative
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second in batches."""
+
+    answering: float
+    reading: float
+
+
+@dataclass(eq=False)
+class Interview:
+    """Asks and listens.
+
+    The voices of the poles are the model's own: under the personas of a concept; after the prompts of pairs, where there are no
+    personas; and steered either way, where nothing but the vector is known.
+
+    Attributes:
+        model: the model.
+        unit: (n_layer, n_embd) what a relative dose of 1 adds.
+        contrast: questions, personas or pairs; None for a vector from elsewhere.
+        apart: for each pole the dose at which a vector from elsewhere is its voice.
+        seed: of all sampling.
+        max_tokens: longest answer.
+        folder: where measurements are kept; None keeps none.
+        fresh: forget what an earlier run has left there.
+        on_progress: told how many of the answers asked for so far are measured.
+    """
+
+    model: Model
+    unit: Floats
+    contrast: Contrast | None
+    apart: dict[Pole, float]
+    _: KW_ONLY
+    seed: int
+    max_tokens: int
+    folder: Path | None = None
+    fresh: bool = False
+    on_progress: Callable[[int], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.questions = questions_of(self.contrast)
+        self._outcomes: dict[str, Outcome] = {}
+        self._asked: set[str] = set()
+        self._is_cut_off = False
+        self._file = self.folder / f"{self._key}.jsonl" if self.folder is not None else None
+        if self.fresh and self._file is not None:
+            self._file.unlink(missing_ok=True)
+        self._load()
+
+    @property
+    def generated_tokens(self) -> int:
+        """How many tokens the answers asked for took, now or in an earlier run."""
+        return sum(self._outcomes[key].tokens for key in self._asked)
+
+    @property
+    def measured(self) -> int:
+        """How many answers are measured, those of an earlier run included."""
+        return len(self._outcomes)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether measurements are kept on disk."""
+        return self._file is not None
+
+    @property
+    def has_personas(self) -> bool:
+        """Whether the poles have system prompts, which answers can be compared with."""
+        return self.contrast is not None and bool(self.contrast.personas)
+
+    def question_of(self, trial: Trial) -> int:
+        """The index of the question that a trial answers."""
+        return trial.number % len(self.questions)
+
+    def text_of(self, trial: Trial) -> str:
+        """The answer to a trial that was measured."""
+        return self._outcomes[trial.key].text.strip()
+
+    def measure(self, trials: Sequence[Trial]) -> list[Outcome]:
+        """Answer and listen to what was not measured yet."""
+        self._asked |= {trial.key for trial in trials}
+        # Answers to the same question in the same batch share its prompt: half of the reading would be prompts otherwise.
+        todo = sorted((trial for trial in dict.fromkeys(trials) if trial.key not in self._outcomes), key=self.question_of)
+        for start in range(0, len(todo), MAX_PARALLEL):
+            part = todo[start : start + MAX_PARALLEL]
+            requests = [self._request(trial) for trial in part]
+            answers = generate_many(self.model, requests)
+            self._file_outcomes(part, self._listen(part, requests, answers))
+            if self.on_progress is not None:
+                self.on_progress(sum(key in self._outcomes for key in self._asked))
+        if trials and not any(outcome.tokens for outcome in self._outcomes.values()):
+            raise self._no_answers()
+        return [self._outcomes[trial.key] for trial in trials]
+
+    def probe_speed(self) -> Speed:
+        """Measured on a few unsteered tokens."""
+        requests = [replace(self._request(Trial(number)), max_tokens=_PROBE_TOKENS) for number in range(_PROBE_ANSWERS)]
+        answers = generate_many(self.model, requests)
+        tokens = sum(len(answer.tokens) for answer in answers)
+        if not tokens:
+            raise self._no_answers()
+        heard = [Heard(request.prompt, Said.exactly(answer.tokens)) for request, answer in zip(requests, answers, strict=True)]
+        start = time.perf_counter()
+        cross_entropies(self.model, heard)
+        seconds = time.perf_counter() - start
+        read = sum(len(one.prompt) + len(one.said.tokens) for one in heard)
+        return Speed(tokens / answering_seconds([answer.timing for answer in answers]), read / seconds)
+
+    def prompt_length(self) -> float:
+        """Mean length of a question, in tokens."""
+        return float(np.mean([len(self._plain(number)) for number in range(len(self.questions))]))
+
+    def _no_answers(self) -> CalibrationError:
+        return CalibrationError(
+            f"{self.model.name} gives no answers to the questions that the vector is measured on.",
+            hint="Is it a language model that answers? `localsteer generate` shows.",
+        )
+
+    def _plain(self, number: int) -> tuple[int, ...]:
+        return prompt_tokens(self.model, [Message("user", self.questions[number % len(self.questions)])])
+
+    def _voice(self, number: int, pole: Pole) -> tuple[tuple[int, ...], Edit | None]:
+        """What a pole's voice reads before an answer, and what is done to it."""
+        place, contrast = POLES.index(pole), self.contrast
+        if contrast is None:
+            return self._plain(number), Edit(self.unit, scale=SIGN[pole] * self.apart[pole])
+        if not contrast.personas:
+            pair = contrast.pairs[number % len(contrast.pairs)]
+            return tuple(self.model.tokenize((pair.positive, pair.negative)[place].render(self.model))), None
+        system = contrast.personas[number % len(contrast.personas)][place]
+        question = self.questions[number % len(self.questions)]
+        return prompt_tokens(self.model, [Message("system", system), Message("user", question)]), None
+
+    def _request(self, trial: Trial) -> Request:
+        # Far enough apart that two calibrations with neighbouring seeds share none.
+        sampling = Sampling(seed=(self.seed * 100_003 + trial.number) % 2**31)
+        prompt = self._plain(trial.number) if trial.persona is None else self._voice(trial.number, trial.persona)[0]
+        plan = Plan(Steering(), Edit(self.unit, scale=trial.dose), abs(trial.dose), trial.mode) if trial.dose else None
+        words = min(sampling.top_k, self.model.n_vocab)
+        return Request(prompt, plan, sampling, self.max_tokens, mode=trial.mode, logprobs=words)
+
+    def _listen(self, trials: Sequence[Trial], requests: Sequence[Request], answers: Sequence[Answer]) -> list[Outcome]:
+        heard = []
+        for trial, request, answer in zip(trials, requests, answers, strict=True):
+            # What an anchored answer is drawn from depends on the unsteered model as well: there the tokens stand for themselves.
+            likeliest = [entry.likeliest for entry in answer.logprobs]
+            anchored = trial.mode == "anchored" and trial.dose
+            said = Said.exactly(answer.tokens) if anchored else Said.drawn(answer.tokens, likeliest, request.sampling)
+            heard += [Heard(self._plain(trial.number), said), Heard(self._plain(trial.number + _ELSEWHERE), said)]
+            heard += [Heard(prompt, said, edit) for prompt, edit in (self._voice(trial.number, pole) for pole in POLES)]
+        found = cross_entropies(self.model, heard).reshape(len(trials), -1)
+        outcomes = []
+        for trial, answer, row in zip(trials, answers, found, strict=True):
+            grams = list(zip(answer.tokens, answer.tokens[1:], answer.tokens[2:], strict=False))
+            distinct = len(set(grams)) / len(grams) if grams else float(bool(answer.tokens))
+            known = self.questions[self.question_of(trial)] + self._spoken()
+            outcomes.append(
+                Outcome(
+                    answer.text,
+                    len(answer.tokens),
+                    answer.finish_reason == "stop",
+                    plain=float(row[0]),
+                    elsewhere=float(row[1]),
+                    positive=float(row[2]),
+                    negative=float(row[3]),
+                    distinct=distinct,
+                    refused=refuses(answer.text),
+                    foreign=foreign_share(answer.text, known),
+                )
+            )
+        return outcomes
+
+    def _spoken(self) -> str:
+        """Text in the scripts that an answer may be in."""
+        contrast = self.contrast
+        return "" if contrast is None else "".join(text for pair in contrast.personas for text in pair)
+
+    @property
+    def _key(self) -> str:
+        """Everything that a measurement depends on but for the trial itself."""
+        contrast = self.contrast
+        parts = [_VERSION, self.model.fingerprint.content, self.seed, self.max_tokens, MAX_PARALLEL, self.questions, self.apart]
+        if contrast is not None:
+            parts.append(contrast.personas or contrast.sha256(self.model))
+        digest = hashlib.sha256(json.dumps(parts).encode())
+        digest.update(np.ascontiguousarray(self.unit).tobytes())
+        return digest.hexdigest()[:24]
+
+    def _load(self) -> None:
+        if self._file is None or not self._file.exists():
+            return
+        text = self._file.read_text(encoding="utf-8", errors="replace")
+        self._is_cut_off = bool(text) and not text.endswith("\n")
+        for line in text.splitlines():
+            try:
+                key, values = read_json(line)
+                self._outcomes[str(key)] = build(Outcome, values)
+            except (ValueError, TypeError):
+                continue  # the line at which an interrupted run was cut off
+
+    def _file_outcomes(self, trials: Sequence[Trial], outcomes: Sequence[Outcome]) -> None:
+        self._outcomes |= {trial.key: outcome for trial, outcome in zip(trials, outcomes, strict=True)}
+        if self._file is None:
+            return
+        lines = [json.dumps([trial.key, without_nan(asdict(outcome))]) for trial, outcome in zip(trials, outcomes, strict=True)]
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write("\n" * self._is_cut_off + "\n".join(lines) + "\n")
+            self._is_cut_off = False
+        except OSError as error:
+            logger.warning("measurements cannot be kept in %s: %s", self._file.parent, error.strerror)
+            self._file = None
+
+
+def questions_of(contrast: Contrast | None) -> tuple[str, ...]:
+    """What a vector is measured on: questions that its concept holds back, or everyday ones where it has too few."""
+    return contrast.held_out if contrast is not None and len(contrast.held_out) >= MIN_QUESTIONS else everyday_questions()
