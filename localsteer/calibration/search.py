@@ -45,9 +45,9 @@ REFUSED_MARGIN = 0.2
 # Of letters: a word in another script now and then.
 FOREIGN_MARGIN = 0.02
 # Of the distance between what a persona says and what is said without (the cost of its own answers, read without it), what may
-# lie between its own answers and steered ones beyond the budget: it asks for some things that a vector need not say. Fluent French
-# of the 1.5B ("Je suis Qwen", where the persona is Camille) costs 0.6 to 1.0, and its own French is 1.9 from its English; half
-# English, half French sentences at a weaker dose cost 1.3.
+# lie between its own answers and steered ones beyond the budget: it asks for some things that a vector need not say. Fluent
+# French of the 1.5B ("Je suis Qwen", where the persona is Camille) costs 0.6 to 1.0, and its own French is 1.9 from its English;
+# half English, half French sentences at a weaker dose cost 1.3.
 DISTANCE_SHARE = 0.35
 # How sure it must be that a dose does anything at all. The bootstrap over twenty questions is too confident: of 400 vectors that
 # do nothing, 20 passed at 95 % (10 were expected), 3 at 99 % (2).

@@ -26,9 +26,9 @@ SIGN: dict[Pole, float] = {"positive": 1.0, "negative": -1.0}
 OTHER: dict[Pole, Pole] = {"positive": "negative", "negative": "positive"}
 Limit = Literal["coherence", "repetition", "relevance", "refusals", "script", "measured"]
 """What keeps a dose from being stronger; "measured": nothing did up to the strongest that was tried."""
-# Most coherence cost unless told otherwise, nats a token (`calibration.search` adds to it where a persona says quite other things).
-# Ten answers a dose, read by a person: on SmolLM2-135M happy and sad read well at 0.2 to 0.4, formal at 0.5, and repeat themselves
-# at 0.6 and more; on Qwen2.5-Coder 1.5B happy, sad and French read well up to 0.4 beyond what their personas add.
+# Most coherence cost unless told otherwise, nats a token (`calibration.search` adds to it where a persona says other things). Ten
+# answers a dose, read by a person: on SmolLM2-135M happy and sad read well at 0.2 to 0.4, formal at 0.5, and repeat themselves at
+# 0.6 and more; on Qwen2.5-Coder 1.5B happy, sad and French read well up to 0.4 beyond what their personas add.
 DEFAULT_BUDGET = 0.4
 
 
