@@ -190,7 +190,7 @@ def _measured(
     dosing = dosed.provenance.dosing
     assert dosing is not None
     prompts = voices(model, None, 10).start["positive"]
-    edits = [None, *(Edit(dosed.at(SIGN[pole], "response").rows(model.n_layer), scale=SIGN[pole]) for pole in POLES)]
+    edits = [None, *(Edit(dosed.at(SIGN[pole], "response").rows(model.n_layer)) for pole in POLES)]
     refused = chances_of_refusal(model, refusal.openings, prompts, edits)
     record: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1), "refused unsteered": round(float(refused[0]), 3)}
     for place, pole in enumerate(POLES):

@@ -8,19 +8,23 @@ from typing import Any
 
 import click
 
+from localsteer.building.library import find_vector
 from localsteer.commands.options import ModelOptions, json_option, with_model_options
 from localsteer.commands.output import print_facts, print_json
+from localsteer.concepts.names import concepts
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama import library
 from localsteer.llama.model import Model
 from localsteer.llama.steerability import steerability
+from localsteer.steering.worth import worth
+from localsteer.vector.calibration import SIGN
 
 
 @click.command()
 @json_option
 @with_model_options
 def command(as_json: bool, model_options: ModelOptions) -> None:
-    """What this build of llama.cpp can do, and whether the model can be read and steered.
+    """What this build of llama.cpp can do, whether the model can be read and steered, and how far its vectors go.
 
     Exits with 1 where the model can be neither.
     """
@@ -57,9 +61,24 @@ def command(as_json: bool, model_options: ModelOptions) -> None:
         }
         if found.reason:
             facts["because"] = found.reason
+        facts |= _vectors(opened)
     _show(facts, as_json)
     if not (found.readable or found.native):
         raise SystemExit(1)
+
+
+def _vectors(model: Model) -> dict[str, str]:
+    """What the concepts of the library are worth on this model, as far as their vectors are there."""
+    known, missing = {}, []
+    for name, concept in concepts().items():
+        found = find_vector(concept, concept.source(), model.fingerprint.content)
+        if found is None:
+            missing.append(name)
+        for pole, said in worth(found.vector) if found is not None else ():
+            known[f"{SIGN[pole]:+.0f} {name}"] = said
+    if missing:
+        known["not built for it yet"] = f"{', '.join(missing)} (`localsteer vectors build`, or the first use)"
+    return known
 
 
 def _template(model: Model) -> str:

@@ -8,6 +8,7 @@ import click
 
 from localsteer.building.dosing import INCOHERENT
 from localsteer.commands.output import note
+from localsteer.steering.worth import worth_of
 from localsteer.vector.calibration import OTHER, POLES, SIGN
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.dosing import DosedSide
@@ -24,11 +25,12 @@ def print_dosing(vector: ControlVector) -> None:
         if not side.coherence <= INCOHERENT:
             note(f"Answers toward {names[pole]} made no sense, or were none, at every dose that was tried: take less than 1.")
         click.echo(f"{SIGN[pole]:+.0f} {names[pole]}: {'; '.join(_parts(side, names[OTHER[pole]]))}")
-        if not side.shown and side.ratio.mean == side.ratio.mean:
+        if side.most <= side.dose["response"]:
             note(
-                f"Nothing beyond chance was seen toward {names[pole]}: its own answers became no likelier than those of "
-                f"{names[OTHER[pole]]}. Can this model be asked for it? Strength 1 is as much as its text bears."
+                f"Toward {names[pole]} the model begins to refuse everyday questions at a dose of {side.most:.2f}, so it is no more."
             )
+        if not side.shown and side.ratio.mean == side.ratio.mean:
+            note(f"{worth_of(vector, SIGN[pole])} Strength 1 is as much as its text bears.")
 
 
 def _parts(side: DosedSide, other: str) -> Iterator[str]:

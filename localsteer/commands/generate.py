@@ -166,5 +166,10 @@ def _print_compared(answers: dict[str, Answer], requests: dict[str, Request], mo
         plan = requests[name].plan
         columns.append((str(plan.steering) if plan is not None else name, answer.text, answer.timing.seconds))
     print_side_by_side(columns)
+    for name in ("opposite", "steered"):
+        plan = requests[name].plan if name in answers else None
+        if plan is not None:
+            dose = f": relative dose {plan.relative_dose:.2f}" if plan.relative_dose is not None else ""
+            note(f"{plan.steering}{dose}", *(f"  {said}" for said in plan.worth))
     if answers:
         note(f"[all with seed {next(iter(answers.values())).seed}]")

@@ -37,7 +37,8 @@ from localsteer.steering.combination import combine as combined
 from localsteer.steering.combination import refuse_removal
 from localsteer.steering.dose import relative_dose
 from localsteer.steering.expression import Steering
-from localsteer.vector.calibration import MODE_NAMES
+from localsteer.steering.worth import worth
+from localsteer.vector.calibration import MODE_NAMES, SIGN
 from localsteer.vector.control_vector import ControlVector, format_layers
 from localsteer.vector.file import write_vector
 from localsteer.vector.importing import import_vector
@@ -195,6 +196,8 @@ def show(vector: str, as_json: bool, model_options: ModelOptions) -> None:
         f"calibrated on {calibration.model}: budget {calibration.budget:g} nats a token, {calibration.questions} questions, "
         f"{calibration.generated_tokens:,} tokens, seed {calibration.seed}"
     )
+    for pole, said in worth(loaded):
+        click.echo(f"{SIGN[pole]:+.0f} {said}")
     print_doses(loaded)
     for mode in calibration.modes:
         click.echo(MODE_NAMES[mode])

@@ -14,6 +14,7 @@ from localsteer.llama.residual import Edit
 from localsteer.steering.dose import DoseLimit, relative_dose
 from localsteer.steering.expression import Steering, Term
 from localsteer.steering.notes import notes
+from localsteer.steering.worth import worth_of
 from localsteer.vector.calibration import Mode
 from localsteer.vector.control_vector import ControlVector, Floats, merge_norms
 
@@ -29,6 +30,7 @@ class Plan:
             something is removed and nothing added.
         mode: what the doses are for (see `localsteer.vector.calibration.Mode`).
         notes: what the user should know, such as a vector read from another quantisation, or a dose past the calibrated range.
+        worth: what is known of how far each of its vectors goes, a sentence each.
     """
 
     steering: Steering
@@ -36,6 +38,7 @@ class Plan:
     relative_dose: float | None
     mode: Mode = "response"
     notes: tuple[str, ...] = ()
+    worth: tuple[str, ...] = ()
 
     @property
     def effect(self) -> Edit | None:
@@ -94,7 +97,8 @@ def resolve(
     edit = Edit(added, bases)
     off = limit.check(steering, edit, dose) if limit is not None else None
     told = dict.fromkeys([*fits, *([off] if off is not None else []), *notes(steering, vectors, model, mode, dose)])
-    return Plan(steering, edit, dose, mode, tuple(told))
+    known = (worth_of(vectors[term.vector], term.strength, mode) for term in steering.terms if not term.ablate)
+    return Plan(steering, edit, dose, mode, tuple(told), tuple(said for said in known if said is not None))
 
 
 def resolve_opposite(

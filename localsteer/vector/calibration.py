@@ -123,6 +123,13 @@ class Side:
         if any(later.dose < earlier.dose for earlier, later in itertools.pairwise(self.curve)):
             raise VectorError("the measurements of a curve are not in the order of their doses")
 
+    def effect_at(self, dose: float) -> float:
+        """Effect at a dose: that expected at strength 1, and from there along what was measured; 0 at 0."""
+        measured = [(point.dose, point.effect.mean) for point in self.curve if math.isfinite(point.effect.mean)]
+        doses, effects = zip((0.0, 0.0), *measured, strict=True)
+        at, one = (float(np.interp(place, doses, effects)) for place in (dose, self.dose or dose))
+        return at * self.effect / one if self.effect and one > 0 else at
+
     def cost_at(self, dose: float) -> float:
         """Coherence cost at a dose, linear between what was measured (0 at 0); beyond the last point, that of the last point.
 

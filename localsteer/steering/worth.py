@@ -1,0 +1,67 @@
+"""What a vector is worth on a model, in words: how far it goes, beside what, and what else there is to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from localsteer.vector.calibration import OTHER, POLES, SIGN, Calibration, Mode, Pole, Side, pole_of
+from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.dosing import DosedSide
+
+# Of the system prompt's effect: below the first nothing that one would notice, up to the second noticeably less, up to the third
+# as much, for all that the interval of an effect allows to say.
+_HARDLY, _LESS, _AS_FAR = 0.3, 0.75, 1.3
+
+
+def pole_name(vector: ControlVector, pole: Pole) -> str:
+    """What the concept calls it."""
+    named = vector.provenance.positive if pole == "positive" else vector.provenance.negative
+    return named or ("+" if pole == "positive" else "-")
+
+
+def worth(vector: ControlVector) -> Iterator[tuple[Pole, str]]:
+    """What strength 1 and -1 are worth, one sentence each; nothing for a vector that was neither dosed nor calibrated."""
+    for pole in POLES:
+        said = worth_of(vector, SIGN[pole])
+        if said is not None:
+            yield pole, said
+
+
+def worth_of(vector: ControlVector, strength: float, mode: Mode = "response") -> str | None:
+    """What a strength is worth: one sentence; None where nothing was measured."""
+    pole = pole_of(strength)
+    name, other = pole_name(vector, pole), pole_name(vector, OTHER[pole])
+    calibration, dosing = vector.provenance.calibration, vector.provenance.dosing
+    if calibration is not None:
+        return _calibrated(calibration, calibration.side(strength, mode), abs(strength), pole, name, other)
+    return _dosed(dosing.sides[pole], name, other) if dosing is not None else None
+
+
+def _calibrated(calibration: Calibration, side: Side, strength: float, pole: Pole, name: str, other: str) -> str:
+    prompt = f"ask for {name} in a system prompt, alone or beside the vector"
+    if side.dose is None:
+        return f"{name}: no dose does anything beyond doubt on {calibration.model}; {prompt}."
+    effect, cost = side.effect_at(strength * side.dose), side.cost_at(strength * side.dose)
+    if calibration.scale.get(pole) != "persona":
+        beside = f"the one for {other} goes the other way" if calibration.scale.get(pole) == "other persona" else "chance does"
+        return (
+            f"{name}: {effect:.1f} times as far as {beside}, for {cost:.2f} nats a token; "
+            f"{calibration.model} does not measurably follow a system prompt that asks for {name}."
+        )
+    if effect < _HARDLY:
+        return f"{name}: hardly heard ({effect:.1f} of what a system prompt does); {prompt}."
+    far = f"{effect:.1f} times as far as a system prompt that asks for it, for {cost:.2f} nats a token of coherence"
+    if effect < _LESS:
+        return f"{name}: {far}; {prompt}, if that is not enough."
+    return f"{name}: {far}." if effect > _AS_FAR else f"{name}: about as far as a system prompt that asks for it ({far})."
+
+
+def _dosed(side: DosedSide, name: str, other: str) -> str:
+    if side.ratio.mean != side.ratio.mean:
+        return f"{name}: as strong as the text bears; what it does was not measured, for nothing tells what it is about."
+    if not side.shown:
+        return (
+            f"{name}: nothing beyond chance was seen. Ask for it in a system prompt: where the model does not follow that "
+            "either, no vector of it will do."
+        )
+    return f"{name}: its own answers become {side.ratio.mean:.1f} nats a token likelier beside those of {other}."
