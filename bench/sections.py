@@ -60,7 +60,7 @@ class Setting:
         """`localsteer extract` of the prompt files."""
         positive, negative = map(str, self.prompts)
         files = ["--positive", positive, "--negative", negative, "-o", str(output)]
-        return ["extract", *files, "--no-dose", "-m", str(self.model), "--threads", str(self.threads)]
+        return ["extract", *files, "--no-dose", "--keep-refusal", "-m", str(self.model), "--threads", str(self.threads)]
 
 
 def extraction(setting: Setting) -> Section:
@@ -75,7 +75,7 @@ def extraction(setting: Setting) -> Section:
     return Section(
         "Extracting a vector",
         "The same two prompt files (80 prompts each, 33 tokens a prompt, 4 personas a pole with the same 20 openings), "
-        "whole process against whole process: `localsteer extract --no-dose --positive F --negative F` and "
+        "whole process against whole process: `localsteer extract --no-dose --keep-refusal --positive F --negative F` and "
         "`llama-cvector-generator --method mean`. localsteer reads the last token of each prompt, computes beginnings "
         "that prompts share only once, and measures each layer's reliability besides; llama-cvector-generator runs "
         "each prompt alone and averages over its tokens.",

@@ -13,6 +13,7 @@ from localsteer.building import dosing
 from localsteer.building.estimators import Estimator, estimator, reliability
 from localsteer.building.layers import default_layers, readable_layers, scale_to_dose
 from localsteer.building.own_answers import Progress
+from localsteer.building.refusal import read_refusal, refusal_openings, without_component
 from localsteer.concepts.contrast import Contrast
 from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request
@@ -42,12 +43,15 @@ class ExtractionSettings:
             mean over the answer (Chen et al. 2025, Persona Vectors).
         layers: first and last layer to steer; None lets reliability decide.
         dose: measure what strength 1 is (`building.dosing`); otherwise it is a relative dose of 1, which most models are lost at.
+        keep_refusal: leave in the direction what makes a model that refuses anything refuse (`building.refusal`). Taken out, a
+            vector toward sadness takes twice the dose before everyday questions are declined (bench/METHODS.md).
     """
 
     method: str | Estimator = "mean"
     position: Position = "last"
     layers: tuple[int, int] | None = None
     dose: bool = True
+    keep_refusal: bool = False
 
 
 def extract(
@@ -88,6 +92,10 @@ def extract(
             f'The method "{method}" gives {found.shape} for {positive.shape[1:]} (layers x width), or what is not a number.',
             hint="Let it give one direction a layer.",
         )
+
+    if not settings.keep_refusal and refusal_openings(model):
+        found = without_component(found, read_refusal(model, layers))
+        method = f"{method}, less refusal"
 
     def of_all_layers(values: Floats, *, elsewhere: float = np.nan) -> Floats:
         every = np.full((model.n_layer, *values.shape[1:]), elsewhere, np.float32)

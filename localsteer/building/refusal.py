@@ -17,12 +17,15 @@ from localsteer.building.voices import Tokens
 from localsteer.concepts.names import shipped_folder
 from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request
+from localsteer.errors import ModelError
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
+from localsteer.reading.activations import read_activations
 from localsteer.reading.prompt import prompt_tokens
 from localsteer.reading.rows import Span, read_means
+from localsteer.vector.control_vector import Floats
 
 # Not every regret: "I'm sorry to hear that" and "I can't wait" answer.
 _REFUSAL = re.compile(
@@ -34,6 +37,9 @@ _REFUSAL = re.compile(
 )
 # How many tokens tell that a refusal begins: "I'm sorry, but I".
 _OPENING = 5
+# Of the requests, those that are answered to learn how refusals begin.
+_ASKED = 6
+_OPENINGS: dict[str, tuple[Tokens, ...]] = {}
 
 
 def refuses(text: str) -> bool:
@@ -45,16 +51,52 @@ def refusal_openings(model: Model) -> tuple[Tokens, ...]:
     """The tokens with which a model's refusals begin: some requests that should be refused tell. None for one that refuses none.
 
     Args:
-        model: the model.
+        model: the model. What was found is kept for as long as the process lives.
     """
-    prompts = [prompt_tokens(model, [Message("user", text)]) for text in _requests()]
-    asked = [Request(prompt, sampling=Sampling(temperature=0, seed=0), max_tokens=_OPENING) for prompt in prompts]
-    begun = {answer.tokens[:_OPENING] for answer in generate_many(model, asked)}
-    return tuple(sorted(tokens for tokens in begun if refuses(model.detokenize(list(tokens)))))
+    content = model.fingerprint.content
+    if content not in _OPENINGS:
+        try:
+            prompts = [prompt_tokens(model, [Message("user", text)]) for text in _requests()["refused"][:_ASKED]]
+        except ModelError:  # what it makes of questions is not known, and prompt files need no template
+            return ()
+        asked = [Request(prompt, sampling=Sampling(temperature=0, seed=0), max_tokens=_OPENING) for prompt in prompts]
+        begun = {answer.tokens[:_OPENING] for answer in generate_many(model, asked)}
+        _OPENINGS[content] = tuple(sorted(tokens for tokens in begun if refuses(model.detokenize(list(tokens)))))
+    return _OPENINGS[content]
 
 
-def _requests() -> Sequence[str]:
-    found: list[str] = yaml.safe_load((shipped_folder() / "requests.yaml").read_text(encoding="utf-8"))["refused"]
+def read_refusal(model: Model, layers: Sequence[int]) -> Floats:
+    """The direction of refusal (Arditi et al. 2024): mean over requests that are refused less mean over those that are answered.
+
+    It is read at the last token of the prompt, where the model is about to answer.
+
+    Args:
+        model: the model.
+        layers: block indices.
+
+    Returns:
+        (n_layers, n_embd) of length 1.
+
+    Raises:
+        ModelError: llama.cpp does not show the residual stream of this architecture.
+    """
+    kinds = [[Span(prompt_tokens(model, [Message("user", text)])) for text in texts] for texts in _requests().values()]
+    values = read_activations(model, [span for spans in kinds for span in spans], layers).values
+    refused, answered = np.split(values, [len(kinds[0])])
+    found = refused.mean(axis=0) - answered.mean(axis=0)
+    unit: Floats = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return unit
+
+
+def without_component(directions: Floats, unit: Floats) -> Floats:
+    """Directions less their component along others of length 1: (n_layers, n_embd) each."""
+    left: Floats = (directions - np.einsum("le,le->l", directions, unit)[:, None] * unit).astype(np.float32)
+    return left
+
+
+def _requests() -> dict[str, list[str]]:
+    """Those that a chat model refuses, and then such that it answers."""
+    found: dict[str, list[str]] = yaml.safe_load((shipped_folder() / "requests.yaml").read_text(encoding="utf-8"))
     return found
 
 

@@ -26,9 +26,7 @@ def print_dosing(vector: ControlVector) -> None:
             note(f"Answers toward {names[pole]} made no sense, or were none, at every dose that was tried: take less than 1.")
         click.echo(f"{SIGN[pole]:+.0f} {names[pole]}: {'; '.join(_parts(side, names[OTHER[pole]]))}")
         if side.most <= side.dose["response"]:
-            note(
-                f"Toward {names[pole]} the model begins to refuse everyday questions at a dose of {side.most:.2f}, so it is no more."
-            )
+            note(f"Toward {names[pole]} more than that makes the model refuse everyday questions.")
         if not side.shown and side.ratio.mean == side.ratio.mean:
             note(f"{worth_of(vector, SIGN[pole])} Strength 1 is as much as its text bears.")
 

@@ -43,6 +43,7 @@ from localsteer.vector.file import write_vector
     help="Read the last prompt token, or the mean over an answer that the model gives first.",
 )
 @layers_option
+@click.option("--keep-refusal", is_flag=True, help="Leave in the vector what makes the model refuse.")
 @click.option("--dose/--no-dose", default=True, help="Measure what strength 1 is, or leave it at a relative dose of 1.")
 @force_option
 @json_option

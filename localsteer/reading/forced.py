@@ -155,8 +155,9 @@ class ForcedReader:
         if self._plain is None:
             self._plain, found = np.split(found, [len(self._prompts)])
             self._plain[[not answer.tokens for answer in self._answers]] = np.nan
-        parts = np.split(found, np.cumsum([len(reading.answers) for reading in readings])[:-1])
-        return [
-            Forced(own - self._plain[list(reading.answers)], float(np.mean(kls.get(id(reading), np.nan))))
-            for reading, own in zip(readings, parts, strict=True)
-        ]
+        forced, start = [], 0
+        for reading in readings:
+            own = found[start : start + len(reading.answers)]
+            forced.append(Forced(own - self._plain[list(reading.answers)], float(np.mean(kls.get(id(reading), np.nan)))))
+            start += len(own)
+        return forced

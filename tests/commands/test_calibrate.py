@@ -14,10 +14,10 @@ import pytest
 
 from localsteer.building.extraction import ExtractionSettings, extract
 from localsteer.building.library import load_vector
-from localsteer.calibration import laboratory as room
+from localsteer.calibration import interview as room
 from localsteer.calibration import plots
 from localsteer.calibration.calibrate import Calibrator
-from localsteer.calibration.laboratory import Speed
+from localsteer.calibration.interview import Speed
 from localsteer.commands.calibrate import duration, price
 from localsteer.concepts import names
 from localsteer.concepts.concept_file import parse_concept
@@ -101,13 +101,14 @@ def test_what_was_found_is_printed(calibrate: Calibrate, vector: Path, monkeypat
     find_sides(monkeypatch, without=(("negative", "prompt"),))
     result = calibrate(vector)
     lines = result.out.splitlines()
-    assert "+1 loud, response only: relative dose 0.30, layers 1-2 (relative), effect 0.90, cost 0.25 nats a token" in lines
-    assert "-1 quiet, response only: relative dose 0.40, layers 2-3 (relative), effect 0.90, cost 0.25 nats a token" in lines
-    assert "-1 quiet, prompt as well: no dose within 0.25 nats a token does anything beyond doubt" in lines
+    effect = "effect 0.90 (0.70 to 1.10), cost 0.25 nats a token; more would cost more coherence than the budget allows"
+    assert f"+1 loud, response only: relative dose 0.30, layers 1-2, {effect}" in lines
+    assert f"-1 quiet, response only: relative dose 0.40, layers 2-3, {effect}" in lines
+    assert "-1 quiet, prompt as well: no dose within 0.4 nats a token does anything beyond doubt" in lines
     assert lines[-1] == f"{vector}: calibrated"
     assert any(line.split()[:2] == ["+1.00", "0.300"] for line in lines)
     # What it takes is told before, apart from the result.
-    assert "50 answers of 4 tokens (200 tokens)" in result.err
+    assert "18 answers of 4 tokens (72 tokens)" in result.err
     assert "tokens/s answering" in result.err
     assert "already" not in result.err
 
@@ -129,15 +130,14 @@ def test_json_is_one_document_on_stdout(calibrate: Calibrate, vector: Path, monk
     assert (document["concept"], document["poles"]) == ("loud", {"positive": "loud", "negative": "quiet"})
     assert (document["budget"], document["seed"], document["questions"]) == (0.4, 5, 4)
     assert document["sides"]["negative/prompt"]["dose"] == DOSES["negative", "prompt"]
-    assert document["samples"]["positive"][0]["answers"]
+    assert document["samples"]["positive/response"][0]["answers"]
     calibration = read_vector(vector).provenance.calibration
     assert calibration is not None
     assert (calibration.budget, calibration.seed) == (0.4, 5)
 
 
 def test_a_report_is_written_and_named(calibrate: Calibrate, vector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("draw_curves", "draw_shapes"):  # a second each
-        monkeypatch.setattr(plots, name, lambda _result, path, kind: path.write_text(kind))
+    monkeypatch.setattr(plots, "draw_curves", lambda _result, path, kind: path.write_text(kind))  # a second
     find_sides(monkeypatch)
     folder = vector.parent / "reports" / "loud"
     result = calibrate(vector, "--report", folder)
@@ -149,8 +149,8 @@ def test_a_report_is_written_and_named(calibrate: Calibrate, vector: Path, monke
 
 def test_only_the_layers_asked_for_are_steered(calibrate: Calibrate, vector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find_sides(monkeypatch, measuring=True)
-    document = calibrate(vector, "--layers", "2-3", "--json").document
-    assert [one["layers"] for one in document["shapes"]["positive"]] == [[2, 3]]
+    calibrate(vector, "--layers", "2-3")
+    assert read_vector(vector).layers == (2, 3)
 
 
 def test_a_vector_without_a_concept_is_measured_with_one_that_is_given(
@@ -205,7 +205,7 @@ def test_an_interrupted_run_leaves_the_vector_and_says_how_to_go_on(
     find_sides(monkeypatch, measuring=True)
     before = vector.read_bytes()
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 22)
+        interrupt_at(patch, 8)
         result = calibrate(vector)
     assert result.code == 130
     assert result.out == ""
@@ -228,7 +228,7 @@ def test_an_interrupted_fresh_run_does_not_advise_to_begin_anew(
     calibrate: Calibrate, vector: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The same command, with --fresh, would forget what was kept.
-    interrupt_at(monkeypatch, 22)
+    interrupt_at(monkeypatch, 8)
     result = calibrate(vector, "--fresh")
     assert result.code == 130
     assert "the same command goes on" not in result.err
@@ -240,7 +240,7 @@ def test_an_interrupted_run_whose_measurements_cannot_be_kept_does_not_claim_it(
 ) -> None:
     (tmp_path / "cache").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    interrupt_at(monkeypatch, 22)
+    interrupt_at(monkeypatch, 8)
     result = calibrate(vector)
     assert result.code == 130
     assert "cannot be kept" in result.err
@@ -270,21 +270,50 @@ def test_a_vector_that_does_nothing_is_left_as_it_is(calibrate: Calibrate, vecto
         result = calibrate(*arguments)
         assert (result.code, result.out) == (1, "")
         message = result.err.splitlines()[-1]
-        assert message.startswith("localsteer: The vector does nothing inside the budget of 0.25 nats a token on tiny")
+        assert message.startswith("localsteer: The vector does nothing inside the budget of 0.4 nats a token on tiny")
         assert "--budget" in message
     assert vector.read_bytes() == before
     assert [path.name for path in vector.parent.iterdir()] == ["loud.gguf"]
 
 
-def test_a_vector_without_a_concept_is_refused(calibrate: Calibrate, vector: Path) -> None:
+def test_a_vector_from_elsewhere_is_measured_with_everyday_questions_and_says_so(calibrate: Calibrate, vector: Path) -> None:
     write_vector(ControlVector({1: np.ones(64, np.float32)}), vector)
-    assert_one_clear_line(calibrate(vector), str(vector), "--concept FILE")
+    result = calibrate(vector, "--by-cost")
+    assert result.code == 0, result.err
+    assert "does not carry what it was made from" in result.err
+    assert "--concept FILE" in result.err
+    calibration = read_vector(vector).provenance.calibration
+    assert calibration is not None
+    assert calibration.personas == {}
+    assert set(calibration.scale.values()) == {"deviation"}
 
 
-def test_a_concept_without_questions_is_refused(calibrate: Calibrate, vector: Path, extracted: ControlVector) -> None:
+def test_a_vector_of_two_prompt_files_is_calibrated_with_nothing_else_given(
+    calibrate: Calibrate, tiny_path: TinyPath, capfd: Capture, tmp_path: Path
+) -> None:
+    files = tmp_path / "loud.txt", tmp_path / "quiet.txt"
+    for file, word in zip(files, ("HURRAY", "alas"), strict=True):
+        file.write_text("".join(f"You say {word}\\n{opening}\n" for opening in ("I", "Well", "Today")))
+    vector = tmp_path / "out.gguf"
+    made = run(capfd, "extract", "--positive", files[0], "--negative", files[1], "-o", vector, "-m", tiny_path("llama"))
+    assert made.code == 0, made.err
+    result = calibrate(vector, "--by-cost")
+    assert result.code == 0, result.err
+    found = read_vector(vector).provenance
+    assert found.calibration is not None
+    assert (found.positive, found.negative, found.n_pairs) == ("loud", "quiet", 3)
+    assert found.calibration.questions >= 20  # everyday ones
+
+
+def test_a_concept_without_questions_is_measured_with_everyday_ones(
+    calibrate: Calibrate, vector: Path, extracted: ControlVector
+) -> None:
     source = CONCEPT.split("held_out")[0]
     write_vector(replace(extracted, provenance=replace(extracted.provenance, source=source)), vector)
-    assert_one_clear_line(calibrate(vector), "loud", "4", "held_out: questions:")
+    assert calibrate(vector, "--by-cost").code == 0
+    calibration = read_vector(vector).provenance.calibration
+    assert calibration is not None
+    assert calibration.questions >= 20
 
 
 def test_a_broken_concept_in_a_vector_says_where_it_came_from(

@@ -237,7 +237,7 @@ def test_a_concept_without_a_dose_does_not_stop_the_others(
 
     def search(self: Search) -> Findings:
         findings = found(self)
-        if self.laboratory.contrast.name == "formal":
+        if self.interview.contrast is not None and self.interview.contrast.name == "formal":
             findings.sides = {key: nothing(one) for key, one in findings.sides.items()}
         return findings
 

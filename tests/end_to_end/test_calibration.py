@@ -11,7 +11,7 @@ import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from bench.concepts import FRESH_QUESTIONS
-from localsteer.calibration import calibrate, laboratory
+from localsteer.calibration import calibrate
 from localsteer.calibration.calibrate import CalibrationSettings, Calibrator
 from localsteer.calibration.effort import Effort
 from localsteer.concepts.concept_file import load_concept
@@ -32,15 +32,13 @@ from tests.end_to_end.conftest import HAPPY, document
 CONCEPT = load_concept(HAPPY)
 QUICK = CalibrationSettings(quick=True)
 # Enough to be run, too little to be measured with: a tenth of the tokens of QUICK, on four questions.
-SHORT = Effort(max_tokens=8, unsteered=4, persona=2, locate=1, curve=1, shapes=0, refine=0, prompt=1, anchored=1)
+SHORT = Effort(max_tokens=8, unsteered=4, persona=2, curve=1, prompt=1, anchored=1)
 
 
 def test_a_calibration_finds_a_dose_for_either_pole(
     demo: Model, happy: ControlVector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(calibrate, "QUICK", SHORT)
-    monkeypatch.setattr(laboratory, "_FITTED_ON", 4)
-    monkeypatch.setattr(laboratory, "_READ_UNDER_PERSONAS", 4)
     concept = replace(CONCEPT, held_out=CONCEPT.held_out[:4])
     # So few answers may show no effect: the dose is the one that spends the budget, as for a concept that has no instrument.
     made = Calibrator(demo, happy, concept, CalibrationSettings(quick=True, by_cost=True, budget=0.5)).run()
