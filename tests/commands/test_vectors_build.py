@@ -242,17 +242,14 @@ def test_a_concept_without_a_dose_does_not_stop_the_others(
         return findings
 
     monkeypatch.setattr(Search, "run", search)
-    file = shipped / "calm" / "concept.yaml"
-    file.write_text(file.read_text().split("held_out")[0])
     result = build("--calibrate", "--json")
     assert result.code == 1
     calm, formal, happy = result.document["vectors"]
-    assert [one["calibrated"] for one in (calm, formal, happy)] == [False, False, True]
+    assert [one["calibrated"] for one in (calm, formal, happy)] == [True, False, True]
     assert [one["state"] for one in (calm, formal, happy)] == ["built"] * 3
-    assert "no held-out questions" in calm["error"]
     assert "does nothing inside the budget" in formal["error"]
     assert any(line.startswith("formal: The vector does nothing") for line in result.err.splitlines())
-    assert_one_clear_line_at_end(result, "2 of 3 concepts", "calm, formal")
+    assert_one_clear_line_at_end(result, "1 of 3 concepts", "formal")
     assert library.load_vector("formal", tiny).provenance.calibration is None
 
 

@@ -10,7 +10,7 @@ import pytest
 from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.calibration import MODES, POLES, Calibration, Interval, Side
-from tests.calibration.made import calibration, nothing, point
+from tests.calibration.made import calibration, hidden_norms, nothing, point, side
 
 MODEL = Fingerprint("Tiny Großmodell", "llama", 6, 4, "vocabulary", "content")
 MADE = calibration(MODEL)
@@ -163,4 +163,23 @@ def test_the_cost_is_linear_between_what_was_measured(dose: float, cost: float) 
 
 
 def test_where_nothing_was_measured_no_cost_is_known() -> None:
-    assert Side((1,), "relative", (), None, None, None, ()).cost_at(0.3) == 0.0
+    nothing = Side((1,), (), None, None, None, ())
+    assert (nothing.cost_at(0.3), nothing.effect_at(0.3)) == (0.0, 0.0)
+
+
+def test_the_effect_at_a_dose_follows_what_was_measured_through_that_of_strength_one() -> None:
+    found = side("positive", 0.3, hidden_norms(MODEL))
+    # Measured: 0.5 at 0.15, 0.9 at 0.3, 1.2 at 0.6; 0.45 are expected at strength 1.
+    half = replace(found, effect=0.45)
+    assert [half.effect_at(dose) for dose in (0.0, 0.15, 0.3, 0.6)] == pytest.approx([0.0, 0.25, 0.45, 0.6])
+
+
+def test_a_file_that_names_a_profile_is_read() -> None:
+    document = calibration(MODEL).document()
+    for one in document["sides"].values():
+        one |= {"profile": "relative"}
+        for key in ("limit", "between"):
+            del one[key]
+    read = Calibration.from_json(json.dumps(document))
+    assert read.sides["positive", "response"].dose == 0.3
+    assert read.sides["positive", "response"].between is None

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from localsteer.steering.worth import worth, worth_of
+from localsteer.vector.calibration import Interval, Pole
+from localsteer.vector.control_vector import ControlVector
+from tests.calibration.made import calibrated
+from tests.steering.made import MODEL, calibrated_plan, plan, vector
+from tests.vector.made_dosing import dosing
+
+
+def with_effect(effect: float, scale: str = "persona") -> ControlVector:
+    """A calibrated vector whose strength 1 goes this far, in units of this."""
+    made = calibrated(MODEL)
+    calibration = made.provenance.calibration
+    assert calibration is not None
+    sides = dict(calibration.sides)
+    sides["positive", "response"] = replace(sides["positive", "response"], effect=effect)
+    found = replace(calibration, sides=sides, scale={"positive": scale, "negative": scale})
+    return replace(made, provenance=replace(made.provenance, calibration=found))
+
+
+@pytest.mark.parametrize(
+    ("effect", "said"),
+    [
+        (0.1, "loud: hardly heard (0.1 of what a system prompt does); ask for loud in a system prompt"),
+        (0.5, "loud: 0.5 times as far as a system prompt that asks for it"),
+        (1.0, "loud: about as far as a system prompt that asks for it (1.0 times"),
+        (2.0, "loud: 2.0 times as far as a system prompt that asks for it, for 0.25 nats a token of coherence."),
+    ],
+)
+def test_a_calibrated_vector_is_compared_with_the_system_prompt(effect: float, said: str) -> None:
+    told = worth_of(with_effect(effect), 1.0)
+    assert told is not None
+    assert told.startswith(said)
+
+
+def test_half_the_strength_goes_as_far_as_half_the_dose_was_measured_to() -> None:
+    # Measured: 0.5 at half the dose, 0.9 at it.
+    told = worth_of(with_effect(0.9), 0.5)
+    assert told is not None
+    assert "0.5 times as far" in told
+
+
+@pytest.mark.parametrize(
+    ("scale", "beside"), [("other persona", "the one for quiet goes the other way"), ("deviation", "chance does")]
+)
+def test_a_model_that_does_not_follow_the_persona_is_named(scale: str, beside: str) -> None:
+    told = worth_of(with_effect(1.5, scale), 1.0)
+    assert told is not None
+    assert f"1.5 times as far as {beside}" in told
+    assert f"{MODEL.name} does not measurably follow a system prompt that asks for loud" in told
+
+
+def test_a_pole_without_a_dose_says_what_to_do_instead() -> None:
+    told = worth_of(calibrated(MODEL, without=(("negative", "response"),)), -1.0)
+    assert told is not None
+    assert told.startswith("quiet: no dose does anything beyond doubt")
+    assert "system prompt" in told
+
+
+def test_a_dosed_vector_says_whether_anything_was_seen() -> None:
+    made = vector(1)
+    seen, unseen = (replace(made, provenance=replace(made.provenance, dosing=dosing(shown=one))) for one in (True, False))
+    assert str(worth_of(seen, 1.0)).endswith(f"become 0.5 nats a token likelier beside those of {_other(seen)}.")
+    assert "nothing beyond chance" in str(worth_of(unseen, 1.0))
+    found = dosing()
+    sides = {pole: replace(side, ratio=Interval(*3 * (float("nan"),)), shown=False) for pole, side in found.sides.items()}
+    unknown = replace(made, provenance=replace(made.provenance, dosing=replace(found, sides=sides)))
+    assert "nothing tells what it is about" in str(worth_of(unknown, 1.0))
+
+
+def _other(made: ControlVector) -> str:
+    return made.provenance.negative or "-"
+
+
+def test_nothing_is_said_of_a_vector_that_was_not_measured() -> None:
+    assert list(worth(vector(1))) == []
+    assert plan("happy").worth == ()
+
+
+def test_a_plan_tells_it_for_each_of_its_vectors_but_for_what_is_removed() -> None:
+    (told,) = calibrated_plan("loud").worth
+    assert told.startswith("loud: ")
+    assert calibrated_plan("!loud").worth == ()
+    poles: list[Pole] = [pole for pole, _ in worth(calibrated(MODEL))]
+    assert poles == ["positive", "negative"]
