@@ -9,6 +9,7 @@ smooth, and a few doses find it. Some answers sampled there confirm that the tex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -194,7 +195,7 @@ class _Sides:
                 kl=at_dose.kl,
                 coherence=coherence[pole],
                 shown=ratio.low > 0 and min(len(at_dose.own), len(at_dose.other)) >= _ENOUGH,
-                most=most[pole] if np.isfinite(most[pole]) else float("nan"),
+                most=most[pole] if np.isfinite(most[pole]) else math.nan,
             )
         return sides
 

@@ -27,11 +27,12 @@ from localsteer.reading.prompt import prompt_tokens
 from localsteer.reading.rows import Span, read_means
 from localsteer.vector.control_vector import Floats
 
-# Not every regret: "I'm sorry to hear that" and "I can't wait" answer.
+# Not every regret: "I'm sorry to hear that", "I can't wait" and "I can't help but smile" answer.
 _REFUSAL = re.compile(
     r"\b(?:(?:sorry|apologi[sz]e),? but\b|"
     r"(?:can['’]?t|cannot|can not|won['’]?t|unable to|not able to) (?:\w+ly )?"
-    r"(?:assist|help|provide|answer|respond|fulfil|comply|discuss|engage|share|give|offer|create|write|tell|support|do that)|"
+    r"(?:assist|help(?! but| it)|provide|answer|respond|fulfil|comply|discuss|engage|create|write|support|do that|"
+    r"tell you(?! how))|"
     r"inappropriate)",
     re.IGNORECASE,
 )

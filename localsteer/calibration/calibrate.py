@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from localsteer.calibration.search import Search
 from localsteer.concepts.contrast import Contrast
 from localsteer.errors import CalibrationError
 from localsteer.llama.model import Model
-from localsteer.vector.calibration import DEFAULT_BUDGET, POLES, Calibration
+from localsteer.vector.calibration import DEFAULT_BUDGET, POLES, Calibration, Pole
 from localsteer.vector.control_vector import ControlVector, Floats, format_layers
 from localsteer.vector.dosing import Dosing
 
@@ -140,6 +140,7 @@ class Calibrator:
         return Interview(
             self.model,
             unit,
+            self._identity,
             self.contrast,
             {pole: dosing.sides[pole].dose["response"] for pole in POLES},
             seed=self.settings.seed,
@@ -148,6 +149,13 @@ class Calibrator:
             fresh=self._fresh,
             on_progress=tell,
         )
+
+    @property
+    def _identity(self) -> bytes:
+        """What names the measurements: the estimate, which a calibration leaves as it is to the last bit, and the dosing."""
+        own = self.dosed.provenance
+        rows = own.estimate if own.estimate is not None else self.dosed.rows(self.model.n_layer)
+        return rows.tobytes() + repr(self.dosed.layers).encode() + self._dosing.to_json().encode()
 
     @property
     def _dosing(self) -> Dosing:
@@ -244,7 +252,7 @@ class Calibrator:
             if findings.scale == dict(earlier.scale):
                 tokens = earlier.generated_tokens + self._interview.generated_tokens
                 calibration = replace(earlier, sides=findings.sides, generated_tokens=tokens)
-                return Calibrated(self._rescaled(calibration), findings)
+                return Calibrated(self._rescaled(calibration, findings.allowed), findings)
             logger.warning("What an effect of 1 is has changed since the vector was calibrated: all of it is measured anew.")
         findings = search.run()
         calibration = Calibration(
@@ -259,7 +267,7 @@ class Calibrator:
             scale=findings.scale,
             sides=findings.sides,
         )
-        return Calibrated(self._rescaled(calibration), findings)
+        return Calibrated(self._rescaled(calibration, findings.allowed), findings)
 
     def _unit_norms(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """The steered layers, and the length of what a relative dose of 1 adds at each."""
@@ -267,11 +275,11 @@ class Calibrator:
         layers = tuple(int(layer) for layer in np.flatnonzero(rows.any(axis=1)))
         return layers, tuple(float(np.linalg.norm(rows[layer])) for layer in layers)
 
-    def _rescaled(self, calibration: Calibration) -> ControlVector:
+    def _rescaled(self, calibration: Calibration, allowed: Mapping[Pole, float]) -> ControlVector:
         sides = calibration.sides
         main = next((pole for pole in POLES if sides[pole, "response"].dose is not None), None)
         if main is None:
-            raise self._nothing(calibration)
+            raise self._nothing(calibration, allowed)
         dose = sides[main, "response"].dose
         assert dose is not None
         factor = np.float32(dose / self._length)
@@ -289,12 +297,13 @@ class Calibrator:
         estimate = own.estimate if own.estimate is not None else self.dosed.rows(self.model.n_layer)
         return ControlVector(directions, replace(own, estimate=estimate, calibration=calibration))
 
-    def _nothing(self, calibration: Calibration) -> CalibrationError:
+    def _nothing(self, calibration: Calibration, allowed: Mapping[Pole, float]) -> CalibrationError:
         """Why there is no dose: everything costs too much, or nothing that is cheap enough does anything."""
-        budget, points = calibration.budget, [point for side in calibration.sides.values() for point in side.curve]
-        inside = [point for point in points if point.cost.mean <= budget]
+        budget, sides = calibration.budget, calibration.sides
+        points = [(point, allowed[pole]) for (pole, _), side in sides.items() for point in side.curve]
+        inside = [point for point, limit in points if point.cost.mean <= limit]
         if points and not inside:
-            least = min(points, key=lambda point: point.cost.mean)
+            least = min((point for point, _ in points), key=lambda point: point.cost.mean)
             return CalibrationError(
                 f"No dose of the vector meets the budget of {budget:g} nats a token on {calibration.model}: "
                 f"the least cost measured is {least.cost.mean:.2f}, at a relative dose of {least.dose:.3f}.",

@@ -64,9 +64,9 @@ class Sample:
             cost=interval(self.costs),
             distinct=float(self.distinct.mean()),
             ended=float(self.ended.mean()),
-            voiced=_mean(self.voiced),
-            plain=_mean(self.plain),
-            relevance=_mean(self.relevance),
+            voiced=mean(self.voiced),
+            plain=mean(self.plain),
+            relevance=mean(self.relevance),
             refused=float(self.refused.mean()),
             foreign=float(self.foreign.mean()),
         )
@@ -109,7 +109,8 @@ class Sample:
         return Sample(*(getattr(self, field.name)[picked] for field in fields(self)))
 
 
-def _mean(values: Values) -> float:
+def mean(values: Values) -> float:
+    """Of those that are known; NaN without any."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else float("nan")
 
@@ -130,6 +131,7 @@ class Findings:
         unsteered: the unsteered answers.
         personas: the answers under each persona, on the pole's own scale; empty for a concept without personas.
         scale: what an effect of 1 is, for each pole (see `Calibration`).
+        allowed: by pole, the most coherence cost of a dose.
         sides: by pole and mode.
         samples: by pole and mode, some doses with three answers at each.
     """
@@ -137,5 +139,6 @@ class Findings:
     unsteered: Point
     personas: Mapping[Pole, Point]
     scale: Mapping[Pole, str]
+    allowed: Mapping[Pole, float]
     sides: dict[tuple[Pole, Mode], Side] = field(default_factory=dict)
     samples: dict[tuple[Pole, Mode], list[Quoted]] = field(default_factory=dict)

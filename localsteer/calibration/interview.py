@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -13,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from localsteer.building.refusal import refuses
-from localsteer.calibration.script import foreign_share
 from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.descriptions import everyday_questions
 from localsteer.engine.generate import MAX_PARALLEL, generate_many
@@ -81,7 +81,6 @@ class Outcome:
         negative: in that of the negative one.
         distinct: share of distinct 3-grams of tokens; 1 for an answer too short to repeat one, 0 for none at all.
         refused: whether it says that it will not answer.
-        foreign: share of its letters that are of another script than its question and the personas.
     """
 
     text: str
@@ -93,7 +92,6 @@ class Outcome:
     negative: float
     distinct: float
     refused: bool
-    foreign: float
 
     @property
     def ratio(self) -> float:
@@ -128,6 +126,7 @@ class Interview:
     Attributes:
         model: the model.
         unit: (n_layer, n_embd) what a relative dose of 1 adds.
+        identity: what tells that vector from others, whatever strength 1 of it is, and however that is rounded.
         contrast: questions, personas or pairs; None for a vector from elsewhere.
         apart: for each pole the dose at which a vector from elsewhere is its voice.
         seed: of all sampling.
@@ -139,6 +138,7 @@ class Interview:
 
     model: Model
     unit: Floats
+    identity: bytes
     contrast: Contrast | None
     apart: dict[Pole, float]
     _: KW_ONLY
@@ -155,7 +155,8 @@ class Interview:
         self._is_cut_off = False
         self._file = self.folder / f"{self._key}.jsonl" if self.folder is not None else None
         if self.fresh and self._file is not None:
-            self._file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where it cannot be removed, nothing can be kept either, and that is told then
+                self._file.unlink(missing_ok=True)
         self._load()
 
     @property
@@ -260,10 +261,9 @@ class Interview:
             heard += [Heard(prompt, said, edit) for prompt, edit in (self._voice(trial.number, pole) for pole in POLES)]
         found = cross_entropies(self.model, heard).reshape(len(trials), -1)
         outcomes = []
-        for trial, answer, row in zip(trials, answers, found, strict=True):
+        for answer, row in zip(answers, found, strict=True):
             grams = list(zip(answer.tokens, answer.tokens[1:], answer.tokens[2:], strict=False))
             distinct = len(set(grams)) / len(grams) if grams else float(bool(answer.tokens))
-            known = self.questions[self.question_of(trial)] + self._spoken()
             outcomes.append(
                 Outcome(
                     answer.text,
@@ -275,15 +275,9 @@ class Interview:
                     negative=float(row[3]),
                     distinct=distinct,
                     refused=refuses(answer.text),
-                    foreign=foreign_share(answer.text, known),
                 )
             )
         return outcomes
-
-    def _spoken(self) -> str:
-        """Text in the scripts that an answer may be in."""
-        contrast = self.contrast
-        return "" if contrast is None else "".join(text for pair in contrast.personas for text in pair)
 
     @property
     def _key(self) -> str:
@@ -292,12 +286,10 @@ class Interview:
         parts = [_VERSION, self.model.fingerprint.content, self.seed, self.max_tokens, MAX_PARALLEL, self.questions, self.apart]
         if contrast is not None:
             parts.append(contrast.personas or contrast.sha256(self.model))
-        digest = hashlib.sha256(json.dumps(parts).encode())
-        digest.update(np.ascontiguousarray(self.unit).tobytes())
-        return digest.hexdigest()[:24]
+        return hashlib.sha256(json.dumps(parts).encode() + self.identity).hexdigest()[:24]
 
     def _load(self) -> None:
-        if self._file is None or not self._file.exists():
+        if self._file is None or not self._file.is_file():
             return
         text = self._file.read_text(encoding="utf-8", errors="replace")
         self._is_cut_off = bool(text) and not text.endswith("\n")

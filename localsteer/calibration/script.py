@@ -5,11 +5,21 @@ from __future__ import annotations
 import unicodedata
 from functools import lru_cache
 
+# By the first words of their letters' names in Unicode. What is of none of them (an ordinal, a micro sign) may stand anywhere.
+_SCRIPTS = frozenset(
+    (
+        *("ARABIC", "ARMENIAN", "BENGALI", "CJK", "CYRILLIC", "DEVANAGARI", "ETHIOPIC", "GEORGIAN", "GREEK", "GUJARATI"),
+        *("GURMUKHI", "HANGUL", "HEBREW", "HIRAGANA", "KANNADA", "KATAKANA", "KHMER", "LAO", "MALAYALAM", "MYANMAR", "ORIYA"),
+        *("SINHALA", "TAMIL", "TELUGU", "THAI", "TIBETAN"),
+    )
+)
+
 
 @lru_cache(maxsize=4096)
 def script_of(letter: str) -> str:
-    """The first word of its name in Unicode: LATIN, CYRILLIC, CJK, ARABIC."""
-    return unicodedata.name(letter, "UNKNOWN").split()[0]
+    """CYRILLIC, CJK, ARABIC ...; LATIN for what is of no other script."""
+    first = unicodedata.name(letter, "").partition(" ")[0]
+    return first if first in _SCRIPTS else "LATIN"
 
 
 def foreign_share(text: str, known: str) -> float:

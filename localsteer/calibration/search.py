@@ -18,7 +18,7 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 
 from localsteer.calibration.effort import ANCHORED, FACTORS, Effort
-from localsteer.calibration.findings import Findings, Quoted, Sample
+from localsteer.calibration.findings import Findings, Quoted, Sample, mean
 from localsteer.calibration.fits import (
     COST_EXPONENTS,
     EFFECT_EXPONENTS,
@@ -30,6 +30,7 @@ from localsteer.calibration.fits import (
     slope_interval,
 )
 from localsteer.calibration.interview import Interview, Trial
+from localsteer.calibration.script import foreign_share
 from localsteer.vector.calibration import OTHER, POLES, SIGN, Interval, Limit, Mode, Point, Pole, Side
 
 # How far the share of distinct 3-grams may fall below that of the unsteered answers: what repeats itself is easy to predict, so
@@ -52,6 +53,8 @@ DISTANCE_SHARE = 0.35
 # How sure it must be that a dose does anything at all. The bootstrap over twenty questions is too confident: of 400 vectors that
 # do nothing, 20 passed at 95 % (10 were expected), 3 at 99 % (2).
 _BEYOND_DOUBT = 0.99
+# Standard errors of a normal distribution.
+_NINETY_FIVE, _NINETY_NINE = 1.96, 2.576
 # Where a question has few answers to compare with, their mean counts as if the mean of all questions had been one more.
 _PRIOR = 1.0
 
@@ -88,11 +91,16 @@ class Search:
     norms: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._trials: dict[tuple[Pole, Mode], list[Trial]] = {}
         self._unit: dict[Pole, float] = dict.fromkeys(POLES, 1.0)
         self._plain: Mapping[int, float] = {}
         self._ratio: Mapping[int, float] = {}
+        self._ratio_error = 0.0
         self._own: dict[Pole, Mapping[int, float]] = {}
+        self._known: dict[Pole, str] = dict.fromkeys(POLES, "")
         self._reference: Sample | None = None
         self._relevance: dict[Pole, float] = {}
         self._allowed: dict[Pole, float] = dict.fromkeys(POLES, self.budget)
@@ -130,27 +138,36 @@ class Search:
                 findings.samples[pole, "anchored"] = self._samples(pole, "anchored")
 
     def _baselines(self) -> Findings:
+        self._begin()
         interview = self.interview
         unsteered = [Trial(number) for number in range(self.effort.unsteered)]
         outcomes = interview.measure(unsteered)
         self._plain = self._by_question(unsteered, [one.plain for one in outcomes])
-        self._ratio = self._by_question(unsteered, [one.ratio for one in outcomes])
+        ratios = np.array([one.ratio for one in outcomes])
+        self._ratio = self._by_question(unsteered, ratios.tolist())
+        deviation = float(np.nanstd(ratios))
+        self._ratio_error = deviation / np.sqrt(max(1, int(np.isfinite(ratios).sum())))
+        asked = " ".join([*interview.questions, *(one.text for one in outcomes)])
         personas: dict[Pole, list[Trial]] = {}
         shifts: dict[Pole, Interval] = {}
         if interview.has_personas:
             personas = {pole: [Trial(number, persona=pole) for number in range(self.effort.persona)] for pole in POLES}
             interview.measure([trial for trials in personas.values() for trial in trials])
             for pole, trials in personas.items():
-                self._own[pole] = self._by_question(trials, [one.under(pole) for one in interview.measure(trials)])
+                own = interview.measure(trials)
+                self._own[pole] = self._by_question(trials, [one.under(pole) for one in own])
+                self._known[pole] = " ".join(one.text for one in own)
+        # An answer may be in the scripts of what is asked, and of what is said with and without the persona.
+        self._known = {pole: asked + self._known[pole] for pole in POLES}
         plain = self._reference = self._sample("positive", unsteered)
         for pole in POLES:
-            own = self._sample(pole, personas[pole]) if personas else plain
-            shifts[pole] = mean_interval(own.effects, own.questions, self.seed)
-            self._relevance[pole] = min(float(np.nanmean(one.relevance)) for one in (plain, own))
-            self._allowed[pole] += DISTANCE_SHARE * max(0.0, float(np.nanmean(own.plain)))
-        scale = {pole: self._set_unit(pole, shifts if personas else {}, plain) for pole in POLES}
+            voice = self._sample(pole, personas[pole]) if personas else plain
+            shifts[pole] = mean_interval(voice.effects, voice.questions, self.seed)
+            self._relevance[pole] = min(float(np.nanmean(one.relevance)) for one in (plain, voice))
+            self._allowed[pole] += DISTANCE_SHARE * max(0.0, float(np.nanmean(voice.plain))) if personas else 0.0
+        scale = {pole: self._set_unit(pole, shifts if personas else {}, deviation) for pole in POLES}
         points = {pole: self._sample(pole, trials).point(0.0, self.seed) for pole, trials in personas.items()}
-        return Findings(plain.point(0.0, self.seed), points, scale)
+        return Findings(plain.point(0.0, self.seed), points, scale, dict(self._allowed))
 
     def _by_question(self, trials: Sequence[Trial], values: Sequence[float]) -> Mapping[int, float]:
         """The mean of each question's answers, drawn toward that of all, which one more would not change much."""
@@ -161,13 +178,13 @@ class Search:
                 found[self.interview.question_of(trial)].append(value)
         return {question: (sum(own) + _PRIOR * mean) / (len(own) + _PRIOR) for question, own in found.items()}
 
-    def _set_unit(self, pole: Pole, shifts: Mapping[Pole, Interval], plain: Sample) -> str:
+    def _set_unit(self, pole: Pole, shifts: Mapping[Pole, Interval], deviation: float) -> str:
         """A small model may not follow a persona: a scale must not be made of noise."""
         for source, name in ((pole, "persona"), (OTHER[pole], "other persona")):
             if source in shifts and shifts[source].low > 0:
                 self._unit[pole] = shifts[source].mean
                 return name
-        self._unit[pole] = max(float(np.nanstd(plain.effects)), float(np.finfo(np.float32).tiny))
+        self._unit[pole] = max(deviation, float(np.finfo(np.float32).tiny))
         return "deviation"
 
     def _take(self, mode: Mode, doses: Mapping[Pole, Sequence[float]]) -> None:
@@ -229,16 +246,21 @@ class Search:
             distinct=values([one.distinct for one in outcomes]),
             ended=values([one.ended for one in outcomes]),
             refused=values([one.refused for one in outcomes]),
-            foreign=values([one.foreign for one in outcomes]),
+            foreign=values([foreign_share(one.text, self._known[pole]) for one in outcomes]),
         )
 
     def _steered(self, pole: Pole, mode: Mode) -> Sample:
         return self._sample(pole, self._trials[pole, mode])
 
-    def _laws(self, sample: Sample, weights: Values | None = None) -> tuple[PowerLaws, PowerLaws]:
-        """Cost and effect against the dose."""
-        cost = fit_power_laws(sample.doses, sample.costs, COST_EXPONENTS, weights)
-        return cost, fit_power_laws(sample.doses, sample.effects, EFFECT_EXPONENTS, weights)
+    def _laws(
+        self, sample: Sample, weights: Values | None = None, steepness: Sample | None = None
+    ) -> tuple[PowerLaws, PowerLaws]:
+        """Cost and effect against the dose; of what was measured at one dose alone, as steep as for another sample."""
+        exponents: list[tuple[float, ...]] = [COST_EXPONENTS, EFFECT_EXPONENTS]
+        if steepness is not None:
+            exponents = [(float(law.exponent[0]),) for law in self._laws(steepness)]
+        cost = fit_power_laws(sample.doses, sample.costs, exponents[0], weights)
+        return cost, fit_power_laws(sample.doses, sample.effects, exponents[1], weights)
 
     def _limits(self, pole: Pole, sample: Sample) -> dict[Limit, float]:
         """How strong a dose may be by each measure but the cost."""
@@ -260,14 +282,15 @@ class Search:
         The cost need not rise with the dose: half-way to another language it is greater than beyond.
         """
         allowed, doses = self._allowed[pole], np.unique(sample.doses)
-        costs = np.array([np.nanmean(sample.at(dose).costs) for dose in doses])
+        costs = np.array([mean(sample.at(dose).costs) for dose in doses])
+        costs[np.isnan(costs)] = np.inf  # nothing is said there
         within = np.flatnonzero(costs <= allowed)
         if not len(within):
             return float(self._laws(sample)[0].inverse(allowed)[0])
         last = int(within[-1])
         if last + 1 == len(doses):
             return float("inf")
-        share = (allowed - costs[last]) / (costs[last + 1] - costs[last])
+        share = (allowed - costs[last]) / (costs[last + 1] - costs[last]) if np.isfinite(costs[last + 1]) else 0.0
         return float(doses[last] + share * (doses[last + 1] - doses[last]))
 
     def _dose(self, pole: Pole, mode: Mode) -> tuple[float, Limit]:
@@ -287,23 +310,42 @@ class Search:
         dose, limit = self._dose(pole, mode)
         # Judged by the answers up to twice the dose, the strongest of which cost more than the budget: what moves them there
         # moves them here, and a few answers inside the budget alone seldom tell anything beyond doubt.
-        inside = sample.up_to(2 * dose)
-        slope = slope_interval(inside.doses, inside.effects, inside.questions, self.seed, level=_BEYOND_DOUBT)
-        shown = dose > 0 and slope.low > 0
+        shown = dose > 0 and self._is_shown(pole, sample.up_to(2 * dose))
         if dose <= 0 or not (shown or self.by_cost):
             return Side(self.layers, (), None, None, None, curve)
-        return self._found(dose, sample, curve, shown=shown, limit=limit)
+        return self._found(pole, dose, sample, curve, shown=shown, limit=limit)
 
-    def _found(self, dose: float, sample: Sample, curve: tuple[Point, ...], *, shown: bool, limit: Limit) -> Side:
+    def _is_shown(self, pole: Pole, inside: Sample) -> bool:
+        """Whether answers go toward a pole beyond doubt."""
+        if not len(inside.doses):
+            return False
+        slope = slope_interval(inside.doses, inside.effects, inside.questions, self.seed, level=_BEYOND_DOUBT)
+        # What all answers are compared with was measured, too: an error that they share, and 99 % of it.
+        shared = _NINETY_NINE * self._ratio_error / self._unit[pole] * float(inside.doses.sum() / (inside.doses**2).sum())
+        return bool(slope.mean - np.hypot(slope.mean - slope.low, shared) > 0)
+
+    def _found(
+        self,
+        pole: Pole,
+        dose: float,
+        sample: Sample,
+        curve: tuple[Point, ...],
+        *,
+        shown: bool,
+        limit: Limit,
+        steepness: Sample | None = None,
+    ) -> Side:
         weights = resampled_weights(sample.questions, self.seed, n_questions=len(self.interview.questions))
-        cost, effect = self._laws(sample)
-        low, high = np.quantile(self._laws(sample, weights)[1].at(dose), (0.025, 0.975))
+        cost, effect = (law.at(dose) for law in self._laws(sample, steepness=steepness))
+        low, high = np.quantile(self._laws(sample, weights, steepness)[1].at(dose), (0.025, 0.975))
+        shared = _NINETY_FIVE * self._ratio_error / self._unit[pole]
+        low, high = effect[0] - np.hypot(effect[0] - low, shared), effect[0] + np.hypot(high - effect[0], shared)
         return Side(
             layers=self.layers,
             norms=tuple(float(norm * dose) for norm in self.norms),
             dose=dose,
-            effect=float(effect.at(dose)[0]),
-            cost=float(cost.at(dose)[0]),
+            effect=float(effect[0]),
+            cost=float(cost[0]),
             curve=curve,
             shown=shown,
             limit=limit,
@@ -314,13 +356,11 @@ class Search:
         """With the prompt steered: the share of the dose that teacher forcing found as strong, less where it costs too much."""
         if response.dose is None or not self._trials.get((pole, "prompt")):
             return Side(self.layers, (), None, None, None, ())
-        sample = self._steered(pole, "prompt")
-        point = sample.point(self.prompt_share[pole] * response.dose, self.seed)
+        sample, steepness = self._steered(pole, "prompt"), self._steered(pole, "response")
+        (point,) = sample.curve(self.seed)
         dose = point.dose
         if point.cost.low > self._allowed[pole]:
-            # By the steepness of the response's cost, which is known from more answers.
-            exponent = float(self._laws(self._steered(pole, "response"))[0].exponent[0])
+            exponent = float(self._laws(steepness)[0].exponent[0])
             dose *= (self._allowed[pole] / point.cost.mean) ** (1 / exponent)
-        return self._found(
-            dose, sample, (point,), shown=response.shown, limit="coherence" if dose < point.dose else response.limit
-        )
+        limit: Limit = "coherence" if dose < point.dose else response.limit
+        return self._found(pole, dose, sample, (point,), shown=response.shown, limit=limit, steepness=steepness)

@@ -115,7 +115,7 @@ def _as_concept(name: str, poles: tuple[str, str], pairs: Sequence[Pair]) -> str
         "templated": True,
         "pairs": [{"positive": pair.positive.opening, "negative": pair.negative.opening} for pair in pairs],
     }
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(document, sort_keys=False)
 
 
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|.)")

@@ -38,8 +38,10 @@ class Said:
     @classmethod
     def of(cls, tokens: tuple[int, ...], likeliest: Sequence[Sequence[tuple[int, float]]]) -> Said:
         """From the likeliest tokens at each place and their log probabilities."""
-        words = np.array([[word for word, _ in place] for place in likeliest], np.int32).reshape(len(tokens), -1)
-        chances = np.exp([[logprob for _, logprob in place] for place in likeliest]).reshape(len(tokens), -1)
+        if not tokens:
+            return cls.exactly(tokens)
+        words = np.array([[word for word, _ in place] for place in likeliest], np.int32)
+        chances = np.exp([[logprob for _, logprob in place] for place in likeliest])
         return cls(tokens, words, (chances / chances.sum(axis=1, keepdims=True)).astype(np.float32))
 
     @classmethod

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from localsteer.building.dosing import dose
 from localsteer.building.extraction import ExtractionSettings, extract
@@ -13,6 +15,7 @@ from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Answer, Request
 from localsteer.errors import CalibrationError, ModelError, VectorError
 from localsteer.llama.model import Model
+from localsteer.llama.residual import Edit
 from localsteer.steering.dose import relative_dose
 from localsteer.vector.calibration import POLES
 from localsteer.vector.control_vector import ControlVector, Provenance
@@ -24,11 +27,20 @@ PERSONAS = (("Be glad.", "Be sad."), ("Cheer up.", "Weep."))
 HAPPY = Contrast("happy", "", "happy", "sad", PAIRS, ("Who are you?", "Where is it?"), personas=PERSONAS)
 UNDOSED = ExtractionSettings(dose=False)
 
+Floats64 = NDArray[np.float64]
+
 
 def doses(vector: ControlVector) -> dict[str, tuple[float, float]]:
     found = vector.provenance.dosing
     assert found is not None
     return {pole: (found.sides[pole].dose["response"], found.sides[pole].dose["prompt"]) for pole in POLES}
+
+
+def measured(vector: ControlVector) -> dict[str, Any]:
+    """All that a vector says of its dosing; null where there is no number."""
+    found = vector.provenance.dosing
+    assert found is not None
+    return found.document()
 
 
 def test_strength_one_is_the_measured_dose_whatever_the_vector_held_before(steerable: Model) -> None:
@@ -52,12 +64,12 @@ def test_strength_one_is_the_measured_dose_whatever_the_vector_held_before(steer
 def test_the_same_seed_gives_the_same_doses(tiny: Model) -> None:
     vector = extract(tiny, HAPPY, UNDOSED)
     one, same, other = (dose(tiny, vector, HAPPY, seed=seed) for seed in (3, 3, 4))
-    assert one.provenance.dosing == same.provenance.dosing
+    assert measured(one) == measured(same)
     assert doses(one) != doses(other)
 
 
 def test_extraction_doses_unless_told_not_to(tiny: Model) -> None:
-    assert extract(tiny, HAPPY).provenance.dosing == dose(tiny, extract(tiny, HAPPY, UNDOSED), HAPPY).provenance.dosing
+    assert measured(extract(tiny, HAPPY)) == measured(dose(tiny, extract(tiny, HAPPY, UNDOSED), HAPPY))
     assert extract(tiny, HAPPY, UNDOSED).provenance.dosing is None
 
 
@@ -118,6 +130,77 @@ def test_a_dose_at_which_sampled_answers_make_no_sense_is_weakened(
     assert next(told, None) is None
     for pole in POLES:
         assert found[pole][0] == pytest.approx(times * whole[pole][0])
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, chances: Callable[[Edit | None], float]) -> None:
+    """Let a model begin refusals with so much of a chance under an edit."""
+    monkeypatch.setattr("localsteer.building.own_answers.refusal_openings", lambda _model: ((1, 2),))
+
+    def found(_model: Model, openings: Sequence[object], prompts: Sequence[object], edits: Sequence[Edit | None]) -> Floats64:
+        assert openings
+        assert prompts
+        return np.array([chances(edit) for edit in edits])
+
+    monkeypatch.setattr("localsteer.building.dosing.chances_of_refusal", found)
+
+
+@pytest.mark.parametrize(
+    ("chance", "share"),
+    [
+        (0.06, 0.5),  # of what the dose makes likely, half is allowed: straight between no dose and this one
+        (0.04, 0.75),
+        (0.2, 0.25),  # and no less than a quarter of the dose
+        (0.9, 0.25),
+    ],
+)
+def test_a_pole_whose_dose_makes_refusals_likely_is_weakened_and_says_so(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, chance: float, share: float
+) -> None:
+    vector = extract(tiny, HAPPY, UNDOSED)
+    monkeypatch.setattr("localsteer.building.dosing.answer_nll", lambda _model, pairs: np.zeros(len(pairs)))
+    whole = dose(tiny, vector, HAPPY).provenance.dosing
+    assert whole is not None
+    least = whole.sides["negative"].dose["response"]
+
+    def rising(edit: Edit | None) -> float:
+        """In proportion to the dose toward the negative pole, beside what is refused anyway."""
+        return 0.1 + (chance * -edit.scale / least if edit is not None and edit.scale < 0 else 0)
+
+    refusing(monkeypatch, rising)
+    found = dose(tiny, vector, HAPPY).provenance.dosing
+    assert found is not None
+    assert found.document()["sides"]["positive"] == whole.document()["sides"]["positive"]
+    assert np.isnan(found.sides["positive"].most)
+    weakened, before = found.sides["negative"], whole.sides["negative"]
+    assert weakened.most == weakened.dose["response"] == pytest.approx(share * before.dose["response"])
+    assert weakened.dose["prompt"] == pytest.approx(share * before.dose["prompt"])
+    # What is told of it is what was read there.
+    assert weakened.kl < before.kl
+    assert weakened.ratio != before.ratio
+    assert weakened.tried == before.tried
+
+
+def test_refusals_that_a_dose_makes_no_likelier_do_not_weaken_it(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = extract(tiny, HAPPY, UNDOSED)
+    whole = measured(dose(tiny, vector, HAPPY))
+    # A model that refuses much anyway, and a little more often or less so under steering.
+    refusing(monkeypatch, lambda edit: 0.5 if edit is None else 0.52 if edit.scale > 0 else 0.1)
+    assert measured(dose(tiny, vector, HAPPY)) == whole
+
+
+def test_refusals_that_come_and_go_count_from_where_they_first_come(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = extract(tiny, HAPPY, UNDOSED)
+    monkeypatch.setattr("localsteer.building.dosing.answer_nll", lambda _model, pairs: np.zeros(len(pairs)))
+    whole = doses(dose(tiny, vector, HAPPY))["positive"][0]
+
+    def chances(edit: Edit | None) -> float:
+        share = 0 if edit is None or edit.scale < 0 else edit.scale / whole
+        return 0.3 if 0.5 < share < 0.6 or share > 0.9 else 0.0
+
+    refusing(monkeypatch, chances)
+    found = dose(tiny, vector, HAPPY).provenance.dosing
+    assert found is not None
+    assert 0.4 * whole <= found.sides["positive"].most <= 0.55 * whole
 
 
 def test_what_is_going_on_is_told(tiny: Model) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from localsteer.calibration import laboratory
+from localsteer.calibration import interview
 from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Answer, Request
 from localsteer.llama.model import Model
@@ -20,5 +20,5 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counts.append(len(requests))
         return generate_many(model, requests, **options)
 
-    monkeypatch.setattr(laboratory, "generate_many", counting)
+    monkeypatch.setattr(interview, "generate_many", counting)
     return counts

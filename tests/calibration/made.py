@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from localsteer.calibration import calibrate, fits
 from localsteer.calibration.calibrate import Calibrated
 from localsteer.calibration.effort import Effort
-from localsteer.calibration.findings import Findings, Quoted, ShapeResult
+from localsteer.calibration.findings import Findings, Quoted
 from localsteer.calibration.search import Search
-from localsteer.calibration.shapes import Shape
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.llama.model import Model
 from localsteer.reading.hidden_norm import read_hidden_norm
@@ -42,7 +41,19 @@ LAYERS: Mapping[Pole, tuple[int, ...]] = {"positive": (1, 2), "negative": (2, 3)
 
 def point(dose: float, *, effect: float = 1.0, cost: float = 0.2) -> Point:
     """Eight answers; intervals reach 0.1 either way."""
-    return Point(dose, 8, Interval(effect, effect - 0.1, effect + 0.1), Interval(cost, cost - 0.1, cost + 0.1), 0.95, 0.5)
+    return Point(
+        dose,
+        8,
+        Interval(effect, effect - 0.1, effect + 0.1),
+        Interval(cost, cost - 0.1, cost + 0.1),
+        0.95,
+        0.5,
+        voiced=cost,
+        plain=cost + 0.1,
+        relevance=0.8,
+        refused=0.125,
+        foreign=0.0,
+    )
 
 
 def hidden_norms(model: Fingerprint) -> Floats:
@@ -55,12 +66,12 @@ def side(pole: Pole, dose: float, hidden: Floats) -> Side:
     layers = LAYERS[pole]
     norms = tuple(float(hidden[layer]) * dose / len(layers) for layer in layers)
     curve = (point(dose / 2, effect=0.5, cost=0.1), point(dose, effect=0.9, cost=0.25), point(2 * dose, effect=1.2, cost=1.0))
-    return Side(layers, "relative", norms, dose, 0.9, BUDGET, curve)
+    return Side(layers, norms, dose, 0.9, BUDGET, curve, between=(0.7, 1.1))
 
 
 def nothing(found: Side) -> Side:
     """The same side where no dose does anything."""
-    return replace(found, norms=(), dose=None, effect=None, cost=None)
+    return replace(found, norms=(), dose=None, effect=None, cost=None, between=None)
 
 
 def calibration(model: Fingerprint, *, without: tuple[tuple[Pole, Mode], ...] = (), hidden: Floats | None = None) -> Calibration:
@@ -119,22 +130,14 @@ def calibrated_on(model: Model) -> ControlVector:
 
 
 def findings(found: Calibration) -> Findings:
-    """What a search would have found for it, two shapes a pole."""
-    return Findings(
-        found.unsteered,
-        dict(found.personas),
-        dict(found.scale),
-        dict(found.sides),
-        {
-            pole: [
-                ShapeResult(Shape(LAYERS[pole], "relative"), 0.3, Interval(0.9, 0.7, 1.1)),
-                ShapeResult(Shape((1, 2, 3), "equal"), 0.2, Interval(0.4, 0.2, 0.6)),
-            ]
-            for pole in LAYERS
-        },
-        {pole: [Quoted(0.3, (("How are you?", "FINE!\n\nAND YOU?"), ("Where is it?", "")))] for pole in LAYERS},
-        {pole: [Quoted(0.6, (("How are you?", "GREAT!"),))] for pole in LAYERS},
-    )
+    """What a search would have found for it, with answers at a dose of either pole."""
+    response = [Quoted(0.3, (("How are you?", "FINE!\n\nAND YOU?"), ("Where is it?", "")))]
+    anchored = [Quoted(0.6, (("How are you?", "GREAT!"),))]
+    samples: dict[tuple[Pole, Mode], list[Quoted]] = {}
+    for pole in LAYERS:
+        samples |= {(pole, "response"): response, (pole, "anchored"): anchored}
+    allowed = dict.fromkeys(LAYERS, BUDGET)
+    return Findings(found.unsteered, dict(found.personas), dict(found.scale), allowed, dict(found.sides), samples)
 
 
 def result(model: Fingerprint, *, without: tuple[tuple[Pole, Mode], ...] = ()) -> Calibrated:
@@ -146,9 +149,9 @@ def result(model: Fingerprint, *, without: tuple[tuple[Pole, Mode], ...] = ()) -
 
 def make_small(monkeypatch: pytest.MonkeyPatch) -> Effort:
     """Let a calibration of a tiny model take less than a second; returns what a thorough one takes."""
-    effort = Effort(max_tokens=4, unsteered=20, persona=4, locate=1, curve=1, shapes=1, refine=1, prompt=1, anchored=1)
+    effort = Effort(max_tokens=4, unsteered=8, persona=3, curve=2, prompt=1, anchored=1)
     monkeypatch.setattr(calibrate, "THOROUGH", effort)
-    monkeypatch.setattr(calibrate, "QUICK", replace(effort, persona=2, shapes=0, refine=0))
+    monkeypatch.setattr(calibrate, "QUICK", replace(effort, unsteered=6, persona=2, curve=1))
     monkeypatch.setattr(fits, "RESAMPLES", 100)
     return effort
 
@@ -158,8 +161,13 @@ def find_sides(monkeypatch: pytest.MonkeyPatch, *, without: tuple[tuple[Pole, Mo
     run = Search.run
 
     def found(self: Search) -> Findings:
-        made = run(self) if measuring else findings(calibration(self.laboratory.model.fingerprint))
-        sides = {key: side(key[0], dose, self.laboratory.directions.hidden) for key, dose in DOSES.items()}
+        model = self.interview.model
+        made = run(self) if measuring else findings(calibration(model.fingerprint))
+        # An extracted vector adds the same relative dose at each of its layers.
+        hidden = np.full(model.n_layer, 10, np.float32)
+        hidden[list(self.layers)] = np.array(self.norms) * len(self.layers)
+        sides = {key: side(key[0], dose, hidden) for key, dose in DOSES.items()}
+        made.allowed = dict.fromkeys(LAYERS, self.budget)
         made.sides = {key: nothing(one) if key in without else one for key, one in sides.items()}
         return made
 

@@ -10,6 +10,7 @@ from localsteer.calibration.fits import (
     fit_power_laws,
     mean_interval,
     resampled_weights,
+    rising,
     slope_interval,
 )
 
@@ -163,3 +164,38 @@ def test_a_slope_is_seen_more_often_than_a_mean_and_nothing_no_more_often() -> N
             )
     assert seen[1.25][0] > seen[1.25][1]
     assert seen[0.0][0] <= 8
+
+
+# Curves that only rise
+
+
+@pytest.mark.parametrize(
+    ("values", "weights", "curve"),
+    [
+        ((1.0, 2.0, 3.0), (1, 1, 1), (1.0, 2.0, 3.0)),
+        ((3.0, 1.0), (1, 1), (2.0, 2.0)),
+        ((3.0, 1.0), (1, 3), (1.5, 1.5)),
+        ((1.0, 3.0, 2.0, 4.0), (1, 1, 1, 1), (1.0, 2.5, 2.5, 4.0)),
+        ((4.0, 3.0, 2.0), (1, 1, 1), (3.0, 3.0, 3.0)),
+        ((2.0, 2.0, 1.0), (1, 1, 2), (1.5, 1.5, 1.5)),
+        ((5.0,), (7,), (5.0,)),
+        ((), (), ()),
+    ],
+)
+def test_what_falls_is_levelled_by_its_weight(
+    values: tuple[float, ...], weights: tuple[int, ...], curve: tuple[float, ...]
+) -> None:
+    assert rising(np.array(values), np.array(weights, np.intp)).tolist() == pytest.approx(list(curve))
+
+
+def test_no_other_curve_that_only_rises_is_nearer() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        values, weights = random.standard_normal(6), random.integers(1, 5, 6).astype(np.intp)
+        found = rising(values, weights)
+        assert (np.diff(found) >= 0).all()
+        assert weights @ found == pytest.approx(weights @ values)
+        error = weights @ (values - found) ** 2
+        for _ in range(200):
+            other = np.sort(found + random.normal(scale=random.choice([0.01, 0.3]), size=6))
+            assert weights @ (values - other) ** 2 >= error - 1e-9

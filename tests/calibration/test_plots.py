@@ -8,12 +8,10 @@ from xml.etree import ElementTree
 import pytest
 
 from localsteer.calibration.calibrate import Calibrated
-from localsteer.calibration.findings import ShapeResult
-from localsteer.calibration.plots import check_available, draw_curves, draw_shapes
-from localsteer.calibration.shapes import Shape
+from localsteer.calibration.plots import check_available, draw_curves
 from localsteer.errors import CalibrationError
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.vector.calibration import Calibration, Interval
+from localsteer.vector.calibration import MODE_NAMES, Calibration
 from tests.calibration.made import calibration, result
 
 MODEL = Fingerprint("Tiny", "llama", 6, 4, "vocabulary", "content")
@@ -32,7 +30,18 @@ def test_the_curves_say_what_they_show(tmp_path: Path) -> None:
     drawn = texts(path)
     for text in ("loud on Tiny", "effect", "coherence cost, nats a token", "strength", "budget, 0.25 nats", "system prompt"):
         assert f"<!-- {text}" in drawn or text in drawn, text
-    assert drawn.count("positive, response") == drawn.count("negative, response") > 0
+    for pole in ("positive", "negative"):
+        for name in MODE_NAMES.values():
+            assert drawn.count(f"<!-- {pole}, {name} -->") == 2, name  # of the effect and of the cost
+
+
+def test_a_calibration_without_anchored_doses_has_no_curves_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "curves.svg"
+    sides = {key: side for key, side in MADE.calibration.sides.items() if key[1] != "anchored"}
+    draw_curves(carrying(replace(MADE.calibration, sides=sides)), path, "svg")
+    drawn = texts(path)
+    assert "anchored" not in drawn
+    assert "positive, prompt as well" in drawn
 
 
 def carrying(made: Calibration) -> Calibrated:
@@ -54,19 +63,9 @@ def test_a_concept_without_personas_has_no_lines_for_them(tmp_path: Path) -> Non
     assert "system prompt" not in texts(path)
 
 
-def test_the_shapes_are_named_once_for_both_poles(tmp_path: Path) -> None:
-    path = tmp_path / "shapes.svg"
-    late = ShapeResult(Shape((3,), "difference"), 0.3, Interval(0.5, 0.6, 0.4))  # chosen for one pole only; bounds by rounding
-    shapes = {**MADE.findings.shapes, "negative": [*MADE.findings.shapes["negative"], late]}
-    draw_shapes(replace(MADE, findings=replace(MADE.findings, shapes=shapes)), path, "svg")
-    drawn = texts(path)
-    for text in ("1-2 relative", "2-3 relative", "1-3 equal", "3 difference"):
-        assert drawn.count(f"<!-- {text} -->") == 1, text
-
-
 def test_pictures_are_of_the_kind_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "any name"
-    draw_shapes(MADE, path, "png")
+    draw_curves(MADE, path, "png")
     assert path.read_bytes().startswith(b"\x89PNG")
 
 

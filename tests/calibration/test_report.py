@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from localsteer.calibration import plots
 from localsteer.calibration.report import (
     CURVE_HEADERS,
     curve_rows,
@@ -21,13 +20,17 @@ from localsteer.calibration.report import (
 )
 from localsteer.errors import CalibrationError
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.vector.calibration import POLES, Calibration, Interval, Mode, Pole
+from localsteer.vector.calibration import POLES, Calibration, Interval, Limit, Mode, Pole
 from localsteer.vector.control_vector import ControlVector, Provenance
-from tests.calibration.made import DOSES, LAYERS, calibrated, calibration, nothing, point, result
+from tests.calibration.made import DOSES, calibrated, calibration, nothing, point, result
 
 MODEL = Fingerprint("Tiny", "llama", 6, 4, "vocabulary", "content")
 MADE = calibration(MODEL)
 NAMES = pole_names(calibrated(MODEL))
+LOUD = (
+    "relative dose 0.30, layers 1-2, effect 0.90 (0.70 to 1.10), cost 0.25 nats a token; "
+    "more would cost more coherence than the budget allows"
+)
 NO_NEGATIVE: tuple[tuple[Pole, Mode], ...] = (("negative", "response"), ("negative", "prompt"))
 
 
@@ -41,10 +44,28 @@ def test_poles_have_the_names_of_the_concept() -> None:
 
 def test_a_side_in_one_line() -> None:
     side = MADE.sides["positive", "response"]
-    assert side_line(side, 0.25) == "relative dose 0.30, layers 1-2 (relative), effect 0.90, cost 0.25 nats a token"
+    assert side_line(side, 0.25) == LOUD
     unsure = replace(side, shown=False)
-    assert "effect 0.90 (not shown beyond doubt), cost 0.25" in side_line(unsure, 0.25)
+    assert "effect 0.90 (0.70 to 1.10) (not shown beyond doubt), cost 0.25" in side_line(unsure, 0.25)
     assert side_line(nothing(side), 0.25) == "no dose within 0.25 nats a token does anything beyond doubt"
+    # An older calibration has kept no interval of the effect.
+    assert "effect 0.90, cost 0.25" in side_line(replace(side, between=None), 0.25)
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ("coherence", "coherence"),
+        ("repetition", "repeat"),
+        ("relevance", "questions"),
+        ("refusals", "refused"),
+        ("script", "script"),
+        ("measured", "no more was tried"),
+    ],
+)
+def test_a_side_says_what_keeps_it_from_being_stronger(limit: Limit, words: str) -> None:
+    *_, why = side_line(replace(MADE.sides["positive", "response"], limit=limit), 0.25).split("; ")
+    assert words in why
 
 
 def scale_of(made: Calibration) -> list[str]:
@@ -87,7 +108,7 @@ def test_the_table_goes_from_unsteered_over_both_poles_to_the_personas() -> None
         *("0", "+0.50", "+1.00", "+2.00", "-0.50", "-1.00", "-2.00"),
         *("persona +", "persona -"),
     ]
-    assert rows[2] == ("+1.00", "0.300", "+0.90 (0.80..1.00)", "+0.25 (0.15..0.35)", "0.95", "50%", "8")
+    assert rows[2] == ("+1.00", "0.300", "+0.90 (0.80..1.00)", "+0.25 (0.15..0.35)", "0.80", "0.95", "12%", "8")
 
 
 def test_the_table_counts_effects_toward_the_negative_pole_downward() -> None:
@@ -151,19 +172,22 @@ def test_the_document_holds_everything_measured() -> None:
     assert (found["concept"], found["poles"]) == ("loud", {"positive": "loud", "negative": "quiet"})
     assert (found["model"], found["budget"], found["seed"], found["generated_tokens"]) == ("Tiny", 0.25, 7, 1234)
     side = found["sides"]["negative/response"]
-    assert (side["dose"], side["layers"], side["profile"]) == (0.4, [2, 3], "relative")
+    assert (side["dose"], side["layers"], side["limit"], side["between"]) == (0.4, [2, 3], "coherence", [0.7, 1.1])
     assert [one["dose"] for one in side["curve"]] == [0.2, 0.4, 0.8]
     assert found["personas"]["positive"]["effect"]["mean"] == 1.0
     assert found["scale"] == {"positive": "persona", "negative": "other persona"}
-    assert found["shapes"]["positive"][1] == {
-        "layers": [1, 2, 3],
-        "profile": "equal",
-        "dose": 0.2,
-        "effect": {"mean": 0.4, "low": 0.2, "high": 0.6},
-    }
-    assert found["samples"]["negative"] == [
+    assert found["samples"]["negative/response"] == [
         {"dose": 0.3, "answers": [["How are you?", "FINE!\n\nAND YOU?"], ["Where is it?", ""]]}
     ]
+    assert found["samples"]["positive/anchored"][0]["dose"] == 0.6
+
+
+def test_what_no_answer_has_a_value_for_is_null_for_machines() -> None:
+    made = result(MODEL)
+    unknown = replace(made.calibration, unsteered=replace(made.calibration.unsteered, voiced=float("nan")))
+    vector = replace(made.vector, provenance=replace(made.vector.provenance, calibration=unknown))
+    text = json.dumps(document(replace(made, vector=vector)), allow_nan=False)
+    assert json.loads(text)["unsteered"]["voiced"] is None
 
 
 def test_a_side_without_a_dose_has_none_in_the_document() -> None:
@@ -182,7 +206,7 @@ def test_a_report_is_a_page_with_its_pictures_and_the_numbers(tmp_path: Path) ->
     assert {path.suffix for path in written} == {".md", ".json", ".png", ".svg"}
     page = (folder / "report.md").read_text(encoding="utf-8")
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)
-    assert len(pictures) == 2
+    assert len(pictures) == 1
     for picture in pictures:
         assert (folder / picture).stat().st_size > 1000
     found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -192,8 +216,7 @@ def test_a_report_is_a_page_with_its_pictures_and_the_numbers(tmp_path: Path) ->
 @pytest.fixture
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes a second a report."""
-    for name in ("draw_curves", "draw_shapes"):
-        monkeypatch.setattr(plots, name, lambda _result, path, kind: path.write_text(kind))
+    monkeypatch.setattr("localsteer.calibration.report.draw_curves", lambda _result, path, kind: path.write_text(kind))
 
 
 @pytest.mark.usefixtures("_no_pictures")
@@ -202,7 +225,7 @@ def test_the_page_tells_the_doses_and_shows_answers(tmp_path: Path) -> None:
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert page.startswith("# loud: calibrated on Tiny\n")
     assert "Budget 0.25 nats a token, 4 held-out questions, 1,234 sampled tokens, seed 7." in page
-    assert "relative dose 0.30, layers 1-2 (relative), effect 0.90, cost 0.25 nats a token" in page
+    assert f"| +1 (loud) | response only | {LOUD} |" in page
     assert "| -1 (quiet) | response only | no dose within 0.25 nats a token does anything beyond doubt |" in page
     # Answers in one line each, an empty one included.
     assert "**How are you?**\n\n> FINE! AND YOU?\n" in page
@@ -224,7 +247,7 @@ def test_the_tables_of_the_page_are_whole(tmp_path: Path) -> None:
         elif tables[-1]:
             tables.append([])
     found = [table for table in tables if table]
-    assert len(found) == 4 + len(LAYERS)  # doses, three scopes, the shapes of each pole
+    assert len(found) == 4  # doses, and the measurements of three scopes
     for table in found:
         assert len({line.count("|") for line in table}) == 1
         assert set(table[1]) == {"|", "-"}
@@ -255,16 +278,14 @@ def test_without_matplotlib_nothing_is_written(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("_no_pictures")
-def test_what_an_earlier_calibration_has_found_is_not_told_as_if_it_were_new(tmp_path: Path) -> None:
+def test_answers_of_an_earlier_calibration_are_not_told_as_if_they_were_new(tmp_path: Path) -> None:
     made = result(MODEL)
-    only_anchored = replace(made, findings=replace(made.findings, shapes={}, samples={}))
-    write_report(only_anchored, tmp_path)
+    anchored = {key: samples for key, samples in made.findings.samples.items() if key[1] == "anchored"}
+    write_report(replace(made, findings=replace(made.findings, samples=anchored)), tmp_path)
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "## Layer ranges" not in page
-    assert "## Sample answers\n" not in page
+    assert "## Sample answers, response only" not in page
     assert (
-        "## Sample answers, anchored\n\n### Toward loud, relative dose 0.60, strength +1.00\n\n**How are you?**\n\n> GREAT!\n"
-        in page
-    )
+        "## Sample answers, response, anchored\n\n### Toward loud, relative dose 0.60, strength +1.00\n\n"
+        "**How are you?**\n\n> GREAT!\n"
+    ) in page
     assert "| +1 (loud) | response, anchored | relative dose 0.60" in page
-    assert not (tmp_path / "layer-ranges.svg").exists()

@@ -2,36 +2,24 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
 import pytest
 
 from localsteer.calibration import fits
-from localsteer.calibration.effort import QUICK, THOROUGH, Effort
+from localsteer.calibration.effort import ANCHORED, FACTORS, QUICK, THOROUGH, Effort
 from localsteer.calibration.findings import Findings
-from localsteer.calibration.laboratory import Laboratory, Outcome, Trial
+from localsteer.calibration.interview import Interview, Outcome, Trial
 from localsteer.calibration.search import Search
-from localsteer.calibration.shapes import Directions, Shape
-from localsteer.vector.calibration import POLES, Pole, Side
+from localsteer.vector.calibration import POLES, SIGN, Limit, Pole, Side
 
-BUDGET = 0.25
-DEFAULT = Shape((2, 3, 4), "relative")
-BETTER = Shape((1, 2, 3, 4), "relative")
-SIX = (
-    DEFAULT,
-    Shape((1, 2, 3), "relative"),
-    BETTER,
-    Shape((3,), "relative"),
-    Shape((2, 3, 4), "difference"),
-    Shape((2,), "equal"),
-)
-THREE = SIX[:3]
-HIDDEN = np.arange(1, 7, dtype=np.float32)
+BUDGET = 0.4
+NEAR = 0.2
+DOSES = tuple(factor * NEAR for factor in FACTORS)
+LAYERS, NORMS = (2, 3, 4), (1.0, 2.0, 3.0)
 
 
 @pytest.fixture(autouse=True)
@@ -45,38 +33,52 @@ class World:
     """How a model answers to steering. A pair has a number for the positive and one for the negative pole.
 
     Attributes:
-        meets: the dose whose cost is the budget; the prompt steered as well, half of it; anchored, twice it.
+        meets: the dose whose cost is the budget, read without persona; the prompt steered as well and anchored, see `weights`.
         exponent: of the dose in the cost.
-        gain: of a reading, for each unit of dose.
-        better: by shape, how many times further a dose moves a reading than in the other shapes.
-        steeper: by shape, the dose as far as its effect and its cost go, as a multiple.
-        personas: readings under them.
-        repeats_above: dose above which answers repeat themselves.
-        empty_above: dose above which answers are empty.
-        noise: deviation of an answer's NLL and reading from what is usual for its question.
+        costs: (dose, cost) between which the cost is linear, instead.
+        voiced: of that cost, what it is under the pole's persona.
+        weights: what a dose does with the prompt steered as well and anchored, as a multiple.
+        gain: of the log ratio of the voices, for each unit of dose.
+        personas: log ratios under them.
+        distance: how much less likely than unsteered ones a persona's own answers are without it.
+        persona_relevance: how much likelier a persona's own answers are after their question; steered and unsteered ones 1.
+        above: dose above which answers get bad.
+        bad: what they do then: "repeat", "leave" (their questions), "refuse", "slip" (into another script) or "empty".
+        voice_slips: whether answers under a persona are in another script.
+        always: the same for unsteered answers.
+        spread: deviation of what is usual for a question.
+        noise: deviation of an answer's cost and log ratio from that.
         seed: of all noise.
     """
 
     meets: tuple[float, float] = (0.2, 0.2)
     exponent: float = 2.0
+    costs: tuple[tuple[float, float], ...] = ()
+    voiced: float = 1.0
+    weights: tuple[float, float] = (2.0, 0.5)
     gain: tuple[float, float] = (10.0, 10.0)
-    better: tuple[tuple[Shape, float], ...] = ()
-    steeper: tuple[tuple[Shape, float], ...] = ()
     personas: tuple[float, float] | None = (2.0, -2.0)
-    repeats_above: float = np.inf
-    empty_above: float = np.inf
+    distance: float = 0.0
+    persona_relevance: float = 1.0
+    above: float = np.inf
+    bad: str = ""
+    voice_slips: bool = False
+    always: bool = False
+    spread: float = 0.5
     noise: tuple[float, float] = (0.2, 0.7)
     seed: int = 0
 
 
-class FakeLaboratory:
+QUIET = World(spread=0.02, noise=(0.005, 0.05))
+
+
+class FakeInterview:
     """Answers of which only their numbers exist."""
 
     def __init__(self, world: World, n_questions: int = 20) -> None:
         self.world = world
-        personas = (("You are loud.", "You are quiet."),) if world.personas else ()
-        self.contrast = SimpleNamespace(held_out=tuple(f"Question {n}?" for n in range(n_questions)), personas=personas)
-        self.directions = Directions.of(np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32), HIDDEN)
+        self.questions = tuple(f"Question {n}?" for n in range(n_questions))
+        self.has_personas = world.personas is not None
         self.outcomes: dict[Trial, Outcome] = {}
 
     @property
@@ -84,7 +86,7 @@ class FakeLaboratory:
         return len(self.outcomes)
 
     def question_of(self, trial: Trial) -> int:
-        return trial.number % len(self.contrast.held_out)
+        return trial.number % len(self.questions)
 
     def text_of(self, trial: Trial) -> str:
         assert trial in self.outcomes
@@ -100,52 +102,110 @@ class FakeLaboratory:
         world = self.world
         chance = np.random.default_rng([world.seed, zlib.crc32(trial.key.encode())])
         of_question = np.random.default_rng([world.seed, self.question_of(trial)])
-        nll = 1.5 + 0.5 * of_question.standard_normal() + world.noise[0] * chance.standard_normal()
-        reading = 0.5 * of_question.standard_normal() + world.noise[1] * chance.standard_normal()
-        if trial.persona is not None and world.personas is not None:
-            reading += world.personas[POLES.index(trial.persona)]
-        if trial.shape is not None:
-            side = 0 if trial.dose > 0 else 1
-            dose = (
-                abs(trial.dose)
-                * {"response": 1, "prompt": 2, "anchored": 0.5}[trial.mode]
-                * dict(world.steeper).get(trial.shape, 1)
-            )
-            nll += BUDGET * (dose / world.meets[side]) ** world.exponent
-            reading += np.sign(trial.dose) * world.gain[side] * dose * dict(world.better).get(trial.shape, 1)
-        if abs(trial.dose) > world.empty_above:
-            return Outcome((), True)
-        repeats = abs(trial.dose) > world.repeats_above
-        return Outcome((1, 2) * 6 if repeats else tuple(range(12)), trial.number % 2 == 0, nll, reading)
+        usual = 1.5 + world.spread * of_question.standard_normal()
+        plain = usual + world.noise[0] * chance.standard_normal()
+        voice = usual + world.noise[0] * chance.standard_normal()
+        ratio = world.spread * of_question.standard_normal() + world.noise[1] * chance.standard_normal()
+        pole: Pole = trial.persona or ("positive" if trial.dose >= 0 else "negative")
+        side, relevance = POLES.index(pole), 1.0
+        if trial.persona is not None:
+            assert world.personas is not None
+            ratio += world.personas[side]
+            plain += world.distance
+            relevance = world.persona_relevance
+        cost = self._cost(trial, side)
+        plain += cost
+        voice += world.voiced * cost
+        ratio += SIGN[pole] * world.gain[side] * self._weight(trial) * abs(trial.dose)
+        bad = world.bad if abs(trial.dose) > world.above or (world.always and trial.persona is None) else ""
+        if bad == "empty":
+            nan = float("nan")
+            return Outcome("", 0, True, nan, nan, nan, nan, distinct=0.0, refused=False)
+        relevance = 0.1 if bad == "leave" else relevance
+        return Outcome(
+            "text 很好很好" if bad == "slip" or (world.voice_slips and trial.persona is not None) else "text",
+            12,
+            trial.number % 2 == 0,
+            plain=plain,
+            elsewhere=plain + relevance,
+            positive=voice if pole == "positive" else voice - ratio,
+            negative=voice if pole == "negative" else voice + ratio,
+            distinct=0.2 if bad == "repeat" else 1.0,
+            refused=bad == "refuse",
+        )
+
+    def _weight(self, trial: Trial) -> float:
+        return {"response": 1.0, "prompt": self.world.weights[0], "anchored": self.world.weights[1]}[trial.mode]
+
+    def _cost(self, trial: Trial, side: int) -> float:
+        dose, world = abs(trial.dose) * self._weight(trial), self.world
+        if world.costs:
+            doses, costs = np.array([(0.0, 0.0), *world.costs]).T
+            return float(np.interp(dose, doses, costs))
+        return float(BUDGET * (dose / world.meets[side]) ** world.exponent)
+
+
+def search(
+    interview: FakeInterview,
+    *,
+    effort: Effort = QUICK,
+    budget: float = BUDGET,
+    near: tuple[float, float] = (NEAR, NEAR),
+    most: tuple[float, float] = (np.inf, np.inf),
+    prompt_share: float = 0.5,
+    by_cost: bool = False,
+    anchored: bool = False,
+) -> Search:
+    return Search(
+        cast(Interview, interview),
+        near=of_poles(near),
+        prompt_share=dict.fromkeys(POLES, prompt_share),
+        most=of_poles(most),
+        budget=budget,
+        effort=effort,
+        seed=interview.world.seed,
+        by_cost=by_cost,
+        anchored=anchored,
+        layers=LAYERS,
+        norms=NORMS,
+    )
+
+
+def of_poles(pair: tuple[float, float]) -> Mapping[Pole, float]:
+    return dict(zip(POLES, pair, strict=True))
 
 
 @functools.cache
 def find(
     world: World,
-    shapes: tuple[Shape, ...] = (DEFAULT,),
     effort: Effort = QUICK,
     budget: float = BUDGET,
     n_questions: int = 20,
+    near: tuple[float, float] = (NEAR, NEAR),
+    most: tuple[float, float] = (np.inf, np.inf),
+    prompt_share: float = 0.5,
     by_cost: bool = False,
     anchored: bool = False,
-) -> tuple[Findings, FakeLaboratory]:
-    """What a search finds in a world, and the laboratory it was found in."""
-    laboratory = FakeLaboratory(world, n_questions)
-    search = Search(
-        cast(Laboratory, laboratory),
-        shapes,
-        budget=budget,
+) -> tuple[Findings, FakeInterview]:
+    """What a search finds in a world, and the interview it was found in."""
+    interview = FakeInterview(world, n_questions)
+    made = search(
+        interview,
         effort=effort,
-        seed=world.seed,
+        budget=budget,
+        near=near,
+        most=most,
+        prompt_share=prompt_share,
         by_cost=by_cost,
         anchored=anchored,
     )
-    return search.run(), laboratory
+    return made.run(), interview
 
 
-def sides(world: World, pole: Pole, seeds: int = 3) -> list[Side]:
-    """The response sides of one pole, found with QUICK under the noise of different seeds."""
-    return [find(replace(world, seed=seed))[0].sides[pole, "response"] for seed in range(seeds)]
+def sides(world: World, seeds: int = 1, effort: Effort = QUICK, *, by_cost: bool = False) -> list[Side]:
+    """Both sides of the response, found under the noise of different seeds."""
+    found = [find(replace(world, seed=seed), effort, by_cost=by_cost)[0] for seed in range(seeds)]
+    return [one.sides[pole, "response"] for one in found for pole in POLES]
 
 
 def doses_of(found: Sequence[Side]) -> list[float]:
@@ -154,80 +214,215 @@ def doses_of(found: Sequence[Side]) -> list[float]:
     return doses
 
 
-ASYMMETRIC = World(meets=(0.15, 0.3))
-
-
 # The dose
 
 
-@pytest.mark.parametrize("exponent", [1.5, 2.0, 3.0])
-def test_the_dose_is_a_standard_error_below_where_the_true_cost_meets_the_budget(exponent: float) -> None:
-    # Over 12 seeds at this noise a true dose of 0.2 is found with a deviation of 0.016 to 0.028, and the mean of 2 x 2 of them
-    # with 0.012; what is kept is less by that deviation or up to twice as much.
-    found = [
-        find(World(exponent=exponent, seed=seed), effort=replace(THOROUGH, shapes=0))[0].sides[pole, "response"]
-        for seed in range(2)
-        for pole in POLES
-    ]
-    doses = doses_of(found)
-    assert 0.135 < np.mean(doses) < 0.2
-    assert doses == pytest.approx([0.17] * 4, abs=0.06)
+@pytest.mark.parametrize("exponent", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("meets", [0.15, 0.2, 0.25, 0.3])
+def test_the_dose_is_where_the_cost_meets_the_budget(meets: float, exponent: float) -> None:
+    # Between the measured doses the curve is taken for straight.
+    for side in sides(replace(QUIET, meets=(meets, meets), exponent=exponent)):
+        assert side.dose == pytest.approx(meets, rel=0.12)
+        assert side.limit == "coherence"
+        assert side.shown
+
+
+def test_the_dose_holds_under_the_noise_of_a_few_answers() -> None:
+    # Over 120 sides the mean is 0.215 with a deviation of 0.029; with QUICK 0.229 and 0.035: of two noisy costs the lesser one.
+    for effort in (THOROUGH, QUICK):
+        doses = doses_of(sides(World(), 6, effort))
+        assert np.mean(doses) == pytest.approx(0.22, abs=0.03)
+        assert 0.14 < min(doses) <= max(doses) <= max(DOSES)
 
 
 def test_each_pole_gets_a_dose_of_its_own() -> None:
-    # With QUICK 0.15 is found with a deviation of 0.022, and 0.3 with 0.042; kept is a standard error less.
-    positive, negative = doses_of(sides(ASYMMETRIC, "positive")), doses_of(sides(ASYMMETRIC, "negative"))
-    assert 0.09 < np.mean(positive) < 0.15
-    assert 0.2 < np.mean(negative) < 0.3
-    assert all(one < other for one, other in zip(positive, negative, strict=True))
+    positive, negative = sides(replace(QUIET, meets=(0.15, 0.3)))
+    assert positive.dose == pytest.approx(0.15, rel=0.1)
+    assert negative.dose == pytest.approx(0.3, rel=0.1)
+
+
+def test_the_neighbourhood_of_each_pole_is_searched() -> None:
+    found, _ = find(replace(QUIET, meets=(0.06, 0.6)), near=(0.06, 0.6))
+    for pole, near in (("positive", 0.06), ("negative", 0.6)):
+        side = found.sides[pole, "response"]  # type: ignore[index]
+        assert [point.dose for point in side.curve] == pytest.approx([factor * near for factor in FACTORS])
+        assert side.dose == pytest.approx(near, rel=0.1)
 
 
 def test_a_larger_budget_allows_a_larger_dose() -> None:
-    # The cost is quadratic: four times the budget, twice the dose.
-    found = [find(World(seed=seed), budget=4 * BUDGET)[0].sides[pole, "response"] for seed in range(2) for pole in POLES]
-    assert np.mean(doses_of(found)) == pytest.approx(0.4, abs=0.05)
+    # The cost is quadratic: twice the budget, 1.4 times the dose.
+    found, _ = find(QUIET, budget=2 * BUDGET)
+    assert doses_of([found.sides[pole, "response"] for pole in POLES]) == pytest.approx([0.283] * 2, rel=0.05)
+
+
+def test_no_dose_is_stronger_than_what_was_measured() -> None:
+    for side in sides(replace(QUIET, meets=(9.0, 9.0))):
+        assert side.dose == pytest.approx(max(DOSES))
+        assert side.limit == "measured"
+        assert side.cost is not None
+        assert side.cost < 0.05
+
+
+def test_where_all_measured_doses_cost_too_much_a_weaker_one_follows_from_their_curve() -> None:
+    for side in sides(replace(QUIET, meets=(0.08, 0.08))):
+        assert side.dose == pytest.approx(0.08, rel=0.1)
+        assert (side.limit, side.shown) == ("coherence", True)
+
+
+def test_far_below_what_was_measured_there_is_no_dose() -> None:
+    # Whether a quarter of the weakest dose does anything was not seen.
+    for side in sides(replace(QUIET, meets=(0.03, 0.03))):
+        assert side.dose is None
+        assert [point.dose for point in side.curve] == pytest.approx(DOSES)
+
+
+def test_a_cost_that_is_higher_half_way_than_beyond_does_not_stop_the_search() -> None:
+    # As to another language: half of each is not what either would say.
+    for side in sides(replace(QUIET, costs=((0.12, 0.3), (0.2, 1.3), (0.32, 0.3)))):
+        assert side.dose == pytest.approx(max(DOSES))
+        assert side.limit == "measured"
+    for side in sides(replace(QUIET, costs=((0.12, 1.3), (0.2, 0.3), (0.32, 0.7)))):
+        assert side.dose == pytest.approx(0.23, abs=0.01)
+
+
+def test_what_the_persona_adds_to_the_budget_is_a_share_of_its_distance() -> None:
+    # 0.35 of a nat makes 0.75 of 0.4, at 1.37 times the dose.
+    near, far = sides(QUIET), sides(replace(QUIET, distance=1.0))
+    assert doses_of(near) == pytest.approx([0.2] * 2, rel=0.05)
+    assert doses_of(far) == pytest.approx([0.274] * 2, rel=0.05)
+    # A persona whose answers are likelier than unsteered ones takes nothing away.
+    assert doses_of(sides(replace(QUIET, distance=-1.0))) == pytest.approx([0.2] * 2, rel=0.05)
+
+
+@pytest.mark.parametrize(("voiced", "dose"), [(0.25, 0.32), (0.5, 0.283), (4.0, 0.2)])
+def test_of_the_two_costs_the_lesser_one_counts(voiced: float, dose: float) -> None:
+    assert doses_of(sides(replace(QUIET, voiced=voiced))) == pytest.approx([dose] * 2, rel=0.06)
+    # Where there are no personas, there is only one of them.
+    assert doses_of(sides(replace(QUIET, voiced=voiced, personas=None))) == pytest.approx([0.2] * 2, rel=0.05)
 
 
 def test_what_is_expected_at_the_dose_is_within_the_budget_and_the_true_effect() -> None:
-    # A persona moves readings by 2, and a dose of 0.2 by 10 x 0.2. Over 12 seeds its deviation is 0.2.
-    found = sides(World(), "positive")
-    for side in found:
+    # A persona moves the log ratio by 2, and a dose by 10 times as much.
+    for side in sides(QUIET):
         assert side.dose is not None
-        assert side.cost is not None
-        assert BUDGET / 3 < side.cost < BUDGET
-    ratios = [side.effect / (5 * side.dose) for side in found if side.effect is not None and side.dose is not None]
-    assert np.mean(ratios) == pytest.approx(1, abs=0.2)
+        assert side.cost == pytest.approx(BUDGET, rel=0.1)
+        assert side.effect == pytest.approx(5 * side.dose, rel=0.1)
+
+
+def test_the_true_effect_is_as_often_between_as_it_says() -> None:
+    # Of 40, 38 are expected, and a percentile bootstrap of few questions falls somewhat short of that. Where a persona moves very
+    # far, the scale has no noise to speak of.
+    hits = 0
+    for side in sides(World(spread=0, personas=(20, -20)), 20, THOROUGH):
+        assert side.dose is not None
+        assert side.effect is not None
+        assert side.between is not None
+        low, high = side.between
+        assert low <= side.effect <= high
+        hits += low <= side.dose / 2 <= high
+    assert hits >= 34
 
 
 def test_the_curve_shows_what_was_measured() -> None:
-    side = sides(World(noise=(0.02, 0.05)), "positive", seeds=1)[0]
+    side, _ = sides(replace(QUIET, voiced=2.0))
     assert side.dose is not None
-    doses = [point.dose for point in side.curve]
-    assert doses == sorted(set(doses))
-    assert doses[0] < side.dose <= doses[-1]
+    assert [point.dose for point in side.curve] == pytest.approx(DOSES)
     for point in side.curve:
-        assert point.cost.mean == pytest.approx(BUDGET * (point.dose / 0.2) ** 2, abs=0.05)
-        assert point.effect.mean == pytest.approx(5 * point.dose, abs=0.15)
+        cost = BUDGET * (point.dose / 0.2) ** 2
+        assert point.cost.mean == point.plain == pytest.approx(cost, abs=0.05)
+        assert point.voiced == pytest.approx(2 * cost, abs=0.05)
+        assert point.effect.mean == pytest.approx(5 * point.dose, rel=0.15)
         assert point.cost.low <= point.cost.mean <= point.cost.high
-        assert (point.distinct, point.answers >= 2) == (1, True)
+        assert point.relevance == pytest.approx(1)
+        assert (point.distinct, point.refused, point.foreign) == (1, 0, 0)
+        assert point.answers == QUICK.curve
         assert 0 < point.ended < 1
 
 
 def test_the_lengths_to_add_make_up_the_dose() -> None:
-    for side in (sides(ASYMMETRIC, pole)[0] for pole in POLES):
-        assert side.layers == DEFAULT.layers
-        assert sum(norm / HIDDEN[layer] for layer, norm in zip(side.layers, side.norms, strict=True)) == pytest.approx(side.dose)
+    for side in sides(replace(QUIET, meets=(0.15, 0.3))):
+        assert side.dose is not None
+        assert side.layers == LAYERS
+        assert side.norms == pytest.approx([side.dose * norm for norm in NORMS])
 
 
-def test_the_prompt_steered_as_well_gets_a_dose_of_its_own() -> None:
-    # In these worlds it doubles what a dose does: half the dose costs as much. Deviation 0.012 to 0.03 as measured.
-    found = [find(replace(ASYMMETRIC, seed=seed))[0].sides for seed in range(3)]
-    positive = [one["positive", "prompt"].dose or np.nan for one in found]
-    negative = [one["negative", "prompt"].dose or np.nan for one in found]
-    assert np.nanmean(positive) == pytest.approx(0.075, abs=0.025)
-    assert np.nanmean(negative) == pytest.approx(0.15, abs=0.04)
-    for one in found:
-        assert one["positive", "prompt"].layers == one["positive", "response"].layers
+# Answers that the cost does not judge
+
+BAD: list[tuple[str, Limit]] = [
+    ("repeat", "repetition"),
+    ("leave", "relevance"),
+    ("refuse", "refusals"),
+    ("slip", "script"),
+]
+
+
+@pytest.mark.parametrize(("bad", "limit"), BAD)
+def test_a_dose_at_which_answers_get_bad_is_not_chosen(bad: str, limit: Limit) -> None:
+    # The cost alone would allow all.
+    for side in sides(replace(QUIET, meets=(9.0, 9.0), above=0.25, bad=bad)):
+        assert side.dose is not None
+        assert 0.2 < side.dose < 0.32
+        assert side.limit == limit
+    for side in sides(replace(QUIET, meets=(9.0, 9.0), above=0.15, bad=bad)):
+        assert side.dose is not None
+        assert 0.12 < side.dose < 0.2
+        assert side.limit == limit
+
+
+@pytest.mark.parametrize(("bad", "limit"), BAD)
+def test_answers_that_are_bad_at_the_weakest_dose_call_for_a_weaker_one(bad: str, limit: Limit) -> None:
+    for side in sides(replace(QUIET, meets=(9.0, 9.0), above=0.05, bad=bad), by_cost=True):
+        assert side.dose is not None
+        assert 0 < side.dose < 0.12
+        assert side.limit == limit
+
+
+@pytest.mark.parametrize("bad", ["repeat", "refuse", "slip"])
+def test_what_the_model_does_unsteered_is_not_held_against_a_dose(bad: str) -> None:
+    for side in sides(replace(QUIET, meets=(9.0, 9.0), above=0.05, bad=bad, always=True)):
+        assert side.limit == "measured"
+
+
+def test_answers_may_leave_their_questions_as_far_as_those_of_the_persona() -> None:
+    world = replace(QUIET, meets=(9.0, 9.0), above=0.25, bad="leave")
+    for side in sides(replace(world, persona_relevance=0.15)):
+        assert side.limit == "measured"
+    for side in sides(replace(world, personas=None)):
+        assert side.limit == "relevance"
+
+
+@pytest.mark.parametrize("most", [0.17, 0.3, 0.5])
+def test_a_dose_at_which_refusals_begin_to_be_likely_is_not_passed(most: float) -> None:
+    found, _ = find(replace(QUIET, meets=(9.0, 9.0)), most=(most, np.inf))
+    positive, negative = (found.sides[pole, "response"] for pole in POLES)
+    assert positive.dose == pytest.approx(min(most, 0.32))
+    assert positive.limit == ("refusals" if most < 0.32 else "measured")
+    assert negative.limit == "measured"
+
+
+def test_the_least_of_all_limits_decides() -> None:
+    for side in sides(replace(QUIET, meets=(0.15, 0.15), above=0.25, bad="repeat")):
+        assert side.dose == pytest.approx(0.15, rel=0.1)
+        assert side.limit == "coherence"
+    for side in sides(replace(QUIET, meets=(0.3, 0.3), above=0.15, bad="slip")):
+        assert side.dose == pytest.approx(0.123, abs=0.002)
+        assert side.limit == "script"
+
+
+@pytest.mark.parametrize("above", [0.15, 0.25])
+@pytest.mark.parametrize("by_cost", [False, True])
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+def test_a_dose_at_which_answers_are_empty_is_not_chosen(above: float, by_cost: bool) -> None:
+    for side in sides(replace(QUIET, meets=(9.0, 9.0), above=above, bad="empty"), by_cost=by_cost):
+        assert side.dose is not None
+        assert 0.1 < side.dose <= above
+        assert side.limit in ("coherence", "repetition")
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+def test_where_every_steered_answer_is_empty_there_is_no_dose() -> None:
+    found, _ = find(replace(QUIET, above=0.001, bad="empty"))
+    assert [side.dose for side in found.sides.values()] == [None] * 4
 
 
 # Nothing to find
@@ -237,181 +432,84 @@ DEAD = World(gain=(0, 0))
 
 
 def test_a_vector_without_effect_gets_no_dose() -> None:
-    # None of 48 sides, over 24 seeds, seems to do something by chance.
-    found = [find(replace(DEAD, seed=seed))[0].sides[pole, "response"] for seed in range(5) for pole in POLES]
-    dead = [side for side in found if side.dose is None]
-    assert len(dead) >= 8
+    dead = [side for side in sides(DEAD, seeds=8) if side.dose is None]
+    assert len(dead) >= 13
     for side in dead:
-        assert (side.norms, side.effect, side.cost) == ((), None, None)
-        assert side.layers == DEFAULT.layers
-        assert len(side.curve) >= 3  # what was measured is shown all the same
+        assert (side.norms, side.effect, side.cost, side.between) == ((), None, None, None)
+        assert side.layers == LAYERS
+        assert len(side.curve) == len(FACTORS)  # what was measured is shown all the same
+
+
+def test_chance_is_hardly_ever_taken_for_an_effect() -> None:
+    # Of 100 sides that do nothing, a half should be beyond a doubt of 99 %.
+    assert sum(side.shown for side in sides(DEAD, 50, by_cost=True)) <= 3
 
 
 def test_by_cost_a_vector_without_effect_gets_the_dose_of_one_with_it_and_says_so() -> None:
-    alive = [find(replace(World(), seed=seed), by_cost=True)[0].sides[pole, "response"] for seed in range(3) for pole in POLES]
-    dead = [find(replace(DEAD, seed=seed), by_cost=True)[0].sides[pole, "response"] for seed in range(5) for pole in POLES]
+    alive, dead = sides(World(), seeds=4, by_cost=True), sides(DEAD, seeds=4, by_cost=True)
     assert all(side.shown for side in alive)
     assert sum(side.shown for side in dead) <= 2
     # Both worlds cost the same.
-    assert np.mean(doses_of(dead)) == pytest.approx(np.mean(doses_of(alive)), rel=0.15)
+    assert doses_of(dead) == pytest.approx(doses_of(alive))
 
 
-def test_a_weak_effect_is_seen() -> None:
-    # For 17 of these 24 sides; by the mean over the same answers, which the weak doses drown, for 11.
-    weak = [find(replace(World(gain=(3, 3)), seed=seed))[0].sides[pole, "response"] for seed in range(12) for pole in POLES]
-    assert sum(side.shown for side in weak) >= 14
+def test_an_effect_is_seen_as_the_doses_get_stronger() -> None:
+    # A persona moves as far as a dose of 0.33.
+    assert all(side.shown for side in sides(replace(World(), gain=(6, 6)), seeds=4))
 
 
 def test_a_vector_may_work_toward_one_pole_only() -> None:
-    world = World(gain=(0, 10))
-    assert sum(side.dose is None for side in sides(world, "positive")) >= 2
-    assert 0.12 < np.mean(doses_of(sides(world, "negative"))) < 0.2
+    found = sides(replace(QUIET, gain=(0, 10), noise=(0.005, 0.5)), seeds=3)
+    assert sum(side.dose is None for side in found[::2]) >= 2
+    assert np.mean(doses_of(found[1::2])) == pytest.approx(0.2, abs=0.02)
 
 
 def test_a_vector_that_moves_the_wrong_way_gets_no_dose() -> None:
-    assert all(side.dose is None for side in sides(World(gain=(-10, -10)), "positive", seeds=2))
+    assert all(side.dose is None for side in sides(World(gain=(-10, -10)), seeds=2))
 
 
-# Beyond the usual doses
+# The prompt steered as well
 
 
-@pytest.mark.parametrize("meets", [0.03, 0.05, 0.8, 1.5])
-def test_a_budget_outside_the_usual_doses_is_looked_for_further(meets: float) -> None:
-    # Of little noise: at a fifth of the usual doses an effect is hard to tell from none.
-    found, _ = find(World(meets=(meets, meets), gain=(2 / meets, 2 / meets), noise=(0.02, 0.1)))
+def test_a_steered_prompt_takes_its_share_of_the_dose_where_that_costs_no_more() -> None:
+    # Half of the dose does twice as much: as much.
+    found, interview = find(replace(QUIET, meets=(0.15, 0.3)))
     for pole in POLES:
-        assert found.sides[pole, "response"].dose == pytest.approx(meets, rel=0.2)
+        response, prompt = found.sides[pole, "response"], found.sides[pole, "prompt"]
+        assert response.dose is not None
+        assert prompt.dose is not None
+        assert prompt.dose == pytest.approx(response.dose / 2)
+        assert (prompt.limit, prompt.shown, prompt.layers) == (response.limit, response.shown, response.layers)
+        assert prompt.norms == pytest.approx([prompt.dose * norm for norm in NORMS])
+        assert prompt.effect == pytest.approx(response.effect, rel=0.15)
+        assert [point.dose for point in prompt.curve] == pytest.approx([prompt.dose])
+    counts = [sum(trial.mode == "prompt" and trial.dose * SIGN[pole] > 0 for trial in interview.outcomes) for pole in POLES]
+    assert counts == [QUICK.prompt] * 2
 
 
-def test_a_cost_that_never_reaches_the_budget_ends_the_search_at_some_dose() -> None:
+def test_a_steered_prompt_whose_answers_cost_too_much_gets_less() -> None:
+    # Four times as much at half the dose: half of that again.
+    found, _ = find(replace(QUIET, weights=(4.0, 0.5)))
     for pole in POLES:
-        side = sides(World(meets=(1e9, 1e9), noise=(0.02, 0.1)), pole, seeds=1)[0]
-        assert side.dose is not None
-        assert 3 < side.dose < 10
-        assert side.dose <= side.curve[-1].dose
-        assert side.cost is not None
-        assert side.cost < BUDGET
+        prompt = found.sides[pole, "prompt"]
+        assert prompt.dose == pytest.approx(0.05, rel=0.1)
+        assert prompt.limit == "coherence"
+        assert prompt.curve[0].dose == pytest.approx(0.1, rel=0.1)
 
 
-def test_a_cost_above_the_budget_at_once_ends_the_search_without_a_dose() -> None:
-    found, laboratory = find(World(meets=(1e-4, 1e-4)))
-    assert [side.dose for side in found.sides.values()] == [None] * 4
-    assert laboratory.measured < 2 * QUICK.answers(1)
-
-
-# Answers that the cost does not judge
-
-
-def test_a_dose_at_which_answers_repeat_themselves_is_not_chosen() -> None:
-    # Repetition is easy to predict: the cost alone would allow a dose of 0.5.
-    found, _ = find(World(meets=(0.5, 0.5), repeats_above=0.15, noise=(0.05, 0.7)))
+def test_a_steered_prompt_that_gets_less_is_expected_to_cost_what_it_may() -> None:
+    found, _ = find(replace(QUIET, weights=(4.0, 0.5)))
     for pole in POLES:
-        assert 0.1 <= (found.sides[pole, "response"].dose or 0) <= 0.15
-
-
-def test_answers_that_repeat_themselves_at_the_weakest_dose_call_for_weaker_ones() -> None:
-    found, _ = find(World(meets=(0.5, 0.5), gain=(50, 50), repeats_above=0.06, noise=(0.05, 0.2)))
-    for pole in POLES:
-        assert 0.02 <= (found.sides[pole, "response"].dose or 0) <= 0.06
-
-
-@pytest.mark.parametrize("empty_above", [0.15, 0.25])
-@pytest.mark.filterwarnings("ignore:Mean of empty slice")
-def test_a_dose_at_which_answers_are_empty_is_not_chosen(empty_above: float) -> None:
-    found, _ = find(World(meets=(0.5, 0.5), empty_above=empty_above, noise=(0.05, 0.2)))
-    for pole in POLES:
-        assert 0.09 < (found.sides[pole, "response"].dose or 0) <= empty_above
+        assert found.sides[pole, "prompt"].cost == pytest.approx(BUDGET, rel=0.15)
 
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")
-def test_where_every_steered_answer_is_empty_there_is_no_dose() -> None:
-    found, _ = find(World(empty_above=0.001))
-    assert [side.dose for side in found.sides.values()] == [None] * 4
-
-
-# The shape
-
-
-def chosen(world: World, shapes: tuple[Shape, ...], seeds: int) -> Counter[Shape]:
-    found = [find(replace(world, seed=seed), shapes, THOROUGH)[0] for seed in range(seeds)]
-    return Counter(
-        Shape(one.sides[pole, "response"].layers, one.sides[pole, "response"].profile)  # type: ignore[arg-type]
-        for one in found
-        for pole in POLES
-    )
-
-
-def test_a_shape_that_is_much_better_is_chosen() -> None:
-    # Twice as good: chosen by 18 of 24 sides as measured where five others compete; 1.5 times as good: by 9 of 24.
-    assert chosen(World(better=((BETTER, 2.0),)), THREE, seeds=2) == {BETTER: 4}
-
-
-def test_shapes_that_are_worse_are_not_chosen() -> None:
-    # By none of 20 sides as measured.
-    worse = World(better=tuple((shape, 0.7) for shape in SIX[1:]))
-    assert chosen(worse, THREE, seeds=2) == {DEFAULT: 4}
-
-
-def test_a_shape_that_is_as_good_is_seldom_chosen() -> None:
-    # By 1 of 30 sides as measured where five compete.
-    assert chosen(World(), SIX[:2], seeds=3)[DEFAULT] >= 4
-
-
-def test_more_effect_for_more_cost_is_no_better() -> None:
-    # At half the dose it does and costs the same.
-    world = World(steeper=((BETTER, 2.0),))
-    assert chosen(world, (DEFAULT, BETTER), seeds=3)[DEFAULT] >= 4
-
-
-def test_each_pole_may_get_a_shape_of_its_own() -> None:
-    class OneSided(FakeLaboratory):
-        """The better shape is better for the negative pole only."""
-
-        def _answer(self, trial: Trial) -> Outcome:
-            plain = self.world
-            self.world = replace(plain, better=((BETTER, 2.0),)) if trial.dose < 0 else plain
-            outcome = super()._answer(trial)
-            self.world = plain
-            return outcome
-
-    laboratory = OneSided(World(noise=(0.1, 0.3), better=((BETTER, 0.5),)))
-    found = Search(cast(Laboratory, laboratory), (DEFAULT, BETTER), budget=BUDGET, effort=THOROUGH, seed=0).run()
-    for mode in ("response", "prompt"):
-        assert found.sides["positive", mode].layers == DEFAULT.layers
-        assert found.sides["negative", mode].layers == BETTER.layers
-
-
-def test_another_shape_is_only_chosen_where_it_was_measured_at_several_doses() -> None:
-    # Six shapes equally good, so that it is chance which of them seems best.
-    for seed in range(3):
-        found, _ = find(World(seed=seed), SIX, THOROUGH)
-        for pole in POLES:
-            assert len(found.sides[pole, "response"].curve) >= 3, (seed, pole)
-
-
-def test_the_shapes_are_reported_with_the_default_one_first() -> None:
-    found, _ = find(World(better=((BETTER, 2.0),)), SIX, THOROUGH)
-    for pole in POLES:
-        results = found.shapes[pole]
-        assert [one.shape for one in results] == list(SIX)
-        best = max(results, key=lambda one: one.effect.mean)
-        assert best.shape == BETTER
-        for one in results:
-            assert one.effect.low <= one.effect.mean <= one.effect.high
-            assert 0.1 < one.dose < 0.4
-
-
-def test_a_quick_search_keeps_the_default_shape() -> None:
-    found, laboratory = find(World(better=((BETTER, 3.0),)), SIX, QUICK)
-    assert {trial.shape for trial in laboratory.outcomes} == {None, DEFAULT}
-    assert [one.shape for one in found.shapes["positive"]] == [DEFAULT]
-
-
-def test_without_answers_for_the_prompt_only_the_response_gets_a_dose() -> None:
-    found, laboratory = find(World(), effort=replace(QUICK, prompt=0))
-    assert {trial.mode for trial in laboratory.outcomes} == {"response"}
-    assert [found.sides[pole, "prompt"].dose for pole in POLES] == [None, None]
-    assert all(found.sides[pole, "response"].dose for pole in POLES)
+def test_without_a_dose_of_the_response_there_is_none_for_the_prompt() -> None:
+    found, interview = find(replace(QUIET, gain=(10, -10)))
+    assert found.sides["positive", "prompt"].dose is not None
+    assert found.sides["negative", "prompt"].dose is None
+    assert found.sides["negative", "prompt"].curve == ()
+    assert not any(trial.mode == "prompt" and trial.dose < 0 for trial in interview.outcomes)
 
 
 # The scale of the effect
@@ -423,147 +521,198 @@ def test_without_answers_for_the_prompt_only_the_response_gets_a_dose() -> None:
         ((3.0, -1.5), ("persona", "persona"), (2 / 3, 4 / 3)),
         ((0.0, -2.0), ("other persona", "persona"), (1.0, 1.0)),
         ((4.0, 0.0), ("persona", "other persona"), (0.5, 0.5)),
-        ((0.0, 0.0), ("deviation", "deviation"), (2.0, 2.0)),
-        (None, ("deviation", "deviation"), (2.0, 2.0)),
+        ((-3.0, -2.0), ("other persona", "persona"), (1.0, 1.0)),
     ],
 )
 def test_an_effect_of_one_is_as_far_as_a_persona_that_works(
-    personas: tuple[float, float] | None, scale: tuple[str, str], effects: tuple[float, float]
+    personas: tuple[float, float], scale: tuple[str, str], effects: tuple[float, float]
 ) -> None:
-    # At its dose of 0.2 the vector moves readings by 2.
-    found, _ = find(World(personas=personas, noise=(0.05, 0.3)))
+    # At its dose of 0.2 the vector moves the log ratio by 2. The log ratios of questions differ by half of a nat, and few
+    # questions are known from unsteered answers.
+    found, _ = find(replace(World(personas=personas), noise=(0.02, 0.1)), effort=THOROUGH)
     assert (found.scale["positive"], found.scale["negative"]) == scale
     for pole, effect in zip(POLES, effects, strict=True):
-        assert found.sides[pole, "response"].effect == pytest.approx(effect, rel=0.25)
+        side = found.sides[pole, "response"]
+        assert side.dose is not None
+        assert side.effect == pytest.approx(effect * side.dose / 0.2, rel=0.3)
+
+
+@pytest.mark.parametrize("personas", [None, (0.0, 0.0)])
+def test_without_a_persona_that_works_an_effect_of_one_is_a_standard_deviation_of_unsteered_answers(
+    personas: tuple[float, float] | None,
+) -> None:
+    effort = replace(THOROUGH, unsteered=200, persona=40)
+    found, interview = find(World(personas=personas, noise=(0.02, 0.7)), effort=effort)
+    assert found.scale == dict.fromkeys(POLES, "deviation")
+    for pole in POLES:
+        side = found.sides[pole, "response"]
+        assert side.dose is not None
+        # Beside what is usual for each question.
+        assert side.effect == pytest.approx(10 * side.dose / 0.7, rel=0.2)
+    assert interview.has_personas == (personas is not None)
+
+
+def test_a_standard_deviation_is_no_less_where_each_question_has_one_answer() -> None:
+    # 12 unsteered answers to 20 questions, with 0.5 between the questions and 0.7 beside: 0.86.
+    moved = []
+    for seed in range(4):
+        found, _ = find(World(personas=None, seed=seed), effort=THOROUGH)
+        points = [point for pole in POLES for point in found.sides[pole, "response"].curve]
+        moved.append(np.mean([point.effect.mean / (10 * point.dose) for point in points]))
+    assert np.mean(moved) == pytest.approx(1 / 0.86, rel=0.35)
 
 
 def test_the_personas_are_told_on_the_scale_of_their_pole() -> None:
-    found, _ = find(World(personas=(3.0, -1.0), noise=(0.05, 0.2)))
+    found, _ = find(replace(QUIET, personas=(3.0, -1.0), distance=0.5))
     for pole in POLES:
-        assert found.personas[pole].effect.mean == pytest.approx(1)
-        assert found.personas[pole].cost.mean == pytest.approx(0, abs=0.1)
+        persona = found.personas[pole]
+        assert persona.effect.mean == pytest.approx(1)
+        # In its own voice nothing is likelier; without it, there is the distance.
+        assert persona.cost.mean == pytest.approx(0, abs=0.05)
+        assert persona.plain == pytest.approx(0.5, abs=0.4)
+        assert persona.answers == QUICK.persona
     # A persona that does nothing is measured with the other one's unit.
-    found, _ = find(World(personas=(3.0, 0.0), noise=(0.05, 0.2)))
-    assert found.personas["negative"].effect.mean == pytest.approx(0, abs=0.15)
+    found, _ = find(World(personas=(3.0, 0.0)))
+    assert found.personas["negative"].effect.mean == pytest.approx(0, abs=0.3)
 
 
 def test_a_concept_without_personas_has_no_prompt_baseline() -> None:
-    assert find(World(personas=None, noise=(0.05, 0.3)))[0].personas == {}
+    found, interview = find(replace(QUIET, personas=None))
+    assert found.personas == {}
+    assert not any(trial.persona for trial in interview.outcomes)
+    assert np.isnan(found.sides["positive", "response"].curve[0].voiced)
 
 
 def test_unsteered_answers_are_the_zero_of_both_scales() -> None:
     found, _ = find(World())
     assert found.unsteered.effect.mean == pytest.approx(0, abs=1e-9)
-    assert found.unsteered.cost.mean == pytest.approx(0, abs=1e-9)
-    assert found.unsteered.answers == QUICK.unsteered
+    assert found.unsteered.plain == pytest.approx(0, abs=1e-9)
+    assert (found.unsteered.dose, found.unsteered.answers) == (0, QUICK.unsteered)
 
 
 # Samples
 
 
 def test_samples_go_from_the_weakest_dose_to_the_strongest() -> None:
-    found, laboratory = find(World())
-    for pole in POLES:
-        curve = found.sides[pole, "response"].curve
-        samples = found.samples[pole]
-        assert len(samples) == 5
-        assert (samples[0].dose, samples[-1].dose) == (curve[0].dose, curve[-1].dose)
-        assert [sample.dose for sample in samples] == sorted({sample.dose for sample in samples})
+    found, interview = find(World(), anchored=True)
+    assert set(found.samples) == {(pole, mode) for pole in POLES for mode in ("response", "anchored")}
+    for (pole, mode), samples in found.samples.items():
+        curve = found.sides[pole, mode].curve
+        assert [sample.dose for sample in samples] == [point.dose for point in curve]
         for sample in samples:
-            assert 1 <= len(sample.answers) <= 3
+            assert len(sample.answers) == 3
             for question, answer in sample.answers:
-                assert question in laboratory.contrast.held_out
-                assert f"{sample.dose:.5f}" in answer
+                assert question in interview.questions
+                assert f"{SIGN[pole] * sample.dose:+.5f}|{mode}" in answer
 
 
 # What it takes
 
 
-@pytest.mark.parametrize(("effort", "shapes"), [(THOROUGH, SIX), (THOROUGH, SIX[:1]), (QUICK, SIX[:1])])
-def test_a_search_takes_no_more_answers_than_announced(effort: Effort, shapes: tuple[Shape, ...]) -> None:
-    # Twice as good a shape: all stages are needed. With little noise, which may make the usual doses seem not to hold the budget.
-    for meets in (0.15, 0.35):
-        world = World(meets=(meets, meets), noise=(0.02, 0.1), better=((BETTER, 2.0),))
-        _, laboratory = find(world, shapes, effort)
-        assert laboratory.measured <= effort.answers(len(shapes))
+@pytest.mark.parametrize("effort", [THOROUGH, QUICK])
+@pytest.mark.parametrize("personas", [None, (2.0, -2.0)])
+@pytest.mark.parametrize("anchored", [False, True])
+def test_a_search_takes_as_many_answers_as_announced(
+    effort: Effort, personas: tuple[float, float] | None, anchored: bool
+) -> None:
+    _, interview = find(replace(QUIET, personas=personas), effort=effort, anchored=anchored)
+    assert interview.measured == effort.answers(personas=personas is not None, anchored=anchored)
 
 
-def test_the_announced_number_is_not_far_above_what_it_takes() -> None:
-    _, laboratory = find(World(better=((BETTER, 2.0),)), SIX, THOROUGH)
-    assert laboratory.measured >= 0.9 * THOROUGH.answers(6)
+def test_a_vector_without_effect_takes_fewer() -> None:
+    _, interview = find(World(gain=(-10, -10)), anchored=True)
+    assert interview.measured == QUICK.answers(personas=True, anchored=False) - 2 * QUICK.prompt
 
 
 def test_the_sampled_tokens_stay_within_what_was_promised() -> None:
-    assert THOROUGH.answers(6) * THOROUGH.max_tokens <= 12_000
-    assert QUICK.answers(1) * QUICK.max_tokens <= 3_000
-    assert THOROUGH.answers(1) < THOROUGH.answers(2) < THOROUGH.answers(6)
+    assert THOROUGH.answers(personas=True, anchored=False) * THOROUGH.max_tokens <= 2_000
+    assert QUICK.answers(personas=True, anchored=False) < THOROUGH.answers(personas=True, anchored=False) / 1.5
+    assert THOROUGH.answers(personas=False, anchored=False) < THOROUGH.answers(personas=True, anchored=False)
+
+
+def test_different_doses_are_tried_on_different_questions_and_both_poles_on_the_same() -> None:
+    _, interview = find(QUIET)
+    asked = {
+        (pole, dose): {
+            interview.question_of(trial)
+            for trial in interview.outcomes
+            if trial.mode == "response" and trial.dose == SIGN[pole] * dose
+        }
+        for pole in POLES
+        for dose in DOSES
+    }
+    for dose in DOSES:
+        assert asked["positive", dose] == asked["negative", dose]
+    assert len(set().union(*asked.values())) == len(DOSES) * QUICK.curve
 
 
 @pytest.mark.parametrize("n_questions", [4, 60])
 def test_any_number_of_questions_will_do(n_questions: int) -> None:
-    found, laboratory = find(World(noise=(0.05, 0.3)), n_questions=n_questions)
+    found, interview = find(replace(QUIET, noise=(0.05, 0.3)), n_questions=n_questions)
     assert found.sides["positive", "response"].dose == pytest.approx(0.2, abs=0.06)
-    assert laboratory.measured <= QUICK.answers(1)
+    assert interview.measured <= QUICK.answers(personas=True, anchored=False)
 
 
 # Again
 
 
 def test_the_same_seed_finds_the_same() -> None:
-    world = World(better=((BETTER, 2.0),))
-    one, _ = find(world, THREE, THOROUGH)
-    again, _ = find.__wrapped__(world, THREE, THOROUGH)
+    one, _ = find(World())
+    again, _ = find.__wrapped__(World())
     assert again is not one
     assert again == one
-    assert find(replace(world, seed=1), THREE, THOROUGH)[0] != one
+    assert find(World(seed=1))[0] != one
 
 
 def test_everything_measured_already_is_not_measured_again() -> None:
-    laboratory = FakeLaboratory(World())
-
-    def search() -> Findings:
-        return Search(cast(Laboratory, laboratory), (DEFAULT,), budget=BUDGET, effort=QUICK, seed=0).run()
-
-    one, measured = search(), laboratory.measured
-    assert search() == one
-    assert laboratory.measured == measured
+    interview = FakeInterview(World())
+    one, measured = search(interview).run(), interview.measured
+    assert search(interview).run() == one
+    assert interview.measured == measured
 
 
 # Anchored answers
 
 
 def test_anchored_answers_get_the_stronger_dose_that_they_take() -> None:
-    found = [find(World(seed=seed), effort=THOROUGH, anchored=True)[0].sides for seed in range(4)]
-    doses = doses_of([one["positive", "anchored"] for one in found])
-    # Twice 0.2 meets the budget; kept is a standard error less. Over 24 seeds the mean is 0.363 and the deviation 0.048: three
-    # standard errors of a mean of four.
-    assert 0.29 < np.mean(doses) < 0.44
+    # It does half as much there.
+    found, interview = find(QUIET, anchored=True)
+    for pole in POLES:
+        response, anchored = found.sides[pole, "response"], found.sides[pole, "anchored"]
+        assert response.dose is not None
+        assert response.dose == pytest.approx(0.2, rel=0.05)
+        assert [point.dose for point in anchored.curve] == pytest.approx([factor * response.dose for factor in ANCHORED])
+        assert anchored.dose == pytest.approx(0.4, rel=0.1)
+        assert anchored.limit == "coherence"
+        assert anchored.layers == response.layers
+    assert sum(trial.mode == "anchored" for trial in interview.outcomes) == 2 * len(ANCHORED) * QUICK.anchored
 
 
 def test_nothing_is_measured_for_anchored_answers_unless_they_are_asked_for() -> None:
-    found, laboratory = find(World())
+    found, interview = find(World())
     assert {mode for _, mode in found.sides} == {"response", "prompt"}
-    assert not found.anchored_samples
-    assert not any(trial.mode == "anchored" for trial in laboratory.outcomes)
+    assert not any(mode == "anchored" for _, mode in found.samples)
+    assert not any(trial.mode == "anchored" for trial in interview.outcomes)
 
 
 def test_an_earlier_calibration_is_added_to_without_being_measured_again() -> None:
-    earlier, _ = find(World())
-    laboratory = FakeLaboratory(World())
-    search = Search(cast(Laboratory, laboratory), (DEFAULT,), budget=BUDGET, effort=QUICK, seed=0, anchored=True)
-    found = search.run_anchored(earlier.sides)
+    earlier, _ = find(QUIET)
+    interview = FakeInterview(QUIET)
+    found = search(interview, anchored=True).run_anchored(earlier.sides)
     assert {key: side for key, side in found.sides.items() if key[1] != "anchored"} == earlier.sides
-    assert {trial.mode for trial in laboratory.outcomes if trial.shape is not None} == {"anchored"}
-    assert laboratory.measured <= QUICK.baselines + QUICK.anchored_answers
-    for pole in POLES:
-        assert found.sides[pole, "anchored"].layers == earlier.sides[pole, "response"].layers
-        assert (found.sides[pole, "anchored"].dose or 0) > (earlier.sides[pole, "response"].dose or 1)
-        assert found.anchored_samples[pole]
+    assert {trial.mode for trial in interview.outcomes if trial.dose} == {"anchored"}
+    assert interview.measured == QUICK.unsteered + 2 * (QUICK.persona + len(ANCHORED) * QUICK.anchored)
+    assert set(found.samples) == {(pole, "anchored") for pole in POLES}
+    assert found.scale == earlier.scale
+    whole, _ = find(QUIET, anchored=True)
+    assert found.sides == whole.sides
 
 
 def test_a_pole_without_a_dose_gets_none_for_anchored_answers() -> None:
     # Toward the negative pole, no dose does anything.
-    found, _ = find(World(gain=(10.0, 0.0)), effort=THOROUGH, anchored=True)
+    found, interview = find(replace(QUIET, gain=(10.0, -10.0)), anchored=True)
     assert found.sides["negative", "response"].dose is None
     assert found.sides["negative", "anchored"].dose is None
     assert found.sides["positive", "anchored"].dose is not None
+    assert ("negative", "anchored") not in found.samples
+    assert not any(trial.mode == "anchored" and trial.dose < 0 for trial in interview.outcomes)

@@ -49,6 +49,15 @@ held_out:
   questions: ["Who?"]
 """
 
+TEMPLATED = """\
+name: french
+poles: {positive: french, negative: english}
+templated: true
+pairs:
+  - {positive: "<|im_start|>user\\nOù ?\\n", negative: " Where?"}
+held_out: {questions: ["Who?"]}
+"""
+
 
 def parse(text: str = PIRATE) -> Contrast:
     return parse_concept(text, "pirate.yaml")
@@ -158,6 +167,19 @@ def test_explicit_pairs() -> None:
     assert made.held_out == ("Who?",)
 
 
+def test_templated_pairs_are_the_very_texts_that_the_model_reads(tiny: Model) -> None:
+    made = parse(TEMPLATED)
+    assert made.pairs == (Pair(Prompt((), "<|im_start|>user\nOù ?\n"), Prompt((), " Where?")),)
+    assert [prompt.render(tiny) for prompt in made.prompts()] == ["<|im_start|>user\nOù ?\n", " Where?"]
+    assert (made.held_out, made.personas, made.source) == (("Who?",), (), TEMPLATED)
+
+
+def test_pairs_are_questions_unless_they_are_templated() -> None:
+    asked = parse(TEMPLATED.replace("templated: true", "templated: false"))
+    assert asked.pairs[0].negative == Prompt((Message("user", " Where?"),), "")
+    assert asked.pairs == parse(without(TEMPLATED, "templated")).pairs
+
+
 def test_prompts_are_all_positive_ones_then_all_negative_ones() -> None:
     texts = [prompt.messages[0].content for prompt in parse(PAIRS).prompts()]
     assert texts == ["Où ?", "Oui.", "Where?", "Yes."]
@@ -206,6 +228,7 @@ BROKEN = [
     ("    - How is the weather?", "    - ''", 22, "held_out.questions.0"),
     ("  questions:\n    - How", "  question:\n    - How", 21, "held_out.question"),
     ("held_out:\n", "held_out:\n  pairs: []\n", 21, "held_out.pairs"),
+    ("openings:", "templated: maybe\nopenings:", 16, "templated"),
     ("name: pirate", "name: @pirate", 2, "YAML"),
     ("  - Where do you live?", "  - *where", 14, "YAML"),
     ("  - Well,", "  - Well: yes: no", 17, "YAML"),
@@ -246,6 +269,8 @@ INCONSISTENT = [
     (PAIRS + "openings: [I]\n", "openings: .*pairs"),
     (PAIRS + 'questions: ["Why?"]\n', "questions: .*pairs"),
     (PAIRS + "crossing: half\n", "crossing: .*pairs"),
+    (PIRATE + "templated: true\n", "templated: .*pairs"),
+    (TEMPLATED + "openings: [I]\n", "openings: .*pairs"),
     (without(PIRATE, "- an old", "- an ann") + "crossing: half\n", "crossing: .*two pairs of personas"),
     (without(PIRATE, "- I", "- The") + "crossing: half\n", "crossing: .*two openings"),
     (PIRATE + "    - What did you eat?\n", '"What did you eat\\?"'),

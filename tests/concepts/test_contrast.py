@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.contrast import Contrast, Prompt, read_prompt_files
 from localsteer.errors import ContrastError
 from localsteer.llama.chat_template import Message
@@ -89,6 +90,59 @@ def test_a_missing_prompt_file_is_an_error(tmp_path: Path) -> None:
 def test_a_prompt_file_in_another_encoding_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ContrastError, match=r"gloomy\.txt .*UTF-8"):
         read(tmp_path, "a", b"\xff\xfea\x00")
+
+
+# What a vector carries of them
+
+
+def test_prompt_files_are_carried_as_a_concept_of_the_same_pairs(tmp_path: Path, tiny: Model) -> None:
+    made = read(
+        tmp_path,
+        "<|im_start|>user\\nHallo, Größe!<|im_end|>\\n\n'a' \"b\": {c} # d\nyes\n\\x41\\\\n\n- 7 \n",
+        "<|im_start|>user\\nBye.<|im_end|>\\n\n \\t\nno\n\\r\\n\n~\n",
+    )
+    again = parse_concept(made.source, "the vector")
+    assert again.pairs == made.pairs
+    assert (again.name, again.positive, again.negative) == ("mood", "glad", "gloomy")
+    assert (again.personas, again.held_out) == ((), ())
+    assert again.source == made.source
+    # They are the same to whoever looks whether a vector is of these prompts.
+    assert again.sha256(tiny) == made.sha256(tiny)
+
+
+@pytest.mark.parametrize(
+    "character", ["\u2028", "\u0085", "\x0c", "\x1e", "\r", "\ufeff", "\x1b", "\x07", "\ufffe", "\x00", "😀"]
+)
+def test_any_character_of_a_prompt_is_carried(tmp_path: Path, character: str) -> None:
+    made = read(tmp_path, f"a{character}b\n", f"{character}.\n")
+    assert parse_concept(made.source, "the vector").pairs == made.pairs
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("mood", "mood"),
+        ("My Mood_2", "my-mood-2"),
+        ("7 moods", "prompts-7-moods"),
+        ("Größe", "gr-e"),
+        ("気分", "prompts"),
+        ("--x--", "x"),
+    ],
+)
+def test_any_name_of_prompt_files_makes_a_concept(tmp_path: Path, name: str, plain: str) -> None:
+    for pole in ("glad", "gloomy"):
+        (tmp_path / f"{pole}.txt").write_text("a\n")
+    made = read_prompt_files(tmp_path / "glad.txt", tmp_path / "gloomy.txt", name=name)
+    assert made.name == name
+    assert parse_concept(made.source, "the vector").name == plain
+
+
+@pytest.mark.parametrize("stem", ["yes", "7", "null", "a: b", "Größe"])
+def test_any_name_of_a_file_makes_a_pole(tmp_path: Path, stem: str) -> None:
+    for pole in (stem, "other"):
+        (tmp_path / f"{pole}.txt").write_text("a\n")
+    made = read_prompt_files(tmp_path / f"{stem}.txt", tmp_path / "other.txt", name="x")
+    assert parse_concept(made.source, "the vector").positive == made.positive == stem
 
 
 # Rendering

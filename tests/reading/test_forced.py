@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
+from localsteer.llama.sampling import Sampler, Sampling
 from localsteer.reading.forced import ForcedReader, Reading, Said
 from localsteer.reading.scoring import Scored
 from tests.conftest import LOGIT_NOISE, Floats, random_tokens, run_alone
@@ -95,3 +98,86 @@ def test_each_edit_is_read_over_the_answers_that_are_named(tiny: Model) -> None:
     np.testing.assert_allclose(some.gain, all_of_them.gain[[2, 0]], atol=LOGIT_NOISE)
     assert not len(nothing.gain)
     assert np.isnan([all_of_them.kl, nothing.kl]).all()
+
+
+# What a speaker would have said
+
+SETTINGS = [
+    Sampling(),
+    Sampling(temperature=1.0),
+    Sampling(temperature=3.0, top_p=1.0, min_p=0.0),
+    Sampling(temperature=2.0, top_p=0.6, min_p=0.0),
+    Sampling(temperature=2.0, top_p=1.0, min_p=0.2),
+    Sampling(temperature=2.0, top_k=3, top_p=1.0, min_p=0.0),
+    Sampling(temperature=2.0, top_k=12, top_p=0.8, min_p=0.1),
+    Sampling(temperature=0.3, top_k=1),
+]
+
+
+def likeliest_of(logits: Floats, count: int) -> list[tuple[int, float]]:
+    logprobs = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+    return [(int(word), float(logprobs[word])) for word in np.argsort(-logprobs)[:count]]
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=range(len(SETTINGS)))
+def test_the_chances_of_what_is_drawn_are_those_of_the_sampler(tiny: Model, sampling: Sampling) -> None:
+    n_draws = 4000
+    with Context(tiny, n_ctx=64) as context, Sampler(replace(sampling, seed=1), tiny) as sampler:
+        context.decode(Batch.of_one_sequence(STEM, start=0))
+        row = len(STEM) - 1
+        drawn = [sampler.sample(context, row) for _ in range(n_draws)]
+        likeliest = likeliest_of(context.logits(row).astype(np.float64), sampling.top_k)
+    said = Said.drawn((drawn[0],), [likeliest], sampling)
+    chances = np.zeros(tiny.n_vocab)
+    chances[said.words[0]] = said.chances[0]
+    assert chances.sum() == pytest.approx(1)
+    shares = np.bincount(drawn, minlength=tiny.n_vocab) / n_draws
+    # Six standard deviations of a share.
+    np.testing.assert_allclose(shares, chances, atol=0.05)
+    # What the filters rule out is never drawn, and what they keep has its chance.
+    assert set(np.flatnonzero(shares)) <= set(np.flatnonzero(chances))
+    assert set(np.flatnonzero(chances > 0.005)) <= set(np.flatnonzero(shares))
+
+
+def test_the_chances_of_a_draw_by_hand() -> None:
+    places = [[(7, np.log(0.5)), (3, np.log(0.3)), (9, np.log(0.15)), (1, np.log(0.05))]]
+
+    def chances(sampling: Sampling) -> list[float]:
+        found = Said.drawn((3,), places, sampling)
+        assert found.words.tolist() == [[7, 3, 9, 1]]
+        return [float(chance) for chance in found.chances[0]]
+
+    open_to_all = Sampling(temperature=1.0, top_k=4, top_p=1.0, min_p=0.0)
+    assert chances(open_to_all) == pytest.approx([0.5, 0.3, 0.15, 0.05])
+    sharp = np.array([0.5, 0.3, 0.15, 0.05]) ** 2
+    assert chances(replace(open_to_all, temperature=0.5)) == pytest.approx((sharp / sharp.sum()).tolist())
+    # Up to the one that reaches the sum, that one included.
+    assert chances(replace(open_to_all, top_p=0.7)) == pytest.approx([0.625, 0.375, 0, 0])
+    assert chances(replace(open_to_all, top_p=0.85)) == pytest.approx([0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0])
+    # A share of the likeliest.
+    assert chances(replace(open_to_all, min_p=0.25)) == pytest.approx([0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0])
+    assert chances(replace(open_to_all, min_p=0.5)) == pytest.approx([0.625, 0.375, 0, 0])
+
+
+def test_each_place_of_an_answer_has_its_own_words() -> None:
+    said = Said.drawn(
+        (5, 2), [[(5, np.log(0.9)), (4, np.log(0.1))], [(1, np.log(0.6)), (2, np.log(0.4))]], Sampling(temperature=1.0)
+    )
+    assert said.tokens == (5, 2)
+    assert said.words.tolist() == [[5, 4], [1, 2]]
+    np.testing.assert_allclose(said.chances, [[0.9, 0.1], [0.6, 0.4]], rtol=1e-5)
+    logprobs = np.log(np.array([0.1, 0.2, 0.3, 0.1, 0.2, 0.1], np.float32))
+    assert said.found_by(1, logprobs) == pytest.approx(0.6 * np.log(0.2) + 0.4 * np.log(0.3))
+
+
+def test_tokens_may_stand_for_themselves() -> None:
+    said = Said.exactly((4, 4, 2))
+    assert said.tokens == (4, 4, 2)
+    logprobs = np.arange(6, dtype=np.float32)
+    assert [said.found_by(place, logprobs) for place in range(3)] == [4, 4, 2]
+
+
+def test_nothing_said_has_no_words() -> None:
+    for said in (Said.of((), []), Said.drawn((), [], Sampling()), Said.exactly(())):
+        assert said.tokens == ()
+        assert len(said.words) == len(said.chances) == 0
