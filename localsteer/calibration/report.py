@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,17 @@ def curve_rows(calibration: Calibration, mode: Mode = "response") -> Iterator[tu
         yield (name, "", _signed(point.effect, SIGN[pole]), _signed(point.cost), *_rest(point))
 
 
-CURVE_HEADERS = ("strength", "dose", "effect (95 %)", "cost (95 %)", "on topic", "distinct", "refused", "n")
+# They fit into 80 characters; what else there is, such as the share of distinct 3-grams, is in the JSON document.
+CURVE_HEADERS = ("strength", "dose", "effect (95 %)", "cost (95 %)", "topic", "refused", "n")
 
 
-def _rest(point: Point) -> tuple[str, str, str, str]:
-    return f"{point.relevance:.2f}", f"{point.distinct:.2f}", f"{point.refused:.0%}", str(point.answers)
+def _rest(point: Point) -> tuple[str, str, str]:
+    return _known(point.relevance, ".2f"), _known(point.refused, ".0%"), str(point.answers)
+
+
+def _known(value: float, form: str) -> str:
+    """A number, or nothing where an older calibration did not measure it."""
+    return "" if math.isnan(value) else format(value, form)
 
 
 def _signed(interval: Interval, sign: float = 1.0) -> str:

@@ -41,19 +41,25 @@ def _calibrated(calibration: Calibration, side: Side, strength: float, pole: Pol
     prompt = f"ask for {name} in a system prompt, alone or beside the vector"
     if side.dose is None:
         return f"{name}: no dose does anything beyond doubt on {calibration.model}; {prompt}."
-    effect, cost = side.effect_at(strength * side.dose), side.cost_at(strength * side.dose)
+    effect = side.effect_at(strength * side.dose)
+    # What is expected at strength 1 is known from all doses.
+    cost = side.cost if strength == 1 and side.cost is not None else side.cost_at(strength * side.dose)
+    price = f"for {cost:.2f} nats a token of coherence"
     if calibration.scale.get(pole) != "persona":
-        beside = f"the one for {other} goes the other way" if calibration.scale.get(pole) == "other persona" else "chance does"
+        beside = f"the system prompt for {other} goes the other way"
+        if calibration.scale.get(pole) != "other persona":
+            beside = "unsteered answers differ from each other"
         return (
-            f"{name}: {effect:.1f} times as far as {beside}, for {cost:.2f} nats a token; "
-            f"{calibration.model} does not measurably follow a system prompt that asks for {name}."
+            f"{name}: {effect:.1f} times as far as {beside}, {price}; {calibration.model} does not measurably follow a system "
+            f"prompt that asks for {name}."
         )
     if effect < _HARDLY:
         return f"{name}: hardly heard ({effect:.1f} of what a system prompt does); {prompt}."
-    far = f"{effect:.1f} times as far as a system prompt that asks for it, for {cost:.2f} nats a token of coherence"
     if effect < _LESS:
-        return f"{name}: {far}; {prompt}, if that is not enough."
-    return f"{name}: {far}." if effect > _AS_FAR else f"{name}: about as far as a system prompt that asks for it ({far})."
+        return f"{name}: {effect:.1f} times as far as a system prompt that asks for it, {price}; {prompt}, if that is not enough."
+    if effect < _AS_FAR:
+        return f"{name}: about as far as a system prompt that asks for it ({effect:.1f} times), {price}."
+    return f"{name}: {effect:.1f} times as far as a system prompt that asks for it, {price}."
 
 
 def _dosed(side: DosedSide, name: str, other: str) -> str:

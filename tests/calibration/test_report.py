@@ -108,7 +108,7 @@ def test_the_table_goes_from_unsteered_over_both_poles_to_the_personas() -> None
         *("0", "+0.50", "+1.00", "+2.00", "-0.50", "-1.00", "-2.00"),
         *("persona +", "persona -"),
     ]
-    assert rows[2] == ("+1.00", "0.300", "+0.90 (0.80..1.00)", "+0.25 (0.15..0.35)", "0.80", "0.95", "12%", "8")
+    assert rows[2] == ("+1.00", "0.300", "+0.90 (0.80..1.00)", "+0.25 (0.15..0.35)", "0.80", "12%", "8")
 
 
 def test_the_table_counts_effects_toward_the_negative_pole_downward() -> None:

@@ -28,7 +28,7 @@ def with_effect(effect: float, scale: str = "persona") -> ControlVector:
     [
         (0.1, "loud: hardly heard (0.1 of what a system prompt does); ask for loud in a system prompt"),
         (0.5, "loud: 0.5 times as far as a system prompt that asks for it"),
-        (1.0, "loud: about as far as a system prompt that asks for it (1.0 times"),
+        (1.0, "loud: about as far as a system prompt that asks for it (1.0 times), for 0.25 nats"),
         (2.0, "loud: 2.0 times as far as a system prompt that asks for it, for 0.25 nats a token of coherence."),
     ],
 )
@@ -46,7 +46,11 @@ def test_half_the_strength_goes_as_far_as_half_the_dose_was_measured_to() -> Non
 
 
 @pytest.mark.parametrize(
-    ("scale", "beside"), [("other persona", "the one for quiet goes the other way"), ("deviation", "chance does")]
+    ("scale", "beside"),
+    [
+        ("other persona", "the system prompt for quiet goes the other way"),
+        ("deviation", "unsteered answers differ from each other"),
+    ],
 )
 def test_a_model_that_does_not_follow_the_persona_is_named(scale: str, beside: str) -> None:
     told = worth_of(with_effect(1.5, scale), 1.0)
