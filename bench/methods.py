@@ -244,7 +244,7 @@ def _write_page(records: Mapping[str, Any]) -> None:
         if ways:
             lines += [f"## {model}", "", "| concept | pole | " + " | ".join(ways) + " |", "|" + "---|" * (len(ways) + 2)]
         for name, own in concepts.items():
-            for pole in POLES if ways else ():
+            for pole in POLES if any(way in own for way in ways) else ():
                 lines.append(f"| {name} | {pole} | " + " | ".join(_cell(own.get(way, {}).get(pole)) for way in ways) + " |")
         schedules = list(dict.fromkeys(way for own in concepts.values() for way in own if way.startswith("schedule")))
         if schedules:
