@@ -64,8 +64,8 @@ _WEAKER = 0.75
 _WEAKENED = 2
 _BETTER = 0.3
 # By how much likelier a refusal may begin, of 1: mean over so many everyday questions; and where it is more, the shares of a dose
-# between which that is looked for.
-REFUSED = 0.03
+# between which that is looked for. With 0.03, sad on the 1.5B refused 6 of 20 questions, where 3 are refused unsteered.
+REFUSED = 0.015
 _REFUSABLE = 5
 _REFUSED_SHARES = (0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
 _RESAMPLES = 1000
