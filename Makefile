@@ -11,9 +11,10 @@ QUESTION ?= How was your day?
 
 # A virtual machine may show AMX and die of its first instruction (seen: ldtilecfg, a segmentation fault in the first decode), and
 # llama.cpp uses what the compiler finds. Without it the compiler finds AVX-512, which such a processor has as well.
-ifneq ($(shell grep -sm1 -o amx_tile /proc/cpuinfo),)
-export CFLAGS := $(CFLAGS) -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
-export CXXFLAGS := $(CXXFLAGS) -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
+NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
+ifneq ($(shell grep -sm1 -o amx_tile /proc/cpuinfo && cc $(NO_AMX) -E -x c /dev/null > /dev/null 2>&1 && echo known),)
+export CFLAGS := $(CFLAGS) $(NO_AMX)
+export CXXFLAGS := $(CXXFLAGS) $(NO_AMX)
 endif
 
 .PHONY: demo test checks tests test-models bench bench-tools fresh quality exports clean

@@ -30,6 +30,7 @@ from localsteer.building.dosing import dose
 from localsteer.building.extraction import ExtractionSettings, extract
 from localsteer.building.refusal import refuses
 from localsteer.calibration.calibrate import CalibrationSettings, Calibrator
+from localsteer.calibration.effort import FACTORS
 from localsteer.concepts.concept_file import load_concept
 from localsteer.concepts.contrast import Contrast, Pair
 from localsteer.concepts.names import shipped_folder
@@ -97,12 +98,15 @@ def _measure(model: Model, name: str, *, calibrated: bool) -> None:
             "dosing": vector.provenance.dosing.document() if vector.provenance.dosing is not None else None,
         }
         _keep(records)
-    if calibrated and "calibration" not in concepts[name]:
+    settings = CalibrationSettings(by_cost=True)
+    asked = repr((settings, settings.effort, FACTORS))
+    if calibrated and concepts[name].get("calibrated by") != asked:
         start = time.perf_counter()
-        made = Calibrator(model, vector, contrast, CalibrationSettings(by_cost=True)).run()
+        made = Calibrator(model, vector, contrast, settings).run()
         concepts[name]["seconds"]["calibration"] = time.perf_counter() - start
         concepts[name]["ways"] |= _calibrated_ways(model, contrast, made.vector, instrument, concepts[name]["ways"])
         concepts[name]["calibration"] = made.calibration.document()
+        concepts[name]["calibrated by"] = asked
         _keep(records)
 
 

@@ -51,7 +51,7 @@ from localsteer.vector.control_vector import ControlVector, Floats
 CONCEPTS = ("happy", "french", "formal", "pirate", "calm", "confident")
 MODELS: Mapping[str, Callable[[], Path | None]] = {"demo": demo_model, "base": base_model, "real": real_model}
 _RECORDS = Path(__file__).parent / "methods.json"
-_PROSE = Path(__file__).parent / "methods.md"
+_PROSE = Path(__file__).parent / "methods_prose.md"
 _PAGE = Path(__file__).parent / "METHODS.md"
 _SEED = 5
 # The neutral text: unsteered answers of this length to everyday questions.

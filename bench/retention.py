@@ -2,7 +2,7 @@
 
 Run as `python -m bench.retention [CONCEPT ...] [--model demo|real]`; writes `bench/RETENTION.md`. The questions are the worked
 examples of MMLU (Hendrycks et al. 2021) that the lm-eval package ships; nothing of them is kept here. The answer is steered at
-strength 1 and -1 of a fresh vector; under the system prompt every seventh question is asked, since each is read anew there.
+strength 1 and -1 of a fresh vector; under the system prompt every 14th question is asked, since each is read anew there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _HERE = Path(__file__).parent
 _RECORDS, _PAGE = _HERE / "retention.json", _HERE / "RETENTION.md"
 _PACKAGE = "lm-eval==0.4.13"
 _ASK = "\nAnswer with the letter of the right answer alone."
-_PROMPTED_EVERY = 7
+_PROMPTED_EVERY = 14
 _TARGET = re.compile(r"answer is \(([A-D])\)")
 
 

@@ -220,7 +220,7 @@ def _calibration(model: Model, name: str, repeats: int) -> dict[str, list[float]
     """Seconds of a calibration after a dosing, the doses, and the relative width of the effect's interval; a seed each time."""
     contrast = parse_concept(concept_texts()[name], name)
     vector = extract(model, contrast, ExtractionSettings(dose=False))
-    found: dict[str, list[float]] = {"dosing": [], "seconds": [], "tokens": [], "positive": [], "negative": [], "width": []}
+    found: dict[str, list[float]] = {"dosing": [], "seconds": [], "positive": [], "negative": [], "width": []}
     for seed in range(repeats):
         calibrator = Calibrator(model, vector, contrast, CalibrationSettings(seed=seed, by_cost=True))
         start = time.perf_counter()
@@ -229,7 +229,6 @@ def _calibration(model: Model, name: str, repeats: int) -> dict[str, list[float]
         calibration = calibrator.run().calibration
         found["dosing"].append(dosed - start)
         found["seconds"].append(time.perf_counter() - dosed)
-        found["tokens"].append(calibration.generated_tokens)
         for pole in POLES:
             side = calibration.sides[pole, "response"]
             found[pole].append(side.dose or math.nan)

@@ -23,7 +23,14 @@ _LOST = -100.0
 
 @dataclass
 class DoseSearch:
-    """The strongest dose at which given answers are within a tolerance of the likeliest that they become."""
+    """The strongest dose at which given answers are within a tolerance of the likeliest that they become.
+
+    Attributes:
+        tolerance: nats a token.
+        next: relative doses to measure.
+        points: by relative dose, how much likelier the answers become, nats a token.
+        refinements: how many were measured between those of the ladder.
+    """
 
     tolerance: float
     next: list[float]
@@ -54,6 +61,11 @@ class DoseSearch:
     def _peaks_at(self, dose: float) -> bool:
         """Whether the best dose is the weakest of the ladder, and better than none by more than reading is inexact."""
         return dose == LADDER[0] and self.points[dose] == max(self.points.values()) and self.points[dose] > _NEAR_ENOUGH
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing that was measured is a number."""
+        return all(own == _LOST for dose, own in self.points.items() if dose > 0)
 
     @property
     def tried(self) -> tuple[Tried, ...]:

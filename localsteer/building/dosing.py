@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from localsteer.building.dose_search import LADDER, DoseSearch
 from localsteer.building.own_answers import OwnAnswers, Progress
-from localsteer.building.refusal import chances_of_refusal
+from localsteer.building.refusal import chances_of_refusal, is_about_refusing, read_refusal
 from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.descriptions import everyday_questions
 from localsteer.errors import CalibrationError
@@ -67,7 +67,7 @@ _BETTER = 0.3
 # between which that is looked for. With 0.03, sad on the 1.5B refused 6 of 20 questions, where 3 are refused unsteered.
 REFUSED = 0.015
 _REFUSABLE = 5
-_REFUSED_SHARES = (0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
+_REFUSED_SHARES = (0.0, 0.12, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
 _RESAMPLES = 1000
 _UNKNOWN = Interval(float("nan"), float("nan"), float("nan"))
 
@@ -148,7 +148,7 @@ class Doser:
         return OwnAnswers(self._model, self._contrast, seed=self._seed, progress=self._progress)
 
     def dose(self, vector: ControlVector) -> ControlVector:
-        """See `dose`."""
+        """The vector at its measured strength 1: arguments, result and errors are those of `dose`."""
         model = self._model
         vector.check_fits(model.fingerprint)
         hidden = _hidden_norm(model, vector)
@@ -226,10 +226,18 @@ class _Sides:
                 found[pole] = _AtDose(own.gain, other.gain, float(np.nanmean([own.kl, other.kl])), share)
             for pole, read in at.items():
                 searches[pole].add([float(np.mean(one.gain)) for one in read])
+        if any(search.is_lost for search in searches.values()):
+            raise CalibrationError(
+                f"What {self._own.model.name} computes under the vector is no number at any dose, so there is nothing to dose.",
+                hint="Is the vector of this model? `localsteer vectors show` tells how long its directions are.",
+            )
         return searches, found
 
     def _unrefused(self, doses: Mapping[Pole, float]) -> dict[Pole, float]:
-        """For each pole the strongest dose at which everyday questions are hardly refused more often; infinite above its own."""
+        """For each pole the strongest dose at which everyday questions are hardly refused more often; infinite above its own.
+
+        Where they are at an eighth of its own already, it is that. A vector that is about refusing may refuse.
+        """
         model, openings = self._own.model, self._own.refusals
         most = dict.fromkeys(POLES, float("inf"))
         if not openings:
@@ -240,6 +248,9 @@ class _Sides:
             return chances_of_refusal(model, openings, prompts, edits)
 
         before, *at_dose = chances([None, *(Edit(self._unit, scale=SIGN[pole] * dose) for pole, dose in doses.items())])
+        layers = np.flatnonzero(self._unit.any(axis=1))
+        if max(at_dose) > before + REFUSED and is_about_refusing(self._unit[layers], read_refusal(model, layers.tolist())):
+            return most
         for (pole, dose), chance in zip(doses.items(), at_dose, strict=True):
             if chance > before + REFUSED:
                 shares = np.array(_REFUSED_SHARES)

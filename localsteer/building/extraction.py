@@ -13,7 +13,7 @@ from localsteer.building import dosing
 from localsteer.building.estimators import Estimator, estimator, reliability
 from localsteer.building.layers import default_layers, readable_layers, scale_to_dose
 from localsteer.building.own_answers import Progress
-from localsteer.building.refusal import read_refusal, refusal_openings, without_component
+from localsteer.building.refusal import LESS_REFUSAL, is_about_refusing, read_refusal, refusal_openings, without_component
 from localsteer.concepts.contrast import Contrast
 from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request
@@ -44,7 +44,8 @@ class ExtractionSettings:
         layers: first and last layer to steer; None lets reliability decide.
         dose: measure what strength 1 is (`building.dosing`); otherwise it is a relative dose of 1, which most models are lost at.
         keep_refusal: leave in the direction what makes a model that refuses anything refuse (`building.refusal`). Taken out, a
-            vector toward sadness takes twice the dose before everyday questions are declined (bench/METHODS.md).
+            vector toward sadness takes twice the dose before everyday questions are declined (bench/METHODS.md). What is about
+            refusing is left as it is.
     """
 
     method: str | Estimator = "mean"
@@ -94,8 +95,12 @@ def extract(
         )
 
     if not settings.keep_refusal and refusal_openings(model):
-        found = without_component(found, read_refusal(model, layers))
-        method = f"{method}, less refusal"
+        refusal, whole = read_refusal(model, layers), estimate
+        if not is_about_refusing(found, refusal):
+            found, method = without_component(found, refusal), method + LESS_REFUSAL
+
+            def estimate(positive: Floats, negative: Floats) -> Floats:
+                return without_component(whole(positive, negative), refusal)
 
     def of_all_layers(values: Floats, *, elsewhere: float = np.nan) -> Floats:
         every = np.full((model.n_layer, *values.shape[1:]), elsewhere, np.float32)

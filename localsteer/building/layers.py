@@ -23,7 +23,7 @@ MIN_RELIABILITY = 0.5
 def readable_layers(n_layer: int) -> tuple[int, ...]:
     """The layers that extraction reads unless told otherwise: all but block 0 and, where it is not of the middle half, the last.
 
-    A fresh vector steers the middle half alone; calibration may choose from all. Of its last block llama.cpp computes only the
+    A fresh vector steers the middle half alone; `--layers` may ask for others. Of its last block llama.cpp computes only the
     rows whose logits are wanted, and a row of logits for each token read takes more memory than all that is read.
     """
     return tuple(range(1, max(middle_layers(n_layer).stop, n_layer - 1)))

@@ -29,15 +29,19 @@ from localsteer.vector.control_vector import Floats
 
 # Not every regret: "I'm sorry to hear that", "I can't wait" and "I can't help but smile" answer.
 _REFUSAL = re.compile(
-    r"\b(?:(?:sorry|apologi[sz]e),? but\b|"
-    r"(?:can['’]?t|cannot|can not|won['’]?t|unable to|not able to) (?:\w+ly )?"
+    r"\b(?:(?:sorry|apologi[sz]e),? but\b|must decline|"
+    r"(?:can['’]?t|cannot|can not|won['’]?t|will not|unable to|not able to) (?:\w+ly )?"
     r"(?:assist|help(?! but| it)|provide|answer|respond|fulfil|comply|discuss|engage|create|write|support|do that|"
     r"tell you(?! how))|"
-    r"inappropriate)",
+    r"(?:is|are|be|its) inappropriate|inappropriate (?:nature|content|request|question))",
     re.IGNORECASE,
 )
-# How many tokens tell that a refusal begins: "I'm sorry, but I".
-_OPENING = 5
+# A refusal begins within so many tokens; up to the one at which it is one ("I'm sorry, but") is what is kept.
+_OPENING = 16
+# Directions of which more than this (cosine, median over the layers) is that of refusal are about refusing.
+_ABOUT_REFUSING = 0.5
+LESS_REFUSAL = ", less refusal"
+"""What the method of a vector without its refusal component ends with."""
 # Of the requests, those that are answered to learn how refusals begin.
 _ASKED = 6
 _OPENINGS: dict[str, tuple[Tokens, ...]] = {}
@@ -61,9 +65,15 @@ def refusal_openings(model: Model) -> tuple[Tokens, ...]:
         except ModelError:  # what it makes of questions is not known, and prompt files need no template
             return ()
         asked = [Request(prompt, sampling=Sampling(temperature=0, seed=0), max_tokens=_OPENING) for prompt in prompts]
-        begun = {answer.tokens[:_OPENING] for answer in generate_many(model, asked)}
-        _OPENINGS[content] = tuple(sorted(tokens for tokens in begun if refuses(model.detokenize(list(tokens)))))
+        begun = {_until_refused(model, answer.tokens) for answer in generate_many(model, asked)}
+        _OPENINGS[content] = tuple(sorted(tokens for tokens in begun if tokens))
     return _OPENINGS[content]
+
+
+def _until_refused(model: Model, tokens: Tokens) -> Tokens:
+    """The shortest beginning that is a refusal; nothing where there is none."""
+    beginnings = (tokens[:count] for count in range(1, len(tokens) + 1))
+    return next((some for some in beginnings if refuses(model.detokenize(list(some)))), ())
 
 
 def read_refusal(model: Model, layers: Sequence[int]) -> Floats:
@@ -93,6 +103,12 @@ def without_component(directions: Floats, unit: Floats) -> Floats:
     """Directions less their component along others of length 1: (n_layers, n_embd) each."""
     left: Floats = (directions - np.einsum("le,le->l", directions, unit)[:, None] * unit).astype(np.float32)
     return left
+
+
+def is_about_refusing(directions: Floats, unit: Floats) -> bool:
+    """Whether directions, (n_layers, n_embd), are mostly those of refusal, which cannot be taken out of them then."""
+    lengths = np.maximum(np.linalg.norm(directions, axis=1), np.finfo(np.float32).tiny)
+    return bool(np.median(abs(np.einsum("le,le->l", directions, unit)) / lengths) > _ABOUT_REFUSING)
 
 
 def _requests() -> dict[str, list[str]]:

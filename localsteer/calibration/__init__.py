@@ -1,1 +1,1 @@
-"""Calibration: how strong, and at which layers, measured on the user's own model."""
+"""Calibration: how strong a vector may be, measured on the user's own model."""

@@ -19,9 +19,11 @@ from localsteer.calibration.findings import Findings
 from localsteer.calibration.interview import Interview, Speed, questions_of
 from localsteer.calibration.search import Search
 from localsteer.concepts.contrast import Contrast
+from localsteer.engine.checks import check_anchored
 from localsteer.errors import CalibrationError
 from localsteer.llama.model import Model
-from localsteer.vector.calibration import DEFAULT_BUDGET, POLES, Calibration, Pole
+from localsteer.llama.sampling import Sampling
+from localsteer.vector.calibration import DEFAULT_BUDGET, POLES, Calibration, Mode, Pole
 from localsteer.vector.control_vector import ControlVector, Floats, format_layers
 from localsteer.vector.dosing import Dosing
 
@@ -92,8 +94,11 @@ class Calibrator:
         on_dosing: told what goes on before that.
 
     Raises:
-        CalibrationError: a vector without a direction at the layers asked for, or a model that gives no answers.
+        CalibrationError: a vector without a direction at the layers asked for.
         VectorError: the vector does not fit the model.
+        ModelError: anchored answers are asked for, and the model cannot give them.
+
+    What is asked of it later may raise CalibrationError too, where the model gives no answers to dose the vector by.
     """
 
     def __init__(
@@ -113,6 +118,8 @@ class Calibrator:
         self.contrast = contrast
         self.settings = settings or CalibrationSettings()
         vector.check_fits(model.fingerprint)
+        if self.settings.anchored:
+            check_anchored(model, Sampling())
         self._given = _at_layers(vector, self.settings.layers)
         self._folder = folder
         self._fresh = fresh
@@ -205,7 +212,10 @@ class Calibrator:
     @property
     def measured(self) -> int:
         """How many answers are measured, now or by an earlier run."""
-        return min(self._interview.measured, self.answers)
+        modes: set[Mode] = {"anchored"} if self.settings.anchored else set()
+        if self._known is None:
+            modes |= {"response", "prompt"}
+        return min(self._interview.measured_for(modes), self.answers)
 
     @property
     def keeps(self) -> bool:

@@ -43,7 +43,7 @@ class Effort:
         return self.unsteered + len(POLES) * (steered + (self.persona if personas else 0))
 
 
-# 98 answers of 18 tokens: under a minute on SmolLM2-135M (2 cores). The first tokens tell most of a tone, and the intervals of
+# 94 answers of 18 tokens: under a minute on SmolLM2-135M (2 cores). The first tokens tell most of a tone, and the intervals of
 # the effect come from all doses together.
 THOROUGH = Effort(max_tokens=18, unsteered=12, persona=10, curve=9, prompt=4, anchored=12)
 QUICK = Effort(max_tokens=14, unsteered=8, persona=6, curve=5, prompt=2, anchored=5)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 
@@ -169,6 +169,11 @@ class Interview:
         """How many answers are measured, those of an earlier run included."""
         return len(self._outcomes)
 
+    def measured_for(self, modes: Collection[Mode]) -> int:
+        """How many of them are unsteered, or steered in one of these modes."""
+        parts = (key.split("|") for key in self._outcomes)
+        return sum(float(dose) == 0 or mode in modes for _, dose, mode, _ in parts)
+
     @property
     def keeps(self) -> bool:
         """Whether measurements are kept on disk."""
@@ -178,6 +183,16 @@ class Interview:
     def has_personas(self) -> bool:
         """Whether the poles have system prompts, which answers can be compared with."""
         return self.contrast is not None and bool(self.contrast.personas)
+
+    @property
+    def spoken(self) -> str | None:
+        """Text in the scripts that the poles may use; None where nothing tells."""
+        contrast = self.contrast
+        if contrast is None:
+            return None
+        prompts = (prompt for pair in contrast.pairs for prompt in (pair.positive, pair.negative))
+        texts = [prompt.opening + " ".join(message.content for message in prompt.messages) for prompt in prompts]
+        return " ".join([*texts, *(text for pair in contrast.personas for text in pair)])
 
     def question_of(self, trial: Trial) -> int:
         """The index of the question that a trial answers."""

@@ -12,6 +12,7 @@ from localsteer.calibration.calibrate import Calibrated
 from localsteer.calibration.plots import check_available, draw_curves
 from localsteer.errors import CalibrationError
 from localsteer.files.atomic import atomic_path, check_writable
+from localsteer.steering.worth import pole_name
 from localsteer.vector.calibration import (
     MODE_NAMES,
     OTHER,
@@ -31,18 +32,20 @@ from localsteer.vector.control_vector import ControlVector, format_layers
 
 def pole_names(vector: ControlVector) -> dict[Pole, str]:
     """The poles as the concept calls them."""
-    provenance = vector.provenance
-    return {"positive": provenance.positive or "+", "negative": provenance.negative or "-"}
+    return {pole: pole_name(vector, pole) for pole in POLES}
 
 
 def side_line(side: Side, budget: float) -> str:
     """One side in words."""
+    allowed = budget if side.allowed is None else side.allowed
+    if side.dose is None and side.limit not in ("coherence", "measured"):
+        return f"no dose: {LIMITS[side.limit].replace('at more', 'at any')}"
     if side.dose is None:
-        return f"no dose within {budget:g} nats a token does anything beyond doubt"
+        return f"no dose within {allowed:.2g} nats a token does anything beyond doubt"
     return (
         f"relative dose {side.dose:.2f}, layers {format_layers(side.layers)}, "
         f"effect {side.effect:.2f}{_between(side)}{'' if side.shown else ' (not shown beyond doubt)'}, "
-        f"cost {side.cost:.2f} nats a token; {LIMITS[side.limit]}"
+        f"cost {side.cost:.2f} nats a token; {LIMITS[side.limit].format(allowed=allowed)}"
     )
 
 
@@ -51,7 +54,7 @@ def _between(side: Side) -> str:
 
 
 LIMITS: dict[Limit, str] = {
-    "coherence": "more would cost more coherence than the budget allows",
+    "coherence": "more would cost more coherence than the {allowed:.2f} that are allowed",
     "repetition": "answers repeat themselves at more",
     "relevance": "answers leave their questions at more",
     "refusals": "answers are refused at more",

@@ -100,13 +100,18 @@ class Search:
         self._ratio: Mapping[int, float] = {}
         self._ratio_error = 0.0
         self._own: dict[Pole, Mapping[int, float]] = {}
-        self._known: dict[Pole, str] = dict.fromkeys(POLES, "")
+        self._known: dict[Pole, str | None] = {}
         self._reference: Sample | None = None
         self._relevance: dict[Pole, float] = {}
+        self._refused: dict[Pole, float] = {}
         self._allowed: dict[Pole, float] = dict.fromkeys(POLES, self.budget)
 
     def run(self) -> Findings:
-        """All that is asked for."""
+        """All that is asked for.
+
+        Raises:
+            CalibrationError: the model gives no answers.
+        """
         findings = self._baselines()
         self._take("response", {pole: [factor * self.near[pole] for factor in FACTORS] for pole in POLES})
         for pole in POLES:
@@ -149,6 +154,7 @@ class Search:
         self._ratio_error = deviation / np.sqrt(max(1, int(np.isfinite(ratios).sum())))
         asked = " ".join([*interview.questions, *(one.text for one in outcomes)])
         personas: dict[Pole, list[Trial]] = {}
+        told: dict[Pole, str] = dict.fromkeys(POLES, "")
         shifts: dict[Pole, Interval] = {}
         if interview.has_personas:
             personas = {pole: [Trial(number, persona=pole) for number in range(self.effort.persona)] for pole in POLES}
@@ -156,18 +162,24 @@ class Search:
             for pole, trials in personas.items():
                 own = interview.measure(trials)
                 self._own[pole] = self._by_question(trials, [one.under(pole) for one in own])
-                self._known[pole] = " ".join(one.text for one in own)
-        # An answer may be in the scripts of what is asked, and of what is said with and without the persona.
-        self._known = {pole: asked + self._known[pole] for pole in POLES}
+                told[pole] = " ".join(one.text for one in own)
+        # An answer may be in the scripts of what is asked, and of what is said with and without the persona, or in any, where
+        # nothing tells what the vector is about.
+        spoken = interview.spoken
+        self._known = {pole: asked + spoken + told[pole] if spoken is not None else None for pole in POLES}
         plain = self._reference = self._sample("positive", unsteered)
         for pole in POLES:
             voice = self._sample(pole, personas[pole]) if personas else plain
             shifts[pole] = mean_interval(voice.effects, voice.questions, self.seed)
-            self._relevance[pole] = min(float(np.nanmean(one.relevance)) for one in (plain, voice))
+            # A model whose unsteered answers might follow any question has nothing to lose.
+            is_relevant = mean_interval(plain.relevance, plain.questions, self.seed).low > 0
+            self._relevance[pole] = min(mean(one.relevance) for one in (plain, voice)) if is_relevant else -np.inf
+            self._refused[pole] = max(mean(one.refused) for one in (plain, voice))
             self._allowed[pole] += DISTANCE_SHARE * max(0.0, float(np.nanmean(voice.plain))) if personas else 0.0
         scale = {pole: self._set_unit(pole, shifts if personas else {}, deviation) for pole in POLES}
         points = {pole: self._sample(pole, trials).point(0.0, self.seed) for pole, trials in personas.items()}
-        return Findings(plain.point(0.0, self.seed), points, scale, dict(self._allowed))
+        unsteered_point = self._sample("positive", unsteered).point(0.0, self.seed)
+        return Findings(unsteered_point, points, scale, dict(self._allowed))
 
     def _by_question(self, trials: Sequence[Trial], values: Sequence[float]) -> Mapping[int, float]:
         """The mean of each question's answers, drawn toward that of all, which one more would not change much."""
@@ -227,6 +239,8 @@ class Search:
         outcomes = self.interview.measure(trials)
         questions = [self.interview.question_of(trial) for trial in trials]
 
+        known = self._known.get(pole)
+
         def values(take: list[float]) -> Values:
             return np.array(take, np.float64)
 
@@ -246,7 +260,7 @@ class Search:
             distinct=values([one.distinct for one in outcomes]),
             ended=values([one.ended for one in outcomes]),
             refused=values([one.refused for one in outcomes]),
-            foreign=values([foreign_share(one.text, self._known[pole]) for one in outcomes]),
+            foreign=values([0.0 if known is None else foreign_share(one.text, known) for one in outcomes]),
         )
 
     def _steered(self, pole: Pole, mode: Mode) -> Sample:
@@ -262,19 +276,22 @@ class Search:
         cost = fit_power_laws(sample.doses, sample.costs, exponents[0], weights)
         return cost, fit_power_laws(sample.doses, sample.effects, exponents[1], weights)
 
-    def _limits(self, pole: Pole, sample: Sample) -> dict[Limit, float]:
+    def _limits(self, pole: Pole, mode: Mode, sample: Sample) -> dict[Limit, float]:
         """How strong a dose may be by each measure but the cost."""
-        plain, sides = self._reference, self._relevance[pole]
+        plain, relevance = self._reference, self._relevance[pole]
         assert plain is not None
-        before = {name: float(np.nanmean(getattr(plain, name))) for name in ("distinct", "refused", "foreign", "relevance")}
-        return {
+        before = {name: mean(getattr(plain, name)) for name in ("distinct", "refused", "foreign", "relevance")}
+        limits: dict[Limit, float] = {
             "repetition": sample.reaches("distinct", before["distinct"] - DISTINCT_MARGIN, before=before["distinct"], falls=True),
-            "relevance": sample.reaches("relevance", RELEVANCE_SHARE * sides, before=before["relevance"], falls=True),
-            "refusals": min(
-                self.most[pole], sample.reaches("refused", before["refused"] + REFUSED_MARGIN, before=before["refused"])
-            ),
+            "refusals": sample.reaches("refused", self._refused[pole] + REFUSED_MARGIN, before=before["refused"]),
             "script": sample.reaches("foreign", before["foreign"] + FOREIGN_MARGIN, before=before["foreign"]),
         }
+        if relevance > 0:
+            limit = RELEVANCE_SHARE * relevance
+            limits["relevance"] = sample.reaches("relevance", limit, before=before["relevance"], falls=True)
+        if mode == "response":
+            limits["refusals"] = min(self.most[pole], limits["refusals"])
+        return limits
 
     def _coherent(self, pole: Pole, sample: Sample) -> float:
         """The strongest dose whose cost is allowed, linear between those measured.
@@ -296,7 +313,7 @@ class Search:
     def _dose(self, pole: Pole, mode: Mode) -> tuple[float, Limit]:
         """The dose of strength 1, and what keeps it from being stronger."""
         sample = self._steered(pole, mode)
-        limits: dict[Limit, float] = {"coherence": self._coherent(pole, sample), **self._limits(pole, sample)}
+        limits: dict[Limit, float] = {"coherence": self._coherent(pole, sample), **self._limits(pole, mode, sample)}
         limits["measured"] = float(sample.doses.max())
         name = min(limits, key=limits.__getitem__)
         return limits[name], name
@@ -311,8 +328,10 @@ class Search:
         # Judged by the answers up to twice the dose, the strongest of which cost more than the budget: what moves them there
         # moves them here, and a few answers inside the budget alone seldom tell anything beyond doubt.
         shown = dose > 0 and self._is_shown(pole, sample.up_to(2 * dose))
-        if dose <= 0 or not (shown or self.by_cost):
-            return Side(self.layers, (), None, None, None, curve)
+        if dose <= 0:
+            return Side(self.layers, (), None, None, None, curve, limit=limit, allowed=self._allowed[pole])
+        if not (shown or self.by_cost):
+            return Side(self.layers, (), None, None, None, curve, limit="measured", allowed=self._allowed[pole])
         return self._found(pole, dose, sample, curve, shown=shown, limit=limit)
 
     def _is_shown(self, pole: Pole, inside: Sample) -> bool:
@@ -350,6 +369,7 @@ class Search:
             shown=shown,
             limit=limit,
             between=(float(low), float(high)),
+            allowed=self._allowed[pole],
         )
 
     def _prompt_side(self, pole: Pole, response: Side) -> Side:
@@ -362,5 +382,5 @@ class Search:
         if point.cost.low > self._allowed[pole]:
             exponent = float(self._laws(steepness)[0].exponent[0])
             dose *= (self._allowed[pole] / point.cost.mean) ** (1 / exponent)
-        limit: Limit = "coherence" if dose < point.dose else response.limit
+        limit: Limit = "coherence" if dose < point.dose else "measured"
         return self._found(pole, dose, sample, (point,), shown=response.shown, limit=limit, steepness=steepness)

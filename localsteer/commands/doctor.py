@@ -61,7 +61,8 @@ def command(as_json: bool, model_options: ModelOptions) -> None:
         }
         if found.reason:
             facts["because"] = found.reason
-        facts |= _vectors(opened)
+        if found.readable:
+            facts["vectors"] = _vectors(opened)
     _show(facts, as_json)
     if not (found.readable or found.native):
         raise SystemExit(1)
@@ -71,7 +72,11 @@ def _vectors(model: Model) -> dict[str, str]:
     """What the concepts of the library are worth on this model, as far as their vectors are there."""
     known, missing = {}, []
     for name, concept in concepts().items():
-        found = find_vector(concept, concept.source(), model.fingerprint.content)
+        try:
+            found = find_vector(concept, concept.source(), model.fingerprint.content)
+        except LocalsteerError as error:  # a concept of the user's that cannot be read
+            known[name] = error.message
+            continue
         if found is None:
             missing.append(name)
         for pole, said in worth(found.vector) if found is not None else ():
@@ -92,6 +97,7 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json({key.replace(" ", "_").replace("'", "").replace(".", "_"): value for key, value in facts.items()})
     else:
+        facts = {**facts, **facts.pop("vectors", {})}
         shown = {True: "yes", False: "no"}
         rows = [(key, shown[value] if isinstance(value, bool) else str(value)) for key, value in facts.items()]
         print_facts(rows)

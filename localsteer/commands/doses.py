@@ -8,7 +8,7 @@ import click
 
 from localsteer.building.dosing import INCOHERENT
 from localsteer.commands.output import note
-from localsteer.steering.worth import worth_of
+from localsteer.steering.worth import pole_name, worth_of
 from localsteer.vector.calibration import OTHER, POLES, SIGN
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.dosing import DosedSide
@@ -19,7 +19,7 @@ def print_dosing(vector: ControlVector) -> None:
     dosing = vector.provenance.dosing
     if dosing is None:
         return
-    names = {"positive": vector.provenance.positive or "positive", "negative": vector.provenance.negative or "negative"}
+    names = {pole: pole_name(vector, pole) for pole in POLES}
     for pole in POLES:
         side = dosing.sides[pole]
         if not side.coherence <= INCOHERENT:

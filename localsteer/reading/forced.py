@@ -129,6 +129,12 @@ class ForcedReader:
         """Read answers under edits, in one pass; what comes before an edit begins is computed once.
 
         The first pass also reads all of them unsteered. Nothing is compared in it.
+
+        Args:
+            readings: which answers, and under what.
+
+        Raises:
+            ModelError: llama.cpp does not show the residual stream of this architecture.
         """
         is_first = self._plain is None
         every = [Reading(None, range(len(self._prompts))), *readings] if is_first else readings

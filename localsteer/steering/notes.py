@@ -86,7 +86,7 @@ def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, Con
             yield f"{steering} is past strength 1: relative dose {dose:.2f}; its text was seen to hold up to {max(dosed):.2f}."
         return
     calibrated = [
-        (_measured(calibration, term.strength, mode), side.dose, calibration.budget)
+        (_measured(calibration, term.strength, mode), side.dose, calibration.budget if side.allowed is None else side.allowed)
         for term in steering.terms
         if (calibration := vectors[term.vector].provenance.calibration) is not None and not term.ablate
         if (side := calibration.side_used(term.strength, mode)).dose is not None
@@ -98,11 +98,11 @@ def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, Con
     if len(steering.terms) > 1:
         yield f"{text} What the mixture costs was not measured."
         return
-    side, _, budget = calibrated[0]
+    side, _, allowed = calibrated[0]
     measured = side.curve[-1].dose
     within = dose <= measured * DOSE_TOLERANCE
     at = f"at {dose:.2f}" if within else f"already at {measured:.2f}, the strongest one measured,"
-    yield f"{text} Answers {at} cost {side.cost_at(dose):.2f} nats a token, and the budget was {budget:g}."
+    yield f"{text} Answers {at} cost {side.cost_at(dose):.2f} nats a token, and {allowed:.2g} were allowed."
 
 
 def _measured(calibration: Calibration, strength: float, mode: Mode) -> Side:

@@ -97,7 +97,7 @@ def resolve(
     edit = Edit(added, bases)
     off = limit.check(steering, edit, dose) if limit is not None else None
     told = dict.fromkeys([*fits, *([off] if off is not None else []), *notes(steering, vectors, model, mode, dose)])
-    known = (worth_of(vectors[term.vector], term.strength, mode) for term in steering.terms if not term.ablate)
+    known = (worth_of(vectors[term.vector], term.strength, mode) for term in steering.terms if not (term.ablate or term.layers))
     return Plan(steering, edit, dose, mode, tuple(told), tuple(said for said in known if said is not None))
 
 

@@ -34,7 +34,10 @@ def worth_of(vector: ControlVector, strength: float, mode: Mode = "response") ->
     calibration, dosing = vector.provenance.calibration, vector.provenance.dosing
     if calibration is not None:
         return _calibrated(calibration, calibration.side(strength, mode), abs(strength), pole, name, other)
-    return _dosed(dosing.sides[pole], name, other) if dosing is not None else None
+    if dosing is None:
+        return None
+    told = _dosed(dosing.sides[pole], name, other)
+    return told if abs(strength) == 1 else f"at strength {SIGN[pole]:g}, {told}"
 
 
 def _calibrated(calibration: Calibration, side: Side, strength: float, pole: Pole, name: str, other: str) -> str:
@@ -44,7 +47,7 @@ def _calibrated(calibration: Calibration, side: Side, strength: float, pole: Pol
     effect = side.effect_at(strength * side.dose)
     # What is expected at strength 1 is known from all doses.
     cost = side.cost if strength == 1 and side.cost is not None else side.cost_at(strength * side.dose)
-    price = f"for {cost:.2f} nats a token of coherence"
+    price = f"for {cost:.2f} nats a token of coherence{'' if side.shown else ', not shown beyond doubt'}"
     if calibration.scale.get(pole) != "persona":
         beside = f"the system prompt for {other} goes the other way"
         if calibration.scale.get(pole) != "other persona":
@@ -67,7 +70,7 @@ def _dosed(side: DosedSide, name: str, other: str) -> str:
         return f"{name}: as strong as the text bears; what it does was not measured, for nothing tells what it is about."
     if not side.shown:
         return (
-            f"{name}: nothing beyond chance was seen. Ask for it in a system prompt: where the model does not follow that "
-            "either, no vector of it will do."
+            f"{name}: nothing beyond chance was seen. Ask for it in a system prompt: what the model does not follow there, a "
+            "vector built from such prompts will hardly do."
         )
     return f"{name}: its own answers become {side.ratio.mean:.1f} nats a token likelier beside those of {other}."

@@ -94,6 +94,7 @@ class Side:
         shown: whether answers at the dose do anything beyond doubt; otherwise it was chosen by its cost alone.
         limit: what keeps the dose from being stronger.
         between: the 95 % interval of the effect at strength 1; None where it was not kept.
+        allowed: the most coherence cost that a dose could have, nats a token; None where it was the budget alone.
 
     Raises:
         VectorError: a layer that cannot be steered or stands there twice, a dose without measurements, a dose or length that is
@@ -109,6 +110,7 @@ class Side:
     shown: bool = True
     limit: Limit = "coherence"
     between: tuple[float, float] | None = None
+    allowed: float | None = None
 
     def __post_init__(self) -> None:
         if any(layer < 1 for layer in self.layers) or len(set(self.layers)) < len(self.layers):

@@ -147,10 +147,10 @@ def refusing(monkeypatch: pytest.MonkeyPatch, chances: Callable[[Edit | None], f
 @pytest.mark.parametrize(
     ("chance", "share"),
     [
-        (0.06, 0.5),  # of what the dose makes likely, half is allowed: straight between no dose and this one
-        (0.04, 0.75),
-        (0.2, 0.25),  # and no less than a quarter of the dose
-        (0.9, 0.25),
+        (0.03, 0.5),  # of what the dose makes likely, half is allowed: straight between no dose and this one
+        (0.02, 0.75),
+        (0.2, 0.12),  # and no less than an eighth of the dose
+        (0.9, 0.12),
     ],
 )
 def test_a_pole_whose_dose_makes_refusals_likely_is_weakened_and_says_so(
@@ -184,7 +184,17 @@ def test_refusals_that_a_dose_makes_no_likelier_do_not_weaken_it(tiny: Model, mo
     vector = extract(tiny, HAPPY, UNDOSED)
     whole = measured(dose(tiny, vector, HAPPY))
     # A model that refuses much anyway, and a little more often or less so under steering.
-    refusing(monkeypatch, lambda edit: 0.5 if edit is None else 0.52 if edit.scale > 0 else 0.1)
+    refusing(monkeypatch, lambda edit: 0.5 if edit is None else 0.51 if edit.scale > 0 else 0.1)
+    assert measured(dose(tiny, vector, HAPPY)) == whole
+
+
+def test_a_vector_that_is_about_refusing_may_refuse(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = extract(tiny, HAPPY, UNDOSED)
+    whole = measured(dose(tiny, vector, HAPPY))
+    refusing(monkeypatch, lambda edit: 0.0 if edit is None else 0.9)
+    rows = vector.rows(tiny.n_layer)[list(vector.layers)]
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    monkeypatch.setattr("localsteer.building.dosing.read_refusal", lambda _model, _layers: unit)
     assert measured(dose(tiny, vector, HAPPY)) == whole
 
 

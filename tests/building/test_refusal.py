@@ -119,8 +119,8 @@ def test_what_refuses_begins_a_refusal_each_once(tiny: Model, monkeypatch: pytes
     found = refusal_openings(tiny)
     begun = sorted(tiny.detokenize(list(tokens)) for tokens in found)
     assert len(begun) == 2
-    assert begun[0] == "I can't assist."
-    assert begun[1].startswith("I'm sorry, but I")
+    # As far as it takes to be a refusal.
+    assert begun == ["I can't assist", "I'm sorry, but"]
     assert len(found[0]) <= 20
     # They are asked for what should be refused, and always answer the same.
     assert all(request.plan is None and request.sampling.temperature == 0 for request in asked)

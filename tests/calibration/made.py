@@ -66,7 +66,7 @@ def side(pole: Pole, dose: float, hidden: Floats) -> Side:
     layers = LAYERS[pole]
     norms = tuple(float(hidden[layer]) * dose / len(layers) for layer in layers)
     curve = (point(dose / 2, effect=0.5, cost=0.1), point(dose, effect=0.9, cost=0.25), point(2 * dose, effect=1.2, cost=1.0))
-    return Side(layers, norms, dose, 0.9, BUDGET, curve, between=(0.7, 1.1))
+    return Side(layers, norms, dose, 0.9, BUDGET, curve, between=(0.7, 1.1), allowed=BUDGET)
 
 
 def nothing(found: Side) -> Side:

@@ -29,7 +29,7 @@ MADE = calibration(MODEL)
 NAMES = pole_names(calibrated(MODEL))
 LOUD = (
     "relative dose 0.30, layers 1-2, effect 0.90 (0.70 to 1.10), cost 0.25 nats a token; "
-    "more would cost more coherence than the budget allows"
+    "more would cost more coherence than the 0.25 that are allowed"
 )
 NO_NEGATIVE: tuple[tuple[Pole, Mode], ...] = (("negative", "response"), ("negative", "prompt"))
 

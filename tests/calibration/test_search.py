@@ -79,6 +79,7 @@ class FakeInterview:
         self.world = world
         self.questions = tuple(f"Question {n}?" for n in range(n_questions))
         self.has_personas = world.personas is not None
+        self.spoken: str | None = ""
         self.outcomes: dict[Trial, Outcome] = {}
 
     @property
@@ -479,7 +480,7 @@ def test_a_steered_prompt_takes_its_share_of_the_dose_where_that_costs_no_more()
         assert response.dose is not None
         assert prompt.dose is not None
         assert prompt.dose == pytest.approx(response.dose / 2)
-        assert (prompt.limit, prompt.shown, prompt.layers) == (response.limit, response.shown, response.layers)
+        assert (prompt.limit, prompt.shown, prompt.layers) == ("measured", response.shown, response.layers)
         assert prompt.norms == pytest.approx([prompt.dose * norm for norm in NORMS])
         assert prompt.effect == pytest.approx(response.effect, rel=0.15)
         assert [point.dose for point in prompt.curve] == pytest.approx([prompt.dose])

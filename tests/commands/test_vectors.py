@@ -156,7 +156,7 @@ def test_a_calibrated_vector_shows_its_doses_and_what_they_cost(loud: Path, capf
     assert result.code == 0
     lines = result.out.splitlines()
     assert "calibrated on tiny: budget 0.25 nats a token, 4 questions, 1,234 tokens, seed 7" in lines
-    effect = "effect 0.90 (0.70 to 1.10), cost 0.25 nats a token; more would cost more coherence than the budget allows"
+    effect = "effect 0.90 (0.70 to 1.10), cost 0.25 nats a token; more would cost more coherence than the 0.25 that are allowed"
     assert f"+1 loud, response only: relative dose 0.30, layers 1-2, {effect}" in lines
     assert f"-1 quiet, response only: relative dose 0.40, layers 2-3, {effect}" in lines
     assert f"+1 loud, prompt as well: relative dose 0.12, layers 1-2, {effect}" in lines

@@ -49,7 +49,7 @@ def test_past_the_calibrated_range_the_measured_cost_is_told(expression: str, mo
     (told,) = calibrated_plan(expression, mode).notes
     assert told.startswith(f"{expression} is past the calibrated range: ")
     assert note in told
-    assert told.endswith("and the budget was 0.25.")
+    assert told.endswith("and 0.25 were allowed.")
 
 
 def test_a_mixture_past_the_calibrated_range_was_not_measured() -> None:
