@@ -235,3 +235,14 @@ def test_a_vector_of_a_model_that_refuses_holds_no_refusal_unless_it_shall(tiny:
 
 def test_a_model_that_cannot_be_read_may_say_how_it_refuses(tiny_model: TinyModel) -> None:
     assert refusal_openings(tiny_model("plamo2")) == ()
+
+
+def test_a_vector_that_is_about_refusing_is_left_as_it_is(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = extract(tiny, CONTRAST, replace(UNDOSED, keep_refusal=True))
+    assert whole.provenance.estimate is not None
+    unit = whole.provenance.estimate / np.maximum(np.linalg.norm(whole.provenance.estimate, axis=1, keepdims=True), 1e-9)
+    monkeypatch.setattr("localsteer.building.extraction.refusal_openings", lambda _model: ((1,),))
+    monkeypatch.setattr("localsteer.building.extraction.read_refusal", lambda _model, layers: unit[list(layers)])
+    found = extract(tiny, CONTRAST, UNDOSED)
+    assert found.provenance.method == whole.provenance.method
+    np.testing.assert_allclose(found.rows(tiny.n_layer), whole.rows(tiny.n_layer), rtol=1e-5)

@@ -44,6 +44,7 @@ class World:
         persona_relevance: how much likelier a persona's own answers are after their question; steered and unsteered ones 1.
         above: dose above which answers get bad.
         bad: what they do then: "repeat", "leave" (their questions), "refuse", "slip" (into another script) or "empty".
+        relevance: how much likelier unsteered and steered answers are after their question.
         voice_slips: whether answers under a persona are in another script.
         always: the same for unsteered answers.
         spread: deviation of what is usual for a question.
@@ -63,6 +64,7 @@ class World:
     above: float = np.inf
     bad: str = ""
     voice_slips: bool = False
+    relevance: float = 1.0
     always: bool = False
     spread: float = 0.5
     noise: tuple[float, float] = (0.2, 0.7)
@@ -108,7 +110,7 @@ class FakeInterview:
         voice = usual + world.noise[0] * chance.standard_normal()
         ratio = world.spread * of_question.standard_normal() + world.noise[1] * chance.standard_normal()
         pole: Pole = trial.persona or ("positive" if trial.dose >= 0 else "negative")
-        side, relevance = POLES.index(pole), 1.0
+        side, relevance = POLES.index(pole), world.relevance
         if trial.persona is not None:
             assert world.personas is not None
             ratio += world.personas[side]
@@ -390,6 +392,23 @@ def test_answers_may_leave_their_questions_as_far_as_those_of_the_persona() -> N
         assert side.limit == "measured"
     for side in sides(replace(world, personas=None)):
         assert side.limit == "relevance"
+
+
+@pytest.mark.parametrize("relevance", [0.0, -0.2])
+def test_a_model_whose_answers_follow_any_question_has_none_to_leave(relevance: float) -> None:
+    for side in sides(replace(QUIET, meets=(9.0, 9.0), relevance=relevance)):
+        assert side.limit == "measured"
+
+
+def test_a_script_that_the_persona_or_the_prompts_are_in_is_no_other_one() -> None:
+    world = replace(QUIET, meets=(9.0, 9.0), above=0.05, bad="slip")
+    for side in sides(replace(world, voice_slips=True)):
+        assert side.limit == "measured"
+    for spoken, limit in (("你好", "measured"), (None, "measured"), ("hello", "script")):
+        interview = FakeInterview(world)
+        interview.spoken = spoken
+        found = search(interview, near=(NEAR, NEAR), by_cost=True).run()
+        assert {found.sides[pole, "response"].limit for pole in POLES} == {limit}
 
 
 @pytest.mark.parametrize("most", [0.17, 0.3, 0.5])
