@@ -16,7 +16,7 @@ from localsteer.building.layers import scale_to_dose
 from localsteer.building.own_answers import Progress
 from localsteer.calibration.effort import QUICK, THOROUGH, Effort
 from localsteer.calibration.findings import Findings
-from localsteer.calibration.interview import Interview, Speed, questions_of
+from localsteer.calibration.interview import Interview, Speed, probe_speed, prompt_length, questions_of
 from localsteer.calibration.search import Search
 from localsteer.concepts.contrast import Contrast
 from localsteer.engine.checks import check_anchored
@@ -130,10 +130,20 @@ class Calibrator:
     @cached_property
     def dosed(self) -> ControlVector:
         """The vector, dosed on this model: in seconds, where it was not."""
-        dosing = self._given.provenance.dosing
-        if dosing is not None and dosing.content == self.model.fingerprint.content:
+        if self._is_dosed:
             return self._given
         return Doser(self.model, self.contrast, seed=self.settings.seed, progress=self._on_dosing).dose(self._given)
+
+    @property
+    def _is_dosed(self) -> bool:
+        """Whether the vector was given with doses of this very model file."""
+        dosing = self._given.provenance.dosing
+        return dosing is not None and dosing.content == self.model.fingerprint.content
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether it is known without any work what the vector is that will be measured."""
+        return self._is_dosed or "dosed" in vars(self)
 
     @cached_property
     def _interview(self) -> Interview:
@@ -211,7 +221,9 @@ class Calibrator:
 
     @property
     def measured(self) -> int:
-        """How many answers are measured, now or by an earlier run."""
+        """How many answers are measured, now or by an earlier run; 0 for a vector that is dosed first."""
+        if not self._is_known:
+            return 0
         modes: set[Mode] = {"anchored"} if self.settings.anchored else set()
         if self._known is None:
             modes |= {"response", "prompt"}
@@ -220,18 +232,20 @@ class Calibrator:
     @property
     def keeps(self) -> bool:
         """Whether measurements are kept, so that the next run goes on from them."""
+        if not self._is_known:
+            return self._folder is not None
         return self._interview.keeps
 
     def seconds(self, speed: Speed) -> float:
-        """How long it will take, from a measured speed."""
+        """How long it will take after the dosing, from a measured speed."""
         length, left = self.settings.effort.max_tokens, max(0, self.answers - self.measured)
         # Each answer is read in four places, whose prompts some answers of a batch share.
-        reading = left * 4 * (length + self._interview.prompt_length() / 2)
+        reading = left * 4 * (length + prompt_length(self.model, questions_of(self.contrast)) / 2)
         return left * length / speed.answering + reading / speed.reading
 
     def probe_speed(self) -> Speed:
         """Measured on a few tokens; takes seconds."""
-        return self._interview.probe_speed()
+        return probe_speed(self.model, questions_of(self.contrast))
 
     def run(self) -> Calibrated:
         """Measure and choose.

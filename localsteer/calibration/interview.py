@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -215,35 +215,11 @@ class Interview:
             if self.on_progress is not None:
                 self.on_progress(sum(key in self._outcomes for key in self._asked))
         if trials and not any(outcome.tokens for outcome in self._outcomes.values()):
-            raise self._no_answers()
+            raise _no_answers(self.model)
         return [self._outcomes[trial.key] for trial in trials]
 
-    def probe_speed(self) -> Speed:
-        """Measured on a few unsteered tokens."""
-        requests = [replace(self._request(Trial(number)), max_tokens=_PROBE_TOKENS) for number in range(_PROBE_ANSWERS)]
-        answers = generate_many(self.model, requests)
-        tokens = sum(len(answer.tokens) for answer in answers)
-        if not tokens:
-            raise self._no_answers()
-        heard = [Heard(request.prompt, Said.exactly(answer.tokens)) for request, answer in zip(requests, answers, strict=True)]
-        start = time.perf_counter()
-        cross_entropies(self.model, heard)
-        seconds = time.perf_counter() - start
-        read = sum(len(one.prompt) + len(one.said.tokens) for one in heard)
-        return Speed(tokens / answering_seconds([answer.timing for answer in answers]), read / seconds)
-
-    def prompt_length(self) -> float:
-        """Mean length of a question, in tokens."""
-        return float(np.mean([len(self._plain(number)) for number in range(len(self.questions))]))
-
-    def _no_answers(self) -> CalibrationError:
-        return CalibrationError(
-            f"{self.model.name} gives no answers to the questions that the vector is measured on.",
-            hint="Is it a language model that answers? `localsteer generate` shows.",
-        )
-
     def _plain(self, number: int) -> tuple[int, ...]:
-        return prompt_tokens(self.model, [Message("user", self.questions[number % len(self.questions)])])
+        return _asked(self.model, self.questions, number)
 
     def _voice(self, number: int, pole: Pole) -> tuple[tuple[int, ...], Edit | None]:
         """What a pole's voice reads before an answer, and what is done to it."""
@@ -333,3 +309,41 @@ class Interview:
 def questions_of(contrast: Contrast | None) -> tuple[str, ...]:
     """What a vector is measured on: questions that its concept holds back, or everyday ones where it has too few."""
     return contrast.held_out if contrast is not None and len(contrast.held_out) >= MIN_QUESTIONS else everyday_questions()
+
+
+def probe_speed(model: Model, questions: Sequence[str]) -> Speed:
+    """Measured on a few unsteered tokens of answers to some questions; takes seconds.
+
+    Raises:
+        CalibrationError: the model gives no answers.
+    """
+    requests = [
+        Request(_asked(model, questions, number), sampling=Sampling(seed=number), max_tokens=_PROBE_TOKENS)
+        for number in range(_PROBE_ANSWERS)
+    ]
+    answers = generate_many(model, requests)
+    tokens = sum(len(answer.tokens) for answer in answers)
+    if not tokens:
+        raise _no_answers(model)
+    heard = [Heard(request.prompt, Said.exactly(answer.tokens)) for request, answer in zip(requests, answers, strict=True)]
+    start = time.perf_counter()
+    cross_entropies(model, heard)
+    seconds = time.perf_counter() - start
+    read = sum(len(one.prompt) + len(one.said.tokens) for one in heard)
+    return Speed(tokens / answering_seconds([answer.timing for answer in answers]), read / seconds)
+
+
+def prompt_length(model: Model, questions: Sequence[str]) -> float:
+    """Mean length of a question's prompt, in tokens."""
+    return float(np.mean([len(_asked(model, questions, number)) for number in range(len(questions))]))
+
+
+def _asked(model: Model, questions: Sequence[str], number: int) -> tuple[int, ...]:
+    return prompt_tokens(model, [Message("user", questions[number % len(questions)])])
+
+
+def _no_answers(model: Model) -> CalibrationError:
+    return CalibrationError(
+        f"{model.name} gives no answers to the questions that the vector is measured on.",
+        hint="Is it a language model that answers? `localsteer generate` shows.",
+    )

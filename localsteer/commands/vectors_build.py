@@ -84,7 +84,8 @@ def _calibrate(shelf: Shelf, places: list[Place], model: Model, *, quiet: bool) 
 
             def measured(vector: ControlVector, contrast: Contrast) -> ControlVector:
                 told = functools.partial(progress, MEASURING)
-                return Calibrator(model, vector, contrast, folder=measurements_folder(), on_progress=told).run().vector
+                folder = measurements_folder()
+                return Calibrator(model, vector, contrast, folder=folder, on_progress=told, on_dosing=progress).run().vector
 
             places[number] = shelf.calibrate(places[number], measured)
         _tell(places, number, "calibrated", places[number].seconds - before, quiet)
