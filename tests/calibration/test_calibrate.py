@@ -517,7 +517,10 @@ def test_a_vector_without_hidden_norms_is_resumed_too(tiny: Model, tmp_path: Pat
     given = ControlVector(foreign(tiny, 1, 2, 3).directions, Provenance(model=tiny.fingerprint))
     with pytest.raises(KeyboardInterrupt):
         Calibrator(tiny, given, CONTRAST, QUICK, folder=tmp_path, on_progress=interrupting_at(1)).run()
-    assert Calibrator(tiny, given, CONTRAST, QUICK, folder=tmp_path).measured > 0
+    again = Calibrator(tiny, given, CONTRAST, QUICK, folder=tmp_path)
+    assert again.measured == 0  # which it is, is known when it is dosed
+    assert again.dosed.provenance.dosing is not None
+    assert again.measured > 0
 
 
 # Anchored answers
