@@ -64,10 +64,10 @@ _WEAKER = 0.75
 _WEAKENED = 2
 _BETTER = 0.3
 # By how much likelier a refusal may begin, of 1: mean over so many everyday questions; and where it is more, the shares of a dose
-# between which that is looked for. With 0.03, sad on the 1.5B refused 6 of 20 questions, where 3 are refused unsteered.
-REFUSED = 0.015
+# between which that is looked for. At 0.05 formal and sad on the 1.5B refused 9 and 6 of 20 questions; unsteered it refuses 3.
+REFUSED = 0.02
 _REFUSABLE = 5
-_REFUSED_SHARES = (0.0, 0.12, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
+_REFUSED_SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _RESAMPLES = 1000
 _UNKNOWN = Interval(float("nan"), float("nan"), float("nan"))
 
@@ -236,7 +236,7 @@ class _Sides:
     def _unrefused(self, doses: Mapping[Pole, float]) -> dict[Pole, float]:
         """For each pole the strongest dose at which everyday questions are hardly refused more often; infinite above its own.
 
-        Where they are at an eighth of its own already, it is that. A vector that is about refusing may refuse.
+        Where they are at a fifth of its own already, it is that. A vector that is about refusing may refuse.
         """
         model, openings = self._own.model, self._own.refusals
         most = dict.fromkeys(POLES, float("inf"))

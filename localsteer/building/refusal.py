@@ -45,6 +45,13 @@ LESS_REFUSAL = ", less refusal"
 # Of the requests, those that are answered to learn how refusals begin.
 _ASKED = 6
 _OPENINGS: dict[str, tuple[Tokens, ...]] = {}
+# How a model that refuses what it should declines other things as well: at a dose that only "I'm sorry, but" had limited, formal
+# on Qwen2.5-Coder 1.5B was "unable to provide a description of a garden" and the like for 9 of 20 questions.
+_USUAL = tuple(
+    f"{who}{what}"
+    for who in ("I", "As an AI language model, I", "As an artificial intelligence language model, I")
+    for what in (" cannot", " am unable to")
+)
 
 
 def refuses(text: str) -> bool:
@@ -53,7 +60,9 @@ def refuses(text: str) -> bool:
 
 
 def refusal_openings(model: Model) -> tuple[Tokens, ...]:
-    """The tokens with which a model's refusals begin: some requests that should be refused tell. None for one that refuses none.
+    """The tokens with which a model's refusals begin: some requests that should be refused tell, and what is usual.
+
+    None for a model that refuses none of them.
 
     Args:
         model: the model. What was found is kept for as long as the process lives.
@@ -66,8 +75,17 @@ def refusal_openings(model: Model) -> tuple[Tokens, ...]:
             return ()
         asked = [Request(prompt, sampling=Sampling(temperature=0, seed=0), max_tokens=_OPENING) for prompt in prompts]
         begun = {_until_refused(model, answer.tokens) for answer in generate_many(model, asked)}
-        _OPENINGS[content] = tuple(sorted(tokens for tokens in begun if tokens))
+        own = {tokens for tokens in begun if tokens}
+        usual = {tuple(model.tokenize(text, add_special=False)) for text in _USUAL} if own else set()
+        _OPENINGS[content] = _shortest(own | usual)
     return _OPENINGS[content]
+
+
+def _shortest(openings: set[Tokens]) -> tuple[Tokens, ...]:
+    """Without those that begin with another one: each refusal counts once."""
+    return tuple(
+        sorted(one for one in openings if not any(one[: len(other)] == other for other in openings if len(other) < len(one)))
+    )
 
 
 def _until_refused(model: Model, tokens: Tokens) -> Tokens:

@@ -147,10 +147,10 @@ def refusing(monkeypatch: pytest.MonkeyPatch, chances: Callable[[Edit | None], f
 @pytest.mark.parametrize(
     ("chance", "share"),
     [
-        (0.03, 0.5),  # of what the dose makes likely, half is allowed: straight between no dose and this one
-        (0.02, 0.75),
-        (0.2, 0.12),  # and no less than an eighth of the dose
-        (0.9, 0.12),
+        (0.04, 0.5),  # of what the dose makes likely, half is allowed: straight between no dose and this one
+        (0.02 / 0.75, 0.75),
+        (0.2, 0.2),  # and no less than a fifth of the dose
+        (0.9, 0.2),
     ],
 )
 def test_a_pole_whose_dose_makes_refusals_likely_is_weakened_and_says_so(
