@@ -118,9 +118,8 @@ def test_what_refuses_begins_a_refusal_each_once(tiny: Model, monkeypatch: pytes
     asked = saying(monkeypatch, "I'm sorry, but I can't help with it.", "Sure! First, take", "I can't assist.", "I can't assist.")
     found = refusal_openings(tiny)
     begun = sorted(tiny.detokenize(list(tokens)) for tokens in found)
-    assert len(begun) == 2
-    # As far as it takes to be a refusal.
-    assert begun == ["I can't assist", "I'm sorry, but"]
+    # As far as it takes to be a refusal, and what is usual.
+    assert {"I can't assist", "I'm sorry, but", "I cannot"} < set(begun)
     assert len(found[0]) <= 20
     # They are asked for what should be refused, and always answer the same.
     assert all(request.plan is None and request.sampling.temperature == 0 for request in asked)
