@@ -120,7 +120,6 @@ def test_what_refuses_begins_a_refusal_each_once(tiny: Model, monkeypatch: pytes
     begun = sorted(tiny.detokenize(list(tokens)) for tokens in found)
     # As far as it takes to be a refusal, and what is usual.
     assert {"I can't assist", "I'm sorry, but", "I cannot"} < set(begun)
-    assert len(found[0]) <= 20
     # They are asked for what should be refused, and always answer the same.
     assert all(request.plan is None and request.sampling.temperature == 0 for request in asked)
     assert "bomb" in tiny.detokenize(list(asked[0].prompt))
