@@ -199,7 +199,7 @@ def use(vector: ControlVector, path: Path, capfd: pytest.CaptureFixture[str]) ->
         for mode in MODES:
             with contextlib.suppress(LocalsteerError):
                 resolve(parse_steering(expression), model, lambda _name: vector, mode, limit)
-    opened = SimpleNamespace(fingerprint=model, n_layer=model.n_layer)
+    opened = SimpleNamespace(fingerprint=model, n_layer=model.n_layer, sequences_share_tokens=True)
     with contextlib.suppress(LocalsteerError):
         vector.check_fits(model)
     for how in (CalibrationSettings(layers=(8, 12)), CalibrationSettings(anchored=True)):
