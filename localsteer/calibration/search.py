@@ -50,8 +50,8 @@ FOREIGN_MARGIN = 0.02
 # French of the 1.5B ("Je suis Qwen", where the persona is Camille) costs 0.6 to 1.0, and its own French is 1.9 from its English;
 # half English, half French sentences at a weaker dose cost 1.3.
 DISTANCE_SHARE = 0.35
-# How sure it must be that a dose does anything at all. The bootstrap over twenty questions is too confident: of 400 vectors that
-# do nothing, 20 passed at 95 % (10 were expected), 3 at 99 % (2).
+# How sure it must be that a dose does anything at all. The bootstrap over some ten questions is too confident: in simulations of
+# an earlier search, of 400 vectors that do nothing, 20 passed at 95 % (10 were expected), 3 at 99 % (2).
 _BEYOND_DOUBT = 0.99
 # Standard errors of a normal distribution.
 _NINETY_FIVE, _NINETY_NINE = 1.96, 2.576
@@ -183,12 +183,12 @@ class Search:
 
     def _by_question(self, trials: Sequence[Trial], values: Sequence[float]) -> Mapping[int, float]:
         """The mean of each question's answers, drawn toward that of all, which one more would not change much."""
-        mean = float(np.nanmean(values))
+        whole = float(np.nanmean(values))
         found: dict[int, list[float]] = {question: [] for question in range(len(self.interview.questions))}
         for trial, value in zip(trials, values, strict=True):
             if np.isfinite(value):
                 found[self.interview.question_of(trial)].append(value)
-        return {question: (sum(own) + _PRIOR * mean) / (len(own) + _PRIOR) for question, own in found.items()}
+        return {question: (sum(own) + _PRIOR * whole) / (len(own) + _PRIOR) for question, own in found.items()}
 
     def _set_unit(self, pole: Pole, shifts: Mapping[Pole, Interval], deviation: float) -> str:
         """A small model may not follow a persona: a scale must not be made of noise."""
