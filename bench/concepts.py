@@ -9,8 +9,6 @@ from pathlib import Path
 
 import yaml
 
-from bench.questions import question_sets
-
 HAPPY = Path(__file__).parent.parent / "vectors" / "happy" / "concept.yaml"
 
 _PERSONAS: dict[str, tuple[tuple[str, str], tuple[str, ...], tuple[str, ...]]] = {
@@ -40,8 +38,6 @@ _PERSONAS: dict[str, tuple[tuple[str, str], tuple[str, ...], tuple[str, ...]]] =
         ("extremely sure of yourself", "decisive and free of doubts", "certain to be right", "bold and assertive"),
     ),
 }
-
-FRESH_QUESTIONS = question_sets()["everyday"]
 
 
 def concept_texts() -> dict[str, str]:

@@ -64,7 +64,8 @@ _WEAKER = 0.75
 _WEAKENED = 2
 _BETTER = 0.3
 # By how much likelier a refusal may begin, of 1: mean over so many everyday questions; and where it is more, the shares of a dose
-# between which that is looked for. At 0.05 formal and sad on the 1.5B refused 9 and 6 of 20 questions; unsteered it refuses 3.
+# between which that is looked for. Likelier by some 0.06 and 0.1, formal and sad on the 1.5B refused 9 and 6 of 20 questions, of
+# which 3 are refused unsteered; by 0.02, 7 and 4 (bench/FRESH.md).
 REFUSED = 0.02
 _REFUSABLE = 5
 _REFUSED_SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from bench.concepts import FRESH_QUESTIONS
+from bench.questions import question_sets
 from localsteer.calibration import calibrate
 from localsteer.calibration.calibrate import CalibrationSettings, Calibrator
 from localsteer.calibration.effort import Effort
@@ -62,7 +62,7 @@ def measure(model: Model, plan: Plan | None = None, systems: Sequence[str] = ())
     """30 answers of 36 tokens to 20 questions of which neither the concept nor the calibration knows."""
     requests, bare = [], []
     for number in range(30):
-        question = Message("user", FRESH_QUESTIONS[number % 20])
+        question = Message("user", question_sets()["everyday"][number % 20])
         system = [Message("system", systems[number % len(systems)])] if systems else []
         prompt = prompt_tokens(model, [*system, question])
         requests.append(Request(prompt, plan, Sampling(seed=9000 + number), max_tokens=36))
