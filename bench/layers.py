@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.fresh import requests
 from bench.measure import MeasurementError
 from bench.models import demo_model
+from bench.quality.asking import requests
 from bench.report import describe_machine
 from localsteer.building.layers import middle_layers
 from localsteer.building.library import load_vector

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from bench.fresh import ask
 from bench.instruments import INSTRUMENTS
 from bench.models import real_model
+from bench.quality.asking import ask
 from bench.questions import question_sets
 from localsteer.building.extraction import extract
 from localsteer.building.refusal import refuses
@@ -35,11 +35,12 @@ def real() -> Iterator[Model]:
 
 
 def test_strength_one_of_french_is_french(real: Model) -> None:
-    vector = extract(real, load_concept(shipped_folder() / "french" / "concept.yaml"))
+    contrast = load_concept(shipped_folder() / "french" / "concept.yaml")
+    vector = extract(real, contrast)
     plan = resolve(parse_steering("french"), real.fingerprint, lambda _name: vector)
     instrument = INSTRUMENTS["french"]
     questions = question_sets()[instrument.questions]
-    answers = ask(real, questions, count=20, max_tokens=instrument.max_tokens, plan=plan)
+    answers = ask(real, contrast, questions, count=20, max_tokens=instrument.max_tokens, plan=plan)
     # A probability in percent. 18 and 19 of 20 as measured.
     assert sum(instrument.score(text, question) > 90 for text, question in zip(answers.texts, questions, strict=True)) >= 16
 
@@ -49,7 +50,7 @@ def test_sad_is_sad_and_does_not_refuse(real: Model) -> None:
     vector = extract(real, contrast)
     plan = resolve(parse_steering("-happy"), real.fingerprint, lambda _name: vector)
     questions = question_sets()["everyday"]
-    plain, sad = (ask(real, questions, count=20, max_tokens=36, plan=one) for one in (None, plan))
+    plain, sad = (ask(real, contrast, questions, count=20, max_tokens=36, plan=one) for one in (None, plan))
     assert sum(map(refuses, sad.texts)) <= sum(map(refuses, plain.texts)) + 1
     analyzer = SentimentIntensityAnalyzer()
     before, after = (np.mean([analyzer.polarity_scores(text)["compound"] for text in one.texts]) for one in (plain, sad))

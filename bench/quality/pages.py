@@ -1,0 +1,290 @@
+"""A page for each model, one that says how it stands on all of them, and the table of the library: all from the records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bench.quality.records import MODELS, Record, all_records, count, count_best
+from bench.quality.retention import PROMPTED_EVERY, record_of
+from bench.quality.ways import ANCHORED, BOTH, CALIBRATED, FRESH, NULL, PEERS, PROMPT, UNSTEERED, WAYS
+from localsteer.concepts.names import shipped_folder
+from localsteer.files.atomic import atomic_path
+from localsteer.vector.calibration import POLES, Interval, Pole
+
+_HERE = Path(__file__).parent
+_OVERVIEW = _HERE.parent / "QUALITY.md"
+_QUOTED = 3
+
+_INTRODUCTION = f"""\
+Written by `make quality`; edits are lost. Every concept on questions that no prompt, dosing or calibration holds, with other
+seeds, at strength 1 and -1, steering the response:
+
+- **{UNSTEERED}**: nothing at all.
+- **{PROMPT}**: the personas of the concept file as system prompts.
+- **{FRESH}**: our vector as it is built and dosed at first use, in seconds.
+- **{CALIBRATED}**: the same, calibrated by `localsteer calibrate`.
+- **{BOTH}**: that and the system prompt together.
+- **{NULL}**: our construction with the labels of half of the pairs exchanged, at the dose that leads as many nats away from the
+  unsteered model as the fresh vector does (KL along the personas' answers). What it does is chance.
+- **{PEERS[0]}** (mean) and **{PEERS[1]}** (its default, PCA): their own vectors from the very same prompts, with their own layers
+  and lengths, dosed and calibrated as ours are, on the same questions.
+- **{ANCHORED}**: calibrated, with `--anchored` (docs/steering.md).
+
+What is measured:
+
+- *Swing*: the mean of an instrument that had no part in making or dosing any vector (a lexicon, a formula, a classifier) toward
+  the positive pole less that toward the negative one, with its 95 % interval (bootstrap over the questions).
+- *Effect*: how much likelier answers are in the voice of their pole than in that of the other one, by the model under the
+  personas, both poles added up; 1 is what the system prompts do.
+- *Cost*: nats a token that an answer is less likely than unsteered ones to its question or, in the voice of its pole, than the
+  prompted ones, whichever is less.
+- *Off topic*: of how much likelier unsteered answers are after their own question than after another one, the share that is lost.
+- *Refused*: per cent of the answers that say that they will not answer.
+- *Wrong way*: per cent of the questions whose answers toward the positive pole score below those toward the negative one.
+"""
+
+
+def write() -> None:
+    """All pages."""
+    overview = ["# What the concepts of the library do", "", *_INTRODUCTION.splitlines(), ""]
+    for which, title in MODELS.items():
+        records = all_records(which)
+        if records:
+            page = _HERE / f"{which.upper()}.md"
+            _put(page, _page(which, title, records))
+            overview += [f"## {title}: {records[0].document['model']}", "", f"All of it: [{page.name}](quality/{page.name})", ""]
+            overview += [*_verdicts(which, records), "", *_swings(records), ""]
+    _put(_OVERVIEW, overview)
+    if instructed := all_records("demo"):
+        _put(shipped_folder() / "README.md", _library(instructed))
+
+
+def _put(path: Path, lines: Iterable[str]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def _page(which: str, title: str, records: Sequence[Record]) -> Iterator[str]:
+    yield from (f"# {title}: {records[0].document['model']}", "", "How this is measured: [QUALITY.md](../QUALITY.md).", "")
+    yield from (*_verdicts(which, records), "", "## Swing", "", *_swings(records), "")
+    yield from ("## Effect, of the system prompts'", "")
+    yield from _table(records, _effect)
+    yield from ("", "Where system prompts hardly move the model (their nats a token stand in brackets), a share says little.", "")
+    yield from ("## Cost toward + / -, nats a token", "", *_table(records, _poles(Record.cost)), "")
+    yield from ("## Off topic toward + / -, per cent", "", *_table(records, _poles(_off_topic, 100, ".0f")), "")
+    yield from (
+        "## Refused toward + / -, per cent",
+        "",
+        *_table(records, _poles(Record.refused, 100, ".0f"), unsteered=_refused),
+        "",
+    )
+    yield from ("## Wrong way, per cent", "", *_table(records, lambda record, way: f"{100 * record.wrong(way):.0f}"), "")
+    yield from ("## Relative dose toward + / -", "", *_table(records, _doses), "")
+    yield from _retention(which)
+    for record in records:
+        yield from _concept(record)
+    yield from ("## Measured by", "", *_machines(records))
+
+
+# ---- how it stands
+
+
+def _verdicts(which: str, records: Sequence[Record]) -> Iterator[str]:
+    def of(found: tuple[int, int]) -> str:
+        return f"**{found[0]} of {found[1]}**"
+
+    yield f"- fresh at least half as far as the system prompt: {of(count(records, FRESH, PROMPT, 0.5))} concepts (swing)"
+    yield f"- fresh further than chance takes it: {of(count(records, FRESH, NULL))}"
+    for way in (FRESH, CALIBRATED, ANCHORED):
+        yield (
+            f"- {way} at least as far as the system prompt: {of(count(records, way, PROMPT))}; "
+            f"as the better peer: {of(count_best(records, way, PEERS))}"
+        )
+    yield f"- prompt and calibrated together at least as far as the system prompt: {of(count(records, BOTH, PROMPT))}"
+    unsteered = float(np.mean([record.refused(UNSTEERED, None) for record in records]))
+    refused = []
+    for way in (PROMPT, FRESH, CALIBRATED):
+        some = [record.refused(way, pole) for record in records if way in record.ways for pole in POLES]
+        refused.append(f"{way} {100 * np.mean(some):.1f}" if some else f"{way} -")
+    yield f"- refused, per cent of all answers: unsteered {100 * unsteered:.1f}, {', '.join(refused)}"
+    costs = []
+    for way in (FRESH, CALIBRATED, *PEERS, NULL):
+        some = [record.cost(way, pole) for record in records if way in record.ways for pole in POLES]
+        costs.append(f"{way} {np.nanmean(some):.2f}" if some else f"{way} -")
+    yield f"- mean cost, nats a token: {', '.join(costs)}"
+    found = record_of(which)
+    if found:
+        sides = [side for one in found["concepts"].values() for side in one["sides"].values()]
+        loss, prompted = (float(np.mean([side[key] for side in sides])) for key in ("loss", "prompt loss"))
+        yield (
+            f"- retention: the right letter of {found['questions']} questions loses {loss:.3f} nats at strength 1, and "
+            f"{prompted:.3f} under the system prompts ({len(sides)} sides)"
+        )
+
+
+def _swings(records: Sequence[Record]) -> Iterator[str]:
+    headers = ("concept", "instrument", "n", UNSTEERED, *WAYS)
+    yield from _head(headers)
+    for record in records:
+        ways = list(record.ways)
+        best = max(ways, key=lambda way: record.swing(way).mean)
+        texts = {way: f"**{_text(record.swing(way))}**" if way == best else _text(record.swing(way)) for way in ways}
+        plain = f"{record.scores(UNSTEERED, None).mean():.2f}"
+        n = str(len(record.scores(PROMPT, "positive")))
+        yield _row(record.name, record.instrument.name, n, plain, *(texts.get(way, "") for way in WAYS))
+
+
+def _table(
+    records: Sequence[Record], cell: Callable[[Record, str], str], unsteered: Callable[[Record], str] | None = None
+) -> Iterator[str]:
+    yield from _head(("concept", *((UNSTEERED,) if unsteered is not None else ()), *WAYS))
+    for record in records:
+        ways = set(record.ways)
+        first = [unsteered(record)] if unsteered is not None else []
+        yield _row(record.name, *first, *(cell(record, way) if way in ways else "" for way in WAYS))
+
+
+def _poles(value: Callable[[Record, str, Pole], float], times: float = 1, form: str = ".2f") -> Callable[[Record, str], str]:
+    def cell(record: Record, way: str) -> str:
+        return " / ".join(format(times * value(record, way, pole), form) for pole in POLES)
+
+    return cell
+
+
+def _effect(record: Record, way: str) -> str:
+    prompted = record.effect(PROMPT)
+    if way == PROMPT:
+        return f"({prompted:.2f})"
+    return f"{record.effect(way) / prompted:.2f}" if prompted > 0 else "-"
+
+
+def _off_topic(record: Record, way: str, pole: Pole) -> float:
+    unsteered = record.relevance(UNSTEERED, None)
+    return 1 - record.relevance(way, pole) / unsteered if unsteered > 0 else float("nan")
+
+
+def _refused(record: Record) -> str:
+    return f"{100 * record.refused(UNSTEERED, None):.0f}"
+
+
+def _doses(record: Record, way: str) -> str:
+    doses = [record.dose(way, pole) for pole in POLES]
+    return " / ".join("-" if dose is None else f"{dose:.2f}" for dose in doses)
+
+
+def _retention(which: str) -> Iterator[str]:
+    record = record_of(which)
+    if not record:
+        return
+    yield from (
+        "## Retention",
+        "",
+        f"By how much the log probability of the right letter among the four falls, in nats ({record['questions']} "
+        "multiple-choice questions, the worked examples of MMLU that the lm-eval package ships; less than 0 is a gain), at "
+        f"strength 1 and -1 of the fresh vector and under the system prompt (every {PROMPTED_EVERY}th question); and per cent of "
+        f"{record['given']} instructions, whose answers a program checks, that are followed.",
+        "",
+        *_head(("concept", "toward", "loss", "loss, system prompt", "followed", "unsteered", "system prompt")),
+    )
+    for name, one in record["concepts"].items():
+        for pole, side in one["sides"].items():
+            followed = (f"{100 * side[key]:.0f}" for key in ("followed", "followed unsteered", "followed under the prompt"))
+            yield _row(name, pole, f"{side['loss']:+.3f}", f"{side['prompt loss']:+.3f}", *followed)
+    sides = [side for one in record["concepts"].values() for side in one["sides"].values()]
+    keys = ("followed", "followed unsteered", "followed under the prompt")
+    means = [float(np.mean([side[key] for side in sides])) for key in ("loss", "prompt loss", *keys)]
+    yield _row("mean", "", *(f"{value:+.3f}" for value in means[:2]), *(f"{100 * value:.0f}" for value in means[2:]))
+    yield ""
+
+
+def _concept(record: Record) -> Iterator[str]:
+    instrument = record.instrument
+    yield from (
+        f"## {record.name}",
+        "",
+        f"{record.document['description']} Instrument: {instrument.name}: {instrument.unit} ({instrument.source}); questions: "
+        f"{instrument.questions}; up to {instrument.max_tokens} tokens.",
+        "",
+        *_head(("way", *record.document["poles"])),
+        _row(UNSTEERED, _score(record, UNSTEERED, None), ""),
+        *(_row(way, *(_score(record, way, pole) for pole in POLES)) for way in record.ways),
+        "",
+        "<details><summary>Sample answers</summary>",
+        "",
+    )
+    for number, question in enumerate(record.questions[:_QUOTED]):
+        yield from (f"**{question}**", "", f"- {UNSTEERED}: {_quoted(record.texts(UNSTEERED, None)[number])}")
+        for way in record.ways:
+            for pole, name in zip(POLES, record.document["poles"], strict=True):
+                yield f"- {way}, {name}: {_quoted(record.texts(way, pole)[number])}"
+        yield ""
+    yield from ("</details>", "")
+
+
+def _score(record: Record, way: str, pole: Pole | None) -> str:
+    scores = record.scores(way, pole)
+    return f"{scores.mean():.2f} ± {scores.std() / math.sqrt(len(scores)):.2f}"
+
+
+def _machines(records: Sequence[Record]) -> Iterator[str]:
+    found: dict[str, dict[str, set[str]]] = {}
+    for record in records:
+        for way, by in record.machines():
+            found.setdefault(by, {}).setdefault(record.name, set()).add(way)
+    for by, concepts in found.items():
+        every = len({way for ways in concepts.values() for way in ways})
+        said = [name if len(ways) == every else f"{name} ({', '.join(sorted(ways))})" for name, ways in concepts.items()]
+        yield f"- {by}: {', '.join(said)}"
+
+
+# ---- the library
+
+
+def _library(records: Sequence[Record]) -> Iterator[str]:
+    yield from (
+        "# The concept library",
+        "",
+        "Written by `make quality`; edits are lost. Use any of them by name on any model: "
+        '`localsteer chat -m MODEL -s "0.7 concise"`. The vector is built and dosed at first use and kept; for the demo model a '
+        "calibrated one lies here.",
+        "",
+        "The figures are of the demo model, on questions that nothing was fitted on: the *swing* of an independent instrument "
+        "from strength -1 to 1, alone and with `--anchored`, beside that from one system prompt to the other. More, and for "
+        "larger models: [bench/QUALITY.md](../bench/QUALITY.md).",
+        "",
+        *_head(("name", "+", "-", "instrument", "swing", ANCHORED, "system prompts", "cost at +1 / -1", "")),
+    )
+    for record in records:
+        ways, swings = set(record.ways), {}
+        for way in (CALIBRATED, ANCHORED, PROMPT):
+            doubt = "" if way not in ways or way == PROMPT or record.swing(way).low > 0 else " (not shown beyond doubt)"
+            swings[way] = f"{_text(record.swing(way))}{doubt}" if way in ways else ""
+        costs = _poles(Record.cost)(record, CALIBRATED) if CALIBRATED in ways else ""
+        pages = [("report", "REPORT.md"), *([(ANCHORED, "ANCHORED.md")] if ANCHORED in ways else [])]
+        links = ", ".join(f"[{name}]({record.name}/{page})" for name, page in pages)
+        poles = record.document["poles"]
+        cells = (record.name, *poles, record.instrument.unit, swings[CALIBRATED], swings[ANCHORED], swings[PROMPT], costs, links)
+        yield _row(*cells)
+
+
+# ---- text
+
+
+def _head(headers: Sequence[str]) -> Iterator[str]:
+    yield from (_row(*headers), "|" + "---|" * len(headers))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _text(interval: Interval) -> str:
+    return f"{interval.mean:+.2f} ({interval.low:.2f}..{interval.high:.2f})"
+
+
+def _quoted(text: str) -> str:
+    return " ".join(text.split()) or "(nothing)"

@@ -1,0 +1,197 @@
+"""What was measured, as it is kept beside the pages: a file for each concept and model, with every answer in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.instruments import INSTRUMENTS, Instrument
+from bench.quality.asking import PLACES
+from bench.quality.ways import PROMPT, UNSTEERED
+from bench.questions import question_sets
+from localsteer.building.refusal import refuses
+from localsteer.calibration.fits import Values, mean_interval
+from localsteer.files.atomic import atomic_path
+from localsteer.vector.calibration import POLES, SIGN, Interval, Pole
+
+FOLDER = Path(__file__).parent / "records"
+MODELS = {"demo": "The demo model", "base": "A base model", "real": "A real model"}
+
+
+@dataclass(eq=False)
+class Record:
+    """One concept on one model.
+
+    Attributes:
+        path: its file.
+        document: what that holds: what was asked, and by way and pole the answers.
+    """
+
+    path: Path
+    document: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: str, concept: str) -> Record:
+        """That of a concept on "demo", "base" or "real"; empty where nothing was measured."""
+        path = FOLDER / model / f"{concept}.json"
+        return cls(path, json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
+
+    def keep(self) -> None:
+        """Write the file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.path) as temporary:
+            temporary.write_text(json.dumps(self.document, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def begin(self, asked: Mapping[str, Any]) -> None:
+        """Say what is asked; answers to anything else are forgotten."""
+        if any(self.document.get(key) != value for key, value in asked.items()):
+            self.document = {**asked, "ways": {}}
+
+    def has(self, way: str, pole: Pole | None, key: str, answers: int) -> bool:
+        """Whether so many answers of a way are there, made in just this way."""
+        side = self._side(way, pole)
+        return side is not None and side["key"] == key and len(side["texts"]) >= answers
+
+    def put(self, way: str, pole: Pole | None, side: Mapping[str, Any]) -> None:
+        """Keep the answers of a way: toward a pole, or none for those without steering."""
+        if pole is None:
+            self.document["ways"][way] = dict(side)
+        else:
+            self.document["ways"].setdefault(way, {})[pole] = dict(side)
+
+    def _side(self, way: str, pole: Pole | None) -> Any:
+        found = self.document.get("ways", {}).get(way)
+        return found.get(pole) if found is not None and pole is not None else found
+
+    # ---- what it says
+
+    @property
+    def name(self) -> str:
+        """The concept."""
+        return str(self.document["concept"])
+
+    @property
+    def instrument(self) -> Instrument:
+        """What scores the answers."""
+        return INSTRUMENTS[self.document["instrument"]]
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """What was asked."""
+        return question_sets()[self.instrument.questions]
+
+    @property
+    def ways(self) -> Iterator[str]:
+        """Those of which both poles are measured, without the unsteered one."""
+        found: dict[str, Any] = self.document["ways"]
+        return (way for way, sides in found.items() if way != UNSTEERED and all(pole in sides for pole in POLES))
+
+    def texts(self, way: str, pole: Pole | None) -> list[str]:
+        """The answers."""
+        return list(self._side(way, pole)["texts"])
+
+    def dose(self, way: str, pole: Pole) -> float | None:
+        """The relative dose; None for a system prompt."""
+        found: float | None = self._side(way, pole)["dose"]
+        return found
+
+    def machines(self) -> Iterator[tuple[str, str]]:
+        """Each way with what it was measured by."""
+        for way, found in self.document["ways"].items():
+            for side in [found] if way == UNSTEERED else found.values():
+                yield way, side["by"]
+
+    def scores(self, way: str, pole: Pole | None) -> Values:
+        """(n,) what the instrument reads in each answer."""
+        key = (way, pole)
+        if key not in self._scored:
+            asked = self.questions
+            found = [self.instrument.score(text, asked[number % len(asked)]) for number, text in enumerate(self.texts(way, pole))]
+            self._scored[key] = np.array(found, np.float64)
+        return self._scored[key]
+
+    @cached_property
+    def _scored(self) -> dict[tuple[str, Pole | None], Values]:
+        return {}
+
+    def swing(self, way: str) -> Interval:
+        """How far apart a way takes the instrument's means: toward + less toward -."""
+        both = self.scores(way, "positive") - self.scores(way, "negative")
+        return mean_interval(both, self._turns(len(both)), 0)
+
+    def wrong(self, way: str) -> float:
+        """Share of questions whose answers a way moves the wrong way round, on the mean."""
+        both = self.scores(way, "positive") - self.scores(way, "negative")
+        turns = self._turns(len(both))
+        return float(np.mean([both[turns == question].mean() < 0 for question in np.unique(turns)]))
+
+    def refused(self, way: str, pole: Pole | None) -> float:
+        """Share of answers that are none."""
+        return float(np.mean([refuses(text) for text in self.texts(way, pole)]))
+
+    def heard(self, way: str, pole: Pole | None) -> dict[str, Values]:
+        """(n,) by place, how unlikely the answers are there, nats a token; NaN for an empty one."""
+        rows = np.array(self._side(way, pole)["heard"], np.float64).reshape(-1, len(PLACES))
+        return dict(zip(PLACES, rows.T, strict=True))
+
+    def effect(self, way: str) -> float:
+        """How much likelier answers are in the voice of their own pole than in the other's, toward both, nats a token."""
+        return float(sum(np.nanmean(self._toward(way, pole)) for pole in POLES))
+
+    def _toward(self, way: str, pole: Pole) -> Values:
+        heard = self.heard(way, pole)
+        found: Values = SIGN[pole] * (heard["negative"] - heard["positive"])
+        return found
+
+    def cost(self, way: str, pole: Pole) -> float:
+        """Coherence cost, nats a token.
+
+        Above unsteered answers to the same question, or, in the voice of the pole, above what that one says itself, whichever is
+        less.
+        """
+        heard = self.heard(way, pole)
+        plain = heard["plain"] - self.heard(UNSTEERED, None)["plain"][: len(heard["plain"])]
+        voiced = heard[pole] - self.heard(PROMPT, pole)[pole][: len(heard[pole])]
+        return float(np.nanmean(np.fmin(plain, voiced)))
+
+    def relevance(self, way: str, pole: Pole | None) -> float:
+        """How much likelier answers are after their own question than after another one, nats a token."""
+        heard = self.heard(way, pole)
+        return float(np.nanmean(heard["elsewhere"] - heard["plain"]))
+
+    def share(self, way: str, pole: Pole) -> float:
+        """How far a way moves the instrument toward a pole, 1 as far as the system prompt; NaN where that one does not."""
+        unsteered, prompted, moved = (
+            float(np.mean(self.scores(*key))) for key in ((UNSTEERED, None), (PROMPT, pole), (way, pole))
+        )
+        far = prompted - unsteered
+        return (moved - unsteered) / far if far * SIGN[pole] > 0 else float("nan")
+
+    def _turns(self, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
+        return np.arange(count, dtype=np.intp) % len(self.questions)
+
+
+def all_records(model: str) -> list[Record]:
+    """Those of a model with all that the tables begin with, by name."""
+    names = sorted(path.stem for path in (FOLDER / model).glob("*.json"))
+    found = [Record.of(model, name) for name in names if name != "retention"]
+    return [record for record in found if UNSTEERED in record.document["ways"] and PROMPT in record.ways]
+
+
+def count(records: Sequence[Record], way: str, other: str, share: float = 1.0) -> tuple[int, int]:
+    """For how many concepts a way's swing is at least a share of another one's, and of how many."""
+    both = [record for record in records if {way, other} <= set(record.ways)]
+    return sum(record.swing(way).mean >= share * record.swing(other).mean for record in both), len(both)
+
+
+def count_best(records: Sequence[Record], way: str, others: Sequence[str]) -> tuple[int, int]:
+    """For how many concepts a way's swing is at least that of each of some others, and of how many."""
+    all_of_them = [record for record in records if {way, *others} <= set(record.ways)]
+    best = [max(record.swing(other).mean for other in others) for record in all_of_them]
+    return sum(record.swing(way).mean >= most for record, most in zip(all_of_them, best, strict=True)), len(all_of_them)

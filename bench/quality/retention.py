@@ -1,0 +1,173 @@
+"""What steering costs in other respects: knowledge (the right letter of multiple-choice questions) and following instructions.
+
+The questions are the worked examples of MMLU (Hendrycks et al. 2021) that the lm-eval package ships; nothing of them is kept
+here. The instructions are our own (`bench/instructions.yaml`), each of which a program can check. Both are given at strength 1
+and -1 of a fresh vector, and under the system prompt of its concept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from platformdirs import user_cache_path
+
+from bench.instructions import Instruction, instructions
+from bench.quality.records import FOLDER
+from bench.quality.size import Size
+from bench.quality.ways import without_calibration
+from bench.report import describe_machine
+from bench.tools import ToolsError
+from localsteer.building.cache import cache_path
+from localsteer.building.library import load_vector
+from localsteer.concepts.concept_file import load_concept
+from localsteer.concepts.contrast import Contrast
+from localsteer.concepts.names import shipped_folder
+from localsteer.engine.generate import generate_many
+from localsteer.engine.request import Request
+from localsteer.files.atomic import atomic_path
+from localsteer.llama.chat_template import Message
+from localsteer.llama.model import Model
+from localsteer.llama.residual import Edit, Rows
+from localsteer.llama.sampling import Sampling
+from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.rows import Span, read
+from localsteer.steering.expression import Steering
+from localsteer.steering.plan import Plan
+from localsteer.vector.calibration import POLES, SIGN, Pole
+
+_PACKAGE = "lm-eval==0.4.13"
+_ASK = "\nAnswer with the letter of the right answer alone."
+# Under a system prompt, where each question is read anew, every so manieth is asked.
+PROMPTED_EVERY = 14
+_TARGET = re.compile(r"answer is \(([A-D])\)")
+_LONGEST = 64
+_SEED = 30_011_000
+
+
+@dataclass(frozen=True)
+class Question:
+    """One with four answers, and the letter of the right one."""
+
+    text: str
+    letter: str
+
+
+def questions() -> list[Question]:
+    """The worked examples, each once.
+
+    Raises:
+        ToolsError: the package cannot be had.
+    """
+    folder = user_cache_path("localsteer") / "bench-tools" / "lm-eval"
+    if not list(folder.glob("*.whl")):
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), _PACKAGE]
+        if subprocess.run(command).returncode:
+            raise ToolsError(f"{' '.join(command)} failed.")
+    found: dict[str, Question] = {}
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as package:
+        for name in sorted(package.namelist()):
+            if "mmlu/flan_cot_fewshot/mmlu_" in name and name.endswith(".yaml"):
+                for sample in yaml.safe_load(package.read(name).decode())["fewshot_config"]["samples"]:
+                    target = _TARGET.search(sample["target"])
+                    if target is not None:
+                        found.setdefault(sample["question"], Question(sample["question"].strip(), target[1]))
+    return list(found.values())
+
+
+def record_of(which: str) -> dict[str, Any]:
+    """What was measured on a model; empty where nothing was."""
+    path = FOLDER / which / "retention.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def measure(model: Model, which: str, names: Sequence[str], size: Size) -> None:
+    """Of these concepts, what was not measured yet; kept concept by concept."""
+    asked, given = questions(), instructions()
+    record = record_of(which)
+    same = {"model": model.name, "content": model.fingerprint.content, "questions": len(asked), "given": size.instructions}
+    if any(record.get(key) != value for key, value in same.items()):
+        record = {**same, "concepts": {}}
+    prompts = [prompt_tokens(model, [Message("user", one.text + _ASK)]) for one in asked]
+    every = sorted(file.parent.name for file in shipped_folder().glob("*/concept.yaml"))
+    for name in names:
+        contrast = load_concept(shipped_folder() / name / "concept.yaml")
+        key = cache_path(name, contrast.source, model.fingerprint.content).name
+        if record["concepts"].get(name, {}).get("key") == key:
+            continue
+        print(f"{model.name}, {name}: what else it costs", file=sys.stderr, flush=True)
+        vector = without_calibration(load_vector(name, model))
+        edits = {pole: Edit(vector.at(SIGN[pole]).rows(model.n_layer)) for pole in POLES}
+        plain, *steered = _right(model, prompts, asked, [None, *edits.values()])
+        sides: dict[str, Any] = {}
+        for place, pole in enumerate(POLES):
+            side = every.index(name) * len(POLES) + place
+            some = list(range(0, len(asked), PROMPTED_EVERY))
+            system = Message("system", contrast.personas[0][place])
+            under = [prompt_tokens(model, [system, Message("user", asked[number].text + _ASK)]) for number in some]
+            (prompted,) = _right(model, under, [asked[number] for number in some], [None])
+            sides[pole] = {
+                "loss": float(np.mean(plain - steered[place])),
+                "prompt loss": float(np.mean(plain[some] - prompted)),
+                **_followed(model, contrast, pole, edits[pole], _turn(given, side, size.instructions)),
+            }
+        machine = describe_machine()
+        record["concepts"][name] = {"key": key, "unsteered": float(np.mean(plain)), "sides": sides, "by": machine["localsteer"]}
+        path = FOLDER / which / "retention.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _turn(given: Sequence[Instruction], side: int, count: int) -> list[Instruction]:
+    """So many of them, others for each side."""
+    return [given[(side * count + number) % len(given)] for number in range(count)]
+
+
+def _followed(model: Model, contrast: Contrast, pole: Pole, edit: Edit, given: Sequence[Instruction]) -> dict[str, float]:
+    """Share of some instructions that are followed: unsteered, steered and under the system prompt."""
+    system = Message("system", contrast.personas[0][POLES.index(pole)])
+    plan = Plan(Steering(), edit, None)
+    ways: dict[str, tuple[list[Message], Plan | None]] = {
+        "followed unsteered": ([], None),
+        "followed": ([], plan),
+        "followed under the prompt": ([system], None),
+    }
+    requests = []
+    for opening, steering in ways.values():
+        for number, one in enumerate(given):
+            prompt = prompt_tokens(model, [*opening, Message("user", one.ask)])
+            requests.append(Request(prompt, steering, Sampling(seed=_SEED + number), _LONGEST))
+    answers = generate_many(model, requests)
+    held = [one.followed(answer.text) for one, answer in zip([*given] * len(ways), answers, strict=True)]
+    return {way: float(np.mean(part)) for way, part in zip(ways, np.split(np.array(held), len(ways)), strict=True)}
+
+
+def _right(model: Model, prompts: list[tuple[int, ...]], asked: list[Question], edits: list[Edit | None]) -> NDArray[np.float64]:
+    """(n_edits, n_questions) log probability of the right letter among the four, as the first token of the answer.
+
+    Among the four, since a model that begins with a word ("The right answer is") knows no less. A prompt is read once.
+    """
+    letters = [model.tokenize(letter, add_special=False)[0] for letter in "ABCD"]
+    spans = [Span((*prompt, letters[0]), len(prompt), None, edit) for edit in edits for prompt in prompts]
+    found = np.full(len(spans), np.nan)
+
+    def take(readers: Sequence[int], _position: int, logprobs: Rows) -> None:
+        four = logprobs[letters].astype(np.float64)
+        four -= np.log(np.exp(four).sum())
+        for reader in readers:
+            found[reader] = four["ABCD".index(asked[reader % len(prompts)].letter)]
+
+    for _ in read(model, spans, (), want_nll=True, on_prediction=take):
+        pass
+    return found.reshape(len(edits), -1)

@@ -1,0 +1,257 @@
+"""The ways to move an answer that are compared, and what each does to the model: system prompts, ours, the peers', and chance."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from platformdirs import user_cache_path
+
+from bench import peers
+from localsteer.building.ahead import Place, Shelf
+from localsteer.building.cache import cache_path
+from localsteer.building.dosing import Doser
+from localsteer.building.extraction import ExtractionSettings, extract
+from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
+from localsteer.calibration.effort import ANCHORED as ANCHORED_DOSES
+from localsteer.calibration.effort import FACTORS
+from localsteer.calibration.report import write_report
+from localsteer.concepts.contrast import Contrast, Pair
+from localsteer.concepts.names import LibraryConcept
+from localsteer.errors import CalibrationError, VectorError
+from localsteer.llama.model import Model
+from localsteer.llama.residual import Edit
+from localsteer.reading.forced import Reading
+from localsteer.steering.dose import relative_dose
+from localsteer.steering.expression import Steering, parse_steering
+from localsteer.steering.plan import Plan, resolve
+from localsteer.vector.calibration import DEFAULT_BUDGET, POLES, SIGN, Mode, Pole
+from localsteer.vector.control_vector import ControlVector, Floats
+from localsteer.vector.file import read_vector, write_vector
+
+UNSTEERED, PROMPT, FRESH, CALIBRATED, BOTH = "unsteered", "system prompt", "fresh", "calibrated", "prompt and calibrated"
+ANCHORED, NULL, PEERS = "anchored", "null", peers.NAMES
+WAYS = (PROMPT, FRESH, CALIBRATED, BOTH, NULL, *PEERS, ANCHORED)
+"""In the order in which they are measured, and of the columns."""
+_MODES: Mapping[str, Mode] = {ANCHORED: "anchored"}
+# Times our dose, between which that of the null is looked for that leads as far away from the unsteered model.
+_NULL_FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
+
+
+@dataclass(eq=False)
+class Ways:
+    """What each way does, for one concept on one model; everything is built, dosed or calibrated when it is first asked for.
+
+    Attributes:
+        model: the model.
+        concept: of the library.
+        contrast: its contents.
+        shelf: where our vectors are kept.
+        quick: search for the strengths of the peers with fewer answers.
+        ships: whether our vector is the shipped one, so that its reports stand beside it.
+    """
+
+    model: Model
+    concept: LibraryConcept
+    contrast: Contrast
+    shelf: Shelf
+    quick: bool
+    ships: bool
+
+    def key(self, way: str) -> str:
+        """What the answers of a way depend on but for the questions: where it is another one, they are asked anew."""
+        settings = self._peer_settings
+        parts: dict[str, list[object]] = {
+            PROMPT: [],
+            FRESH: [],
+            NULL: [_NULL_FACTORS],
+            CALIBRATED: [CalibrationSettings().effort, FACTORS, DEFAULT_BUDGET],
+            BOTH: [CalibrationSettings().effort, FACTORS, DEFAULT_BUDGET],
+            ANCHORED: [CalibrationSettings().effort, FACTORS, ANCHORED_DOSES, DEFAULT_BUDGET],
+        }
+        made_by = parts.get(way, [settings.effort, FACTORS, DEFAULT_BUDGET])
+        built = "" if way == PROMPT else cache_path(self.concept.name, self.contrast.source, self.model.fingerprint.content).name
+        return _digest([way, self.contrast.source, self.model.fingerprint.content, built, repr(made_by)])
+
+    def plan(self, way: str, pole: Pole) -> Plan | None:
+        """What a way does to the model; None for a system prompt alone.
+
+        Raises:
+            CalibrationError: the way needs a calibration, and no dose can be found.
+            ToolsError: a peer cannot be installed.
+        """
+        if way == PROMPT:
+            return None
+        if way == NULL:
+            return self._null[pole]
+        expression = parse_steering("vector" if SIGN[pole] > 0 else "-vector")
+        vector = self._vector(way)
+        return resolve(expression, self.model.fingerprint, lambda _: vector, _MODES.get(way, "response"))
+
+    def systems(self, way: str, pole: Pole) -> list[str]:
+        """Its system prompts, if any."""
+        return [pair[POLES.index(pole)] for pair in self.contrast.personas] if way in (PROMPT, BOTH) else []
+
+    def _vector(self, way: str) -> ControlVector:
+        if way == FRESH:
+            return self.fresh
+        if way == ANCHORED:
+            return self._anchored
+        if way in PEERS:
+            return self._peers[way]
+        return self._calibrated
+
+    # ---- ours
+
+    @cached_property
+    def _place(self) -> Place:
+        place = self.shelf.look(self.concept)
+        if place.to_build:
+            _say(f"{self.concept.name}: building")
+            place = self.shelf.build(place, self.model)
+        if place.found is None:
+            raise place.error or VectorError(f"{self.concept.name} has no vector.")
+        return place
+
+    @cached_property
+    def fresh(self) -> ControlVector:
+        """Our vector as it is built and dosed at first use, whatever calibration it has got since."""
+        assert self._place.found is not None
+        return without_calibration(self._place.found.vector)
+
+    @cached_property
+    def _calibrated(self) -> ControlVector:
+        place = self._place
+        if place.to_calibrate:
+            place = self.shelf.calibrate(place, functools.partial(self._calibrate, CalibrationSettings(by_cost=True)))
+        if place.error is not None or place.found is None:
+            raise place.error or VectorError(f"{self.concept.name} has no vector.")
+        return place.found.vector
+
+    @cached_property
+    def _anchored(self) -> ControlVector:
+        known = self._calibrated
+        calibration = known.provenance.calibration
+        if calibration is not None and "anchored" in calibration.modes:
+            return known
+        settings = CalibrationSettings(by_cost=True, anchored=True)
+        place = self.shelf.calibrate(self.shelf.look(self.concept), functools.partial(self._calibrate, settings))
+        if place.error is not None or place.found is None:
+            raise place.error or VectorError(f"{self.concept.name} has no vector.")
+        return place.found.vector
+
+    def _calibrate(self, settings: CalibrationSettings, vector: ControlVector, contrast: Contrast) -> ControlVector:
+        _say(f"{self.concept.name}: calibrating{' anchored answers' if settings.anchored else ''}")
+        result = Calibrator(self.model, vector, contrast, settings, folder=measurements_folder()).run()
+        if self.ships:
+            _write_report(result, self.concept.folder, "ANCHORED.md" if settings.anchored else "REPORT.md")
+        return result.vector
+
+    @cached_property
+    def _doser(self) -> Doser:
+        return Doser(self.model, self.contrast)
+
+    # ---- chance
+
+    @cached_property
+    def _null(self) -> dict[Pole, Plan]:
+        """Our own construction, with the labels of half of the pairs exchanged, at the dose that leads as many nats away."""
+        model, vector = self.model, self.fresh
+        swapped = np.random.default_rng(0).permutation(len(self.contrast.pairs)) % 2
+        pairs = [
+            Pair(one.negative, one.positive) if swap else one for one, swap in zip(self.contrast.pairs, swapped, strict=True)
+        ]
+        layers = (vector.layers[0], vector.layers[-1])
+        shuffled = replace(self.contrast, pairs=tuple(pairs))
+        rows = extract(model, shuffled, ExtractionSettings(layers=layers, dose=False)).rows(model.n_layer)
+        unit: Floats = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)).astype(
+            np.float32
+        )
+        ours = {pole: vector.at(SIGN[pole]).rows(model.n_layer) for pole in POLES}
+        # As long as ours at each layer, and toward the pole that the pairs which were left as they are point to.
+        like = {pole: unit * np.linalg.norm(ours[pole], axis=1)[:, None] * np.float32(SIGN[pole]) for pole in POLES}
+        edits = {pole: [Edit(ours[pole]), *(Edit(like[pole], scale=factor) for factor in _NULL_FACTORS)] for pole in POLES}
+        own = self._doser.own
+        compared = [number for pole in POLES for number in own.read[pole][:2]]
+        own.reader.under([])  # unsteered, which the others are compared with
+        readings = [Reading(edit, compared) for pole in POLES for edit in edits[pole]]
+        kl = np.array([one.kl for one in own.reader.under(readings)]).reshape(len(POLES), -1)
+        hidden = vector.provenance.hidden_norm
+        assert hidden is not None
+        plans = {}
+        for pole, (wanted, *found) in zip(POLES, kl, strict=True):
+            rising = np.maximum.accumulate(np.log(found))
+            factor = float(np.exp(np.interp(np.log(wanted), rising, np.log(_NULL_FACTORS))))
+            added = (like[pole] * np.float32(factor)).astype(np.float32)
+            plans[pole] = Plan(Steering(), Edit(added), relative_dose(added, hidden))
+        return plans
+
+    # ---- the peers
+
+    @property
+    def _peer_settings(self) -> CalibrationSettings:
+        return CalibrationSettings(by_cost=True, quick=self.quick)
+
+    @cached_property
+    def _peers(self) -> dict[str, ControlVector]:
+        """Each at its own best strength: dosed and calibrated as ours is, on the same questions. They are kept."""
+        return {name: self._peer(name) for name in PEERS}
+
+    def _peer(self, name: str) -> ControlVector:
+        file = user_cache_path("localsteer") / "bench-peers" / f"{self.concept.name}-{self.key(name)}.gguf"
+        if file.exists():
+            return read_vector(file)
+        _say(f"{self.concept.name}: the vector of {name}, and its strength")
+        rows = self._peer_rows[name]
+        theirs = ControlVector({int(layer): rows[layer] for layer in np.flatnonzero(rows.any(axis=1))})
+        dosed = self._doser.dose(theirs)
+        made = Calibrator(self.model, dosed, self.contrast, self._peer_settings, folder=measurements_folder()).run().vector
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_vector(made, file)
+        return made
+
+    @cached_property
+    def _peer_rows(self) -> Mapping[str, Floats]:
+        return peers.peer_vectors(self.model, self.contrast.source)
+
+
+def without_calibration(vector: ControlVector) -> ControlVector:
+    """A vector as it was built and dosed, whatever calibration it has got since.
+
+    Raises:
+        CalibrationError: it was calibrated before vectors were dosed.
+    """
+    calibration, dosing = vector.provenance.calibration, vector.provenance.dosing
+    if calibration is None:
+        return vector
+    dose = calibration.sides[calibration.main_pole, "response"].dose
+    if dosing is None or dose is None:
+        raise CalibrationError("The vector was calibrated without a dosing; build it anew.")
+    factor = np.float32(dosing.unit / dose)
+    rows = {layer: row * factor for layer, row in vector.directions.items()}
+    return ControlVector(rows, replace(vector.provenance, calibration=None))
+
+
+def _write_report(result: Calibrated, folder: Path, page: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="localsteer-bench-") as name:
+        write_report(result, Path(name))
+        shutil.copy(Path(name, "report.md"), folder / page)
+        for plot in Path(name).glob("*.svg"):
+            shutil.copy(plot, folder)
+
+
+def _digest(document: object) -> str:
+    return hashlib.sha256(json.dumps(document).encode()).hexdigest()[:16]
+
+
+def _say(text: str) -> None:
+    print(f"{text} ...", file=sys.stderr, flush=True)
