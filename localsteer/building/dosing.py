@@ -65,10 +65,11 @@ _WEAKENED = 2
 _BETTER = 0.3
 # By how much likelier a refusal may begin, of 1: mean over so many everyday questions; and where it is more, the shares of a dose
 # between which that is looked for. Likelier by some 0.06 and 0.1, formal and sad on the 1.5B refused 9 and 6 of 20 questions, of
-# which 3 are refused unsteered; by 0.02, 7 and 4 (bench/FRESH.md).
+# which 3 are refused unsteered. Of formal's dose there, the first 5 questions said 0.018, the first 10 and all 20 0.030 and 0.026.
 REFUSED = 0.02
-_REFUSABLE = 5
-_REFUSED_SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+_REFUSABLE = 8
+_REFUSED_SHARES = (0.0, 1 / 3, 2 / 3, 1.0)
+_LEAST_SHARE = 0.2
 _RESAMPLES = 1000
 _UNKNOWN = Interval(float("nan"), float("nan"), float("nan"))
 
@@ -257,7 +258,7 @@ class _Sides:
                 shares = np.array(_REFUSED_SHARES)
                 at = chances([Edit(self._unit, scale=SIGN[pole] * dose * share) for share in shares[1:-1]])
                 curve = np.maximum.accumulate([before, *at, chance])
-                most[pole] = dose * max(float(np.interp(before + REFUSED, curve, shares)), _REFUSED_SHARES[1])
+                most[pole] = dose * max(float(np.interp(before + REFUSED, curve, shares)), _LEAST_SHARE)
         return most
 
     def _near(self, doses: Mapping[Pole, float], found: Mapping[Pole, _AtDose]) -> dict[Pole, _AtDose]:
