@@ -17,7 +17,7 @@ export CFLAGS := $(CFLAGS) $(NO_AMX)
 export CXXFLAGS := $(CXXFLAGS) $(NO_AMX)
 endif
 
-.PHONY: demo test checks tests test-models bench bench-tools fresh quality exports clean
+.PHONY: demo test checks tests test-models bench bench-tools quality exports clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -60,13 +60,10 @@ bench-tools: .venv/.dev
 bench: .venv/.dev bench-tools
 	$(BIN)/python -m bench.run
 
-# Strength 1 of fresh vectors; LOCALSTEER_REAL_MODEL=FILE adds that model, which takes an hour.
-fresh: .venv/.dev
-	$(BIN)/python -m bench.fresh_dose
-
-quality: .venv/.dev bench-tools
-	$(BIN)/python -m bench.quality
-	$(BIN)/python -m bench.quality --base
+# What steering does, and what it costs, beside prompting and the peers: hours. LOCALSTEER_REAL_MODEL=FILE adds that model, which
+# takes a night, or an evening with QUALITY=--quick; an interrupted run goes on.
+quality: .venv/.dev
+	$(BIN)/python -m bench.quality $(QUALITY)
 
 # Every vector of the library, exported and baked, in llama.cpp's own programs; `make test-models` takes one.
 exports: .venv/.dev bench-tools

@@ -48,7 +48,8 @@ def peer_vectors(model: Model, concept: str) -> dict[str, NDArray[np.float32]]:
 
 def cvector_generator(model: Path, prompts: tuple[Path, Path], output: Path, threads: int) -> None:
     """llama-cvector-generator's mean difference."""
-    command = [str(llama_programs()["llama-cvector-generator"]), "-m", str(model), "--method", "mean", "-t", str(threads)]
+    program = llama_programs([NAMES[0]])[NAMES[0]]
+    command = [str(program), "-m", str(model), "--method", "mean", "-t", str(threads)]
     run_process([*command, "--positive-file", str(prompts[0]), "--negative-file", str(prompts[1]), "-o", str(output)])
 
 
