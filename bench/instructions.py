@@ -1,6 +1,6 @@
 """Instructions: whether a model still does as it is told, as a program can check in the text of its answer.
 
-They are after IFEval (Zhou et al. 2023), in requests of our own that a small model can answer in 48 tokens. A check looks at
+They are after IFEval (Zhou et al. 2023), in requests of our own that a small model can answer in 64 tokens. A check looks at
 the form of an answer alone, not at whether it is right. Where a model's habits say nothing about its obedience (quotation marks
 or asterisks around an answer, a fence around JSON), the check looks past them.
 """

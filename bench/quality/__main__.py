@@ -8,16 +8,16 @@ goes on, an instrument may be mended without asking again, and what depends on s
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Sequence
 
 import yaml
 
 from bench.instruments import INSTRUMENTS
+from bench.measure import MeasurementError
 from bench.models import base_model, demo_model, real_model
 from bench.quality import pages, retention
-from bench.quality.asking import ask
+from bench.quality.asking import ask, asked_by
 from bench.quality.records import MODELS, Record
 from bench.quality.size import FULL, QUICK, Size
 from bench.quality.ways import UNSTEERED, WAYS, Ways
@@ -42,9 +42,9 @@ def main() -> int:
     parser.add_argument("concepts", nargs="*", help="only these; the pages are written from all that is measured")
     parser.add_argument("--model", choices=list(MODELS), action="append", help="only this one")
     parser.add_argument("--way", action="append", choices=WAYS, help="only this one; the others stay as they are")
-    parser.add_argument("--quick", action="store_true", help="fewer answers, and fewer to find the strengths of the peers by")
+    parser.add_argument("--quick", action="store_true", help="half of the answers")
     parser.add_argument("--only", choices=["concepts", "retention", "pages"], help="leave out the rest")
-    parser.add_argument("--threads", type=int, help="two processes with a thread each get more done than one with two")
+    parser.add_argument("--threads", type=int, help="two processes, of different models, with a thread each get more done")
     options = parser.parse_args()
     paths = {"demo": demo_model, "base": base_model, "real": real_model}
     size = QUICK if options.quick else FULL
@@ -87,21 +87,26 @@ def _measure(model: Model, which: str, name: str, ways: Sequence[str], size: Siz
             "poles": [contrast.positive, contrast.negative],
             "instrument": instrument.name,
             "model": model.name,
-            "asked": _digest([model.fingerprint.content, questions, instrument.max_tokens, contrast.personas]),
-        }
+        },
+        asked=asked_by(model, contrast, questions, instrument.max_tokens),
     )
     machine = describe_machine()
     by = f"{machine['CPU']}, llama-cpp-python {machine['llama-cpp-python']}, localsteer {machine['localsteer']}"
     ships = model.path == demo_model()
-    steering = Ways(model, concept, contrast, Shelf.for_model(model.path, shipped_folder() if ships else None), size.quick, ships)
+    steering = Ways(model, concept, contrast, Shelf.for_model(model.path, shipped_folder() if ships else None), ships)
     for way, pole in [(UNSTEERED, None), *((way, pole) for way in ways for pole in POLES)]:
-        key = "" if pole is None else steering.key(way)
-        if record.has(way, pole, key, size.answers):
-            continue
         try:
+            key = "" if pole is None else steering.key(way)
+            if record.has(way, pole, key, size.answers):
+                continue
             plan = steering.plan(way, pole) if pole is not None else None
         except CalibrationError as error:
             _say(f"{name}, {way}: {error.message}")
+            record.fail(way, error.message)
+            record.keep()
+            continue
+        except (ToolsError, MeasurementError) as error:  # a peer's, on this machine: the others go on
+            _say(f"{name}, {way}: {error}")
             continue
         given = ask(
             model,
@@ -117,10 +122,6 @@ def _measure(model: Model, which: str, name: str, ways: Sequence[str], size: Siz
         record.put(way, pole, {"key": key, "dose": dose, "by": by, "texts": given.texts, "heard": given.heard})
         record.keep()
         _say(f"{model.name}, {name}: {way}{f', {pole}' if pole is not None else ''}: {record.scores(way, pole).mean():.2f}")
-
-
-def _digest(parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,8 +59,14 @@ def requests(
     for number in range(count):
         system = [Message("system", systems[number % len(systems)])] if systems else []
         prompt = prompt_tokens(model, [*system, Message("user", questions[number % len(questions)])])
-        made.append(Request(prompt, plan, Sampling(seed=seed + number), max_tokens, logprobs=words if number < told else 0))
+        made.append(Request(prompt, plan, Sampling(seed=seed + number), max_tokens, logprobs=words if number < told else None))
     return made
+
+
+def asked_by(model: Model, contrast: Contrast, questions: Sequence[str], max_tokens: int) -> str:
+    """What answers depend on but for what is done to the model, as a hash: others are no answers to the same."""
+    parts = (model.fingerprint.content, tuple(questions), max_tokens, contrast.personas, SEED, _ELSEWHERE, Sampling())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def ask(

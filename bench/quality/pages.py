@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.quality.records import MODELS, Record, all_records, count, count_best
-from bench.quality.retention import PROMPTED_EVERY, record_of
+from bench.quality.records import MODELS, Record, all_records, count, count_beyond_chance
+from bench.quality.retention import records_of
 from bench.quality.ways import ANCHORED, BOTH, CALIBRATED, FRESH, NULL, PEERS, PROMPT, UNSTEERED, WAYS
 from localsteer.concepts.names import shipped_folder
 from localsteer.files.atomic import atomic_path
@@ -26,7 +26,7 @@ seeds, at strength 1 and -1, steering the response:
 - **{UNSTEERED}**: nothing at all.
 - **{PROMPT}**: the personas of the concept file as system prompts.
 - **{FRESH}**: our vector as it is built and dosed at first use, in seconds.
-- **{CALIBRATED}**: the same, calibrated by `localsteer calibrate`.
+- **{CALIBRATED}**: the same, calibrated by `localsteer calibrate --by-cost`.
 - **{BOTH}**: that and the system prompt together.
 - **{NULL}**: our construction with the labels of half of the pairs exchanged, at the dose that leads as many nats away from the
   unsteered model as the fresh vector does (KL along the personas' answers). What it does is chance.
@@ -41,7 +41,7 @@ What is measured:
 - *Effect*: how much likelier answers are in the voice of their pole than in that of the other one, by the model under the
   personas, both poles added up; 1 is what the system prompts do.
 - *Cost*: nats a token that an answer is less likely than unsteered ones to its question or, in the voice of its pole, than the
-  prompted ones, whichever is less.
+  prompted ones, on the mean over the answers, whichever is less.
 - *Off topic*: of how much likelier unsteered answers are after their own question than after another one, the share that is lost.
 - *Refused*: per cent of the answers that say that they will not answer.
 - *Wrong way*: per cent of the questions whose answers toward the positive pole score below those toward the negative one.
@@ -73,8 +73,8 @@ def _page(which: str, title: str, records: Sequence[Record]) -> Iterator[str]:
     yield from (*_verdicts(which, records), "", "## Swing", "", *_swings(records), "")
     yield from ("## Effect, of the system prompts'", "")
     yield from _table(records, _effect)
-    yield from ("", "Where system prompts hardly move the model (their nats a token stand in brackets), a share says little.", "")
-    yield from ("## Cost toward + / -, nats a token", "", *_table(records, _poles(Record.cost)), "")
+    yield from ("", "In brackets: nats a token, of the system prompts and where these move the model the wrong way.", "")
+    yield from ("## Cost toward + / -, nats a token", "", *_table(records, _cost), "")
     yield from ("## Off topic toward + / -, per cent", "", *_table(records, _poles(_off_topic, 100, ".0f")), "")
     yield from (
         "## Refused toward + / -, per cent",
@@ -97,32 +97,37 @@ def _verdicts(which: str, records: Sequence[Record]) -> Iterator[str]:
     def of(found: tuple[int, int]) -> str:
         return f"**{found[0]} of {found[1]}**"
 
-    yield f"- fresh at least half as far as the system prompt: {of(count(records, FRESH, PROMPT, 0.5))} concepts (swing)"
-    yield f"- fresh further than chance takes it: {of(count(records, FRESH, NULL))}"
+    half, chance = count(records, FRESH, [PROMPT], 0.5), count_beyond_chance(records, FRESH)
+    yield f"- fresh at least half as far as the system prompt (swing): {of(half)}; further than chance goes: {of(chance)}"
+    shares = [record.share(FRESH, pole) for record in records if FRESH in record.ways for pole in POLES]
+    known = [share for share in shares if not math.isnan(share)]
+    yield f"- fresh at least half as far toward a single pole: {of((sum(share >= 0.5 for share in known), len(known)))} poles"
     for way in (FRESH, CALIBRATED, ANCHORED):
-        yield (
-            f"- {way} at least as far as the system prompt: {of(count(records, way, PROMPT))}; "
-            f"as the better peer: {of(count_best(records, way, PEERS))}"
-        )
-    yield f"- prompt and calibrated together at least as far as the system prompt: {of(count(records, BOTH, PROMPT))}"
-    unsteered = float(np.mean([record.refused(UNSTEERED, None) for record in records]))
-    refused = []
+        prompted, peered = count(records, way, [PROMPT]), count(records, way, PEERS)
+        yield f"- {way} at least as far as the system prompt: {of(prompted)}; as the better peer: {of(peered)}"
+    yield f"- prompt and calibrated together at least as far as the system prompt: {of(count(records, BOTH, [PROMPT]))}"
     for way in (PROMPT, FRESH, CALIBRATED):
-        some = [record.refused(way, pole) for record in records if way in record.ways for pole in POLES]
-        refused.append(f"{way} {100 * np.mean(some):.1f}" if some else f"{way} -")
-    yield f"- refused, per cent of all answers: unsteered {100 * unsteered:.1f}, {', '.join(refused)}"
+        some = [record for record in records if way in record.ways]
+        if some:
+            before = 100 * np.mean([record.refused(UNSTEERED, None) for record in some])
+            sides = {(record.name, pole): 100 * record.refused(way, pole) for record in some for pole in POLES}
+            most = max(sides, key=sides.__getitem__)
+            yield (
+                f"- refused, {way}: {np.mean(list(sides.values())):.1f} per cent of all answers, unsteered {before:.1f}; most: "
+                f"{most[0]}, {most[1]}, {sides[most]:.0f}"
+            )
     costs = []
     for way in (FRESH, CALIBRATED, *PEERS, NULL):
-        some = [record.cost(way, pole) for record in records if way in record.ways for pole in POLES]
-        costs.append(f"{way} {np.nanmean(some):.2f}" if some else f"{way} -")
-    yield f"- mean cost, nats a token: {', '.join(costs)}"
-    found = record_of(which)
-    if found:
-        sides = [side for one in found["concepts"].values() for side in one["sides"].values()]
-        loss, prompted = (float(np.mean([side[key] for side in sides])) for key in ("loss", "prompt loss"))
+        found = [record.cost(way, pole) for record in records if way in record.ways for pole in POLES]
+        costs += [f"{way} {np.nanmean(found):.2f}"] if found else []
+    yield f"- mean cost, nats a token: {', '.join(costs) or '-'}"
+    if retained := records_of(which):
+        sides_of = [side for one in retained.values() for side in one["sides"].values()]
+        loss, prompted_loss = (float(np.mean([side[key] for side in sides_of])) for key in ("loss", "prompt loss"))
+        one = next(iter(retained.values()))
         yield (
-            f"- retention: the right letter of {found['questions']} questions loses {loss:.3f} nats at strength 1, and "
-            f"{prompted:.3f} under the system prompts ({len(sides)} sides)"
+            f"- retention: fresh, the right letter of {one['questions']} questions loses {loss:.3f} nats; of {one['prompted']} "
+            f"of them under the system prompts, {prompted_loss:.3f} ({len(sides_of)} sides)"
         )
 
 
@@ -156,10 +161,16 @@ def _poles(value: Callable[[Record, str, Pole], float], times: float = 1, form: 
 
 
 def _effect(record: Record, way: str) -> str:
-    prompted = record.effect(PROMPT)
-    if way == PROMPT:
-        return f"({prompted:.2f})"
-    return f"{record.effect(way) / prompted:.2f}" if prompted > 0 else "-"
+    effect, prompted = record.effect(way), record.effect(PROMPT)
+    if way == PROMPT or prompted.mean <= 0:
+        return f"({_text(effect)})"
+    low, mean, high = (value / prompted.mean for value in (effect.low, effect.mean, effect.high))
+    return _text(Interval(mean, low, high))
+
+
+def _cost(record: Record, way: str) -> str:
+    # What a prompt makes a model say is what the cost in the voice of a pole is measured from.
+    return "" if way == PROMPT else _poles(Record.cost)(record, way)
 
 
 def _off_topic(record: Record, way: str, pole: Pole) -> float:
@@ -177,26 +188,27 @@ def _doses(record: Record, way: str) -> str:
 
 
 def _retention(which: str) -> Iterator[str]:
-    record = record_of(which)
-    if not record:
+    records = records_of(which)
+    if not records:
         return
+    questions, prompted, given = (next(iter(records.values()))[key] for key in ("questions", "prompted", "given"))
     yield from (
         "## Retention",
         "",
-        f"By how much the log probability of the right letter among the four falls, in nats ({record['questions']} "
-        "multiple-choice questions, the worked examples of MMLU that the lm-eval package ships; less than 0 is a gain), at "
-        f"strength 1 and -1 of the fresh vector and under the system prompt (every {PROMPTED_EVERY}th question); and per cent of "
-        f"{record['given']} instructions, whose answers a program checks, that are followed.",
+        f"By how much the log probability of the right letter among the four falls, in nats ({questions} multiple-choice "
+        "questions, the worked examples of MMLU that the lm-eval package ships; less than 0 is a gain), at strength 1 and -1 of "
+        f"the fresh vector and under the system prompt ({prompted} of them); and per cent of {given} instructions that are "
+        "followed, of those whose answers a program checks (`bench/instructions.yaml`; each side has its own, the unsteered "
+        "model the same).",
         "",
         *_head(("concept", "toward", "loss", "loss, system prompt", "followed", "unsteered", "system prompt")),
     )
-    for name, one in record["concepts"].items():
-        for pole, side in one["sides"].items():
-            followed = (f"{100 * side[key]:.0f}" for key in ("followed", "followed unsteered", "followed under the prompt"))
-            yield _row(name, pole, f"{side['loss']:+.3f}", f"{side['prompt loss']:+.3f}", *followed)
-    sides = [side for one in record["concepts"].values() for side in one["sides"].values()]
     keys = ("followed", "followed unsteered", "followed under the prompt")
-    means = [float(np.mean([side[key] for side in sides])) for key in ("loss", "prompt loss", *keys)]
+    sides = [(name, pole, side) for name, one in records.items() for pole, side in one["sides"].items()]
+    for name, pole, side in sides:
+        followed = (f"{100 * side[key]:.0f}" for key in keys)
+        yield _row(name, pole, f"{side['loss']:+.3f}", f"{side['prompt loss']:+.3f}", *followed)
+    means = [float(np.mean([side[key] for _, _, side in sides])) for key in ("loss", "prompt loss", *keys)]
     yield _row("mean", "", *(f"{value:+.3f}" for value in means[:2]), *(f"{100 * value:.0f}" for value in means[2:]))
     yield ""
 
@@ -216,6 +228,8 @@ def _concept(record: Record) -> Iterator[str]:
         "<details><summary>Sample answers</summary>",
         "",
     )
+    for way, error in record.failed.items():
+        yield from (f"{way}: {error}", "")
     for number, question in enumerate(record.questions[:_QUOTED]):
         yield from (f"**{question}**", "", f"- {UNSTEERED}: {_quoted(record.texts(UNSTEERED, None)[number])}")
         for way in record.ways:

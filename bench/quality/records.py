@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.instruments import INSTRUMENTS, Instrument
 from bench.quality.asking import PLACES
-from bench.quality.ways import PROMPT, UNSTEERED
+from bench.quality.ways import NULL, PROMPT, UNSTEERED, WAYS
 from bench.questions import question_sets
 from localsteer.building.refusal import refuses
 from localsteer.calibration.fits import Values, mean_interval
@@ -48,22 +48,28 @@ class Record:
         with atomic_path(self.path) as temporary:
             temporary.write_text(json.dumps(self.document, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def begin(self, asked: Mapping[str, Any]) -> None:
-        """Say what is asked; answers to anything else are forgotten."""
-        if any(self.document.get(key) != value for key, value in asked.items()):
-            self.document = {**asked, "ways": {}}
+    def begin(self, about: Mapping[str, Any], *, asked: str) -> None:
+        """Say what this is about and what is asked; answers to anything else are forgotten."""
+        ways = self.document.get("ways", {}) if self.document.get("asked") == asked else {}
+        self.document = {**about, "asked": asked, "ways": ways}
 
     def has(self, way: str, pole: Pole | None, key: str, answers: int) -> bool:
         """Whether so many answers of a way are there, made in just this way."""
         side = self._side(way, pole)
-        return side is not None and side["key"] == key and len(side["texts"]) >= answers
+        return side is not None and side.get("key") == key and len(side["texts"]) >= answers
 
     def put(self, way: str, pole: Pole | None, side: Mapping[str, Any]) -> None:
         """Keep the answers of a way: toward a pole, or none for those without steering."""
         if pole is None:
             self.document["ways"][way] = dict(side)
-        else:
-            self.document["ways"].setdefault(way, {})[pole] = dict(side)
+            return
+        found = self.document["ways"].setdefault(way, {})
+        found.pop("error", None)
+        found[pole] = dict(side)
+
+    def fail(self, way: str, error: str) -> None:
+        """Keep that there is no such way, and why."""
+        self.document["ways"][way] = {"error": error}
 
     def _side(self, way: str, pole: Pole | None) -> Any:
         found = self.document.get("ways", {}).get(way)
@@ -87,10 +93,15 @@ class Record:
         return question_sets()[self.instrument.questions]
 
     @property
-    def ways(self) -> Iterator[str]:
+    def ways(self) -> tuple[str, ...]:
         """Those of which both poles are measured, without the unsteered one."""
         found: dict[str, Any] = self.document["ways"]
-        return (way for way, sides in found.items() if way != UNSTEERED and all(pole in sides for pole in POLES))
+        return tuple(way for way in WAYS if all(pole in found.get(way, {}) for pole in POLES))
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Those that there are none of, and why."""
+        return {way: found["error"] for way, found in self.document["ways"].items() if "error" in found}
 
     def texts(self, way: str, pole: Pole | None) -> list[str]:
         """The answers."""
@@ -103,8 +114,9 @@ class Record:
 
     def machines(self) -> Iterator[tuple[str, str]]:
         """Each way with what it was measured by."""
-        for way, found in self.document["ways"].items():
-            for side in [found] if way == UNSTEERED else found.values():
+        ways: dict[str, Any] = self.document["ways"]
+        for way in (UNSTEERED, *self.ways):
+            for side in [ways[way]] if way == UNSTEERED else [ways[way][pole] for pole in POLES]:
                 yield way, side["by"]
 
     def scores(self, way: str, pole: Pole | None) -> Values:
@@ -122,12 +134,12 @@ class Record:
 
     def swing(self, way: str) -> Interval:
         """How far apart a way takes the instrument's means: toward + less toward -."""
-        both = self.scores(way, "positive") - self.scores(way, "negative")
+        both = less(self.scores(way, "positive"), self.scores(way, "negative"))
         return mean_interval(both, self._turns(len(both)), 0)
 
     def wrong(self, way: str) -> float:
         """Share of questions whose answers a way moves the wrong way round, on the mean."""
-        both = self.scores(way, "positive") - self.scores(way, "negative")
+        both = less(self.scores(way, "positive"), self.scores(way, "negative"))
         turns = self._turns(len(both))
         return float(np.mean([both[turns == question].mean() < 0 for question in np.unique(turns)]))
 
@@ -140,9 +152,11 @@ class Record:
         rows = np.array(self._side(way, pole)["heard"], np.float64).reshape(-1, len(PLACES))
         return dict(zip(PLACES, rows.T, strict=True))
 
-    def effect(self, way: str) -> float:
+    def effect(self, way: str) -> Interval:
         """How much likelier answers are in the voice of their own pole than in the other's, toward both, nats a token."""
-        return float(sum(np.nanmean(self._toward(way, pole)) for pole in POLES))
+        toward, other = (self._toward(way, pole) for pole in POLES)
+        both = less(toward, -other)
+        return mean_interval(both, self._turns(len(both)), 0)
 
     def _toward(self, way: str, pole: Pole) -> Values:
         heard = self.heard(way, pole)
@@ -152,13 +166,13 @@ class Record:
     def cost(self, way: str, pole: Pole) -> float:
         """Coherence cost, nats a token.
 
-        Above unsteered answers to the same question, or, in the voice of the pole, above what that one says itself, whichever is
-        less.
+        On the mean above unsteered answers to the same questions or, in the voice of the pole, above what that one says itself,
+        whichever is less.
         """
         heard = self.heard(way, pole)
-        plain = heard["plain"] - self.heard(UNSTEERED, None)["plain"][: len(heard["plain"])]
-        voiced = heard[pole] - self.heard(PROMPT, pole)[pole][: len(heard[pole])]
-        return float(np.nanmean(np.fmin(plain, voiced)))
+        plain = np.nanmean(less(heard["plain"], self.heard(UNSTEERED, None)["plain"]))
+        voiced = np.nanmean(less(heard[pole], self.heard(PROMPT, pole)[pole]))
+        return float(np.fmin(plain, voiced))
 
     def relevance(self, way: str, pole: Pole | None) -> float:
         """How much likelier answers are after their own question than after another one, nats a token."""
@@ -184,14 +198,27 @@ def all_records(model: str) -> list[Record]:
     return [record for record in found if UNSTEERED in record.document["ways"] and PROMPT in record.ways]
 
 
-def count(records: Sequence[Record], way: str, other: str, share: float = 1.0) -> tuple[int, int]:
-    """For how many concepts a way's swing is at least a share of another one's, and of how many."""
-    both = [record for record in records if {way, other} <= set(record.ways)]
-    return sum(record.swing(way).mean >= share * record.swing(other).mean for record in both), len(both)
+def count(records: Sequence[Record], way: str, others: Sequence[str], share: float = 1.0) -> tuple[int, int]:
+    """For how many concepts a way goes as far as each of some others, or a share of it, and of how many.
+
+    As far is to move the instrument the right way, and at least by as much. A way that a concept has none of does not.
+    """
+    known = [record for record in records if set(others) <= set(record.ways) and (way in record.ways or way in record.failed)]
+
+    def is_as_far(record: Record) -> bool:
+        own = record.swing(way).mean
+        return own > 0 and own >= share * max(record.swing(other).mean for other in others)
+
+    return sum(way in record.ways and is_as_far(record) for record in known), len(known)
 
 
-def count_best(records: Sequence[Record], way: str, others: Sequence[str]) -> tuple[int, int]:
-    """For how many concepts a way's swing is at least that of each of some others, and of how many."""
-    all_of_them = [record for record in records if {way, *others} <= set(record.ways)]
-    best = [max(record.swing(other).mean for other in others) for record in all_of_them]
-    return sum(record.swing(way).mean >= most for record, most in zip(all_of_them, best, strict=True)), len(all_of_them)
+def count_beyond_chance(records: Sequence[Record], way: str) -> tuple[int, int]:
+    """For how many concepts a way goes further than the null goes in either direction, and of how many."""
+    known = [record for record in records if {way, NULL} <= set(record.ways)]
+    return sum(record.swing(way).mean > abs(record.swing(NULL).mean) for record in known), len(known)
+
+
+def less(values: Values, reference: Values) -> Values:
+    """The difference of what was measured of the same questions; where one has more of them, those are left out."""
+    count = min(len(values), len(reference))
+    return values[:count] - reference[:count]

@@ -7,6 +7,7 @@ and -1 of a fresh vector, and under the system prompt of its concept.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -30,7 +31,6 @@ from bench.tools import ToolsError
 from localsteer.building.cache import cache_path
 from localsteer.building.library import load_vector
 from localsteer.concepts.concept_file import load_concept
-from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.names import shipped_folder
 from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request
@@ -43,7 +43,7 @@ from localsteer.reading.prompt import prompt_tokens
 from localsteer.reading.rows import Span, read
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
-from localsteer.vector.calibration import POLES, SIGN, Pole
+from localsteer.vector.calibration import POLES, SIGN
 
 _PACKAGE = "lm-eval==0.4.13"
 _ASK = "\nAnswer with the letter of the right answer alone."
@@ -84,26 +84,25 @@ def questions() -> list[Question]:
     return list(found.values())
 
 
-def record_of(which: str) -> dict[str, Any]:
-    """What was measured on a model; empty where nothing was."""
-    path = FOLDER / which / "retention.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
+def records_of(which: str) -> dict[str, dict[str, Any]]:
+    """What was measured on a model, by concept."""
+    files = sorted((FOLDER / which / "retention").glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
 
 
 def measure(model: Model, which: str, names: Sequence[str], size: Size) -> None:
     """Of these concepts, what was not measured yet; kept concept by concept."""
     asked, given = questions(), instructions()
-    record = record_of(which)
-    same = {"model": model.name, "content": model.fingerprint.content, "questions": len(asked), "given": size.instructions}
-    if any(record.get(key) != value for key, value in same.items()):
-        record = {**same, "concepts": {}}
     prompts = [prompt_tokens(model, [Message("user", one.text + _ASK)]) for one in asked]
+    some = list(range(0, len(asked), PROMPTED_EVERY))
     every = sorted(file.parent.name for file in shipped_folder().glob("*/concept.yaml"))
+    known, unsteered = records_of(which), dict[tuple[int, ...], float]()
     for name in names:
         contrast = load_concept(shipped_folder() / name / "concept.yaml")
-        key = cache_path(name, contrast.source, model.fingerprint.content).name
-        if record["concepts"].get(name, {}).get("key") == key:
+        made_by = (_ASK, PROMPTED_EVERY, _LONGEST, _SEED, asked, given)
+        vector_file = cache_path(name, contrast.source, model.fingerprint.content).name
+        key = hashlib.sha256(repr((vector_file, made_by)).encode()).hexdigest()[:16]
+        if name in known and known[name]["key"] == key and known[name]["given"] >= size.instructions:
             continue
         print(f"{model.name}, {name}: what else it costs", file=sys.stderr, flush=True)
         vector = without_calibration(load_vector(name, model))
@@ -111,46 +110,50 @@ def measure(model: Model, which: str, names: Sequence[str], size: Size) -> None:
         plain, *steered = _right(model, prompts, asked, [None, *edits.values()])
         sides: dict[str, Any] = {}
         for place, pole in enumerate(POLES):
-            side = every.index(name) * len(POLES) + place
-            some = list(range(0, len(asked), PROMPTED_EVERY))
             system = Message("system", contrast.personas[0][place])
             under = [prompt_tokens(model, [system, Message("user", asked[number].text + _ASK)]) for number in some]
             (prompted,) = _right(model, under, [asked[number] for number in some], [None])
+            turn = _turn(len(given), every.index(name) * len(POLES) + place, size.instructions)
+            own = [given[number] for number in turn]
+            if turn not in unsteered:
+                unsteered[turn] = _followed(model, own)
             sides[pole] = {
                 "loss": float(np.mean(plain - steered[place])),
                 "prompt loss": float(np.mean(plain[some] - prompted)),
-                **_followed(model, contrast, pole, edits[pole], _turn(given, side, size.instructions)),
+                "followed unsteered": unsteered[turn],
+                "followed": _followed(model, own, Plan(Steering(), edits[pole], None)),
+                "followed under the prompt": _followed(model, own, opening=[system]),
             }
-        machine = describe_machine()
-        record["concepts"][name] = {"key": key, "unsteered": float(np.mean(plain)), "sides": sides, "by": machine["localsteer"]}
-        path = FOLDER / which / "retention.json"
+        record = {
+            "key": key,
+            "model": model.name,
+            "questions": len(asked),
+            "prompted": len(some),
+            "given": size.instructions,
+            "unsteered": float(np.mean(plain)),
+            "sides": sides,
+            "by": describe_machine()["localsteer"],
+        }
+        path = FOLDER / which / "retention" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _turn(given: Sequence[Instruction], side: int, count: int) -> list[Instruction]:
-    """So many of them, others for each side."""
-    return [given[(side * count + number) % len(given)] for number in range(count)]
+def _turn(given: int, side: int, count: int) -> tuple[int, ...]:
+    """So many of so many instructions, in turns of the sides; both poles of four concepts come to meet all of them alike."""
+    start = (side + side // len(POLES)) * count
+    return tuple((start + number) % given for number in range(count))
 
 
-def _followed(model: Model, contrast: Contrast, pole: Pole, edit: Edit, given: Sequence[Instruction]) -> dict[str, float]:
-    """Share of some instructions that are followed: unsteered, steered and under the system prompt."""
-    system = Message("system", contrast.personas[0][POLES.index(pole)])
-    plan = Plan(Steering(), edit, None)
-    ways: dict[str, tuple[list[Message], Plan | None]] = {
-        "followed unsteered": ([], None),
-        "followed": ([], plan),
-        "followed under the prompt": ([system], None),
-    }
-    requests = []
-    for opening, steering in ways.values():
-        for number, one in enumerate(given):
-            prompt = prompt_tokens(model, [*opening, Message("user", one.ask)])
-            requests.append(Request(prompt, steering, Sampling(seed=_SEED + number), _LONGEST))
+def _followed(model: Model, given: Sequence[Instruction], plan: Plan | None = None, opening: Sequence[Message] = ()) -> float:
+    """Share of some instructions that are followed."""
+    requests = [
+        Request(prompt_tokens(model, [*opening, Message("user", one.ask)]), plan, Sampling(seed=_SEED + number), _LONGEST)
+        for number, one in enumerate(given)
+    ]
     answers = generate_many(model, requests)
-    held = [one.followed(answer.text) for one, answer in zip([*given] * len(ways), answers, strict=True)]
-    return {way: float(np.mean(part)) for way, part in zip(ways, np.split(np.array(held), len(ways)), strict=True)}
+    return float(np.mean([one.followed(answer.text) for one, answer in zip(given, answers, strict=True)]))
 
 
 def _right(model: Model, prompts: list[tuple[int, ...]], asked: list[Question], edits: list[Edit | None]) -> NDArray[np.float64]:

@@ -44,7 +44,10 @@ WAYS = (PROMPT, FRESH, CALIBRATED, BOTH, NULL, *PEERS, ANCHORED)
 """In the order in which they are measured, and of the columns."""
 _MODES: Mapping[str, Mode] = {ANCHORED: "anchored"}
 # Times our dose, between which that of the null is looked for that leads as far away from the unsteered model.
-_NULL_FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
+_NULL_FACTORS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+_SETTINGS = CalibrationSettings(by_cost=True)
+# Of the ways: counted up when what a version of the code makes of the same prompts and settings is another thing.
+_VERSION = 1
 
 
 @dataclass(eq=False)
@@ -56,7 +59,6 @@ class Ways:
         concept: of the library.
         contrast: its contents.
         shelf: where our vectors are kept.
-        quick: search for the strengths of the peers with fewer answers.
         ships: whether our vector is the shipped one, so that its reports stand beside it.
     """
 
@@ -64,23 +66,31 @@ class Ways:
     concept: LibraryConcept
     contrast: Contrast
     shelf: Shelf
-    quick: bool
     ships: bool
 
     def key(self, way: str) -> str:
-        """What the answers of a way depend on but for the questions: where it is another one, they are asked anew."""
-        settings = self._peer_settings
-        parts: dict[str, list[object]] = {
-            PROMPT: [],
-            FRESH: [],
-            NULL: [_NULL_FACTORS],
-            CALIBRATED: [CalibrationSettings().effort, FACTORS, DEFAULT_BUDGET],
-            BOTH: [CalibrationSettings().effort, FACTORS, DEFAULT_BUDGET],
-            ANCHORED: [CalibrationSettings().effort, FACTORS, ANCHORED_DOSES, DEFAULT_BUDGET],
-        }
-        made_by = parts.get(way, [settings.effort, FACTORS, DEFAULT_BUDGET])
-        built = "" if way == PROMPT else cache_path(self.concept.name, self.contrast.source, self.model.fingerprint.content).name
-        return _digest([way, self.contrast.source, self.model.fingerprint.content, built, repr(made_by)])
+        """What the answers of a way depend on but for the questions: where it is another one, they are asked anew.
+
+        The shipped vector is the same everywhere, so it is its doses that count. Others are built anew on each machine, and
+        differ by rounding: there it is how they are made.
+
+        Raises:
+            CalibrationError: the way needs a calibration, and no dose can be found.
+        """
+        name, source, content = self.concept.name, self.contrast.source, self.model.fingerprint.content
+        made: list[object] = [way, source, content]
+        if way == PROMPT:
+            return _digest(made)
+        if self.ships and way not in PEERS:
+            own = self._ours(way).provenance
+            made.append(own.dosing.to_json() if own.dosing is not None else None)
+            if own.calibration is not None:
+                made += [repr(own.calibration.sides[pole, _MODES.get(way, "response")]) for pole in POLES]
+        else:
+            made += [_VERSION, cache_path(name, source, content).name]
+            if way not in (FRESH, NULL):
+                made.append(repr([_SETTINGS.effort, FACTORS, ANCHORED_DOSES if way == ANCHORED else (), DEFAULT_BUDGET]))
+        return _digest(made)
 
     def plan(self, way: str, pole: Pole) -> Plan | None:
         """What a way does to the model; None for a system prompt alone.
@@ -94,21 +104,17 @@ class Ways:
         if way == NULL:
             return self._null[pole]
         expression = parse_steering("vector" if SIGN[pole] > 0 else "-vector")
-        vector = self._vector(way)
+        vector = self._peer(way) if way in PEERS else self._ours(way)
         return resolve(expression, self.model.fingerprint, lambda _: vector, _MODES.get(way, "response"))
 
     def systems(self, way: str, pole: Pole) -> list[str]:
         """Its system prompts, if any."""
         return [pair[POLES.index(pole)] for pair in self.contrast.personas] if way in (PROMPT, BOTH) else []
 
-    def _vector(self, way: str) -> ControlVector:
-        if way == FRESH:
+    def _ours(self, way: str) -> ControlVector:
+        if way in (FRESH, NULL):
             return self.fresh
-        if way == ANCHORED:
-            return self._anchored
-        if way in PEERS:
-            return self._peers[way]
-        return self._calibrated
+        return self._anchored if way == ANCHORED else self._calibrated
 
     # ---- ours
 
@@ -131,8 +137,9 @@ class Ways:
     @cached_property
     def _calibrated(self) -> ControlVector:
         place = self._place
-        if place.to_calibrate:
-            place = self.shelf.calibrate(place, functools.partial(self._calibrate, CalibrationSettings(by_cost=True)))
+        assert place.found is not None
+        if not _is_calibrated_by(place.found.vector, _SETTINGS):
+            place = self.shelf.calibrate(place, functools.partial(self._calibrate, _SETTINGS))
         if place.error is not None or place.found is None:
             raise place.error or VectorError(f"{self.concept.name} has no vector.")
         return place.found.vector
@@ -143,7 +150,7 @@ class Ways:
         calibration = known.provenance.calibration
         if calibration is not None and "anchored" in calibration.modes:
             return known
-        settings = CalibrationSettings(by_cost=True, anchored=True)
+        settings = replace(_SETTINGS, anchored=True)
         place = self.shelf.calibrate(self.shelf.look(self.concept), functools.partial(self._calibrate, settings))
         if place.error is not None or place.found is None:
             raise place.error or VectorError(f"{self.concept.name} has no vector.")
@@ -189,24 +196,21 @@ class Ways:
         assert hidden is not None
         plans = {}
         for pole, (wanted, *found) in zip(POLES, kl, strict=True):
-            rising = np.maximum.accumulate(np.log(found))
-            factor = float(np.exp(np.interp(np.log(wanted), rising, np.log(_NULL_FACTORS))))
+            rising = np.maximum.accumulate(found)
+            if not rising[0] <= wanted <= rising[-1]:
+                raise CalibrationError(
+                    f"No dose of the null from {_NULL_FACTORS[0]:g} to {_NULL_FACTORS[-1]:g} times ours leads as far away: "
+                    f"{rising[0]:.3f} to {rising[-1]:.3f} nats, where ours leads {wanted:.3f}."
+                )
+            factor = float(np.exp(np.interp(np.log(wanted), np.log(rising), np.log(_NULL_FACTORS))))
             added = (like[pole] * np.float32(factor)).astype(np.float32)
             plans[pole] = Plan(Steering(), Edit(added), relative_dose(added, hidden))
         return plans
 
     # ---- the peers
 
-    @property
-    def _peer_settings(self) -> CalibrationSettings:
-        return CalibrationSettings(by_cost=True, quick=self.quick)
-
-    @cached_property
-    def _peers(self) -> dict[str, ControlVector]:
-        """Each at its own best strength: dosed and calibrated as ours is, on the same questions. They are kept."""
-        return {name: self._peer(name) for name in PEERS}
-
     def _peer(self, name: str) -> ControlVector:
+        """At its own best strength: dosed and calibrated as ours is, on the same questions. It is kept."""
         file = user_cache_path("localsteer") / "bench-peers" / f"{self.concept.name}-{self.key(name)}.gguf"
         if file.exists():
             return read_vector(file)
@@ -214,7 +218,7 @@ class Ways:
         rows = self._peer_rows[name]
         theirs = ControlVector({int(layer): rows[layer] for layer in np.flatnonzero(rows.any(axis=1))})
         dosed = self._doser.dose(theirs)
-        made = Calibrator(self.model, dosed, self.contrast, self._peer_settings, folder=measurements_folder()).run().vector
+        made = Calibrator(self.model, dosed, self.contrast, _SETTINGS, folder=measurements_folder()).run().vector
         file.parent.mkdir(parents=True, exist_ok=True)
         write_vector(made, file)
         return made
@@ -222,6 +226,19 @@ class Ways:
     @cached_property
     def _peer_rows(self) -> Mapping[str, Floats]:
         return peers.peer_vectors(self.model, self.contrast.source)
+
+
+def _is_calibrated_by(vector: ControlVector, settings: CalibrationSettings) -> bool:
+    """Whether it is calibrated on the model that it was built on, as thoroughly as these settings ask for."""
+    own, model = vector.provenance.calibration, vector.provenance.model
+    if own is None or model is None:
+        return False
+    return (own.content, own.budget, own.seed, own.unsteered.answers) == (
+        model.content,
+        settings.budget,
+        settings.seed,
+        settings.effort.unsteered,
+    )
 
 
 def without_calibration(vector: ControlVector) -> ControlVector:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,16 +13,21 @@ import pytest
 from bench.instruments import INSTRUMENTS, Instrument
 from bench.quality import pages, records, retention
 from bench.quality.asking import PLACES, ask, requests
-from bench.quality.records import Record, all_records, count, count_best
-from bench.quality.ways import CALIBRATED, FRESH, NULL, PEERS, PROMPT, UNSTEERED, Ways, without_calibration
+from bench.quality.records import Record, all_records, count, count_beyond_chance, less
+from bench.quality.ways import CALIBRATED, FRESH, NULL, PEERS, PROMPT, UNSTEERED, WAYS, Ways, without_calibration
 from localsteer.building.ahead import Shelf
+from localsteer.building.extraction import extract
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.names import LibraryConcept
 from localsteer.errors import CalibrationError
 from localsteer.llama.model import Model
-from localsteer.vector.calibration import Interval
+from localsteer.llama.residual import Edit
+from localsteer.reading.forced import Reading
+from localsteer.reading.listening import Heard
+from localsteer.vector.calibration import POLES, SIGN, Interval
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.dosing import DosedSide, Dosing
+from tests.building.test_dosing import HAPPY
 from tests.calibration.made import CONCEPT, calibrated_on
 
 SHOUTING = Instrument(
@@ -58,7 +63,8 @@ def side(loud: int, heard: Mapping[str, float] | None = None, text: str = "quiet
 def put(name: str, loud: Loud, *, which: str = "demo", heard: Mapping[str, Mapping[str, float]] | None = None) -> Record:
     """A record: how many of eight answers shout toward + and toward -, by way."""
     record = Record.of(which, name)
-    record.begin({"concept": name, "description": "Loud.", "poles": ["loud", "quiet"], "instrument": "shouting", "model": "Tiny"})
+    about = {"concept": name, "description": "Loud.", "poles": ["loud", "quiet"], "instrument": "shouting", "model": "Tiny"}
+    record.begin(about, asked="this")
     record.put(UNSTEERED, None, side(4))
     for way, (positive, negative) in {PROMPT: (6, 2), **loud}.items():
         record.put(way, "positive", side(positive, (heard or {}).get(way)))
@@ -94,7 +100,7 @@ def test_an_effect_is_how_much_likelier_answers_are_in_the_voice_of_their_pole()
     record = put("loud", {})
     record.put(FRESH, "positive", side(8, {"positive": 1.0, "negative": 3.0}))
     record.put(FRESH, "negative", side(0, {"positive": 1.5, "negative": 1.0}))
-    assert record.effect(FRESH) == 2.5
+    assert record.effect(FRESH).mean == 2.5
 
 
 def test_a_cost_is_the_less_of_that_beside_unsteered_answers_and_that_in_the_voice_of_the_pole() -> None:
@@ -105,6 +111,30 @@ def test_a_cost_is_the_less_of_that_beside_unsteered_answers_and_that_in_the_voi
     assert record.cost(NULL, "positive") == pytest.approx(0.2)
 
 
+def test_answers_that_cost_nothing_on_the_mean_cost_nothing_however_much_single_ones_differ() -> None:
+    record = put("loud", {NULL: (4, 4)})
+    for place, off in enumerate((0.5, -0.5, 0.5, -0.5)):
+        row = record.document["ways"][NULL]["positive"]["heard"]
+        row[place] = [1.0 + off, 1.0, 1.0 - off, 1.0]
+    assert record.cost(NULL, "positive") == pytest.approx(0.0)
+
+
+def test_relevance_is_how_much_likelier_answers_are_after_their_own_question() -> None:
+    record = put("loud", {FRESH: (8, 0)}, heard={FRESH: {"plain": 1.2, "elsewhere": 2.0}})
+    assert record.relevance(FRESH, "positive") == pytest.approx(0.8)
+
+
+def test_of_more_answers_those_are_compared_that_both_have() -> None:
+    assert less(np.array([3.0, 4.0, 9.0]), np.array([1.0, 1.0])).tolist() == [2.0, 3.0]
+    record = put("loud", {FRESH: (8, 0)})
+    longer = side(8)
+    longer["texts"] *= 2
+    longer["heard"] *= 2
+    record.put(FRESH, "positive", longer)
+    assert record.swing(FRESH).mean == 1.0
+    assert record.cost(FRESH, "positive") == 0.0
+
+
 def test_an_empty_answer_is_no_value() -> None:
     record = put("loud", {FRESH: (8, 0)}, heard={FRESH: {"plain": 1.5, "positive": 1.5, "negative": 1.5}})
     record.document["ways"][FRESH]["positive"]["heard"][0] = [None] * len(PLACES)
@@ -113,11 +143,23 @@ def test_an_empty_answer_is_no_value() -> None:
 
 def test_answers_to_other_questions_are_forgotten() -> None:
     record = put("loud", {FRESH: (8, 0)})
-    asked = {key: value for key, value in record.document.items() if key != "ways"}
-    record.begin(asked)
+    record.begin({"concept": "loud", "description": "Said otherwise."}, asked="this")
     assert record.has(FRESH, "positive", "k", 8)
-    record.begin({**asked, "model": "Another"})
+    assert record.document["description"] == "Said otherwise."
+    record.begin({"concept": "loud"}, asked="that")
     assert not record.has(FRESH, "positive", "k", 8)
+
+
+def test_what_there_is_none_of_is_kept_with_the_reason_until_there_is() -> None:
+    record = put("loud", {FRESH: (8, 0)})
+    record.fail(FRESH, "No dose does anything.")
+    assert record.failed == {FRESH: "No dose does anything."}
+    assert FRESH not in record.ways
+    assert not record.has(FRESH, "positive", "k", 8)
+    record.put(FRESH, "positive", side(8))
+    record.put(FRESH, "negative", side(0))
+    assert record.failed == {}
+    assert FRESH in record.ways
 
 
 @pytest.mark.parametrize(("key", "answers", "there"), [("k", 8, True), ("k", 4, True), ("k", 9, False), ("other", 8, False)])
@@ -134,16 +176,30 @@ def test_what_is_kept_is_read_again() -> None:
 
 def test_concepts_are_counted_where_both_ways_are_measured() -> None:
     found = [put("one", {FRESH: (6, 4)}), put("two", {FRESH: (8, 0)}), put("three", {})]
-    assert count(found, FRESH, PROMPT) == (1, 2)
-    assert count(found, FRESH, PROMPT, 0.5) == (2, 2)
+    assert count(found, FRESH, [PROMPT]) == (1, 2)
+    assert count(found, FRESH, [PROMPT], 0.5) == (2, 2)
+
+
+def test_the_wrong_way_is_never_far_enough() -> None:
+    backwards = put("one", {PROMPT: (2, 6), FRESH: (3, 4)})
+    assert count([backwards], FRESH, [PROMPT], 0.5) == (0, 1)
+    assert count([put("two", {PROMPT: (2, 6), FRESH: (5, 4)})], FRESH, [PROMPT]) == (1, 1)
+
+
+def test_a_concept_that_a_way_has_none_of_counts_against_it() -> None:
+    failed = put("one", {FRESH: (8, 0)})
+    failed.fail(CALIBRATED, "No dose.")
+    assert count([failed, put("two", {CALIBRATED: (8, 0)})], CALIBRATED, [PROMPT]) == (1, 2)
+
+
+def test_chance_goes_either_way() -> None:
+    found = [put("one", {FRESH: (5, 3), NULL: (3, 5)}), put("two", {FRESH: (5, 3), NULL: (4, 3)}), put("three", {NULL: (4, 4)})]
+    assert count_beyond_chance(found, FRESH) == (1, 2)
 
 
 def test_the_better_of_two_peers_counts() -> None:
-    found = [
-        put("one", {FRESH: (7, 1), PEERS[0]: (4, 4), PEERS[1]: (8, 0)}),
-        put("two", {FRESH: (7, 1), PEERS[0]: (6, 1), PEERS[1]: (4, 4)}),
-    ]
-    assert count_best(found, FRESH, PEERS) == (1, 2)
+    one = put("one", {FRESH: (7, 1), PEERS[0]: (4, 4), PEERS[1]: (8, 0)})
+    assert count([one, put("two", {FRESH: (7, 1), PEERS[0]: (6, 1), PEERS[1]: (4, 4)})], FRESH, PEERS) == (1, 2)
 
 
 def test_the_pages_say_how_it_stands(folders: Path) -> None:
@@ -152,11 +208,13 @@ def test_the_pages_say_how_it_stands(folders: Path) -> None:
     pages.write()
     overview, demo, real = ((folders / name).read_text() for name in ("QUALITY.md", "DEMO.md", "REAL.md"))
     for page in (overview, demo):
-        assert "- fresh at least half as far as the system prompt: **1 of 1** concepts" in page
-        assert "- fresh further than chance takes it: **1 of 1**" in page
+        assert (
+            "- fresh at least half as far as the system prompt (swing): **1 of 1**; further than chance goes: **1 of 1**" in page
+        )
+        assert "- fresh at least half as far toward a single pole: **2 of 2** poles" in page
         assert "- calibrated at least as far as the system prompt: **0 of 1**; as the better peer: **0 of 1**" in page
         assert "| loud | shouting | 8 | 0.50 | +0.50 (" in page
-    assert "- fresh at least half as far as the system prompt: **0 of 1** concepts" in real
+    assert "- fresh at least half as far as the system prompt (swing): **0 of 1**" in real
     assert "**How" not in overview
     assert "LOUD" in demo
     assert "LOUD" not in overview
@@ -168,10 +226,8 @@ def test_refusals_are_told_beside_those_without_steering(folders: Path) -> None:
     record.put(FRESH, "negative", side(0))
     record.keep()
     pages.write()
-    assert (
-        "- refused, per cent of all answers: unsteered 0.0, system prompt 0.0, fresh 50.0, calibrated -"
-        in (folders / "DEMO.md").read_text()
-    )
+    page = (folders / "DEMO.md").read_text()
+    assert "- refused, fresh: 50.0 per cent of all answers, unsteered 0.0; most: loud, positive, 100" in page
     assert "| loud | 0 | 0 / 0 | 100 / 0 |" in (folders / "DEMO.md").read_text()
 
 
@@ -197,13 +253,23 @@ def test_retention_is_told_with_its_mean(folders: Path) -> None:
         }
         for pole, loss in (("positive", 0.02), ("negative", 0.04))
     }
-    kept = {"questions": 282, "given": 10, "concepts": {"loud": {"key": "k", "unsteered": -1.0, "sides": sides, "by": "it"}}}
-    (folders / "records" / "demo" / "retention.json").write_text(json.dumps(kept))
+    kept = {"key": "k", "questions": 282, "prompted": 21, "given": 10, "sides": sides}
+    folder = folders / "records" / "demo" / "retention"
+    folder.mkdir()
+    (folder / "loud.json").write_text(json.dumps(kept))
     pages.write()
     page = (folders / "DEMO.md").read_text()
     assert "| loud | positive | +0.020 | +0.100 | 50 | 75 | 25 |" in page
     assert "| mean |  | +0.030 | +0.100 | 50 | 75 | 25 |" in page
-    assert "loses 0.030 nats at strength 1, and 0.100 under the system prompts (2 sides)" in page
+    assert "the right letter of 282 questions loses 0.030 nats; of 21 of them under the system prompts, 0.100 (2 sides)" in page
+
+
+def test_each_side_gets_other_instructions_and_a_pole_comes_to_meet_all() -> None:
+    turns = [retention._turn(40, number, 10) for number in range(8)]
+    assert all(not set(one) & set(other) for one, other in zip(turns[::2], turns[1::2], strict=True))
+    for pole in range(2):
+        assert sorted(number for turn in turns[pole::2] for number in turn) == list(range(40))
+    assert sorted(retention._turn(40, 3, 40)) == list(range(40))
 
 
 # ---- what is asked, and what is done to the model
@@ -217,30 +283,58 @@ def test_questions_and_system_prompts_take_turns_with_a_seed_each(tiny: Model) -
     assert requests(tiny, ["One?"], count=1, max_tokens=3)[0].prompt != made[0].prompt
 
 
-def test_answers_are_heard_in_four_places(tiny: Model) -> None:
+def test_answers_are_heard_after_their_question_another_one_and_each_persona(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     contrast = parse_concept(CONCEPT, "loud")
-    given = ask(tiny, contrast, ["One?", "Two?", "Three?", "Four?"], count=4, heard=2, max_tokens=4)
+    asked = ["One?", "Two?", "Three?", "Four?"]
+    spoken: list[Heard] = []
+
+    def hear(_model: Model, heard: Sequence[Heard]) -> Any:
+        spoken.extend(heard)
+        return np.arange(len(heard), dtype=np.float64)
+
+    monkeypatch.setattr("bench.quality.asking.cross_entropies", hear)
+    given = ask(tiny, contrast, asked, count=4, heard=2, max_tokens=4)
     assert len(given.texts) == 4
-    assert [len(row) for row in given.heard] == [len(PLACES)] * 2
-    again = ask(tiny, contrast, ["One?", "Two?", "Three?", "Four?"], count=4, heard=2, max_tokens=4)
-    assert again == given
+    assert given.heard == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    second = [tiny.detokenize(list(one.prompt)) for one in spoken[len(PLACES) :]]
+    loud, quiet = contrast.personas[1 % len(contrast.personas)]
+    assert ["Two?" in text for text in second] == [True, False, True, True]
+    assert [loud in text for text in second] == [False, False, True, False]
+    assert [quiet in text for text in second] == [False, False, False, True]
 
 
-def test_a_way_is_another_one_for_another_wording_or_effort(tmp_path: Path) -> None:
-    contrast = parse_concept(CONCEPT, "loud")
+def test_a_way_that_is_built_here_is_another_one_for_another_wording(tmp_path: Path) -> None:
     model = cast(Model, SimpleNamespace(fingerprint=SimpleNamespace(content="c")))
     concept = LibraryConcept("loud", tmp_path, shipped=True)
 
-    def keys(source: str, *, quick: bool) -> dict[str, str]:
-        ways = Ways(model, concept, parse_concept(source, "loud"), cast(Shelf, None), quick, False)
-        return {way: ways.key(way) for way in (PROMPT, FRESH, CALIBRATED, PEERS[0])}
+    def keys(source: str) -> dict[str, str]:
+        ways = Ways(model, concept, parse_concept(source, "loud"), cast(Shelf, None), ships=False)
+        return {way: ways.key(way) for way in WAYS}
 
-    first = keys(CONCEPT, quick=False)
-    assert len(set(first.values())) == len(first)
-    assert first == keys(CONCEPT, quick=False)
-    quick = keys(CONCEPT, quick=True)
-    assert {way for way in first if first[way] != quick[way]} == {PEERS[0]}
-    assert not set(first.values()) & set(keys(contrast.source + "\n# other\n", quick=False).values())
+    first = keys(CONCEPT)
+    assert len(set(first.values())) == len(WAYS)
+    assert first == keys(CONCEPT)
+    assert not set(first.values()) & set(keys(CONCEPT + "\n# other\n").values())
+
+
+def test_a_null_leads_as_far_away_as_ours_by_another_direction(tiny: Model, tmp_path: Path) -> None:
+    ways = Ways(tiny, LibraryConcept("happy", tmp_path, shipped=True), HAPPY, cast(Shelf, None), ships=False)
+    vector = extract(tiny, HAPPY)
+    ways.__dict__["fresh"] = vector
+    doser = ways._doser
+    compared = [number for pole in POLES for number in doser.own.read[pole][:2]]
+    found = {pole: ways.plan(NULL, pole) for pole in POLES}
+    for pole, plan in found.items():
+        assert plan is not None
+        ours = Edit(vector.at(SIGN[pole]).rows(tiny.n_layer))
+        own, other = (one.kl for one in doser.own.reader.under([Reading(ours, compared), Reading(plan.edit, compared)]))
+        assert other == pytest.approx(own, rel=0.3)
+        assert not np.allclose(plan.edit.added, ours.added)
+    assert found["positive"] is not None
+    assert found["negative"] is not None
+    assert (found["positive"].edit.added * found["negative"].edit.added).sum() < 0
 
 
 def test_a_fresh_vector_is_at_the_dose_of_its_dosing_whatever_calibration_it_has(tiny: Model) -> None:
