@@ -21,6 +21,7 @@ from localsteer.commands.options import (
 from localsteer.commands.output import format_bytes, note, print_json, progress_bar
 from localsteer.concepts.names import is_path
 from localsteer.errors import ExportError
+from localsteer.export.adapter import adapter_command_lines, export_adapter
 from localsteer.export.bake import bake as bake_into
 from localsteer.export.llama_cpp import at_strength, command_lines, export_vector
 from localsteer.export.verify import Fidelity
@@ -90,8 +91,51 @@ def llama_cpp(
         click.echo(f"  {line}")
     note(
         f"--control-vector-scaled {output}:0.5 is half as strong. Ollama, LM Studio and koboldcpp load no control vectors: "
-        "`localsteer export bake` puts the steering into the model file for them (docs/export.md)."
+        "`localsteer export lora` writes an adapter for them (docs/export.md)."
     )
+
+
+@command.command()
+@expression_argument
+@output_option
+@_VERIFY
+@click.option("--force", is_flag=True, help="Keep a file that does not steer as localsteer does.")
+@json_option
+@with_model_options
+def lora(steering: Steering, output: Path, verify: bool, force: bool, as_json: bool, model_options: ModelOptions) -> None:
+    """Write the LoRA adapter that EXPRESSION is, for Ollama, LM Studio, koboldcpp, llama-server and all others that load one.
+
+    It is some hundred kilobytes, for this model and its quantisations. Scale 1 is the dose that was measured for prompt and
+    answer, and any other scale so many times that; llama-server takes one for each request. An expression that begins with a
+    minus goes after --, last of all.
+    """
+    with progress_bar() as progress, model_options.open() as model:
+        adapted = export_adapter(steering, output, loader(model, progress), model, verify=verify, force=force, progress=progress)
+        lines = adapter_command_lines(output, model.path)
+    note(*adapted.plan.notes)
+    if as_json:
+        print_json(
+            {
+                "adapter": str(output),
+                "modelfile": str(adapted.modelfile),
+                "expression": str(adapted.label),
+                "matrices": list(adapted.matrices),
+                "relative_dose": adapted.plan.relative_dose,
+                "opposite_scale": adapted.opposite,
+                "bytes": adapted.size,
+                "verification": _document(adapted.fidelity),
+                "commands": lines,
+            }
+        )
+        return
+    dose = _dose(adapted.plan.relative_dose)
+    click.echo(f"{output}: {adapted.label}, {len(adapted.matrices)} matrices{dose}, {format_bytes(adapted.size)}")
+    _print_fidelity(adapted.fidelity)
+    for line in lines:
+        click.echo(f"  {line}")
+    click.echo(f"{adapted.modelfile}: for `ollama create {output.stem.lower()} -f {adapted.modelfile}`")
+    if adapted.opposite is not None:
+        note(f"Scale 0.5 is half as strong, and {adapted.opposite:.2g} the other pole.")
 
 
 @command.command()

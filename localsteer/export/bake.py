@@ -18,7 +18,7 @@ import numpy as np
 
 from localsteer.building.library import loader
 from localsteer.errors import ExportError, shown
-from localsteer.export.gguf_rewrite import ModelFile, Progress, open_model_file, rewrite
+from localsteer.export.gguf_rewrite import ModelFile, Progress, open_model_file, residual_scale, rewrite
 from localsteer.export.verify import Fidelity, Reference, predictions, reference
 from localsteer.files.atomic import atomic_path, check_writable, writable
 from localsteer.llama.fingerprint import Fingerprint
@@ -52,8 +52,6 @@ BAKEABLE = frozenset(
         "starcoder2",
     }
 )
-# What the graph multiplies the feed-forward layer's output by before it is added (granite.cpp, f_residual_scale).
-_SCALE_KEYS = {"granite": "granite.residual_scale"}
 # 126 biases of 16,384 float32, those of the largest open model of them, are 8 MB.
 _ROOM = 16 << 20
 _ALTERNATIVES = (
@@ -201,7 +199,7 @@ def prepare(plan: Plan, label: Steering, file: ModelFile, model: Fingerprint) ->
             f"Blocks {format_layers(missing)} of {model.name} have no feed-forward layer that takes a bias.",
             hint=f"Steer others: add @{min(plain)}-{max(plain)} to the expression." if plain else _ALTERNATIVES,
         )
-    scale = _scale(file)
+    scale = residual_scale(file)
     tensors = {}
     for layer in layers:
         name, bias = f"blk.{layer}.ffn_down.bias", plan.edit.added[layer] / np.float32(scale)
@@ -245,9 +243,3 @@ def modelfile(baked: Path, label: Steering) -> str:
 def modelfile_path(baked: Path) -> Path:
     """Where the Modelfile goes: named for the model, so that two baked models can share a folder."""
     return baked.with_suffix(".Modelfile")
-
-
-def _scale(file: ModelFile) -> float:
-    key = _SCALE_KEYS.get(file.first.text("general.architecture") or "")
-    value = file.first.value(key) if key is not None else None
-    return float(value) if isinstance(value, int | float) and value else 1.0

@@ -25,6 +25,8 @@ Progress = Callable[[str, int, int], None]
 
 # Only true of the parts of a split model; the whole needs none of them (llama_model_loader reads them where they are).
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+# By architecture (granite.cpp, f_residual_scale).
+_SCALE_KEYS = {"granite": "granite.residual_scale"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,13 @@ class ModelFile:
         if tensor.kind != FLOAT32:
             raise ExportError(f"{name} in {part.path} is {type_name(tensor.kind)}, and only F32 can be added to.")
         return np.frombuffer(part.tensor_bytes(tensor), "<f4").astype(np.float32)
+
+
+def residual_scale(file: ModelFile) -> float:
+    """What a model multiplies the output of its attention and of its feed-forward layer by before they are added."""
+    key = _SCALE_KEYS.get(file.first.text("general.architecture") or "")
+    value = file.first.value(key) if key is not None else None
+    return float(value) if isinstance(value, int | float) and value else 1.0
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.errors import ExportError
+from localsteer.llama.adapter import Adapter
 from localsteer.llama.chat_template import Message
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
@@ -152,7 +153,12 @@ def exchanges(model: Model) -> tuple[tuple[int, ...], ...]:
 
 
 def predictions(
-    model: Model, texts: Sequence[Sequence[int]], *, edit: Edit | None = None, control_vector: Floats | None = None
+    model: Model,
+    texts: Sequence[Sequence[int]],
+    *,
+    edit: Edit | None = None,
+    control_vector: Floats | None = None,
+    adapters: Sequence[tuple[Adapter, float]] = (),
 ) -> Iterator[Floats]:
     """What a model predicts behind each of the last 20 tokens of some texts.
 
@@ -161,6 +167,7 @@ def predictions(
         texts: token sequences.
         edit: rewrites the residual stream of every token.
         control_vector: (n_layer, n_embd), given to llama.cpp as its own control vector.
+        adapters: LoRA adapters, each with its scale.
 
     Yields:
         (n_vocab,) log probabilities, place after place.
@@ -169,6 +176,7 @@ def predictions(
     longest = max(len(text) for text in texts)
     with Context(model, n_ctx=longest, n_ubatch=longest, n_outputs=PLACES, tap=tap) as context:
         context.set_control_vector(control_vector)
+        context.set_adapters(adapters)
         for text in texts:
             context.clear()
             batch = Batch.of_one_sequence(text, start=0)

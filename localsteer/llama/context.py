@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from localsteer.errors import ModelError
 from localsteer.llama import library
+from localsteer.llama.adapter import Adapter
 from localsteer.llama.closing import Closing
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
@@ -269,6 +270,18 @@ class Context(Closing):
         if status != 0:
             raise ModelError(f"llama.cpp refuses a control vector for {self.model.path}.")
         self._control_vector = added
+
+    def set_adapters(self, adapters: Sequence[tuple[Adapter, float]]) -> None:
+        """Use LoRA adapters, each with a scale, in the decodes that follow (llama_set_adapters_lora); none ends that.
+
+        Raises:
+            ModelError: llama.cpp refuses them.
+        """
+        llama, count = self._llama, len(adapters)
+        handles = (llama.llama_adapter_lora_p_ctypes * count)(*(adapter.handle for adapter, _ in adapters))
+        scales = (ctypes.c_float * count)(*(scale for _, scale in adapters))
+        if llama.llama_set_adapters_lora(self.handle, handles, count, scales) != 0:
+            raise ModelError(f"llama.cpp refuses the adapters for {self.model.path}.")
 
     def forget(self, sequence: int, start: int = 0) -> bool:
         """Drop a sequence's tokens from position `start` on.

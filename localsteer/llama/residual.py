@@ -121,6 +121,8 @@ class ResidualTap:
         self._edits: dict[int, _LayerEdit] = {}
         self._edits_of_rows: tuple[Edit | None, ...] = ()
         self._rows: dict[int, Rows] = {}
+        self._nodes: frozenset[bytes] = frozenset()
+        self._shown: dict[str, Rows] = {}
         self._n_tokens = 0
         self._outputs: NDArray[np.intp] = np.empty(0, np.intp)
         self._stopped = False
@@ -138,6 +140,19 @@ class ResidualTap:
         self._read = frozenset(layers)
         self._stop_after = max(self._read) if stop and self._read else None
         self._set_wanted()
+
+    def watch_nodes(self, names: Iterable[str]) -> None:
+        """Read other nodes of the graph, too, in the decodes that follow; one that is not there is passed over.
+
+        Args:
+            names: such as `kqv_out-3`, what the attention of block 3 gives before its output matrix.
+        """
+        self._nodes = frozenset(name.encode() for name in names)
+
+    @property
+    def nodes(self) -> Mapping[str, Rows]:
+        """By name, what the last decode gave at other nodes that are watched: (n_tokens, width)."""
+        return self._shown
 
     def edit(self, edits: Sequence[Edit | None]) -> None:
         """Change the residual stream in the decodes that follow.
@@ -185,6 +200,7 @@ class ResidualTap:
         self._stopped = False
         self._failure = None
         self._rows = {}
+        self._shown = {}
 
     def raise_failure(self) -> None:
         """Called by Context after a decode: raises what went wrong inside the callback, where ctypes would lose it."""
@@ -212,12 +228,17 @@ class ResidualTap:
         try:
             if ask:
                 # Once stopped, the first node of every further split (a GPU and a CPU part, say) ends that split as well.
-                if not self._wanted:  # the usual answer, 970 times a token: not worth asking for the name
+                if not (self._wanted or self._nodes):  # the usual answer, 970 times a token: not worth asking for the name
                     return self._stopped
-                return self._stopped or self._ggml.ggml_get_name(tensor) in self._wanted
+                name = self._ggml.ggml_get_name(tensor)
+                return self._stopped or name in self._wanted or name in self._nodes
             if self._stopped:
                 return False
-            layer = self._wanted[self._ggml.ggml_get_name(tensor)]
+            name = self._ggml.ggml_get_name(tensor)
+            if name in self._nodes:
+                self._shown[name.decode()] = self._values(tensor).reshape(self._n_tokens, -1)
+                return True
+            layer = self._wanted[name]
             self._take(tensor, layer)
             if layer == self._stop_after:
                 self._stopped = True
@@ -228,11 +249,16 @@ class ResidualTap:
             self._stopped = True
             return False
 
+    def _values(self, tensor: int) -> Rows:
+        """All of a tensor's data, flat."""
+        values = np.empty(self._ggml.ggml_nelements(tensor), np.float32)
+        if len(values):
+            self._ggml.ggml_backend_tensor_get(tensor, values.ctypes.data, 0, values.nbytes)
+        return values
+
     def _take(self, tensor: int, layer: int) -> None:
-        n_rows = self._ggml.ggml_nelements(tensor) // self._n_embd
-        rows = np.empty((n_rows, self._n_embd), np.float32)
-        if n_rows:
-            self._ggml.ggml_backend_tensor_get(tensor, rows.ctypes.data, 0, rows.nbytes)
+        rows = self._values(tensor).reshape(-1, self._n_embd)
+        n_rows = len(rows)
         kept: NDArray[np.intp] | None = None
         if n_rows != self._n_tokens:
             if n_rows != len(self._outputs):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 
 import numpy as np
@@ -87,17 +88,50 @@ def test_an_export_that_fails_its_verification_leaves_no_file(
     assert files(tmp_path) == {"push.gguf"}
 
 
-@pytest.mark.parametrize("command", ["llama-cpp", "bake"])
+@pytest.mark.parametrize("command", ["llama-cpp", "lora", "bake"])
 def test_a_removal_is_refused(push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture, command: str) -> None:
     result = run(capfd, "export", command, f"!{push}", "-o", tmp_path / "out.gguf", "-m", tiny_path("llama"))
     assert_one_clear_line(result, "-s")
     assert files(tmp_path) == {"push.gguf"}
 
 
-@pytest.mark.parametrize("command", ["llama-cpp", "bake"])
+@pytest.mark.parametrize("command", ["llama-cpp", "lora", "bake"])
 def test_an_empty_expression_is_a_usage_error(tiny_path: TinyPath, tmp_path: Path, capfd: Capture, command: str) -> None:
     result = run(capfd, "export", command, "", "-o", tmp_path / "out.gguf", "-m", tiny_path("llama"))
     assert result.code == 2
+
+
+# lora
+
+
+def test_an_adapter_is_written_verified_and_explained(push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture) -> None:
+    output = tmp_path / "steer.gguf"
+    result = run(capfd, "export", "lora", f"0.5 {push}@1-2", "-o", output, "-m", tiny_path("llama"))
+    assert result.code == 0, result.err
+    assert "0.5 push@1-2, 2 matrices" in result.out
+    assert "verified over 200 positions" in result.out
+    assert f"  llama-server -m {tiny_path('llama')} --lora {output}" in result.out.splitlines()
+    assert "and -1 the other pole" in result.err
+    assert files(tmp_path) == {"push.gguf", "steer.gguf", "steer.Modelfile"}
+    again = run(capfd, "export", "lora", f"{push}@1-2", "-o", output, "-m", tiny_path("llama"))
+    assert again.code == 0, again.err
+
+
+def test_no_other_file_is_replaced_by_an_adapter(push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture) -> None:
+    before = push.read_bytes()
+    result = run(capfd, "export", "lora", push, "-o", push, "-m", tiny_path("llama"))
+    assert_one_clear_line(result, "push.gguf is there already, and no adapter")
+    assert push.read_bytes() == before
+
+
+def test_an_adapter_is_told_to_machines(push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture) -> None:
+    output = tmp_path / "steer.gguf"
+    result = run(capfd, "export", "lora", f"0.5 {push}@1-2", "-o", output, "-m", tiny_path("llama"), "--json")
+    told = json.loads(result.out)
+    assert told["opposite_scale"] == pytest.approx(-1)
+    assert told["bytes"] == output.stat().st_size
+    assert told["matrices"] == ["blk.1.ffn_down.weight", "blk.2.ffn_down.weight"]
+    assert told["verification"]["kl_mean"] < told["verification"]["unsteered_kl_mean"]
 
 
 # bake

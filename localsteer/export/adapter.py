@@ -1,0 +1,174 @@
+"""Steering as a LoRA adapter, which every program around llama.cpp loads; what is in it, `adapter_fit` finds."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from localsteer.errors import ExportError, VectorError
+from localsteer.export.adapter_fit import Row, fit
+from localsteer.export.bake import modelfile_path
+from localsteer.export.gguf_rewrite import Progress, open_model_file
+from localsteer.export.llama_cpp import PROGRAMS
+from localsteer.export.verify import Fidelity, predictions, reference
+from localsteer.files.atomic import atomic_path, check_writable, writable
+from localsteer.files.gguf_header import open_header
+from localsteer.llama.adapter import Adapter
+from localsteer.llama.model import Model
+from localsteer.steering.combination import describe, refuse_removal
+from localsteer.steering.expression import Steering
+from localsteer.steering.plan import Plan, resolve, resolve_opposite
+from localsteer.vector.control_vector import ControlVector, Floats, format_layers
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """An adapter file that was written.
+
+    Attributes:
+        label: what it does at scale 1, by the vectors' own names.
+        plan: the same, resolved for the model.
+        matrices: where it adds something.
+        opposite: the scale at which it is the measured dose toward the other pole; None where an expression of several vectors
+            has no such scale.
+        size: bytes of the file.
+        modelfile: the Ollama Modelfile beside it.
+        fidelity: how well the file does what our own steering does; None where that was not verified.
+    """
+
+    label: Steering
+    plan: Plan
+    matrices: tuple[str, ...]
+    opposite: float | None
+    size: int
+    modelfile: Path
+    fidelity: Fidelity | None
+
+
+def export_adapter(
+    steering: Steering,
+    output: Path,
+    load: Callable[[str], ControlVector],
+    model: Model,
+    *,
+    verify: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Adapted:
+    """Write an adapter that steers prompt and response of a model as an expression does, and an Ollama Modelfile beside it.
+
+    Args:
+        steering: what scale 1 does, at the doses that were measured for steering the prompt as well.
+        output: the new file.
+        load: the vector that a name or path in the expression stands for.
+        model: the model that it is for.
+        verify: load the file back, and compare what it does with our own steering.
+        force: keep a file that does not steer as we do.
+        progress: told what is going on.
+
+    Raises:
+        LocalsteerError: a term removes a component.
+        VectorError: a vector is missing or damaged, or does not fit the model.
+        ExportError: the model has no matrix to add to, the file cannot be written or is another one, or does not steer as we do.
+            No file is left then.
+    """
+    _check_place(output)
+    refuse_removal(steering)
+    loaded = functools.cache(load)
+    plan = resolve(steering, model.fingerprint, loaded, "prompt")
+    label = describe(steering, loaded)
+    if not plan.edit.added.any():
+        raise VectorError(f'"{label}" adds nothing at any layer.')
+    with open_model_file(model.path) as file:
+        rows = fit(model, file, plan.edit.added, progress)
+    ours = reference(model, plan.edit.added) if verify else None
+    fidelity: Fidelity | None = None
+    beside = modelfile_path(output)
+    if beside == output:
+        raise ExportError(f"{output} is the name of the Modelfile.", hint=f"Name the adapter {output.with_suffix('.gguf')}.")
+    with atomic_path(beside, ExportError) as for_ollama, atomic_path(output, ExportError) as temporary:
+        with writable(beside, ExportError):
+            for_ollama.write_text(_modelfile(output, label, model.path), encoding="utf-8")
+        keys = {
+            "expression": str(label),
+            "layers": format_layers(tuple(np.flatnonzero(plan.edit.added.any(axis=1)).tolist())),
+            "model": model.fingerprint.content,
+            "relative_dose": "unknown" if plan.relative_dose is None else f"{plan.relative_dose:.4g}",
+            "by": f"localsteer {version('localsteer')}",
+        }
+        other = resolve_opposite(steering, model.fingerprint, loaded, "prompt")
+        opposite = _times(plan.edit.added, other.edit.added) if other is not None else None
+        if opposite is not None:
+            keys["opposite_scale"] = f"{opposite:.4g}"
+        write_adapter(temporary, model.architecture, str(label), rows, keys)
+        if ours is not None:
+            with Adapter(model, temporary) as adapter:
+                fidelity = ours.compare(predictions(model, ours.texts, adapters=[(adapter, 1.0)]))
+            if not force:
+                fidelity.refuse_if_far()
+            keys |= {"kl": f"{fidelity.mean:.4g}", "unsteered_kl": f"{fidelity.unsteered_mean:.4g}"}
+            write_adapter(temporary, model.architecture, str(label), rows, keys)
+    return Adapted(label, plan, tuple(row.matrix for row in rows), opposite, output.stat().st_size, beside, fidelity)
+
+
+def _check_place(path: Path) -> None:
+    """Find out before the work that no adapter can be written; one that is there is made again in no time, and is replaced."""
+    check_writable(path, ExportError)
+    if path.is_file() and path.stat().st_size:
+        with contextlib.suppress(ExportError), open_header(path, ExportError, kind="adapter") as header:
+            if header.text("general.type") == "adapter":
+                return
+        raise ExportError(f"{path} is there already, and no adapter.", hint="Give another name, or remove it first.")
+
+
+def adapter_command_lines(adapter: Path, model: Path) -> list[str]:
+    """What to type for each of llama.cpp's programs, and for koboldcpp."""
+    model_name, name = shlex.quote(str(model)), shlex.quote(str(adapter))
+    lines = [f"{program} -m {model_name} --lora {name}" for program in PROGRAMS]
+    return [*lines, f"koboldcpp --model {model_name} --lora {name}"]
+
+
+def _modelfile(adapter: Path, label: Steering, model: Path) -> str:
+    """An Ollama Modelfile for an adapter that lies beside it."""
+    return (
+        f"# {label}, by localsteer. Ollama takes it in with\n"
+        f"#   ollama create {adapter.stem.lower()} -f {modelfile_path(adapter).name}\n"
+        f"FROM {model.absolute()}\n"
+        f"ADAPTER ./{adapter.name}\n"
+    )
+
+
+def write_adapter(path: Path, architecture: str, name: str, rows: Sequence[Row], keys: Mapping[str, str]) -> None:
+    """A file that llama.cpp loads as a LoRA adapter (`llama_adapter_lora_init_impl`), with texts about it."""
+    from gguf import GGUFWriter  # 0.07 s, for nothing but this
+
+    writer = GGUFWriter(path, architecture)
+    writer.add_type("adapter")
+    writer.add_name(name)
+    writer.add_string("adapter.type", "lora")
+    # Divided by the rank, this is what the scale is multiplied by.
+    writer.add_float32("adapter.lora.alpha", 1.0)
+    for key, text in keys.items():
+        writer.add_string(f"localsteer.adapter.{key}", text)
+    for row in rows:
+        writer.add_tensor(f"{row.matrix}.lora_a", np.ascontiguousarray(row.a[None, :], np.float32))
+        writer.add_tensor(f"{row.matrix}.lora_b", np.ascontiguousarray(row.b[:, None], np.float32))
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+def _times(rows: Floats, other: Floats) -> float | None:
+    """By what rows are multiplied to become others; None where they point elsewhere."""
+    factor = float((rows * other).sum() / (rows**2).sum())
+    return factor if np.allclose(rows * np.float32(factor), other, atol=1e-4 * float(np.abs(other).max())) else None
