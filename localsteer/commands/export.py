@@ -91,7 +91,7 @@ def llama_cpp(
         click.echo(f"  {line}")
     note(
         f"--control-vector-scaled {output}:0.5 is half as strong. Ollama, LM Studio and koboldcpp load no control vectors: "
-        "`localsteer export lora` writes an adapter for them (docs/export.md)."
+        "`localsteer export lora` writes an adapter for those that load one, `export bake` puts it into the model (docs/export.md)."
     )
 
 
@@ -103,9 +103,9 @@ def llama_cpp(
 @json_option
 @with_model_options
 def lora(steering: Steering, output: Path, verify: bool, force: bool, as_json: bool, model_options: ModelOptions) -> None:
-    """Write the LoRA adapter that EXPRESSION is, for Ollama, LM Studio, koboldcpp, llama-server and all others that load one.
+    """Write the LoRA adapter that EXPRESSION is, for koboldcpp, Ollama, llama-server and all others that load one.
 
-    It is some hundred kilobytes, for this model and its quantisations. Scale 1 is the dose that was measured for prompt and
+    It takes 0.1 to 3 MB, for this model and its quantisations. Scale 1 is the dose that was measured for prompt and
     answer, and any other scale so many times that; llama-server takes one for each request. An expression that begins with a
     minus goes after --, last of all.
     """

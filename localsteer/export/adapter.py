@@ -22,10 +22,14 @@ from localsteer.files.atomic import atomic_path, check_writable, writable
 from localsteer.files.gguf_header import open_header
 from localsteer.llama.adapter import Adapter
 from localsteer.llama.model import Model
+from localsteer.llama.steerability import steerability
 from localsteer.steering.combination import describe, refuse_removal
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan, resolve, resolve_opposite
 from localsteer.vector.control_vector import ControlVector, Floats, format_layers
+
+# Nats of mean divergence that 8-bit activations leave between two ways to compute the same (`verify.NOISE` says where).
+NOISE = 0.004
 
 
 @dataclass(frozen=True)
@@ -86,13 +90,16 @@ def export_adapter(
     label = describe(steering, loaded)
     if not plan.edit.added.any():
         raise VectorError(f'"{label}" adds nothing at any layer.')
+    if not steerability(model).readable:
+        raise ExportError(
+            f"What goes on in {model.name} (architecture {model.architecture}) cannot be read: {steerability(model).reason}.",
+            hint="`localsteer doctor -m MODEL` says what can be done with a model.",
+        )
     with open_model_file(model.path) as file:
         rows = fit(model, file, plan.edit.added, progress)
     ours = reference(model, plan.edit.added) if verify else None
     fidelity: Fidelity | None = None
     beside = modelfile_path(output)
-    if beside == output:
-        raise ExportError(f"{output} is the name of the Modelfile.", hint=f"Name the adapter {output.with_suffix('.gguf')}.")
     with atomic_path(beside, ExportError) as for_ollama, atomic_path(output, ExportError) as temporary:
         with writable(beside, ExportError):
             for_ollama.write_text(_modelfile(output, label, model.path), encoding="utf-8")
@@ -112,7 +119,7 @@ def export_adapter(
             with Adapter(model, temporary) as adapter:
                 fidelity = ours.compare(predictions(model, ours.texts, adapters=[(adapter, 1.0)]))
             if not force:
-                fidelity.refuse_if_far()
+                fidelity.refuse_if_far(noise=NOISE, hint="--force keeps it.")
             keys |= {"kl": f"{fidelity.mean:.4g}", "unsteered_kl": f"{fidelity.unsteered_mean:.4g}"}
             write_adapter(temporary, model.architecture, str(label), rows, keys)
     return Adapted(label, plan, tuple(row.matrix for row in rows), opposite, output.stat().st_size, beside, fidelity)
@@ -121,11 +128,19 @@ def export_adapter(
 def _check_place(path: Path) -> None:
     """Find out before the work that no adapter can be written; one that is there is made again in no time, and is replaced."""
     check_writable(path, ExportError)
+    beside = modelfile_path(path)
+    if beside == path:
+        raise ExportError(f"{path} is the name of the Modelfile.", hint=f"Name the adapter {path.with_suffix('.gguf')}.")
+    check_writable(beside, ExportError)
+    if beside.is_file() and f"ADAPTER ./{path.name}" not in beside.read_text(encoding="utf-8", errors="replace").splitlines():
+        raise ExportError(f"{beside} is there already, and of something else.", hint="Give the adapter another name.")
     if path.is_file() and path.stat().st_size:
         with contextlib.suppress(ExportError), open_header(path, ExportError, kind="adapter") as header:
-            if header.text("general.type") == "adapter":
+            if header.text("localsteer.adapter.by") is not None:
                 return
-        raise ExportError(f"{path} is there already, and no adapter.", hint="Give another name, or remove it first.")
+        raise ExportError(
+            f"{path} is there already, and no adapter of localsteer's.", hint="Give another name, or remove it first."
+        )
 
 
 def adapter_command_lines(adapter: Path, model: Path) -> list[str]:

@@ -76,17 +76,18 @@ def fit(model: Model, file: ModelFile, added: Floats, progress: Progress | None 
         ExportError: a block that is steered has no such matrix, nor one of those above it.
     """
     doors = _doors(model, file, added)
-    inputs, sizes = _inputs(model, [door for candidates, _ in doors.values() for door in candidates], added, progress)
+    inputs = _inputs(model, [door for candidates, _ in doors.values() for door in candidates], added, progress)
     scale, rows = residual_scale(file), []
     for candidates, row in doors.values():
-        found = [
-            _row(door, inputs[door.matrix], sizes.get(door.matrix), row / np.float32(scale))
-            for door in candidates
-            if door.matrix in inputs
-        ]
-        if not found:
+        found: list[Row] = []
+        for door in candidates:
+            values = inputs.pop(door.matrix, None)
+            if values is not None and not (found and found[0].deviation <= UNLIKE):
+                found.append(_row(door, values, row / np.float32(scale)))
+        known = [one for one in found if math.isfinite(one.deviation)]
+        if not known:
             raise ExportError(f"llama.cpp does not show what goes into {candidates[0].matrix} of {model.name}.")
-        rows.append(next((one for one in found if one.deviation <= UNLIKE), found[-1]))
+        rows.append(known[0] if known[0].deviation <= UNLIKE else min(known, key=lambda one: one.deviation))
     return rows
 
 
@@ -109,27 +110,30 @@ class _Door:
     result: tuple[str, ...] = ()
 
 
-# By the matrix, in the order of preference: what `build_ffn` and `build_attn` of llama-graph.cpp call its input.
-_INPUTS = {
-    "ffn_down": tuple(f"ffn_{what}" for what in ("swiglu", "geglu", "reglu", "silu", "gelu", "relu", "sqr(relu)", "gate_par")),
-    "attn_output": ("kqv_out",),
-}
+# By the matrix, in the order of preference: what `build_ffn` and `build_attn` of llama-graph.cpp, and some models, call its
+# input.
+_FFN = "swiglu geglu reglu silu gelu relu sqr(relu) act xielu swiglu_oai swiglu_limited gate_par"
+_INPUTS = {"ffn_down": tuple(f"ffn_{what}" for what in _FFN.split()), "attn_output": ("kqv_out", "attn_gated", "attn_sub_norm")}
 
 
 def _doors(model: Model, file: ModelFile, added: Floats) -> dict[int, tuple[list[_Door], Floats]]:
     """Where what is added at a block can be added: there, or, where that has no such matrix, at the next block that has one."""
     at: dict[int, list[_Door]] = {}
     for layer in range(model.n_layer):
+        block = f"blk.{layer}."
+        # plamo3 calls it by the shorter name.
+        norm = next((name for name in (f"{block}post_ffw_norm.weight", f"{block}post_ffw_norm") if name in file.tensors), None)
         for kind, nodes in _INPUTS.items():
-            tensor = file.tensors.get(f"blk.{layer}.{kind}.weight")
-            if tensor is not None and len(tensor.shape) == 2:
-                names = tuple(f"{node}-{layer}" for node in nodes)
-                after = f"blk.{layer}.post_ffw_norm.weight"
-                if after not in file.tensors:
-                    at.setdefault(layer, []).append(_Door(tensor.name, tensor.shape[0], names))
-                elif kind == "ffn_down":
-                    result = (f"ffn_down-{layer}", f"ffn_out-{layer}")
-                    at.setdefault(layer, []).append(_Door(tensor.name, tensor.shape[0], names, file.floats(after), result))
+            tensor = file.tensors.get(f"{block}{kind}.weight")
+            # llama.cpp multiplies what such a matrix gives by its scale, or refuses an adapter there by ending the process.
+            if tensor is None or len(tensor.shape) != 2 or f"{block}{kind}.scale" in file.tensors:
+                continue
+            names = tuple(f"{node}-{layer}" for node in nodes)
+            if norm is None:
+                at.setdefault(layer, []).append(_Door(tensor.name, tensor.shape[0], names))
+            elif kind == "ffn_down":
+                result = (f"ffn_down-{layer}", f"ffn_out-{layer}")
+                at.setdefault(layer, []).append(_Door(tensor.name, tensor.shape[0], names, file.floats(norm), result))
     found: dict[int, tuple[list[_Door], Floats]] = {}
     for layer in np.flatnonzero(added.any(axis=1)).tolist():
         place = next((one for one in sorted(at) if one >= layer), None)
@@ -140,14 +144,14 @@ def _doors(model: Model, file: ModelFile, added: Floats) -> dict[int, tuple[list
                 hint="`localsteer export llama-cpp` writes a control vector for llama.cpp's own programs.",
             )
         doors, row = found.get(place, (at[place], np.zeros_like(added[layer])))
-        found[place] = doors, row + added[layer]
+        # Gemma 4 multiplies the residual stream itself by a number at the end of each block.
+        times = f"blk.{place}.layer_output_scale.weight"
+        found[place] = doors, row + added[layer] / (file.floats(times) if times in file.tensors else np.float32(1))
     return found
 
 
-def _inputs(
-    model: Model, doors: Sequence[_Door], added: Floats, progress: Progress | None
-) -> tuple[dict[str, NDArray[np.float16]], dict[str, Floats]]:
-    """What goes into each matrix, (n_tokens, n_in), and before a norm the root mean square of what comes out, (n_tokens,).
+def _inputs(model: Model, doors: Sequence[_Door], added: Floats, progress: Progress | None) -> dict[str, NDArray[np.float16]]:
+    """(n_tokens, n_in) by matrix, what goes into it; before a norm, over the root mean square of what comes out, as there.
 
     Those that llama.cpp does not show are left out. In half precision: of both matrices of a 7B model's 16 steered blocks these
     are 900 MB.
@@ -156,9 +160,10 @@ def _inputs(
     longest = max(len(text) for text in texts)
     tap = ResidualTap(model.n_layer, model.n_embd)
     read: dict[str, list[NDArray[np.float16]]] = {}
-    sizes: dict[str, list[Floats]] = {}
     done, total = 0, len(texts) * len(_SCALES)
+    most = np.finfo(np.float16).max
     with Context(model, n_ctx=longest, n_ubatch=longest, n_outputs=longest, tap=tap) as context:
+        tap.watch((max(int(door.matrix.split(".")[1]) for door in doors),), stop=True)
         tap.watch_nodes(node for door in doors for node in (*door.nodes, *door.result))
         for scale in _SCALES:
             edit = Edit(added, scale=scale) if scale else None
@@ -175,14 +180,14 @@ def _inputs(
                     shown = [values for node, values in tap.nodes.items() if node in door.nodes and values.shape[1] == door.width]
                     result = [values for node, values in tap.nodes.items() if node in door.result]
                     if shown and (result or door.norm is None):
-                        read.setdefault(door.matrix, []).append(shown[-1][kept].astype(np.float16))
+                        values = shown[-1][kept]
                         if result:
-                            sizes.setdefault(door.matrix, []).append(np.sqrt((result[-1][kept] ** 2).mean(axis=1)))
+                            values = values / np.sqrt((result[-1][kept] ** 2).mean(axis=1, keepdims=True))
+                        read.setdefault(door.matrix, []).append(np.clip(values, -most, most).astype(np.float16))
                 done += 1
                 if progress is not None:
                     progress("reading exchanges", done, total)
-    inputs = {matrix: np.concatenate(parts) for matrix, parts in read.items()}
-    return inputs, {matrix: np.concatenate(parts) for matrix, parts in sizes.items()}
+    return {matrix: np.concatenate(read.pop(matrix)) for matrix in list(read)}
 
 
 def _passages(model: Model) -> list[tuple[int, ...]]:
@@ -196,23 +201,21 @@ def _passages(model: Model) -> list[tuple[int, ...]]:
     return texts
 
 
-def _row(door: _Door, inputs: NDArray[np.float16], sizes: Floats | None, added: Floats) -> Row:
+def _row(door: _Door, inputs: NDArray[np.float16], added: Floats) -> Row:
     """The row whose product with each of the inputs (n, n_in) is nearest to 1: ridge regression, in its dual form.
 
-    A norm divides what comes out of the matrix by its root mean square and multiplies it by its weights: before one the product
-    shall be that size, and what is added is divided by the weights. The more is added, the more the norm takes from it again.
+    A norm multiplies what it has made of one size by its weights, so what is added before one is divided by them. The more is
+    added, the more the norm takes from it again.
     """
     values = inputs.astype(np.float32)
     products = (values @ values.T).astype(np.float64)
     ridge = RIDGE * float(np.trace(products)) / len(values)
-    wanted = np.ones(len(values)) if sizes is None else (sizes / sizes.mean()).astype(np.float64)
-    weights = np.linalg.solve(products + ridge * np.eye(len(values)), wanted)
+    weights = np.linalg.solve(products + ridge * np.eye(len(values)), np.ones(len(values)))
     # What the ridge makes too small is made up for.
-    weights *= wanted.mean() / (products @ weights).mean()
-    deviation = float((products @ weights - wanted).std())
-    if door.norm is not None and sizes is not None:
+    weights /= (products @ weights).mean()
+    deviation = float((products @ weights - 1).std())
+    if door.norm is not None:
         before: Floats = (added / np.where(door.norm == 0, np.finfo(np.float32).max, door.norm)).astype(np.float32)
-        left = 1 - float((before**2).mean())
-        added = before * np.float32(sizes.mean() / math.sqrt(max(left, _LEAST_ROOM)))
+        added = before / np.float32(math.sqrt(max(1 - float((before**2).mean()), _LEAST_ROOM)))
     a: Floats = (values.T @ weights.astype(np.float32)).astype(np.float32)
     return Row(door.matrix, a, added, deviation)

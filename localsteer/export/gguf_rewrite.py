@@ -25,8 +25,8 @@ Progress = Callable[[str, int, int], None]
 
 # Only true of the parts of a split model; the whole needs none of them (llama_model_loader reads them where they are).
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
-# By architecture (granite.cpp, f_residual_scale).
-_SCALE_KEYS = {"granite": "granite.residual_scale"}
+# Those that multiply what is added to the residual stream (f_residual_scale).
+_SCALED = ("granite", "granitemoe", "granitehybrid", "minicpm")
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class ModelFile:
 
 def residual_scale(file: ModelFile) -> float:
     """What a model multiplies the output of its attention and of its feed-forward layer by before they are added."""
-    key = _SCALE_KEYS.get(file.first.text("general.architecture") or "")
-    value = file.first.value(key) if key is not None else None
+    architecture = file.first.text("general.architecture")
+    value = file.first.value(f"{architecture}.residual_scale") if architecture in _SCALED else None
     return float(value) if isinstance(value, int | float) and value else 1.0
 
 

@@ -75,23 +75,28 @@ class Fidelity:
     unsteered_mean: float
     unsteered_largest: float
 
-    @property
-    def bound(self) -> float:
+    def bound(self, noise: float = NOISE) -> float:
         """The mean divergence up to which the export counts as the same steering."""
-        return max(NOISE, SHARE * self.unsteered_mean)
+        return max(noise, SHARE * self.unsteered_mean)
 
-    def refuse_if_far(self) -> None:
+    def refuse_if_far(
+        self, noise: float = NOISE, hint: str = "`localsteer doctor -m MODEL` says which way of steering the model allows."
+    ) -> None:
         """Make sure that the export steers as we do.
+
+        Args:
+            noise: the divergence that says nothing, nats.
+            hint: what to do next.
 
         Raises:
             ExportError: it does not.
         """
-        if not self.mean <= self.bound:  # NaN is far, too
+        if not self.mean <= self.bound(noise):  # NaN is far, too
             raise ExportError(
                 f"The exported file does not steer as localsteer does: mean KL divergence {self.mean:.4f} nats over "
-                f"{self.places} positions, at most {self.bound:.4f} allowed, {self.unsteered_mean:.4f} without steering. "
+                f"{self.places} positions, at most {self.bound(noise):.4f} allowed, {self.unsteered_mean:.4f} without steering. "
                 "No file was written.",
-                hint="`localsteer doctor -m MODEL` says which way of steering the model allows.",
+                hint=hint,
             )
 
 

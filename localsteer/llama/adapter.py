@@ -19,23 +19,28 @@ class Adapter(Closing):
         model: the model.
         path: the file.
 
-    Attributes:
-        handle: the `llama_adapter_lora *`; None once it is closed.
-
     Raises:
         ModelError: llama.cpp does not load it for this model.
     """
 
     def __init__(self, model: Model, path: Path) -> None:
         self._llama = llama = library.load()
+        self._model = model
         library.forget_errors()
         with interrupts_after():
-            self.handle: Any = llama.llama_adapter_lora_init(model.handle, str(path).encode())
-        if not self.handle:
+            self._adapter: Any = llama.llama_adapter_lora_init(model.handle, str(path).encode())
+        if not self._adapter:
             raise ModelError(f"llama.cpp does not load the adapter {path}: {library.last_error('it gives no reason')}.")
 
     def close(self) -> None:
-        """Free it."""
-        if self.handle:
-            self._llama.llama_adapter_lora_free(self.handle)
-            self.handle = None
+        """Free it. Contexts that use it must be closed before; a model that is closed has freed its adapters already."""
+        if self._adapter and not self._model.is_closed:
+            self._llama.llama_adapter_lora_free(self._adapter)
+        self._adapter = None
+
+    @property
+    def handle(self) -> Any:
+        """The `llama_adapter_lora *`, for Context."""
+        if not self._adapter or self._model.is_closed:
+            raise ModelError("The adapter is closed.")
+        return self._adapter

@@ -90,6 +90,11 @@ class Model(Closing):
             self._model = None
 
     @property
+    def is_closed(self) -> bool:
+        """Whether the weights are freed."""
+        return not self._model
+
+    @property
     def handle(self) -> ctypes.c_void_p:
         """The `llama_model *`, for Context."""
         if not self._model:

@@ -62,8 +62,8 @@ def test_what_is_no_number_is_refused() -> None:
 
 
 def test_the_bound_is_noise_or_a_tenth_of_what_there_is_to_lose() -> None:
-    assert Fidelity(200, 0, 0, 0.01, 0.1).bound == 0.02
-    assert Fidelity(200, 0, 0, 2.0, 5.0).bound == pytest.approx(0.2)
+    assert Fidelity(200, 0, 0, 0.01, 0.1).bound() == 0.02
+    assert Fidelity(200, 0, 0, 2.0, 5.0).bound() == pytest.approx(0.2)
 
 
 def test_a_base_model_reads_plain_text(tmp_path: Path) -> None:
