@@ -91,7 +91,7 @@ def llama_cpp(
         click.echo(f"  {line}")
     note(
         f"--control-vector-scaled {output}:0.5 is half as strong. Ollama, LM Studio and koboldcpp load no control vectors: "
-        "`localsteer export lora` writes an adapter for those that load one, `export bake` puts it into the model (docs/export.md)."
+        "`localsteer export lora` writes an adapter for those that load one, `export bake` a steered model (docs/export.md)."
     )
 
 
