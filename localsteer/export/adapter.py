@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from localsteer.errors import ExportError, VectorError
-from localsteer.export.adapter_fit import Row, fit
+from localsteer.export.adapter_fit import Fit, Row, fit
 from localsteer.export.bake import modelfile_path
 from localsteer.export.gguf_rewrite import Progress, open_model_file
 from localsteer.export.llama_cpp import PROGRAMS
-from localsteer.export.verify import Fidelity, predictions, reference
+from localsteer.export.verify import PLACES, Fidelity, predictions, reference
 from localsteer.files.atomic import atomic_path, check_writable, writable
 from localsteer.files.gguf_header import open_header
 from localsteer.llama.adapter import Adapter
@@ -30,6 +30,8 @@ from localsteer.vector.control_vector import ControlVector, Floats, format_layer
 
 # Nats of mean divergence that 8-bit activations leave between two ways to compute the same (`verify.NOISE` says where).
 NOISE = 0.004
+# Of the exchanges, those by which the best rows are told where there is a choice.
+_TRIED = 4
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def export_adapter(
             hint="`localsteer doctor -m MODEL` says what can be done with a model.",
         )
     with open_model_file(model.path) as file:
-        rows = fit(model, file, plan.edit.added, progress)
+        fitted = fit(model, file, plan.edit.added, progress)
     ours = reference(model, plan.edit.added) if verify else None
     fidelity: Fidelity | None = None
     beside = modelfile_path(output)
@@ -114,6 +116,7 @@ def export_adapter(
         opposite = _times(plan.edit.added, other.edit.added) if other is not None else None
         if opposite is not None:
             keys["opposite_scale"] = f"{opposite:.4g}"
+        rows = best_rows(model, fitted, plan.edit.added, temporary)
         write_adapter(temporary, model.architecture, str(label), rows, keys)
         if ours is not None:
             with Adapter(model, temporary) as adapter:
@@ -123,6 +126,30 @@ def export_adapter(
             keys |= {"kl": f"{fidelity.mean:.4g}", "unsteered_kl": f"{fidelity.unsteered_mean:.4g}"}
             write_adapter(temporary, model.architecture, str(label), rows, keys)
     return Adapted(label, plan, tuple(row.matrix for row in rows), opposite, output.stat().st_size, beside, fidelity)
+
+
+def best_rows(model: Model, fitted: Fit, added: Floats, scratch: Path) -> list[Row]:
+    """Of the rows that were fitted, those that come nearest to our own steering, toward both poles, on what they were fitted on.
+
+    Args:
+        model: the model.
+        fitted: from `fit`.
+        added: (n_layer, n_embd) what it was fitted for.
+        scratch: an adapter is written here for each that is tried.
+    """
+    if len(fitted.rooms) == 1:
+        return fitted.rows(fitted.rooms[0])
+    texts = [text for text in fitted.texts[:_TRIED] if len(text) >= PLACES]
+    sides = {scale: reference(model, added * np.float32(scale), texts) for scale in (1.0, -1.0)}
+
+    def divergence(rows: list[Row]) -> float:
+        write_adapter(scratch, model.architecture, "tried", rows, {})
+        with Adapter(model, scratch) as adapter:
+            return sum(
+                ours.compare(predictions(model, ours.texts, adapters=[(adapter, scale)])).mean for scale, ours in sides.items()
+            )
+
+    return min((fitted.rows(room) for room in fitted.rooms), key=divergence)
 
 
 def _check_place(path: Path) -> None:

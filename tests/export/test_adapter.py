@@ -8,9 +8,9 @@ import pytest
 
 from localsteer.errors import ExportError, LocalsteerError, ModelError, VectorError
 from localsteer.export import adapter as adapter_module
-from localsteer.export.adapter import adapter_command_lines, export_adapter, write_adapter
-from localsteer.export.adapter_fit import UNLIKE, Row, fit
-from localsteer.export.gguf_rewrite import open_model_file
+from localsteer.export.adapter import adapter_command_lines, best_rows, export_adapter, write_adapter
+from localsteer.export.adapter_fit import ROOMS, UNLIKE, Row, fit
+from localsteer.export.gguf_rewrite import ModelFile, open_model_file
 from localsteer.export.verify import Reference, predictions, reference
 from localsteer.llama.adapter import Adapter
 from localsteer.llama.context import Batch, Context
@@ -29,9 +29,9 @@ def push(model: Model, norm: float = 3.0) -> ControlVector:
     return ControlVector({layer: rows[layer] for layer in LAYERS})
 
 
-def rows_of(model: Model, added: Floats) -> list[Row]:
+def rows_of(model: Model, added: Floats, folder: Path) -> list[Row]:
     with open_model_file(model.path) as file:
-        return fit(model, file, added)
+        return best_rows(model, fit(model, file, added), added, folder / "scratch")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -42,16 +42,17 @@ def test_an_adapter_steers_as_localsteer_does_on_every_architecture(
     vector = push(model)
     made = export_adapter(parse_steering("push"), tmp_path / "out.gguf", lambda _name: vector, model)
     assert made.fidelity is not None
-    # Between 0 and 4.3 % as measured, where an adapter at another block, or of another sign, is off by half or more.
+    # Between 0 and 4.8 % as measured, where an adapter at another block, or of another sign, is off by half or more.
     assert made.fidelity.mean < 0.06 * made.fidelity.unsteered_mean
     assert made.fidelity.unsteered_mean > 0.05
-    assert made.matrices == tuple(f"blk.{layer}.ffn_down.weight" for layer in LAYERS)
+    # Where a norm comes between, what is left over falls to the blocks behind.
+    assert made.matrices[:2] == tuple(f"blk.{layer}.ffn_down.weight" for layer in LAYERS)
 
 
 @pytest.mark.parametrize("scale", [0.5, -1.0])
 def test_any_scale_is_so_many_times_the_steering(transformer: Model, tmp_path: Path, scale: float) -> None:
     added = random_rows(transformer, LAYERS, seed=0, norm=3.0)
-    write_adapter(tmp_path / "out.gguf", transformer.architecture, "push", rows_of(transformer, added), {})
+    write_adapter(tmp_path / "out.gguf", transformer.architecture, "push", rows_of(transformer, added, tmp_path), {})
     ours = reference(transformer, added * np.float32(scale))
     with Adapter(transformer, tmp_path / "out.gguf") as adapter:
         found = ours.compare(predictions(transformer, ours.texts, adapters=[(adapter, scale)]))
@@ -64,7 +65,7 @@ def test_any_scale_is_so_many_times_the_steering(transformer: Model, tmp_path: P
 def test_adapters_add_up_and_can_be_taken_off(tiny: Model, tmp_path: Path) -> None:
     one, two = (random_rows(tiny, LAYERS, seed=seed, norm=3.0) for seed in (1, 2))
     for name, added in (("one", one), ("two", two)):
-        write_adapter(tmp_path / name, tiny.architecture, name, rows_of(tiny, added), {})
+        write_adapter(tmp_path / name, tiny.architecture, name, rows_of(tiny, added, tmp_path), {})
     ours = reference(tiny, one + two)
     with Adapter(tiny, tmp_path / "one") as first, Adapter(tiny, tmp_path / "two") as second:
         both = ours.compare(predictions(tiny, ours.texts, adapters=[(first, 1.0), (second, 1.0)]))
@@ -157,7 +158,7 @@ def test_what_no_adapter_can_do_is_refused(tiny: Model, tiny_model: TinyModel, t
 
 def test_nobody_elses_file_is_written_over(tiny: Model, tmp_path: Path) -> None:
     vector, output = push(tiny), tmp_path / "out.gguf"
-    write_adapter(output, tiny.architecture, "a fine-tune", rows_of(tiny, random_rows(tiny, LAYERS, seed=1)), {})
+    write_adapter(output, tiny.architecture, "a fine-tune", rows_of(tiny, random_rows(tiny, LAYERS, seed=1), tmp_path), {})
     before = output.read_bytes()
     with pytest.raises(ExportError, match="no adapter of localsteer's"):
         export_adapter(parse_steering("push"), output, lambda _name: vector, tiny)
@@ -170,7 +171,9 @@ def test_nobody_elses_file_is_written_over(tiny: Model, tmp_path: Path) -> None:
 
 def test_a_closed_adapter_is_an_error_and_no_crash(tmp_path: Path, tiny_path: TinyPath) -> None:
     with Model(tiny_path("llama"), threads=1) as model:
-        write_adapter(tmp_path / "out.gguf", model.architecture, "push", rows_of(model, random_rows(model, LAYERS, seed=1)), {})
+        write_adapter(
+            tmp_path / "out.gguf", model.architecture, "push", rows_of(model, random_rows(model, LAYERS, seed=1), tmp_path), {}
+        )
         adapter, left_open = (Adapter(model, tmp_path / "out.gguf") for _ in range(2))
         adapter.close()
         with Context(model, n_ctx=64) as context, pytest.raises(ModelError, match="closed"):
@@ -183,7 +186,7 @@ def test_a_file_that_is_no_adapter_of_the_model_is_one_clear_error(tiny: Model, 
     with pytest.raises(ModelError, match=r"does not load the adapter .*text\.gguf"):
         Adapter(tiny, tmp_path / "text.gguf")
     added = random_rows(tiny, LAYERS, seed=0)
-    write_adapter(tmp_path / "out.gguf", tiny.architecture, "push", rows_of(tiny, added), {})
+    write_adapter(tmp_path / "out.gguf", tiny.architecture, "push", rows_of(tiny, added, tmp_path), {})
     with pytest.raises(ModelError, match="arch"):
         Adapter(tiny_model("qwen2"), tmp_path / "out.gguf")
 
@@ -193,17 +196,42 @@ def test_a_block_without_such_a_matrix_hands_on_to_the_next(tiny: Model, monkeyp
     with open_model_file(tiny.path) as file:
         left = {name: tensor for name, tensor in file.tensors.items() if not name.startswith("blk.1.")}
         monkeypatch.setattr(type(file), "tensors", property(lambda _file: left))
-        (row,) = fit(tiny, file, added)
+        (row,) = fit(tiny, file, added).rows(ROOMS[0])
     assert row.matrix == "blk.2.ffn_down.weight"
     np.testing.assert_allclose(row.b, added[1] + added[2], rtol=1e-5)
 
 
 def test_where_the_inputs_of_the_feed_forward_layer_have_too_little_in_common_the_attention_adds(
-    tiny: Model, monkeypatch: pytest.MonkeyPatch
+    tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     added = random_rows(tiny, LAYERS, seed=0)
-    assert all(row.deviation <= UNLIKE for row in rows_of(tiny, added))
+    assert all(row.deviation <= UNLIKE for row in rows_of(tiny, added, tmp_path))
     monkeypatch.setattr("localsteer.export.adapter_fit.UNLIKE", 0.0)
-    rows = rows_of(tiny, added)
+    rows = rows_of(tiny, added, tmp_path)
     assert "blk.2.attn_output.weight" in {row.matrix for row in rows}
     assert max(row.deviation for row in rows) < 0.14  # the feed-forward layer alone has 0.13 and 0.16
+
+
+def test_what_does_not_come_through_a_norm_falls_to_the_next_block(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("gemma3")
+    added = random_rows(model, (1,), seed=0, norm=3.0)
+    floats = ModelFile.floats
+
+    def closed_at_first(file: ModelFile, name: str) -> Floats:
+        """Half of the dimensions of block 1 let nothing through."""
+        weights = floats(file, name)
+        return np.where(np.arange(len(weights)) % 2, weights, 1e-6).astype(np.float32) if name.startswith("blk.1.") else weights
+
+    monkeypatch.setattr(ModelFile, "floats", closed_at_first)
+    with open_model_file(model.path) as file:
+        fitted = fit(model, file, added)
+    first, second, *_ = fitted.rows(0.2)
+    assert first.matrix.startswith("blk.1.")
+    assert second.matrix.startswith("blk.2.")
+    closed = np.arange(model.n_embd) % 2 == 0
+    assert np.abs(first.b[closed]).max() < 0.01 * np.abs(second.b[closed]).max()
+    # And no more is added before the norm than there is room for.
+    for room in ROOMS:
+        assert all(float((row.b**2).mean()) <= room / (1 - room) * 1.01 for row in fitted.rows(room))
