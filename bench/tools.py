@@ -22,7 +22,8 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 PROGRAMS = ("llama-bench", "llama-completion", "llama-cvector-generator", "llama-server", "ggml-rpc-server")
-# What `make quality` runs; `make bench` runs llama-server, and the end-to-end tests the RPC server as well.
+# What most sections of `make bench` run, and the end-to-end tests; some run llama-server, or the RPC server, as well, and
+# `make quality` runs llama-cvector-generator alone.
 MEASURED = PROGRAMS[:3]
 
 # GGML_NATIVE is left at its default, as in the wheel. The web page of llama-server would be fetched from the network.
