@@ -14,6 +14,7 @@ from bench.instruments import INSTRUMENTS, Instrument
 from bench.quality import pages, records, retention
 from bench.quality.asking import PLACES, ask, requests
 from bench.quality.records import Record, all_records, count, count_beyond_chance, less
+from bench.quality.size import Size
 from bench.quality.ways import CALIBRATED, FRESH, NULL, PEERS, PROMPT, UNSTEERED, WAYS, Ways, without_calibration
 from localsteer.building.ahead import Shelf
 from localsteer.building.extraction import extract
@@ -29,6 +30,7 @@ from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.dosing import DosedSide, Dosing
 from tests.building.test_dosing import HAPPY
 from tests.calibration.made import CONCEPT, calibrated_on
+from tests.conftest import random_rows
 
 SHOUTING = Instrument(
     "shouting", "whether it is in capitals", "counting", "everyday", 8, lambda text, _question: float(text.isupper())
@@ -270,6 +272,43 @@ def test_each_side_gets_other_instructions_and_a_pole_comes_to_meet_all() -> Non
     for pole in range(2):
         assert sorted(number for turn in turns[pole::2] for number in turn) == list(range(40))
     assert sorted(retention._turn(40, 3, 40)) == list(range(40))
+
+
+def test_retention_is_measured_once_and_kept_with_what_it_was_measured_by(
+    tiny: Model, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = random_rows(tiny, (1, 2), seed=0)
+    vector = ControlVector({layer: rows[layer] for layer in (1, 2)})
+    asked = [
+        retention.Question(f"What is {number}? (A) this (B) that (C) both (D) none", "ABCD"[number % 4]) for number in range(16)
+    ]
+    monkeypatch.setattr(retention, "questions", lambda: asked)
+    monkeypatch.setattr(retention, "load_vector", lambda _name, _model: vector)
+    monkeypatch.setattr(retention, "_LONGEST", 4)
+    size = Size(answers=1, heard=1, instructions=3)
+    retention.measure(tiny, "demo", ["happy"], size)
+    kept = retention.records_of("demo")["happy"]
+    assert (kept["questions"], kept["prompted"], kept["given"]) == (16, 2, 3)
+    for side in kept["sides"].values():
+        assert side["loss"] != 0
+        assert side["prompt loss"] != 0
+        assert all(0 <= side[key] <= 1 for key in ("followed", "followed unsteered", "followed under the prompt"))
+    assert kept["sides"]["positive"]["loss"] != kept["sides"]["negative"]["loss"]
+    monkeypatch.setattr(retention, "_right", None)  # it would fail if it were measured again
+    retention.measure(tiny, "demo", ["happy"], size)
+    with pytest.raises(TypeError):
+        retention.measure(tiny, "demo", ["happy"], replace(size, instructions=4))
+
+
+def test_no_steering_loses_nothing(tiny: Model) -> None:
+    asked = [retention.Question("Which?", "B"), retention.Question("What?", "D")]
+    prompts = [tuple(tiny.tokenize(one.text)) for one in asked]
+    plain, none, steered = retention._right(
+        tiny, prompts, asked, [None, Edit(random_rows(tiny, (1,), 0) * 0), Edit(random_rows(tiny, (1,), 0))]
+    )
+    np.testing.assert_allclose(plain, none, atol=1e-5)
+    assert not np.allclose(plain, steered)
+    assert (plain < 0).all()
 
 
 # ---- what is asked, and what is done to the model
