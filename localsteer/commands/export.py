@@ -23,6 +23,7 @@ from localsteer.concepts.names import is_path
 from localsteer.errors import ExportError
 from localsteer.export.adapter import adapter_command_lines, export_adapter
 from localsteer.export.bake import bake as bake_into
+from localsteer.export.knobs import export_knobs, server_command
 from localsteer.export.llama_cpp import at_strength, command_lines, export_vector
 from localsteer.export.verify import Fidelity
 from localsteer.steering.expression import Steering
@@ -33,6 +34,8 @@ _VERIFY = click.option(
     default=True,
     help="Load the file back and compare what it predicts with localsteer's own steering (the default).",
 )
+
+_KEEP = click.option("--force", is_flag=True, help="Keep a file that does not steer as localsteer does.")
 
 
 @click.group()
@@ -99,7 +102,7 @@ def llama_cpp(
 @expression_argument
 @output_option
 @_VERIFY
-@click.option("--force", is_flag=True, help="Keep a file that does not steer as localsteer does.")
+@_KEEP
 @json_option
 @with_model_options
 def lora(steering: Steering, output: Path, verify: bool, force: bool, as_json: bool, model_options: ModelOptions) -> None:
@@ -136,6 +139,47 @@ def lora(steering: Steering, output: Path, verify: bool, force: bool, as_json: b
     click.echo(f"{adapted.modelfile}: for `ollama create {output.stem.lower()} -f {adapted.modelfile}`")
     if adapted.opposite is not None:
         note(f"Scale 0.5 is half as strong, and {adapted.opposite:.2g} the other pole.")
+
+
+@command.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder.")
+@_VERIFY
+@_KEEP
+@json_option
+@with_model_options
+def knobs(names: tuple[str, ...], output: Path, verify: bool, force: bool, as_json: bool, model_options: ModelOptions) -> None:
+    """Write a LoRA adapter for each vector, and how llama-server takes a scale of each with every request.
+
+    An unmodified llama-server then has a volume knob for each of the NAMEs (or files of vectors).
+    """
+    with progress_bar() as progress, model_options.open() as model:
+        made = export_knobs(names, output, loader(model, progress), model, verify=verify, force=force, progress=progress)
+        line = server_command(made, model.path)
+    note(*dict.fromkeys(told for knob in made for told in knob.adapted.plan.notes))
+    if as_json:
+        print_json(
+            {
+                "knobs": [
+                    {
+                        "id": knob.number,
+                        "name": knob.name,
+                        "adapter": str(knob.file),
+                        "relative_dose": knob.adapted.plan.relative_dose,
+                        "opposite_scale": knob.adapted.opposite,
+                        "verification": _document(knob.adapted.fidelity),
+                    }
+                    for knob in made
+                ],
+                "command": line,
+            }
+        )
+        return
+    for knob in made:
+        click.echo(f"{knob.file}: id {knob.number}, {format_bytes(knob.adapted.size)}{_dose(knob.adapted.plan.relative_dose)}")
+        _print_fidelity(knob.adapted.fidelity)
+    click.echo(f"  {line}")
+    note(f"{output / 'README.md'} says how it is asked.")
 
 
 @command.command()

@@ -45,7 +45,7 @@ class Adapted:
         opposite: the scale at which it is the measured dose toward the other pole; None where an expression of several vectors
             has no such scale.
         size: bytes of the file.
-        modelfile: the Ollama Modelfile beside it.
+        modelfile: the Ollama Modelfile beside it, if one was wanted.
         fidelity: how well the file does what our own steering does; None where that was not verified.
     """
 
@@ -54,7 +54,7 @@ class Adapted:
     matrices: tuple[str, ...]
     opposite: float | None
     size: int
-    modelfile: Path
+    modelfile: Path | None
     fidelity: Fidelity | None
 
 
@@ -66,6 +66,7 @@ def export_adapter(
     *,
     verify: bool = True,
     force: bool = False,
+    modelfile: bool = True,
     progress: Progress | None = None,
 ) -> Adapted:
     """Write an adapter that steers prompt and response of a model as an expression does, and an Ollama Modelfile beside it.
@@ -77,6 +78,7 @@ def export_adapter(
         model: the model that it is for.
         verify: load the file back, and compare what it does with our own steering.
         force: keep a file that does not steer as we do.
+        modelfile: whether an Ollama Modelfile is written, too.
         progress: told what is going on.
 
     Raises:
@@ -85,7 +87,8 @@ def export_adapter(
         ExportError: the model has no matrix to add to, the file cannot be written or is another one, or does not steer as we do.
             No file is left then.
     """
-    _check_place(output)
+    beside = modelfile_path(output) if modelfile else None
+    _check_place(output, beside)
     refuse_removal(steering)
     loaded = functools.cache(load)
     plan = resolve(steering, model.fingerprint, loaded, "prompt")
@@ -101,10 +104,13 @@ def export_adapter(
         fitted = fit(model, file, plan.edit.added, progress)
     ours = reference(model, plan.edit.added) if verify else None
     fidelity: Fidelity | None = None
-    beside = modelfile_path(output)
-    with atomic_path(beside, ExportError) as for_ollama, atomic_path(output, ExportError) as temporary:
-        with writable(beside, ExportError):
-            for_ollama.write_text(_modelfile(output, label, model.path), encoding="utf-8")
+    with contextlib.ExitStack() as stack:
+        if beside is not None:
+            # It gets its name last: it is of no use alone.
+            for_ollama = stack.enter_context(atomic_path(beside, ExportError))
+            with writable(beside, ExportError):
+                for_ollama.write_text(_modelfile(output, label, model.path), encoding="utf-8")
+        temporary = stack.enter_context(atomic_path(output, ExportError))
         keys = {
             "expression": str(label),
             "layers": format_layers(tuple(np.flatnonzero(plan.edit.added.any(axis=1)).tolist())),
@@ -152,14 +158,14 @@ def best_rows(model: Model, fitted: Fit, added: Floats, scratch: Path) -> list[R
     return min((fitted.rows(room) for room in fitted.rooms), key=divergence)
 
 
-def _check_place(path: Path) -> None:
+def _check_place(path: Path, beside: Path | None) -> None:
     """Find out before the work that no adapter can be written; one that is there is made again in no time, and is replaced."""
-    check_writable(path, ExportError)
-    beside = modelfile_path(path)
     if beside == path:
         raise ExportError(f"{path} is the name of the Modelfile.", hint=f"Name the adapter {path.with_suffix('.gguf')}.")
-    check_writable(beside, ExportError)
-    if beside.is_file() and f"ADAPTER ./{path.name}" not in beside.read_text(encoding="utf-8", errors="replace").splitlines():
+    for place in (path, beside) if beside is not None else (path,):
+        check_writable(place, ExportError)
+    before = beside.read_text(encoding="utf-8", errors="replace") if beside is not None and beside.is_file() else None
+    if before is not None and f"ADAPTER ./{path.name}" not in before.splitlines():
         raise ExportError(f"{beside} is there already, and of something else.", hint="Give the adapter another name.")
     if path.is_file() and path.stat().st_size:
         with contextlib.suppress(ExportError), open_header(path, ExportError, kind="adapter") as header:
