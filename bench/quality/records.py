@@ -193,8 +193,7 @@ class Record:
 
 def all_records(model: str) -> list[Record]:
     """Those of a model with all that the tables begin with, by name."""
-    names = sorted(path.stem for path in (FOLDER / model).glob("*.json"))
-    found = [Record.of(model, name) for name in names if name != "retention"]
+    found = [Record.of(model, name) for name in sorted(path.stem for path in (FOLDER / model).glob("*.json"))]
     return [record for record in found if UNSTEERED in record.document["ways"] and PROMPT in record.ways]
 
 

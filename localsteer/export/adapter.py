@@ -16,10 +16,11 @@ from localsteer.errors import ExportError, VectorError
 from localsteer.export.adapter_fit import Fit, Row, fit
 from localsteer.export.bake import modelfile_path
 from localsteer.export.gguf_rewrite import Progress, open_model_file
-from localsteer.export.llama_cpp import PROGRAMS
+from localsteer.export.llama_cpp import PROGRAMS, file_argument
 from localsteer.export.verify import PLACES, Fidelity, predictions, reference
 from localsteer.files.atomic import atomic_path, check_writable, writable
 from localsteer.files.gguf_header import open_header
+from localsteer.files.gguf_writing import write_out
 from localsteer.llama.adapter import Adapter
 from localsteer.llama.model import Model
 from localsteer.llama.steerability import steerability
@@ -111,17 +112,9 @@ def export_adapter(
             with writable(beside, ExportError):
                 for_ollama.write_text(_modelfile(output, label, model.path), encoding="utf-8")
         temporary = stack.enter_context(atomic_path(output, ExportError))
-        keys = {
-            "expression": str(label),
-            "layers": format_layers(tuple(np.flatnonzero(plan.edit.added.any(axis=1)).tolist())),
-            "model": model.fingerprint.content,
-            "relative_dose": "unknown" if plan.relative_dose is None else f"{plan.relative_dose:.4g}",
-            "by": f"localsteer {version('localsteer')}",
-        }
         other = resolve_opposite(steering, model.fingerprint, loaded, "prompt")
         opposite = _times(plan.edit.added, other.edit.added) if other is not None else None
-        if opposite is not None:
-            keys["opposite_scale"] = f"{opposite:.4g}"
+        keys = _about(label, plan, model, opposite)
         rows = best_rows(model, fitted, plan.edit.added, temporary)
         write_adapter(temporary, model.architecture, str(label), rows, keys)
         if ours is not None:
@@ -132,6 +125,18 @@ def export_adapter(
             keys |= {"kl": f"{fidelity.mean:.4g}", "unsteered_kl": f"{fidelity.unsteered_mean:.4g}"}
             write_adapter(temporary, model.architecture, str(label), rows, keys)
     return Adapted(label, plan, tuple(row.matrix for row in rows), opposite, output.stat().st_size, beside, fidelity)
+
+
+def _about(label: Steering, plan: Plan, model: Model, opposite: float | None) -> dict[str, str]:
+    """What the file says of itself."""
+    keys = {
+        "expression": str(label),
+        "layers": format_layers(tuple(np.flatnonzero(plan.edit.added.any(axis=1)).tolist())),
+        "model": model.fingerprint.content,
+        "relative_dose": "unknown" if plan.relative_dose is None else f"{plan.relative_dose:.4g}",
+        "by": f"localsteer {version('localsteer')}",
+    }
+    return keys | ({"opposite_scale": f"{opposite:.4g}"} if opposite is not None else {})
 
 
 def best_rows(model: Model, fitted: Fit, added: Floats, scratch: Path) -> list[Row]:
@@ -178,9 +183,9 @@ def _check_place(path: Path, beside: Path | None) -> None:
 
 def adapter_command_lines(adapter: Path, model: Path) -> list[str]:
     """What to type for each of llama.cpp's programs, and for koboldcpp."""
-    model_name, name = shlex.quote(str(model)), shlex.quote(str(adapter))
-    lines = [f"{program} -m {model_name} --lora {name}" for program in PROGRAMS]
-    return [*lines, f"koboldcpp --model {model_name} --lora {name}"]
+    name = shlex.quote(str(model))
+    lines = [f"{program} -m {name} --lora {file_argument(adapter)}" for program in PROGRAMS]
+    return [*lines, f"koboldcpp --model {name} --lora {shlex.quote(str(adapter))}"]
 
 
 def _modelfile(adapter: Path, label: Steering, model: Path) -> str:
@@ -208,12 +213,7 @@ def write_adapter(path: Path, architecture: str, name: str, rows: Sequence[Row],
     for row in rows:
         writer.add_tensor(f"{row.matrix}.lora_a", np.ascontiguousarray(row.a[None, :], np.float32))
         writer.add_tensor(f"{row.matrix}.lora_b", np.ascontiguousarray(row.b[:, None], np.float32))
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    finally:
-        writer.close()
+    write_out(writer)
 
 
 def _times(rows: Floats, other: Floats) -> float | None:

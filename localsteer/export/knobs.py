@@ -11,6 +11,7 @@ from pathlib import Path
 from localsteer.errors import ExportError
 from localsteer.export.adapter import Adapted, export_adapter
 from localsteer.export.gguf_rewrite import Progress
+from localsteer.export.llama_cpp import file_argument
 from localsteer.files.atomic import atomic_path, check_writable
 from localsteer.llama.model import Model
 from localsteer.steering.expression import Steering, Term
@@ -86,7 +87,7 @@ def export_knobs(
 
 def server_command(knobs: Sequence[Knob], model: Path) -> str:
     """What starts llama-server with all of them, none turned up."""
-    adapters = " ".join(f"--lora {shlex.quote(str(knob.file))}" for knob in knobs)
+    adapters = " ".join(f"--lora {file_argument(knob.file)}" for knob in knobs)
     return f"llama-server -m {shlex.quote(str(model))} {adapters} --lora-init-without-apply"
 
 

@@ -96,9 +96,12 @@ def vector_for_llama_cpp(steering: Steering, load: Callable[[str], ControlVector
 
 def command_lines(vector: Path, model: Path) -> list[str]:
     """What to type for each of llama.cpp's programs."""
-    # Their argument is a row of a CSV file: a comma separates two vectors unless it is in quotes.
-    file = f'"{vector}"' if "," in str(vector) else str(vector)
-    return [f"{program} -m {shlex.quote(str(model))} --control-vector {shlex.quote(file)}" for program in PROGRAMS]
+    return [f"{program} -m {shlex.quote(str(model))} --control-vector {file_argument(vector)}" for program in PROGRAMS]
+
+
+def file_argument(path: Path) -> str:
+    """A vector's or an adapter's file, as it is typed: a row of a CSV file, where a comma outside quotes separates two."""
+    return shlex.quote(f'"{path}"' if "," in str(path) else str(path))
 
 
 def compare(file: Path, model: Model, added: Floats) -> Fidelity:

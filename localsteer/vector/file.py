@@ -22,6 +22,7 @@ from localsteer.errors import LocalsteerError, VectorError, shown
 from localsteer.files.atomic import atomic_path, check_writable
 from localsteer.files.gguf_header import GGUFHeader, read_header, type_name
 from localsteer.files.gguf_layout import FLOAT32
+from localsteer.files.gguf_writing import write_out
 from localsteer.files.json_values import build, read_json
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.calibration import Calibration
@@ -90,12 +91,7 @@ def write_vector(vector: ControlVector, path: str | Path) -> None:
                 writer.add_string(f"localsteer.{name}", text_of(value))
         for layer, direction in vector.directions.items():
             writer.add_tensor(f"direction.{layer}", np.ascontiguousarray(direction, np.float32))
-        try:
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
+        write_out(writer)
 
 
 def read_vector(path: str | Path) -> ControlVector:

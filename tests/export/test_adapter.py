@@ -123,6 +123,8 @@ def test_ollama_gets_a_modelfile_and_the_programs_a_line_each(tiny: Model, tmp_p
     assert "ADAPTER ./my steer.gguf" in lines
     told = adapter_command_lines(tmp_path / "my steer.gguf", Path("m.gguf"))
     assert f"llama-server -m m.gguf --lora '{tmp_path / 'my steer.gguf'}'" in told
+    # llama.cpp would take it for two files.
+    assert "llama-server -m m.gguf --lora '\"one,two.gguf\"'" in adapter_command_lines(Path("one,two.gguf"), Path("m.gguf"))
 
 
 def test_an_adapter_that_does_something_else_is_kept_only_by_force(
