@@ -62,6 +62,9 @@ if TYPE_CHECKING:
 )
 @policy_option
 @max_dose_option
+@click.option(
+    "--strict-model", is_flag=True, help="Refuse requests that name another model. Default: this one answers, with a note."
+)
 @click.option("--alias", help="What the model is called in requests. Default: its name in `localsteer models list`.")
 @json_option
 @with_model_options
@@ -81,6 +84,7 @@ def command(
     folder: Path | None,
     policy_file: str | None,
     max_dose: float | None,
+    strict_model: bool,
     alias: str | None,
     as_json: bool,
     model_options: ModelOptions,
@@ -119,6 +123,7 @@ def command(
                     default=steering,
                     mode=mode,
                     limit=limit,
+                    strict=strict_model,
                     progress=progress,
                 )
             armed = stack.enter_context(armed_policy(policy_file, model, limit, mode))

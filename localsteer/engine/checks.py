@@ -14,6 +14,10 @@ from localsteer.llama.steerability import steerability
 DEFAULT_CONTEXT = 4096
 
 
+class ContextLengthError(LocalsteerError):
+    """A conversation that is longer than the context."""
+
+
 def default_context(model: Model) -> int:
     """Tokens of context where nobody asks for a number."""
     return min(DEFAULT_CONTEXT, model.n_ctx_train or DEFAULT_CONTEXT)
@@ -23,12 +27,13 @@ def check_prompt(prompt: Sequence[int], n_ctx: int) -> None:
     """Make sure that a prompt can be answered in a context of this many tokens.
 
     Raises:
-        LocalsteerError: it is empty, or leaves no room.
+        LocalsteerError: it is empty.
+        ContextLengthError: it leaves no room.
     """
     if not prompt:
         raise LocalsteerError("The prompt is empty.", hint="Give the model some text.")
     if len(prompt) >= n_ctx:
-        raise LocalsteerError(
+        raise ContextLengthError(
             f"The prompt has {len(prompt)} tokens, and the context holds {n_ctx}.",
             hint="Shorten it, or ask for more with --context.",
         )

@@ -173,7 +173,7 @@ class EventStream(_EndsAnswers, EventSourceResponse):
 
     def __init__(self, events: AsyncIterator[str], answers: Answers) -> None:
         # When the server ends, the engine ends the answers: their streams are not to be torn off before that.
-        super().__init__(events, ping=15, shutdown_event=anyio.Event(), shutdown_grace_period=60)
+        super().__init__(events, sep="\n", ping=15, shutdown_event=anyio.Event(), shutdown_grace_period=60)
         self.answers = answers
 
 
@@ -241,12 +241,17 @@ class Service:
             LocalsteerError: that cannot be used, or the model is not this one.
             ClientDisconnect: the client has gone away meanwhile.
         """
-        named = self.steerings.of_model_name(model_name) if model_name is not None else None
+        named, _ = self.steerings.of_requested_name(model_name or "")
         text = body if body is not None else header
         asked = parse_requested(text) if text is not None else named
         steering = asked if asked is not None else self.steerings.default
         await self.build([term.vector for term in steering.terms], http)
         return await run_in_threadpool(self.steerings.plan, steering, mode)
+
+    def called(self, name: str | None) -> tuple[str, str | None]:
+        """What the model that answers is called by who asked for one, and a note where it is another one."""
+        note = self.steerings.of_requested_name(name or "")[1]
+        return (name if name and note is None else self.steerings.name), note
 
     async def build(self, names: Iterable[str], http: HTTPRequest) -> None:
         """Build those of the vectors that are not there yet.
@@ -368,13 +373,14 @@ def schema_grammar(schema: dict[str, Any]) -> str:
         raise RequestError(error.message, "response_format") from error
 
 
-def applied(plan: Plan | None, mode: Mode | None = None) -> dict[str, Any]:
+def applied(plan: Plan | None, mode: Mode | None = None, note: str | None = None) -> dict[str, Any]:
     """What an answer says of its steering; without a plan, a policy may have steered it, in this mode."""
+    notes = [note] if note is not None else []
     if plan is None:
-        return {"expression": "", "scope": mode or "response", "relative_dose": 0.0, "notes": []}
+        return {"expression": "", "scope": mode or "response", "relative_dose": 0.0, "notes": notes}
     return {
         "expression": str(plan.steering),
         "scope": plan.mode,
         "relative_dose": plan.relative_dose,
-        "notes": list(plan.notes),
+        "notes": [*notes, *plan.notes],
     }

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from localsteer.errors import LocalsteerError
 from localsteer.server import ollama_api, openai_api, vectors_api
@@ -84,7 +84,20 @@ def make_app(service: Service, access: Access) -> ASGIApp:
         guarded = CORSMiddleware(
             guarded, allow_origins=list(access.origins), allow_methods=["*"], allow_headers=["*"], expose_headers=["Retry-After"]
         )
-    return CountRequests(guarded, metrics)  # what is refused counts, too
+    return _HeadAsGet(CountRequests(guarded, metrics))  # what is refused counts, too
+
+
+class _HeadAsGet:
+    """Answers HEAD wherever there is an answer to GET: programs for Ollama ask so whether anybody is there."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request; uvicorn keeps the body to itself, by the method in its own scope."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
 
 
 class _App(FastAPI):

@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from localsteer.engine.checks import ContextLengthError
 from localsteer.errors import LocalsteerError
 from localsteer.policy.audit import Decision
 from localsteer.server.answers import RequestError
@@ -40,6 +41,8 @@ def error_document(error: Exception) -> tuple[int, dict[str, Any]]:
         return 503, document(text, "server_error", code="stopping")
     if isinstance(error, UnknownModelError):
         return 404, document(text, "invalid_request_error", "model", "model_not_found")
+    if isinstance(error, ContextLengthError):
+        return 400, document(text, "invalid_request_error", "messages", "context_length_exceeded")
     parameter = error.parameter if isinstance(error, RequestError) else None
     return 400, document(text, "invalid_request_error", parameter)
 

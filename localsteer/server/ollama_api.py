@@ -6,11 +6,11 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.request import Answer
@@ -21,19 +21,36 @@ from localsteer.policy.audit import Decision
 from localsteer.server.answers import Answers, JSONLines, Prompt, RequestError, Service, Wishes, applied, schema_grammar
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Failed, Job
-from localsteer.server.schema import SamplingFields, SteeringHeader
+from localsteer.server.schema import InAnyCase, MaxTokens, SamplingFields, SteeringHeader, longest
 
 _NANOSECONDS = 1e9
+
+# The version of Ollama whose API this is. Visual Studio Code refuses what is older than 0.6.4.
+_SPOKEN = "0.12.11"
+
+
+# Options of Ollama's that would change the answer, with the values by which they do not. The others say how a model is loaded.
+_IDLE = {"mirostat": 0, "tfs_z": 1, "typical_p": 1}
 
 
 class Options(SamplingFields):
     """Ollama's options, as far as they are ours."""
 
-    num_predict: int | None = Field(default=None, ge=-2, le=10**7)
+    num_ctx: int | None = None
+    num_predict: MaxTokens | None = None
     # For programs whose Ollama client passes nothing else on; what the body says of the same goes first.
     steering: str | None = None
     steer_prompt: bool | None = None
     anchored: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name, idle in _IDLE.items():
+                if data.get(name) not in (None, idle):
+                    raise ValueError(f"{name} is not offered here.")
+        return data
 
 
 class _Common(BaseModel):
@@ -55,13 +72,11 @@ class _Common(BaseModel):
             RequestError: the format cannot be had.
         """
         options = self.options or Options()
-        # -1 and -2 mean "as long as the context" to Ollama.
-        longest = options.num_predict if options.num_predict is not None and options.num_predict >= 0 else None
         if self.think:
             raise RequestError("Thinking is not offered.", "think")
         if self.logprobs or self.top_logprobs:
             raise RequestError("Log probabilities are offered under /v1 only.", "logprobs")
-        return Wishes(options.sampling(), longest, options.stops(), self._grammar())
+        return Wishes(options.sampling(), longest(options.num_predict), options.stops(), self._grammar())
 
     def _grammar(self) -> str | None:
         if isinstance(self.format, dict):
@@ -72,7 +87,7 @@ class _Common(BaseModel):
 class OllamaMessage(BaseModel):
     """One turn."""
 
-    role: Literal["system", "user", "assistant", "tool"]
+    role: Annotated[Literal["system", "user", "assistant", "tool"], InAnyCase]
     content: str = ""
     images: list[Any] | None = None
     tool_calls: list[Any] | None = None
@@ -183,8 +198,8 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/version")
     def version() -> dict[str, str]:
-        """Of localsteer."""
-        return {"version": metadata.version("localsteer")}
+        """Of Ollama's API, as far as it is spoken here, and of localsteer."""
+        return {"version": _SPOKEN, "localsteer": metadata.version("localsteer")}
 
     return routes
 
@@ -198,6 +213,7 @@ async def _answer(
     http: HTTPRequest,
 ) -> Response | dict[str, Any]:
     options = body.options or Options()
+    _check_context(service, options.num_ctx)
     steering = body.steering if body.steering is not None else options.steering
     steer_prompt = body.steer_prompt if body.steer_prompt is not None else options.steer_prompt
     anchored = body.anchored if body.anchored is not None else options.anchored
@@ -210,11 +226,12 @@ async def _answer(
 
     prompt, jobs = await run_in_threadpool(prepare)
     answers = Answers(service.engine, jobs)
+    name, note = service.called(body.model)
 
     def last(answer: Answer, decisions: Sequence[Decision], text: str) -> dict[str, Any]:
         timing = answer.timing
         return {
-            "model": body.model,
+            "model": name,
             "created_at": _now(),
             **part(text),
             "done": True,
@@ -226,7 +243,7 @@ async def _answer(
             "eval_count": len(answer.tokens),
             "eval_duration": int(timing.answer_seconds * _NANOSECONDS),
             "seed": answer.seed,
-            "steering": applied(plan, jobs[0].request.mode),
+            "steering": applied(plan, jobs[0].request.mode, note),
             "policy": decision_documents(decisions),
         }
 
@@ -239,7 +256,7 @@ async def _answer(
                 yield json.dumps(last(event.answer, event.decisions, "")) + "\n"
             else:
                 policy = {"policy": decision_documents(event.decisions)} if event.decisions else {}
-                document = {"model": body.model, "created_at": _now(), **part(event.text), "done": False, **policy}
+                document = {"model": name, "created_at": _now(), **part(event.text), "done": False, **policy}
                 yield json.dumps(document) + "\n"
 
     if body.stream:
@@ -248,10 +265,20 @@ async def _answer(
     return last(finished.answer, finished.decisions, finished.answer.text)
 
 
+def _check_context(service: Service, wanted: int | None) -> None:
+    """What a model cannot have at all, Ollama cuts down without a word, and so is it here."""
+    has = service.engine.n_ctx
+    if wanted is not None and min(wanted, service.model.n_ctx_train or wanted) > has:
+        raise RequestError(
+            f"num_ctx asks for a context of {wanted} tokens, and this server's holds {has}.",
+            "num_ctx",
+            hint="Start it with a larger --context.",
+        )
+
+
 def _loaded(service: Service, name: str, part: dict[str, Any]) -> dict[str, Any]:
     """The answer to an empty request, by which programs have a model loaded."""
-    service.steerings.of_model_name(name)
-    return {"model": name, "created_at": _now(), **part, "done": True, "done_reason": "load"}
+    return {"model": service.called(name)[0], "created_at": _now(), **part, "done": True, "done_reason": "load"}
 
 
 def _now() -> str:

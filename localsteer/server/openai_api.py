@@ -94,6 +94,7 @@ class _Reply:
     jobs: Sequence[Job]
     wants_logprobs: bool
     name: str
+    note: str | None
     prompt_tokens: int
     identity: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
@@ -141,7 +142,7 @@ class _Reply:
 
     @property
     def steering(self) -> dict[str, Any]:
-        return applied(self.plan, self.jobs[0].request.mode)
+        return applied(self.plan, self.jobs[0].request.mode, self.note)
 
     def logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         return self.form.logprobs(self.service.model, entries)
@@ -212,7 +213,7 @@ def router(service: Service) -> APIRouter:
     async def chat(body: ChatRequest, http: HTTPRequest, x_steering: SteeringHeader = None) -> Response | dict[str, Any]:
         """Answer a conversation, steered as the request says."""
         messages = [message.message() for message in body.messages]
-        if body.top_logprobs is not None and not body.logprobs:
+        if body.top_logprobs and not body.logprobs:
             raise RequestError("top_logprobs needs logprobs: true.", "top_logprobs")
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
@@ -284,8 +285,8 @@ async def _answer(
     def prepare() -> _Reply:
         prompts, wishes = make_prompts(), body.wishes(max_tokens=max_tokens, logprobs=logprobs)
         jobs = service.jobs(prompts, plan, wishes, mode)
-        name = body.model or service.steerings.name
-        return _Reply(service, form, plan, jobs, logprobs is not None, name, sum(len(prompt.tokens) for prompt in prompts))
+        read = sum(len(prompt.tokens) for prompt in prompts)
+        return _Reply(service, form, plan, jobs, logprobs is not None, *service.called(body.model), read)
 
     reply = await run_in_threadpool(prepare)  # schemas may have to be converted: not in the loop that serves everybody
     answers = Answers(service.engine, reply.jobs)

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from fastapi import Header
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from localsteer.llama.chat_template import Message
 from localsteer.llama.sampling import MAX_SEED, Sampling
@@ -17,19 +17,31 @@ SteeringHeader = Annotated[str | None, Header(alias="X-Steering", description="A
 _SAMPLING = {field.name for field in fields(Sampling)}
 
 
+# Programs for role play send some twenty.
+_MAX_STOPS = 64
+
+# llama-server and vLLM turn a filter off by -1.
+Off = BeforeValidator(lambda value: 0 if value == -1 else value)
+
+
+def longest(max_tokens: int | None) -> int | None:
+    """Tokens of the longest answer; None where it may fill the context."""
+    return max_tokens if max_tokens is not None and max_tokens >= 0 else None
+
+
 class SamplingFields(BaseModel):
     """The part of a request that says how tokens are drawn; what it leaves out is as on the command line."""
 
     temperature: float | None = Field(default=None, ge=0, le=5)
     top_p: float | None = Field(default=None, ge=0, le=1)
-    top_k: int | None = Field(default=None, ge=0, le=10**6)
+    top_k: Annotated[int, Off] | None = Field(default=None, ge=0, le=10**6)
     min_p: float | None = Field(default=None, ge=0, le=1)
     repeat_penalty: float | None = Field(default=None, gt=0, le=10)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     # Programs send any 64-bit number.
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=_MAX_STOPS)] | None = None
 
     def sampling(self) -> Sampling:
         """The settings of the sampler chain."""
@@ -43,7 +55,8 @@ class SamplingFields(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-MaxTokens = Annotated[int, Field(ge=0, le=10**7)]
+# -1 is "as much as the context holds" to llama-server and LM Studio, and so is -2 to Ollama.
+MaxTokens = Annotated[int, Field(ge=-2, le=10**7)]
 
 Text = Annotated[str, Field(max_length=10**6)]
 
@@ -59,6 +72,12 @@ _NOT_OFFERED = {
 }
 
 
+InAnyCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+
+# By OpenAI's newer names, too, which programs for both of its APIs send to either.
+_TEXTS = ("text", "input_text", "output_text")
+
+
 class ContentPart(BaseModel):
     """A part of a message; only texts can be read."""
 
@@ -69,7 +88,7 @@ class ContentPart(BaseModel):
 class ChatMessage(BaseModel):
     """One turn."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Annotated[Literal["system", "developer", "user", "assistant", "tool", "function"], InAnyCase]
     content: str | list[ContentPart] | None = None
     tool_calls: list[Any] | None = None
     function_call: dict[str, Any] | None = None
@@ -85,7 +104,7 @@ class ChatMessage(BaseModel):
         role: Literal["system", "user", "assistant"] = "system" if self.role in ("system", "developer") else self.role  # type: ignore[assignment]
         if self.content is None or isinstance(self.content, str):
             return Message(role, self.content or "")
-        if other := next((part.type for part in self.content if part.type != "text"), None):
+        if other := next((part.type for part in self.content if part.type not in _TEXTS), None):
             raise RequestError(f'A message holds a part of the type "{other}", and only text can be read.', "messages")
         return Message(role, "".join(part.text for part in self.content))
 
@@ -130,7 +149,7 @@ class Common(SamplingFields):
         Raises:
             RequestError: the response format cannot be had.
         """
-        return Wishes(self.sampling(), max_tokens, self.stops(), grammar_of(self.response_format), logprobs, self.n or 1)
+        return Wishes(self.sampling(), longest(max_tokens), self.stops(), grammar_of(self.response_format), logprobs, self.n or 1)
 
 
 class ChatRequest(Common):

@@ -95,6 +95,7 @@ class Steerings:
         default: what requests that name none are steered by.
         mode: what is steered where a request says nothing.
         limit: the largest relative dose; None for any.
+        strict: refuse requests that name another model; else the one that is served answers them.
         progress: told about the building of the default's vectors.
 
     Raises:
@@ -114,6 +115,7 @@ class Steerings:
         default: Steering = NOTHING,
         mode: Mode = "response",
         limit: DoseLimit | None = None,
+        strict: bool = False,
         progress: Progress | None = None,
     ) -> None:
         if folder is not None and not folder.is_dir():
@@ -124,6 +126,7 @@ class Steerings:
         self.mode = mode
         self._folder = folder
         self._limit = limit
+        self._strict = strict
         self._read = WhileUnchanged(read_vector)
         self._shelf = Shelf.for_model(model.path, read=self._read)
         self._unkept: dict[str, ControlVector] = {}
@@ -159,9 +162,8 @@ class Steerings:
             SteeringError: what follows it is no steering.
         """
         # The name itself may hold a colon, as Ollama's do.
-        for own in (self.name, f"{self.name}:latest"):
-            if name == own:
-                return None
+        if name in (self.name, f"{self.name}:latest"):
+            return None
         if not name.startswith(f"{self.name}:"):
             raise UnknownModelError(f'There is no model "{name}" here.', hint=f"This server has {', '.join(self.names)}.")
         suffix = name.removeprefix(f"{self.name}:").removesuffix(":latest")
@@ -181,6 +183,22 @@ class Steerings:
                 )
             terms += found
         return check_steering(Steering(tuple(terms)))
+
+    def of_requested_name(self, name: str) -> tuple[Steering | None, str | None]:
+        """What `of_model_name` says, and a note where the name is another model's: programs send the one that they were made for.
+
+        Raises:
+            UnknownModelError: the name is another model's, and asks for a steering or is refused here.
+            SteeringError: what follows the model's own name is no steering.
+        """
+        if not name:
+            return None, None
+        try:
+            return self.of_model_name(name), None
+        except UnknownModelError as error:
+            if self._strict or "=" in name:
+                raise
+            return None, f"{error.message} {self.name} answers."
 
     def plan(self, steering: Steering, mode: Mode = "response") -> Plan | None:
         """What an expression does to the model; None where it steers nothing.

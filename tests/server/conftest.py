@@ -164,6 +164,7 @@ def serving(tiny: Model, folder: Path) -> Iterator[Serve]:
             n_ctx: int | None = None,
             policy: Path | None = None,
             access: Access | None = None,
+            strict: bool = False,
             raise_server_exceptions: bool = True,
         ) -> Served:
             batch = HeldBatch(model, parallel=parallel, n_ctx=n_ctx)
@@ -178,6 +179,7 @@ def serving(tiny: Model, folder: Path) -> Iterator[Serve]:
                 default=parse_steering(default),
                 mode="anchored" if anchored else "response",
                 limit=limit,
+                strict=strict,
             )
             armed: ArmedPolicy | None = stack.enter_context(arm(policy, model, limit=limit)) if policy is not None else None
             service = Service(model, engine, steerings, armed)

@@ -199,6 +199,19 @@ def test_an_unknown_path_or_method_is_told_in_the_same_form(served: Served) -> N
         assert isinstance(answer.json()["error"], str)
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/v1/models", "/v1/vectors", "/api/version", "/api/tags"])
+def test_head_is_answered_wherever_get_is(served: Served, path: str) -> None:
+    asked, told = served.client.head(path), served.client.get(path)
+    assert (asked.status_code, asked.headers["content-type"]) == (200, told.headers["content-type"])
+    assert asked.content == b""
+
+
+def test_a_conversation_that_is_too_long_has_its_own_code(served: Served) -> None:
+    for body in ({"messages": [{"role": "user", "content": "x" * 600}]}, {"messages": HELLO * 60, "stream": True}):
+        status, error = served.refused(body)
+        assert (status, error["code"]) == (400, "context_length_exceeded")
+
+
 def test_a_mistake_of_the_server_tells_nothing_of_it(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(raise_server_exceptions=False)
 

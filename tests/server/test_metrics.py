@@ -41,7 +41,7 @@ def test_answers_are_counted_by_their_reason(fresh: Served) -> None:
 
 def test_requests_are_counted_by_route_and_status(fresh: Served) -> None:
     fresh.chat()
-    fresh.refused({"model": "other"})
+    fresh.refused({"model": "other:happy=1"})
     fresh.refused({"n": 0})
     fresh.client.get("/v1/vectors/mood")
     fresh.client.get("/v1/vectors/hapy")

@@ -110,7 +110,7 @@ def test_an_empty_request_loads_the_model(fresh: Served) -> None:
     for path, body in (("/api/chat", {"messages": []}), ("/api/generate", {"prompt": ""}), ("/api/generate", {})):
         document = fresh.client.post(path, json={"model": "demo", **body}).json()
         assert (document["done"], document["done_reason"]) == (True, "load")
-    assert fresh.client.post("/api/generate", json={"model": "other"}).status_code == 404
+    assert fresh.client.post("/api/generate", json={"model": "other:happy=1"}).status_code == 404
     assert fresh.engine.counters.answers == {}
 
 
@@ -132,6 +132,9 @@ def test_an_empty_request_loads_the_model(fresh: Served) -> None:
         ("/api/chat", {"steering": "./happy.gguf"}, "can only name vectors"),
         ("/api/chat", {"options": {"temperature": -1}}, "temperature"),
         ("/api/chat", {"options": {"num_predict": -3}}, "num_predict"),
+        ("/api/chat", {"options": {"mirostat": 2}}, "mirostat"),
+        ("/api/chat", {"options": {"typical_p": 0.5}}, "typical_p"),
+        ("/api/chat", {"options": {"top_k": -2}}, "top_k"),
         ("/api/chat", {"options": 7}, "options"),
         ("/api/chat", {"model": 7}, "model"),
         ("/api/generate", {"suffix": "x"}, "suffix"),
@@ -147,8 +150,32 @@ def test_what_cannot_be_had_is_refused(served: Served, path: str, body: dict[str
         assert word in message
 
 
+def test_what_asks_for_nothing_is_let_through(served: Served) -> None:
+    options = {"mirostat": 0, "tfs_z": 1.0, "typical_p": 1, "num_gpu": 99, "num_thread": 4, "use_mmap": True, "num_ctx": 512}
+    assert served.ollama(options=options)["message"] == served.ollama()["message"]
+
+
+def test_minus_one_turns_a_filter_off(served: Served) -> None:
+    drawn = {"temperature": 1, "seed": 1, "num_predict": 20}
+    unfiltered = served.ollama(options={**drawn, "top_k": 0})["message"]
+    assert served.ollama(options={**drawn, "top_k": -1})["message"] == unfiltered
+    assert served.ollama(options={**drawn, "top_k": 2})["message"] != unfiltered
+
+
+def test_a_larger_context_than_there_is_is_refused_if_the_model_has_it(serve: Serve) -> None:
+    served = serve(n_ctx=128)
+    status, message = refusal(served, {"options": {"num_ctx": 300}})
+    assert status == 400
+    assert "--context" in message
+    refused = refusal(served, {"options": {"num_ctx": 10**6}})  # it stands for all that the model has
+    assert refused[0] == 400
+    whole = serve(n_ctx=served.model.n_ctx_train)
+    assert whole.ollama(options={"num_ctx": 10**6})["done"]
+
+
 def test_another_model_is_not_found(served: Served) -> None:
-    assert refusal(served, {"model": "llama3:latest"})[0] == 404
+    assert refusal(served, {"model": "llama3:happy=1:latest"})[0] == 404
+    assert served.ollama(model="llama3:latest")["model"] == "demo"
     for name in ("llama3", ""):
         assert served.client.post("/api/show", json={"model": name}).status_code == 404
     assert served.client.post("/api/show", json={}).status_code == 404
@@ -166,7 +193,8 @@ def test_the_model_is_listed_and_shown(serve: Serve) -> None:
         assert document["model_info"]["llama.context_length"] == served.engine.n_ctx
         assert document["model_info"]["llama.block_count"] == 4
         assert str(served.model.path.parent) not in json.dumps(document)
-    assert served.client.get("/api/version").json()["version"]
+    version = served.client.get("/api/version").json()["version"]
+    assert tuple(map(int, version.split("."))) >= (0, 6, 4)  # Visual Studio Code refuses older ones
 
 
 def test_the_header_and_the_default_count_here_as_well(serve: Serve) -> None:

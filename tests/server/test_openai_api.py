@@ -216,6 +216,12 @@ def test_a_text_answer(served: Served) -> None:
     assert document["usage"]["prompt_tokens"] == len(served.model.tokenize(TEXT))
 
 
+def test_events_end_as_those_of_other_servers_do(served: Served) -> None:
+    data = served.client.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 2, "stream": True}).content
+    assert b"\r" not in data
+    assert data.endswith(b"data: [DONE]\n\n")
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 def test_a_stream_holds_the_same_as_the_answer(served: Served, path: str) -> None:
     options = {"temperature": 1.0, "seed": 5, "n": 3, "max_tokens": 9, "steering": "0.5 happy"}
@@ -301,7 +307,7 @@ def test_how_long_an_answer_may_be(served: Served) -> None:
 
 def test_without_a_limit_an_answer_fills_the_context(serve: Serve) -> None:
     served = serve(n_ctx=64)
-    for body in ({}, {"max_tokens": 10**7}):
+    for body in ({}, {"max_tokens": 10**7}, {"max_tokens": -1}, {"max_completion_tokens": -1}, {"max_tokens": None}):
         document = served._post("/v1/chat/completions", {"messages": HELLO, **body})
         assert document["choices"][0]["finish_reason"] == "length"
         # The last token is drawn, and needs no place.
@@ -356,8 +362,10 @@ def test_messages_may_have_parts_and_other_roles(served: Served) -> None:
     parts = [{"type": "text", "text": "good "}, {"type": "text", "text": "day"}]
     assert text_of(served.chat(messages=[{"role": "user", "content": parts}])) == single
     system = [{"role": "system", "content": "be brief"}, *HELLO]
-    developer = [{"role": "developer", "content": "be brief"}, *HELLO]
+    developer = [{"role": "Developer", "content": "be brief"}, *HELLO]
     assert text_of(served.chat(messages=system)) == text_of(served.chat(messages=developer)) != single
+    newer = [{"type": "input_text", "text": "good "}, {"type": "output_text", "text": "day"}]
+    assert text_of(served.chat(messages=[{"role": "USER", "content": newer}])) == single
 
 
 def test_a_base_model_takes_part_in_a_conversation(tmp_path: Path, serve: Serve) -> None:
@@ -568,6 +576,14 @@ def test_what_asks_for_nothing_is_let_through(served: Served) -> None:
     served.chat(
         tools=[], functions=None, logit_bias={}, echo=False, best_of=1, suffix="", tool_choice="none", user="me", store=True
     )
+    served.chat(top_logprobs=0, logprobs=None, n=None, stream=None or False, seed=-1, stop=["x"] * 20)
+    served.chat(logprobs=False, top_logprobs=0, response_format={"type": "text"}, temperature=None, top_p=None)
+
+
+def test_minus_one_turns_a_filter_off(served: Served) -> None:
+    unfiltered = text_of(served.chat(temperature=1, seed=1, top_k=0, max_tokens=20))
+    assert text_of(served.chat(temperature=1, seed=1, top_k=-1, max_tokens=20)) == unfiltered
+    assert text_of(served.chat(temperature=1, seed=1, top_k=2, max_tokens=20)) != unfiltered
 
 
 @pytest.mark.parametrize(
@@ -577,8 +593,8 @@ def test_what_asks_for_nothing_is_let_through(served: Served) -> None:
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": 1e308}, "temperature"),
         ({"top_p": 1.1}, "top_p"),
-        ({"top_k": -1}, "top_k"),
-        ({"max_tokens": -1}, "max_tokens"),
+        ({"top_k": -2}, "top_k"),
+        ({"max_tokens": -3}, "max_tokens"),
         ({"max_tokens": 10**20}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"n": 0}, "n"),
@@ -587,7 +603,7 @@ def test_what_asks_for_nothing_is_let_through(served: Served) -> None:
         ({"seed": 2**63}, "seed"),
         ({"frequency_penalty": 3}, "frequency_penalty"),
         ({"repeat_penalty": 0}, "repeat_penalty"),
-        ({"stop": ["x"] * 17}, None),
+        ({"stop": ["x"] * 65}, None),
         ({"stop": 7}, None),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
@@ -648,16 +664,35 @@ def test_max_dose_holds_wherever_the_steering_stands(serve: Serve) -> None:
     assert steering_of(served.chat(steering="0.1 happy")) == "0.1 happy"
 
 
-@pytest.mark.parametrize("name", ["gpt-4o", "", "demos", "demo/../x"])
-def test_another_model_is_not_found(served: Served, name: str) -> None:
-    status, error = served.refused({"model": name})
+@pytest.mark.parametrize("name", ["gpt-4o", "demos", "demo/../x", "llama3:8b"])
+def test_the_served_model_answers_for_another_one_and_says_so(served: Served, name: str) -> None:
+    document = served.chat(model=name)
+    assert text_of(document) == text_of(served.chat())
+    assert document["model"] == "demo"
+    assert name in document["steering"]["notes"][0]
+
+
+@pytest.mark.parametrize("name", ["", None])
+def test_no_name_is_the_served_models(served: Served, name: str | None) -> None:
+    document = served.chat(model=name)
+    assert (document["model"], document["steering"]["notes"]) == ("demo", [])
+
+
+def test_another_model_is_not_found_where_that_is_asked_for(serve: Serve) -> None:
+    served = serve(strict=True)
+    status, error = served.refused({"model": "gpt-4o"})
     assert (status, error["code"], error["param"]) == (404, "model_not_found", "model")
     assert "demo" in error["message"]
 
 
+def test_a_steering_of_another_model_is_refused(served: Served) -> None:
+    """What it asks for would be dropped."""
+    assert served.refused({"model": "gpt-4o:happy=0.5"})[0] == 404
+
+
 def test_an_error_in_a_request_to_stream_has_its_status(served: Served) -> None:
     assert served.refused({"stream": True, "steering": "0.5 hapy"})[0] == 400
-    assert served.refused({"stream": True, "model": "other"})[0] == 404
+    assert served.refused({"stream": True, "model": "other:happy=1"})[0] == 404
 
 
 # Models
