@@ -66,8 +66,8 @@ _BETTER = 0.3
 # By how much likelier a refusal may begin, of 1: mean over so many everyday questions; and where it is more, the shares of a dose
 # between which that is looked for. Likelier by some 0.06 and 0.1, formal and sad on the 1.5B refused 9 and 6 of 20 questions, of
 # which 3 are refused unsteered. Of formal's dose there the first 5 questions said 0.018, the first 10 and all 20 0.030 and 0.026.
-# At 0.02 they still refused 5 and 5 (of 20, at 2.3 and 1.2 times what their system prompts do to the instrument).
-REFUSED = 0.01
+# At 0.02 they refuse 5 and 5 of 20; at 0.01, which halves their doses, 5 and 6: two more than unsteered are no more than chance.
+REFUSED = 0.02
 _REFUSABLE = 8
 _REFUSED_SHARES = (0.0, 1 / 3, 2 / 3, 1.0)
 _LEAST_SHARE = 0.2
@@ -159,6 +159,7 @@ class Doser:
         length = relative_dose(rows, hidden)
         if not length > 0:
             raise CalibrationError("The vector is zero at every layer: there is nothing to dose.")
+        vector.check_adds(vector.provenance.concept or "The vector")
         unit = rows / np.float32(length)
         own = self.own
         sides = _Sides(own, unit, self._progress).measured()

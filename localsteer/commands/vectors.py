@@ -147,6 +147,7 @@ def show(vector: str, as_json: bool, model_options: ModelOptions) -> None:
         "pairs": provenance.n_pairs or None,
         "relative_dose": _dose(loaded),
         "origin": provenance.origin or None,
+        "removal": f"{provenance.removal:g} times: !{vector}" if provenance.removal is not None else None,
     }
     rows = _layer_rows(loaded)
     calibration = provenance.calibration
@@ -261,7 +262,8 @@ def import_file(
         with model_options.open() as opened, progress_bar() as progress:
             imported = import_vector(file, shift=shift, name=name, model=opened.fingerprint)
             vector = imported.vector
-            if dose and vector.provenance.calibration is None and vector.provenance.probe is None:
+            measured = vector.provenance.calibration or vector.provenance.probe or vector.provenance.removal
+            if dose and measured is None:
                 with _way_out():
                     vector = measured_dose(opened, vector, _concept_of(vector), progress=progress)
     else:
@@ -286,7 +288,7 @@ def import_file(
         click.echo(finding)
     click.echo(f"{output}: {vector.provenance.concept}, layers {format_layers(vector.layers)}, n_embd {vector.n_embd}")
     print_dosing(vector)
-    if vector.provenance.calibration is None and vector.provenance.dosing is None:
+    if vector.provenance.calibration is None and vector.provenance.dosing is None and vector.provenance.removal is None:
         note(
             f"Neither dosed nor calibrated: strength 1 is what the file says. `localsteer vectors show {output}` tells how large "
             "that is, and with -m MODEL it is measured how much the model bears."

@@ -15,7 +15,7 @@ from localsteer.llama import library
 from localsteer.llama.chat_template import ChatTemplate
 from localsteer.llama.closing import Closing
 from localsteer.llama.fingerprint import Fingerprint, hash_texts
-from localsteer.llama.model_file import check_model_file, content_hash
+from localsteer.llama.model_file import check_model_file, content_hash, why_not
 from localsteer.llama.threads import interrupts_after
 
 logger = logging.getLogger("localsteer.llama")
@@ -61,10 +61,7 @@ class Model(Closing):
             self._model = llama.llama_model_load_from_file(str(self.path).encode(), params)
         if not self._model:
             reason = library.last_error("llama.cpp gives no reason")
-            raise ModelError(
-                f"llama.cpp cannot load {self.path}: {reason}.",
-                hint="If the download was cut short, fetch the file again.",
-            )
+            raise ModelError(f"llama.cpp cannot load {self.path}: {reason}.", hint=why_not(self.path, reason))
         self.vocabulary: ctypes.c_void_p = llama.llama_model_get_vocab(self._model)
         self.n_layer = int(llama.llama_model_n_layer(self._model))
         self.n_embd = int(llama.llama_model_n_embd(self._model))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from pathlib import Path
 
 from localsteer.errors import ModelError
-from localsteer.files.gguf_header import open_header
+from localsteer.files.gguf_header import GGUFHeader, open_header
 from localsteer.files.gguf_layout import MAGIC
 from localsteer.files.text import readable
 
@@ -52,6 +53,50 @@ def is_later_part(path: Path) -> bool:
     """Whether it is a part of a split model, and not the first, which is the one to open."""
     match = _SPLIT_NAME.match(path.name)
     return match is not None and int(match["part"]) != 1
+
+
+def why_not(path: Path, reason: str) -> str | None:
+    """What to do about a file that llama.cpp does not load, and why it says so; None where nothing is known."""
+    if is_later_part(path):
+        first = model_parts(path)[0]
+        return f"It is a part of a model: name the first one, {first.name}."
+    parts = model_parts(path)
+    if missing := next((part for part in parts if not part.is_file()), None):
+        return f"The model has {len(parts)} parts, and {missing.name} is not beside it."
+    for part in parts:
+        try:
+            with open_header(part, ModelError, kind="model file") as header:
+                hint = _other_kind(header)
+        except ModelError as error:
+            return f"{error.message} If the download was cut short, fetch the file again."
+        if hint is not None and len(parts) == 1:
+            return hint
+    if "architecture" in reason:
+        return "A newer llama.cpp may know it (`pip install --upgrade llama-cpp-python`); a file of Ollama's own engine none may."
+    if "alloc" in reason or "memory" in reason:
+        return "A smaller model, or a smaller quantisation of this one, takes less memory."
+    return None
+
+
+def _other_kind(header: GGUFHeader) -> str | None:
+    """What a whole file is, if it is no language model."""
+    with contextlib.suppress(ModelError):
+        kind, architecture = header.text("general.type"), header.text("general.architecture")
+        count, number = header.whole_number("split.count"), header.whole_number("split.no")
+        if kind == "adapter":
+            return "It is a LoRA adapter: name the model that it is for."
+        if kind in ("mmproj", "projector") or architecture == "clip":
+            return "It reads pictures or sound for a language model, and is none: name the model beside it."
+        if architecture == "controlvector":
+            return "It is a control vector: name a model here, and the vector after -s."
+        if count and count > 1:
+            return (
+                f"It is part {(number or 0) + 1} of a model in {count} parts, and is not called so: their names end in "
+                f"-00001-of-{count:05d}.gguf and so on."
+            )
+        if any(name.startswith(("v.", "mm.")) for name in header.tensors):
+            return "It holds a picture encoder beside the model, as Ollama's own engine wants it: take one of llama.cpp's files."
+    return None
 
 
 def content_hash(path: Path) -> str:

@@ -29,7 +29,8 @@ class Edit:
 
     Attributes:
         rows: (n_layer, n_embd), residual-stream units: row k is added to the output of block k.
-        removed: for each layer an orthonormal basis (r, n_embd) of the components to project out.
+        removed: for each layer an orthogonal basis B (r, n_embd) of the components to project out: h - (h B^T) B. Where it is of
+            length 1 they are removed once.
         scale: the rows are multiplied by this.
         beside: further rows, each with its own scale, that are added as well.
     """

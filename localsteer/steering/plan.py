@@ -68,7 +68,7 @@ def resolve(
     """
     vectors = {name: load(name) for name in dict.fromkeys(term.vector for term in steering.terms)}
     added = np.zeros((model.n_layer, model.n_embd), np.float32)
-    removed: dict[int, list[Floats]] = {}
+    removed: list[Mapping[int, Floats]] = []
     hidden_norm: Floats | None = None
     fits: list[str] = []
     for term in steering.terms:
@@ -82,14 +82,13 @@ def resolve(
             )
         part = part_of(term, vector, mode)
         if term.ablate:
-            for layer, direction in part.directions.items():
-                removed.setdefault(layer, []).append(direction)
+            removed.append(_bases(part))
         else:
             with np.errstate(over="ignore", invalid="ignore"):
                 added += part.rows(model.n_layer)
     if not np.isfinite(added).all():
         raise VectorError(f'The strengths of "{steering}" are too large.')
-    bases = {layer: basis for layer, directions in removed.items() if len(basis := _orthonormal(directions))}
+    bases = {layer: basis for layer, basis in join_removals(removed).items() if len(basis)}
     dose: float | None = None
     only_removes = bool(bases) and not added.any()
     if hidden_norm is not None and not only_removes and not added[np.isnan(hidden_norm)].any():
@@ -127,11 +126,12 @@ def part_of(term: Term, vector: ControlVector, mode: Mode) -> ControlVector:
     """What one term adds, or the component that it removes: the vector at its strength and layers.
 
     Raises:
-        VectorError: the strength is too large, or the vector has no direction at the layers asked for.
+        VectorError: the strength is too large, the vector has no direction at the layers asked for, or is not to be added.
     """
     if term.ablate:
         scaled = vector
     else:
+        vector.check_adds(term.vector)
         with np.errstate(over="ignore", invalid="ignore"):
             try:
                 scaled = vector.at(term.strength, mode)
@@ -145,10 +145,28 @@ def part_of(term: Term, vector: ControlVector, mode: Mode) -> ControlVector:
         raise VectorError(f"{term.vector}: {error.message}", hint=error.hint) from None
 
 
+def _bases(vector: ControlVector) -> dict[int, Floats]:
+    """By layer the basis (1, n_embd) of what a vector removes, as long as the root of how many times: (h B^T) B is taken away."""
+    root = np.float32(np.sqrt(vector.provenance.removal or 1.0))
+    return {layer: _orthonormal([direction]) * root for layer, direction in vector.directions.items()}
+
+
 def join_removals(removals: Sequence[Mapping[int, Floats]]) -> dict[int, Floats]:
-    """Bases (r, n_embd) by layer of everything that several edits remove."""
-    layers = {layer for removed in removals for layer in removed}
-    return {layer: _orthonormal([row for removed in removals for row in removed.get(layer, ())]) for layer in sorted(layers)}
+    """Bases (r, n_embd) by layer of everything that several edits remove.
+
+    Raises:
+        VectorError: one of several at a layer is to be removed more or less than once: what is left would hang on their order.
+    """
+    joined: dict[int, Floats] = {}
+    for layer in sorted({layer for removed in removals for layer in removed}):
+        first, *others = (removed[layer] for removed in removals if layer in removed)
+        if others and not all(np.allclose(np.linalg.norm(basis, axis=1), 1, atol=1e-4) for basis in (first, *others)):
+            raise VectorError(
+                f"At layer {layer} several components are removed, one of them not just once (glp.alpha_default).",
+                hint="Remove that one alone.",
+            )
+        joined[layer] = _orthonormal([*first, *(row for basis in others for row in basis)]) if others else first
+    return joined
 
 
 def _orthonormal(directions: Sequence[Floats]) -> Floats:

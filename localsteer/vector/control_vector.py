@@ -46,6 +46,7 @@ class Provenance:
         dosing: what strength 1 of a fresh vector was measured by.
         calibration: what a calibration found, if there was one; it goes before the dosing.
         probe: how the direction tells texts apart, where the vector was fitted for that.
+        removal: how many times the component along it is to be taken away; None for a vector that is to be added.
 
     Raises:
         VectorError: a number of pairs that is none, values for another number of layers than the model has, a hidden norm that is
@@ -70,6 +71,7 @@ class Provenance:
     dosing: Dosing | None = None
     calibration: Calibration | None = None
     probe: Probe | None = None
+    removal: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.n_pairs <= _MAX_PAIRS:
@@ -235,6 +237,17 @@ class ControlVector:
         for layer, direction in self.directions.items():
             dense[layer] = direction
         return dense
+
+    def check_adds(self, name: str) -> None:
+        """Make sure that the vector is one to add.
+
+        Raises:
+            VectorError: its file says that it is to be taken away.
+        """
+        if self.provenance.removal is not None:
+            raise VectorError(
+                f"{name} is to be taken away, not added: its file says glp.mode = project.", hint=f"Steer by !{name}."
+            )
 
     def check_fits(self, model: Fingerprint, *, name: str = "The vector") -> str | None:
         """Whether it can steer a model.

@@ -28,6 +28,7 @@ from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.calibration import Calibration
 from localsteer.vector.control_vector import ControlVector, Floats, Provenance
 from localsteer.vector.dosing import Dosing
+from localsteer.vector.glp import removal_of, write_removal
 from localsteer.vector.probe import Probe
 
 ARCHITECTURE = "controlvector"
@@ -89,6 +90,8 @@ def write_vector(vector: ControlVector, path: str | Path) -> None:
         for name, (text_of, _) in _DOCUMENTS.items():
             if (value := getattr(provenance, name)) is not None:
                 writer.add_string(f"localsteer.{name}", text_of(value))
+        if provenance.removal is not None:
+            write_removal(writer, provenance.removal)
         for layer, direction in vector.directions.items():
             writer.add_tensor(f"direction.{layer}", np.ascontiguousarray(direction, np.float32))
         write_out(writer)
@@ -170,9 +173,12 @@ def read_provenance(header: GGUFHeader) -> Provenance:
     """Where a vector comes from, as far as its file says.
 
     Raises:
-        VectorError: a key is damaged.
+        VectorError: a key is damaged, or asks for what cannot be done here.
     """
-    values: dict[str, Any] = {"model_hint": shown(header.text(f"{ARCHITECTURE}.model_hint") or "")}
+    values: dict[str, Any] = {
+        "model_hint": shown(header.text(f"{ARCHITECTURE}.model_hint") or ""),
+        "removal": removal_of(header),
+    }
     for name in _TEXTS:
         if (text := header.text(f"localsteer.{name}")) is not None:
             # Names and descriptions go to terminals as they are; the concept's text is YAML, which allows no control characters.

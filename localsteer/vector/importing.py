@@ -8,8 +8,9 @@
 | repeng (`ControlVector.export_gguf`) | an unsigned `layer_count`, the number of its directions | block k |
 | llama-cvector-generator (`export_gguf`) | a signed `layer_count` | block k - 1 |
 | jukofyork/control-vectors (`ModelHandler.export_gguf`) | an unsigned `layer_count` above their number | block k - 1 |
+| writers of GLP (see `glp`) | keys `glp.*` | block k |
 
-The last one reads what a block adds to its input instead of what comes out of it: of the same block.
+That of jukofyork reads what a block adds to its input instead of what comes out of it: of the same block.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from localsteer.files.text import readable
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.control_vector import ControlVector, Floats, Provenance, format_layers
 from localsteer.vector.file import MAX_LAYERS, read_directions, read_provenance, read_vector_header
+from localsteer.vector.glp import is_glp
 
 _LAYER_COUNT = "controlvector.layer_count"
 _NUMBERS = re.compile(r"\d+")
@@ -126,6 +128,12 @@ def _find_in_gguf(header: GGUFHeader, model: Fingerprint | None) -> _Found:
         raise VectorError(f"{header.path} holds no directions.")
     if "localsteer.version" in header.fields:
         return _Found("localsteer", rows, 0, "localsteer's own", provenance)
+    if is_glp(header):
+        why = "a GLP file, every direction at the block where it was read"
+        if provenance.removal is not None:
+            times = "" if provenance.removal == 1 else f" {provenance.removal:g} times"
+            why += f", to be taken away{times}, not added (!{header.path.stem})"
+        return _Found("GLP", rows, 0, why, provenance)
     counted = header.fields.get(_LAYER_COUNT)
     if counted is not None and counted.kind == INT32_TYPE:
         why = "of llama-cvector-generator (its layer count is a signed number), which writes every direction one block late"

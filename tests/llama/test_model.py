@@ -3,9 +3,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 
 from localsteer.errors import LocalsteerError, ModelError
+from localsteer.files.gguf_writing import write_out
 from localsteer.llama import library
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
@@ -192,6 +195,44 @@ def test_missing_metadata_is_an_error_that_names_it(tiny_path: TinyPath, tmp_pat
     path = patched(tiny_path("llama"), tmp_path / "shy.gguf", b"llama.embedding_length", b"llama.embedding_longth")
     with pytest.raises(ModelError, match=f"{path}.*embedding_length"):
         Model(path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "word"),
+    [
+        ("gptoss", {}, "newer llama.cpp"),
+        ("clip", {}, "the model beside it"),
+        ("llama", {"general.type": "mmproj"}, "the model beside it"),
+        ("llama", {"general.type": "adapter"}, "LoRA"),
+        ("controlvector", {}, "after -s"),
+        ("llama", {"split.count": 3, "split.no": 1}, "part 2 of a model in 3 parts"),
+    ],
+)
+def test_a_whole_file_that_is_no_model_is_not_said_to_be_cut_short(
+    tmp_path: Path, architecture: str, keys: dict[str, str | int], word: str
+) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "other.gguf", architecture)
+    for key, value in keys.items():
+        writer.add_string(key, value) if isinstance(value, str) else writer.add_uint16(key, value)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 8), np.float32))
+    write_out(writer)
+    with pytest.raises(ModelError, match=word) as caught:
+        Model(tmp_path / "other.gguf")
+    assert "cut short" not in str(caught.value)
+
+
+def test_a_part_of_a_split_model_is_told_the_first(tmp_path: Path) -> None:
+    parts = [tmp_path / f"big-{number:05d}-of-00003.gguf" for number in (1, 2, 3)]
+    for number, part in enumerate(parts[:2]):
+        writer = gguf.GGUFWriter(part, "llama")
+        writer.add_uint16("split.count", 3)
+        writer.add_uint16("split.no", number)
+        writer.add_tensor(f"blk.{number}.attn_norm.weight", np.zeros((4, 8), np.float32))
+        write_out(writer)
+    with pytest.raises(ModelError, match=f"{parts[2].name} is not beside it"):
+        Model(parts[0])
+    with pytest.raises(ModelError, match=f"name the first one, {parts[0].name}"):
+        Model(parts[1])
 
 
 # Closing
