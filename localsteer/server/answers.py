@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
+import numpy as np
 from fastapi.concurrency import run_in_threadpool
+from numpy.typing import NDArray
 from sse_starlette import EventSourceResponse
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response, StreamingResponse
@@ -197,6 +199,7 @@ class Service:
     Attributes:
         building: the vectors that are being built, by name.
         reading: the texts that are being read.
+        embedding: those that are being embedded.
     """
 
     def __init__(self, model: Model, engine: Engine, steerings: Steerings, armed: ArmedPolicy | None = None) -> None:
@@ -205,11 +208,12 @@ class Service:
         self.steerings = steerings
         self.building: Beside[None] = Beside("vectors that are being built", _FIRST_BUILD)
         self.reading: Beside[list[dict[str, Any]]] = Beside("texts that are being read", _FIRST_READING)
+        self.embedding: Beside[NDArray[np.float32]] = Beside("texts that are embedded", _FIRST_READING)
         self._armed = armed
 
     def stop(self) -> None:
         """End all that is being done, with an error for those who wait for it."""
-        beside = self.building, self.reading
+        beside = self.building, self.reading, self.embedding
         for one in beside:
             one.refuse()  # before anything is waited for
         self.engine.stop()

@@ -17,7 +17,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from localsteer.errors import LocalsteerError
-from localsteer.server import ollama_api, openai_api, vectors_api
+from localsteer.server import embeddings_api, llama_server_api, ollama_api, openai_api, vectors_api
 from localsteer.server.answers import Service
 from localsteer.server.engine import BusyError
 from localsteer.server.errors import document, error_document, error_response, without_paths
@@ -49,12 +49,15 @@ def make_app(service: Service, access: Access) -> ASGIApp:
     app.include_router(openai_api.router(service))
     app.include_router(vectors_api.router(service))
     app.include_router(ollama_api.router(service))
+    app.include_router(embeddings_api.router(service))
+    app.include_router(llama_server_api.router(service))
     app.add_exception_handler(LocalsteerError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _nobody_there)
     app.add_exception_handler(Exception, _failed)
 
+    @app.get("/v1/health", include_in_schema=False)
     @app.get("/health", tags=["Server"])
     async def health(response: Response) -> dict[str, Any]:
         """Whether it answers, and how busy it is; 503 where one answer after another fails."""

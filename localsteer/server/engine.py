@@ -164,6 +164,11 @@ class Engine:
         return self._batch.failures
 
     @property
+    def parallel(self) -> int:
+        """Places of the batch."""
+        return self._batch.parallel
+
+    @property
     def kept_tokens(self) -> int:
         """Tokens in the KV cache."""
         return self._batch.kept_tokens

@@ -21,7 +21,7 @@ from localsteer.server.errors import document, error_response
 MAX_BODY = 1_000_000
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # What a browser asks for before anybody can give a key, and what a supervisor asks without one.
-_OPEN = ("/", "/health", "/page/", "/favicon.ico")
+_OPEN = ("/", "/health", "/v1/health", "/page/", "/favicon.ico")
 _TOO_LARGE = (f"The body is larger than {MAX_BODY:,} bytes.", "body_too_large")
 _NO_SNIFFING = {"X-Content-Type-Options": "nosniff"}
 

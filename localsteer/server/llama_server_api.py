@@ -1,0 +1,87 @@
+"""What programs for llama-server ask besides OpenAI's API: `/tokenize`, `/detokenize`, `/props`, `/slots`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from localsteer.llama.sampling import Sampling
+from localsteer.server.answers import RequestError, Service
+from localsteer.server.schema import Text
+
+_MAX_TOKENS = 10**6
+
+
+class Tokenize(BaseModel):
+    """POST /tokenize."""
+
+    content: Text = ""
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class Detokenize(BaseModel):
+    """POST /detokenize."""
+
+    tokens: Annotated[list[int], Field(max_length=_MAX_TOKENS)] = []
+
+
+def router(service: Service) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(tags=["llama-server"])
+    model = service.model
+
+    @routes.post("/tokenize")
+    def tokenize(body: Tokenize) -> dict[str, Any]:
+        """The tokens of a text."""
+        tokens = model.tokenize(body.content, add_special=body.add_special, special=body.parse_special)
+        return {"tokens": [{"id": token, "piece": _piece(token)} for token in tokens] if body.with_pieces else tokens}
+
+    def _piece(token: int) -> str | list[int]:
+        """As text; as bytes where it is a part of a character."""
+        data = model.token_bytes(token, special=True)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            return list(data)
+
+    @routes.post("/detokenize")
+    def detokenize(body: Detokenize) -> dict[str, str]:
+        """The text of tokens."""
+        if wrong := next((token for token in body.tokens if not 0 <= token < model.n_vocab), None):
+            raise RequestError(f"{wrong} is no token of this model.", "tokens")
+        data = b"".join(model.token_bytes(token, special=True) for token in body.tokens)
+        return {"content": data.decode("utf-8", errors="replace")}
+
+    @routes.get("/props")
+    def props() -> dict[str, Any]:
+        """The server, and how it answers who says nothing else; of the model's path only the file's name."""
+        return {
+            "default_generation_settings": {"n_ctx": service.engine.n_ctx, "params": _defaults()},
+            "total_slots": service.engine.parallel,
+            "model_alias": service.steerings.name,
+            "model_path": model.path.name,
+            "chat_template": model.metadata("tokenizer.chat_template") or "",
+            "modalities": {"vision": False, "audio": False},
+            "is_sleeping": False,
+        }
+
+    @routes.get("/slots")
+    def slots() -> list[dict[str, Any]]:
+        """The places of the batch; what is asked in them is told to nobody."""
+        busy = service.engine.running
+        return [
+            {"id": number, "n_ctx": service.engine.n_ctx, "is_processing": number < busy}
+            for number in range(service.engine.parallel)
+        ]
+
+    return routes
+
+
+def _defaults() -> dict[str, Any]:
+    settings = asdict(Sampling())
+    return {**settings, "seed": -1, "max_tokens": -1, "n_predict": -1}

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.server.conftest import Served
+
+
+def posted(served: Served, path: str, **body: Any) -> Any:
+    answer = served.client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.mark.parametrize("text", ["good day", "a <|im_end|> in it", "\u5abd \N{HUGGING FACE}", ""])
+def test_tokens_of_a_text_and_back(served: Served, text: str) -> None:
+    tokens = posted(served, "/tokenize", content=text)["tokens"]
+    assert tokens == served.model.tokenize(text, add_special=False)
+    assert posted(served, "/detokenize", tokens=tokens)["content"] == text
+
+
+def test_special_tokens_may_be_read_as_text_and_put_in_front(served: Served) -> None:
+    plain = posted(served, "/tokenize", content="<|im_end|>", parse_special=False)["tokens"]
+    assert len(plain) > len(posted(served, "/tokenize", content="<|im_end|>")["tokens"]) == 1
+    assert posted(served, "/tokenize", content="x", add_special=True)["tokens"] == served.model.tokenize("x")
+
+
+def test_a_piece_of_a_character_is_told_as_bytes(served: Served) -> None:
+    pieces = posted(served, "/tokenize", content="a\u5abd", with_pieces=True)["tokens"]
+    data = b"".join(bytes(one["piece"]) if isinstance(one["piece"], list) else one["piece"].encode() for one in pieces)
+    assert data.decode() == "a\u5abd"
+    assert any(isinstance(one["piece"], list) for one in pieces)
+    assert all(isinstance(one["id"], int) for one in pieces)
+
+
+@pytest.mark.parametrize("tokens", [[-1], [10**9], ["x"], [1.5], 7])
+def test_what_is_no_token_is_refused(served: Served, tokens: object) -> None:
+    assert served.client.post("/detokenize", json={"tokens": tokens}).status_code == 400
+
+
+def test_the_server_tells_what_it_has_and_no_path_of_the_machine(served: Served) -> None:
+    document = served.client.get("/props").json()
+    assert (document["total_slots"], document["model_alias"]) == (served.batch.parallel, "demo")
+    assert document["default_generation_settings"]["n_ctx"] == served.engine.n_ctx
+    assert "im_start" in document["chat_template"]
+    assert document["model_path"] == served.model.path.name
+    assert str(served.model.path.parent) not in str(document)
+    slots = served.client.get("/slots").json()
+    assert [(slot["id"], slot["is_processing"]) for slot in slots] == [(0, False), (1, False)]
