@@ -106,7 +106,12 @@ def with_answer_options(function: Command) -> Command:
         _sampling_option("--frequency-penalty", penalty, "Taken off their logits for each time they occurred."),
         _sampling_option("--presence-penalty", penalty, "Likewise, once however often they occurred."),
         click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Draw the same answer again."),
-        click.option("--context", "n_ctx", type=click.IntRange(8), help="Tokens of context. Default: 4096, or the model's."),
+        click.option(
+            "--context",
+            "n_ctx",
+            type=click.IntRange(8),
+            help="Tokens of context. Default: what the model and the memory allow, up to 16,384.",
+        ),
     )
 
 

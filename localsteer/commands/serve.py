@@ -40,7 +40,10 @@ if TYPE_CHECKING:
 @click.option("--parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Answers at once.")
 @click.option("--queue", type=click.IntRange(0), default=32, show_default=True, help="Answers that may wait.")
 @click.option(
-    "--context", "n_ctx", type=click.IntRange(8), help="Tokens of context of each answer. Default: 4096, or the model's."
+    "--context",
+    "n_ctx",
+    type=click.IntRange(8),
+    help="Tokens of context of each answer. Default: what the model and the memory allow, up to 16,384.",
 )
 @click.option(
     "--cache-ram",

@@ -45,7 +45,7 @@ class RunningBatch(Closing):
     Args:
         model: the model.
         parallel: most answers at once; an anchored one takes two places, the other for the unsteered model.
-        n_ctx: tokens of context that each of them has; None means 4096, or less where the model was trained for less.
+        n_ctx: tokens of context that each of them has; None means what the model and the memory allow.
         n_cells: tokens that all of them hold together; None means `parallel` times as many.
         cache_ram: MiB of main memory for sequences that lost their place; without any, what others left in the KV cache may move
             an answer by rounding.
@@ -72,7 +72,7 @@ class RunningBatch(Closing):
     ) -> None:
         self.model = model
         self.parallel = parallel
-        self.n_ctx = n_ctx if n_ctx is not None else default_context(model)
+        self.n_ctx = n_ctx if n_ctx is not None else default_context(model, parallel)
         self._n_cells = n_cells
         self._smooth_part = SMOOTH_PART if smooth else N_UBATCH
         self._common: Edit | None = None

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import psutil
+
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
 from localsteer.llama.steerability import steerability
 
-# Room for a long conversation, and 90 MB of KV cache on the demo model where its full 8,192 tokens take 190.
-DEFAULT_CONTEXT = 4096
+# A conversation of some hours, or a long document. The KV cache is cleared at the start: on two slow cores that took 0.4 s for
+# the demo model's 8,192 tokens (180 MB), 0.8 s for 16,384 of Qwen2.5-Coder 1.5B (450 MB), and 1.6 s for all of its 32,768.
+_LONGEST_DEFAULT = 16_384
+# Of the memory that is free once the weights are loaded: the rest is for what else runs on a laptop.
+_SHARE_OF_MEMORY = 0.25
+# llama.cpp itself rounds up to this many.
+_LEAST_DEFAULT = 256
 
 
 class ContextLengthError(LocalsteerError):
     """A conversation that is longer than the context."""
 
 
-def default_context(model: Model) -> int:
-    """Tokens of context where nobody asks for a number."""
-    return min(DEFAULT_CONTEXT, model.n_ctx_train or DEFAULT_CONTEXT)
+def default_context(model: Model, parallel: int = 1) -> int:
+    """Tokens of context of each of several conversations where nobody asks for a number: what the model and the memory allow."""
+    room = int(psutil.virtual_memory().available * _SHARE_OF_MEMORY) // (model.kv_bytes * parallel)
+    allowed = max(_LEAST_DEFAULT, room // _LEAST_DEFAULT * _LEAST_DEFAULT)
+    return min(_LONGEST_DEFAULT, allowed, model.n_ctx_train or _LONGEST_DEFAULT)
 
 
 def check_prompt(prompt: Sequence[int], n_ctx: int) -> None:

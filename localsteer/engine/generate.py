@@ -30,7 +30,7 @@ class Generator(Closing):
 
     Args:
         model: the model.
-        n_ctx: tokens of context; None means 4096, or less where the model was trained for less.
+        n_ctx: tokens of context; None means what the model and the memory allow.
         cache_ram: MiB of main memory for prompts and answers that others have taken the place of.
     """
 

@@ -139,6 +139,22 @@ class Model(Closing):
         )
 
     @functools.cached_property
+    def kv_bytes(self) -> int:
+        """Bytes of KV cache that a token of context takes at most: 16-bit keys and values of every block.
+
+        Blocks with a sliding window, or with a state instead, take less.
+        """
+        llama = self._llama
+        n_head = max(1, int(llama.llama_model_n_head(self.handle)))
+        heads = int(llama.llama_model_n_head_kv(self.handle)) or n_head
+
+        def length(of: str) -> int:
+            text = self.metadata(f"{self.architecture}.attention.{of}_length") or ""
+            return int(text) if text.isdecimal() else self.n_embd // n_head
+
+        return 2 * self.n_layer * heads * (length("key") + length("value"))
+
+    @functools.cached_property
     def fingerprint(self) -> Fingerprint:
         """Identity for control vectors."""
         texts = (self._llama.llama_vocab_get_text(self.vocabulary, token) for token in range(self.n_vocab))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from localsteer.engine.checks import default_context
 from localsteer.errors import PolicyError
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
@@ -49,7 +48,7 @@ def answer_tokens(model: Model, answer: str) -> list[int]:
 
 
 def _check_room(model: Model, count: int, what: str) -> None:
-    room = default_context(model)
+    room = model.n_ctx_train
     if count > room:
         raise PolicyError(
             f"A text is too long to be read: its {what} takes it to {count} tokens, and the context holds {room}.",

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from localsteer.engine.checks import default_context
+from localsteer.llama.context import Batch, Context
+from localsteer.llama.model import Model
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """How much memory there seems to be."""
+    memory = SimpleNamespace(available=0)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    return memory
+
+
+def test_with_enough_memory_it_is_what_the_model_can_read(tiny: Model, free: SimpleNamespace) -> None:
+    free.available = 1 << 40
+    assert default_context(tiny, 4) == tiny.n_ctx_train
+
+
+def test_without_it_is_less(tiny: Model, free: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "n_ctx_train", 100_000)
+    for available, parallel, expected in (
+        (1 << 40, 1, 16_384),
+        (4 * 5000 * tiny.kv_bytes, 1, 4864),
+        (4 * 5000 * tiny.kv_bytes, 4, 1024),
+        (0, 1, 256),
+    ):
+        free.available = available
+        assert default_context(tiny, parallel) == expected
+
+
+def test_the_kv_cache_is_as_large_as_said(tiny: Model) -> None:
+    """As llama.cpp copies it: beside keys and values, some bytes of each cell."""
+    with Context(tiny, n_ctx=256) as context:
+        sizes = []
+        for start, tokens in ((0, [5] * 64), (64, [5] * 64)):
+            context.decode(Batch.of_one_sequence(tokens, start=start))
+            sizes.append(context.sequence_bytes(0))
+    assert (sizes[1] - sizes[0]) / 64 == pytest.approx(tiny.kv_bytes, rel=0.1)
