@@ -66,6 +66,13 @@ if TYPE_CHECKING:
 @policy_option
 @max_dose_option
 @click.option(
+    "--list-steerings",
+    type=click.IntRange(0, 1000),
+    default=12,  # with the presets, a list that fits on a screen
+    show_default=True,
+    help="Names of the model with a steering behind it (NAME:happy) that programs are offered, beside the presets.",
+)
+@click.option(
     "--strict-model", is_flag=True, help="Refuse requests that name another model. Default: this one answers, with a note."
 )
 @click.option("--alias", help="What the model is called in requests. Default: its name in `localsteer models list`.")
@@ -87,6 +94,7 @@ def command(
     folder: Path | None,
     policy_file: str | None,
     max_dose: float | None,
+    list_steerings: int,
     strict_model: bool,
     alias: str | None,
     as_json: bool,
@@ -126,6 +134,7 @@ def command(
                     default=steering,
                     mode=mode,
                     limit=limit,
+                    list_steerings=list_steerings,
                     strict=strict_model,
                     progress=progress,
                 )

@@ -174,7 +174,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/ps")
     def names() -> dict[str, Any]:
         """The model, and one more name for each preset: what is there, and what is loaded."""
-        return {"models": [_listed(model, name) for name in service.steerings.names]}
+        return {"models": [_listed(model, name) for name in service.steerings.listed()]}
 
     @routes.post("/show")
     def show(body: OllamaShow) -> dict[str, Any]:

@@ -237,8 +237,8 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/models")
     def models() -> dict[str, Any]:
-        """The model, and one more name for each preset."""
-        return {"object": "list", "data": [_model_document(name, created) for name in service.steerings.names]}
+        """The model, and one more name for each preset, and for what it can be steered by."""
+        return {"object": "list", "data": [_model_document(name, created) for name in service.steerings.listed()]}
 
     @routes.get("/models/{name:path}")
     def model(name: str) -> dict[str, Any]:

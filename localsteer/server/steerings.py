@@ -25,7 +25,8 @@ from localsteer.llama.model import Model
 from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import NOTHING, Steering, Term, parse_steering
 from localsteer.steering.plan import Plan, resolve
-from localsteer.vector.calibration import Mode
+from localsteer.steering.worth import is_shown
+from localsteer.vector.calibration import POLES, Mode
 from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import read_vector
 
@@ -95,6 +96,7 @@ class Steerings:
         default: what requests that name none are steered by.
         mode: what is steered where a request says nothing.
         limit: the largest relative dose; None for any.
+        list_steerings: how many steerings are listed beside the model and the presets.
         strict: refuse requests that name another model; else the one that is served answers them.
         progress: told about the building of the default's vectors.
 
@@ -115,6 +117,7 @@ class Steerings:
         default: Steering = NOTHING,
         mode: Mode = "response",
         limit: DoseLimit | None = None,
+        list_steerings: int = 0,
         strict: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -127,6 +130,7 @@ class Steerings:
         self._folder = folder
         self._limit = limit
         self._strict = strict
+        self._most_listed = list_steerings
         self._read = WhileUnchanged(read_vector)
         self._shelf = Shelf.for_model(model.path, read=self._read)
         self._unkept: dict[str, ControlVector] = {}
@@ -151,6 +155,25 @@ class Steerings:
     def names(self) -> list[str]:
         """What the model can be called: its name, and one more for each preset."""
         return [self.name, *(f"{self.name}:{preset}" for preset in self.presets)]
+
+    def listed(self) -> list[str]:
+        """`names`, and the model steered by what is built for it and does something on it: programs offer their users no others.
+
+        At strength 1 and -1, as far as each was seen to do something; what is calibrated stands first.
+        """
+        ready: list[tuple[bool, str, ControlVector]] = []
+        own, known = self._own_files(), concepts()
+        for name in sorted({*own, *known}) if self._most_listed else ():
+            with contextlib.suppress(LocalsteerError):
+                if (vector := self._look(name, own, known)[0]) is not None:
+                    ready.append((vector.provenance.calibration is None, name, vector))
+        steered = [
+            f"{self.name}:{name}" if pole == "positive" else f"{self.name}:{name}=-1"
+            for _, name, vector in sorted(ready, key=lambda one: one[:2])
+            for pole in POLES
+            if is_shown(vector, pole) and name not in self.presets
+        ]
+        return [*self.names, *steered[: self._most_listed]]
 
     def of_model_name(self, name: str) -> Steering | None:
         """The steering that a model's name asks for; None where it asks for nothing.

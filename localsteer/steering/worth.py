@@ -19,6 +19,15 @@ def pole_name(vector: ControlVector, pole: Pole) -> str:
     return named or ("+" if pole == "positive" else "-")
 
 
+def is_shown(vector: ControlVector, pole: Pole) -> bool:
+    """Whether strength 1 or -1 of a vector was seen to do something beyond doubt."""
+    calibration, dosing = vector.provenance.calibration, vector.provenance.dosing
+    if calibration is not None:
+        side = calibration.sides[pole, "response"]
+        return side.dose is not None and side.shown
+    return dosing is not None and dosing.sides[pole].shown
+
+
 def worth(vector: ControlVector) -> Iterator[tuple[Pole, str]]:
     """What strength 1 and -1 are worth, one sentence each; nothing for a vector that was neither dosed nor calibrated."""
     for pole in POLES:

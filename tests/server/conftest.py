@@ -165,6 +165,7 @@ def serving(tiny: Model, folder: Path) -> Iterator[Serve]:
             policy: Path | None = None,
             access: Access | None = None,
             strict: bool = False,
+            list_steerings: int = 0,
             raise_server_exceptions: bool = True,
         ) -> Served:
             batch = HeldBatch(model, parallel=parallel, n_ctx=n_ctx)
@@ -180,6 +181,7 @@ def serving(tiny: Model, folder: Path) -> Iterator[Serve]:
                 mode="anchored" if anchored else "response",
                 limit=limit,
                 strict=strict,
+                list_steerings=list_steerings,
             )
             armed: ArmedPolicy | None = stack.enter_context(arm(policy, model, limit=limit)) if policy is not None else None
             service = Service(model, engine, steerings, armed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from localsteer.llama.model import Model
 from localsteer.llama.sampling import MAX_SEED, Sampling
 from localsteer.reading.prompt import chat_tokens
 from localsteer.steering.expression import parse_steering
+from localsteer.vector.file import write_vector
 from tests.conftest import LOGIT_NOISE, assert_greedy, run_alone
 from tests.policy.made import push
-from tests.server.conftest import HELLO, Serve, Served
+from tests.server.conftest import HELLO, Serve, Served, tiny_vector
 from tests.tiny_models import SPECIAL_TOKENS, VOCABULARY, write_tiny_model
+from tests.vector.made_dosing import dosing
 
 TEXT = "good day"
 Events = list[dict[str, Any]]
@@ -711,6 +714,20 @@ def test_models_are_listed_with_their_presets(serve: Serve) -> None:
         served.chat(model=name)
     assert served.client.get("/v1/models/other").status_code == 404
     assert served.client.get("/v1/models/other").json()["error"]["code"] == "model_not_found"
+
+
+def test_what_is_known_to_do_something_is_offered_by_name(serve: Serve, tiny: Model, tmp_path: Path) -> None:
+    for name, shown in (("sure", True), ("doubtful", False), ("measured", True)):
+        vector = tiny_vector(tiny, 1)
+        provenance = replace(vector.provenance, dosing=dosing(shown=shown))
+        write_vector(replace(vector, provenance=provenance), tmp_path / f"{name}.gguf")
+    write_vector(tiny_vector(tiny, 2), tmp_path / "unknown.gguf")
+    served = serve(vectors=tmp_path, presets={"cheerful": "0.6 sure"}, list_steerings=3)
+    names = [one["id"] for one in served.client.get("/v1/models").json()["data"]]
+    assert names == ["demo", "demo:cheerful", "demo:measured", "demo:measured=-1", "demo:sure"]
+    assert [one["name"] for one in served.client.get("/api/tags").json()["models"]] == names
+    for name, expression in ((names[2], "measured"), (names[3], "-measured")):
+        assert steering_of(served.chat(model=name)) == expression
 
 
 # Policies
