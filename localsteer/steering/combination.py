@@ -46,12 +46,17 @@ def describe(steering: Steering, load: Callable[[str], ControlVector]) -> Steeri
 
 
 def refuse_removal(steering: Steering) -> None:
-    """Make sure that an expression only adds.
+    """Make sure that an expression only adds, in all of a reply.
 
     Raises:
-        LocalsteerError: a term removes a component.
+        LocalsteerError: a term removes a component, or steers the reasoning alone.
     """
     for term in steering.terms:
+        if term.phase != "answer":
+            raise LocalsteerError(
+                f"{term} steers the reasoning alone, and a vector steers whatever it is added to.",
+                hint=f"Leave out @{term.phase}.",
+            )
         if term.ablate:
             raise LocalsteerError(
                 f"{term} removes a component, and a vector can only add.",

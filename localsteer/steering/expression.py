@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from localsteer.errors import ExpressionError, LocalsteerError
+
+Phase = Literal["answer", "thinking"]
+"""The part of a reply: what a reasoning model thinks before it answers, and what it answers. Others only answer."""
+
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 @dataclass(frozen=True)
@@ -18,12 +24,14 @@ class Term:
         strength: the number in front of it.
         layers: first and last layer, both inclusive; None means all that the vector has.
         ablate: remove the component along the vector instead of adding it (`!name`); strength is 1 then.
+        phase: the part of the reply that is steered.
     """
 
     vector: str
     strength: float = 1.0
     layers: tuple[int, int] | None = None
     ablate: bool = False
+    phase: Phase = "answer"
 
     def __str__(self) -> str:
         return f"-{self.unsigned}" if self.strength < 0 else self.unsigned
@@ -33,6 +41,7 @@ class Term:
         """The term without its sign, as it stands behind a + or -."""
         name = self.vector if _BARE.fullmatch(self.vector) and not _NUMBER.fullmatch(self.vector) else _quote(self.vector)
         suffix = "" if self.layers is None else f"@{self.layers[0]}-{self.layers[1]}"
+        suffix += "" if self.phase == "answer" else f"@{self.phase}"
         if self.ablate:
             return f"!{name}{suffix}"
         strength = "" if abs(self.strength) == 1 else f"{_format_number(abs(self.strength))} "
@@ -61,7 +70,7 @@ class Steering:
         """The expression with all signs turned; None where a term is an ablation, which has no opposite."""
         if any(term.ablate for term in self.terms):
             return None
-        return Steering(tuple(Term(term.vector, -term.strength, term.layers) for term in self.terms))
+        return Steering(tuple(replace(term, strength=-term.strength) for term in self.terms))
 
 
 NOTHING = Steering()
@@ -79,6 +88,8 @@ _DECIMAL_COMMA = re.compile(r"\d+,\d+")
 
 _LAYERS = re.compile(r"(\d{1,6})(?!\d)(?:-(\d{1,6})(?!\d))?")
 
+_PHASE = re.compile(rf"@({'|'.join(PHASES)})(?=[\s@+-]|$)")
+
 _SPACE = re.compile(r"\s*")
 
 
@@ -86,8 +97,9 @@ def parse_steering(expression: str) -> Steering:
     """Parse an expression.
 
         expression = [sign] term {sign term}
-        term       = ["!"] vector [layers]  |  [strength ["*"]] vector [layers]
+        term       = ["!"] vector [layers] [phase]  |  [strength ["*"]] vector [layers] [phase]
         layers     = "@" first ["-" last]
+        phase      = "@answer" | "@thinking"
 
     A sign inside a bare name (`happy-sad`) belongs to the name; one after a space starts a term. Quotes hold a path with
     spaces. The empty expression steers nothing.
@@ -142,7 +154,7 @@ class _Parser:
             if sign < 0:
                 raise self.error("A removal (!) takes no minus sign.", start)
             self.skip()
-            return Term(self.name(), ablate=True, layers=self.layers())
+            return Term(self.name(), ablate=True, layers=self.layers(), phase=self.phase())
         strength = 1.0
         number = _NUMBER.match(self.text, self.at)
         if number is not None:
@@ -155,7 +167,7 @@ class _Parser:
                 raise self.error("This strength is too large.", number.start())
             if self.take("!"):
                 raise self.error("A removal (!) takes no strength.", self.at - 1)
-        return Term(self.name(), sign * strength, self.layers())
+        return Term(self.name(), sign * strength, self.layers(), phase=self.phase())
 
     def name(self) -> str:
         if self.at < len(self.text) and self.text[self.at] in "\"'":
@@ -174,12 +186,12 @@ class _Parser:
         return match[0]
 
     def layers(self) -> tuple[int, int] | None:
-        if not self.take("@"):
+        if _PHASE.match(self.text, self.at) or not self.take("@"):
             return None
         start = self.at
         match = _LAYERS.match(self.text, start)
         if match is None:
-            raise self.error("Expected layers, such as 8-23.")
+            raise self.error("Expected layers, such as 8-23, or answer or thinking.")
         self.at = match.end()
         first, last = int(match[1]), int(match[2] or match[1])
         if first < 1:
@@ -187,6 +199,13 @@ class _Parser:
         if first > last:
             raise self.error("The first layer is above the last.", start)
         return first, last
+
+    def phase(self) -> Phase:
+        match = _PHASE.match(self.text, self.at)
+        if match is None:
+            return "answer"
+        self.at = match.end()
+        return "thinking" if match[1] == "thinking" else "answer"
 
     def sign(self) -> float | None:
         for character, value in (("+", 1.0), ("-", -1.0)):

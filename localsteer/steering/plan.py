@@ -12,7 +12,7 @@ from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.llama.residual import Edit
 from localsteer.steering.dose import DoseLimit, relative_dose
-from localsteer.steering.expression import Steering, Term
+from localsteer.steering.expression import Phase, Steering, Term
 from localsteer.steering.notes import notes
 from localsteer.steering.worth import worth_of
 from localsteer.vector.calibration import Mode
@@ -25,9 +25,10 @@ class Plan:
 
     Attributes:
         steering: where it comes from.
-        edit: what is done at each layer.
-        relative_dose: sum over layers of ‖added‖ / mean ‖hidden state‖; None where a vector does not say the norms, and where
-            something is removed and nothing added.
+        edit: what is done at each layer, while the model answers.
+        thinking: what is done while it thinks before that.
+        relative_dose: sum over layers of ‖added‖ / mean ‖hidden state‖, in the phase where that is more; None where a vector does
+            not say the norms, and where something is removed and nothing added.
         mode: what the doses are for (see `localsteer.vector.calibration.Mode`).
         notes: what the user should know, such as a vector read from another quantisation, or a dose past the calibrated range.
         worth: what is known of how far each of its vectors goes, a sentence each.
@@ -39,11 +40,21 @@ class Plan:
     mode: Mode = "response"
     notes: tuple[str, ...] = ()
     worth: tuple[str, ...] = ()
+    thinking: Edit | None = None
 
     @property
     def effect(self) -> Edit | None:
         """The edit; None where it does nothing."""
-        return self.edit if self.edit.added.any() or self.edit.removed else None
+        return _effect(self.edit)
+
+    @property
+    def effects(self) -> dict[Phase, Edit | None]:
+        """By the phase of the reply what is done, None where that is nothing."""
+        return {"answer": self.effect, "thinking": _effect(self.thinking) if self.thinking is not None else None}
+
+
+def _effect(edit: Edit) -> Edit | None:
+    return edit if edit.added.any() or edit.removed else None
 
 
 def resolve(
@@ -67,8 +78,7 @@ def resolve(
         LocalsteerError: the limit does not allow it.
     """
     vectors = {name: load(name) for name in dict.fromkeys(term.vector for term in steering.terms)}
-    added = np.zeros((model.n_layer, model.n_embd), np.float32)
-    removed: list[Mapping[int, Floats]] = []
+    sums: dict[Phase, _Sum] = {}
     hidden_norm: Floats | None = None
     fits: list[str] = []
     for term in steering.terms:
@@ -81,23 +91,42 @@ def resolve(
                 f"{term} names layer {term.layers[1]}, and {model.name} has layers 1 to {model.n_layer - 1} to steer.",
             )
         part = part_of(term, vector, mode)
+        total = sums.setdefault(term.phase, _Sum(model))
         if term.ablate:
-            removed.append(_bases(part))
+            total.removed.append(_bases(part))
         else:
             with np.errstate(over="ignore", invalid="ignore"):
-                added += part.rows(model.n_layer)
-    if not np.isfinite(added).all():
+                total.added += part.rows(model.n_layer)
+    if not all(np.isfinite(total.added).all() for total in sums.values()):
         raise VectorError(f'The strengths of "{steering}" are too large.')
-    bases = {layer: basis for layer, basis in join_removals(removed).items() if len(basis)}
-    dose: float | None = None
-    only_removes = bool(bases) and not added.any()
-    if hidden_norm is not None and not only_removes and not added[np.isnan(hidden_norm)].any():
-        dose = relative_dose(added, hidden_norm)
-    edit = Edit(added, bases)
-    off = limit.check(steering, edit, dose) if limit is not None else None
-    told = dict.fromkeys([*fits, *([off] if off is not None else []), *notes(steering, vectors, model, mode, dose)])
+    edits = {phase: total.edit for phase, total in sums.items()}
+    doses = {phase: _dose(edit, hidden_norm) for phase, edit in edits.items()}
+    known_doses = [dose for dose in doses.values() if dose is not None]
+    dose = max(known_doses) if known_doses else None
+    offs = [limit.check(steering, edit, doses[phase]) for phase, edit in edits.items()] if limit is not None else []
+    told = dict.fromkeys([*fits, *(off for off in offs if off is not None), *notes(steering, vectors, model, mode, dose)])
     known = (worth_of(vectors[term.vector], term.strength, mode) for term in steering.terms if not (term.ablate or term.layers))
-    return Plan(steering, edit, dose, mode, tuple(told), tuple(said for said in known if said is not None))
+    worth = tuple(said for said in known if said is not None)
+    return Plan(steering, edits.get("answer", _Sum(model).edit), dose, mode, tuple(told), worth, edits.get("thinking"))
+
+
+class _Sum:
+    """What the terms of one phase do together."""
+
+    def __init__(self, model: Fingerprint) -> None:
+        self.added: Floats = np.zeros((model.n_layer, model.n_embd), np.float32)
+        self.removed: list[Mapping[int, Floats]] = []
+
+    @property
+    def edit(self) -> Edit:
+        return Edit(self.added, {layer: basis for layer, basis in join_removals(self.removed).items() if len(basis)})
+
+
+def _dose(edit: Edit, hidden_norm: Floats | None) -> float | None:
+    only_removes = bool(edit.removed) and not edit.added.any()
+    if hidden_norm is None or only_removes or edit.added[np.isnan(hidden_norm)].any():
+        return None
+    return relative_dose(edit.added, hidden_norm)
 
 
 def resolve_opposite(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from localsteer.errors import ExpressionError, LocalsteerError
-from localsteer.steering.expression import Steering, Term, parse_steering
+from localsteer.steering.expression import PHASES, Steering, Term, parse_steering
 
 
 def added(vector: str, strength: float = 1.0, first: int | None = None, last: int | None = None) -> Term:
@@ -66,6 +68,11 @@ READINGS: list[tuple[str, list[Term]]] = [
     ("!0.5", [removed("0.5")]),
     # One name twice is two terms: their order and layers are the user's.
     ("happy + happy@2", [added("happy"), added("happy", 1, 2)]),
+    # The part of the reply.
+    ("0.5 happy@answer", [added("happy", 0.5)]),
+    ("0.5 happy@thinking - sad", [replace(added("happy", 0.5), phase="thinking"), added("sad", -1)]),
+    ("happy@2-3@thinking+sad@3@answer", [replace(added("happy", 1, 2, 3), phase="thinking"), added("sad", 1, 3)]),
+    ("!refusal@thinking", [replace(removed("refusal"), phase="thinking")]),
     # What looks like a number, or begins like one, and is a name.
     ("3d", [added("3d")]),
     ("2 3d", [added("3d", 2)]),
@@ -149,6 +156,9 @@ ERRORS = [
     ("happy@", 6, "layers"),
     ("happy@ 3", 6, "layers"),
     ("happy@x", 6, "layers"),
+    ("happy@thinkin", 6, "answer or thinking"),
+    ("happy@thinking@3", 14, "between"),
+    ("happy@thinking@answer", 14, "between"),
     ("happy@-3", 6, "layers"),
     ("happy@0", 6, "Block 0"),
     ("happy@0-4", 6, "Block 0"),
@@ -242,7 +252,9 @@ def random_steering(random: np.random.Generator, letters: str) -> Steering:
         return float(random.choice([1, -1, 0.5, round(random.normal(), 2), random.normal() * 10.0 ** random.integers(-30, 30)]))
 
     terms = [
-        Term(name(), 1.0, layers(), ablate=True) if random.random() < 0.2 else Term(name(), strength(), layers())
+        Term(name(), 1.0, layers(), ablate=True, phase=random.choice(PHASES))
+        if random.random() < 0.2
+        else Term(name(), strength(), layers(), phase=random.choice(PHASES))
         for _ in range(random.integers(0, 5))
     ]
     return Steering(tuple(terms))

@@ -92,6 +92,23 @@ def test_an_error_of_loading_is_passed_on() -> None:
         resolve(parse_steering("glad"), MODEL, load)
 
 
+def test_what_steers_the_reasoning_leaves_the_answer_alone() -> None:
+    made = plan("0.5 happy@thinking - sad")
+    assert np.array_equal(made.edit.added, -rows(SAD))
+    assert made.thinking is not None
+    assert np.allclose(made.thinking.added, 0.5 * rows(HAPPY))
+    only = plan("happy@thinking")
+    assert only.effects == {"answer": None, "thinking": only.thinking}
+    assert only.relative_dose == plan("happy").relative_dose is not None
+    assert plan("happy").effects["thinking"] is None
+
+
+def test_each_part_of_the_reply_has_a_dose_of_its_own() -> None:
+    """They are never added up."""
+    both, louder = plan("happy@thinking + 2 happy"), plan("2 happy")
+    assert both.relative_dose == louder.relative_dose
+
+
 # Removal
 
 
