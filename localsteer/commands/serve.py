@@ -17,6 +17,7 @@ from localsteer.engine.batch import RunningBatch
 from localsteer.engine.checks import check_anchored_batch
 from localsteer.engine.prefix_cache import DEFAULT_CACHE_RAM
 from localsteer.errors import LocalsteerError
+from localsteer.llama.grammar import vocabulary
 from localsteer.llama.sampling import Sampling
 from localsteer.llama.steerability import steerability
 from localsteer.llama.threads import compute_apart
@@ -142,6 +143,7 @@ def command(
             # Tried here, in a thread that ends, and known from then on: a request's thread that has once computed keeps OpenMP's
             # threads, more than there are cores then, and every decode takes twice as long.
             steerability(model)
+            vocabulary(model)  # so that the first request that wants JSON need not wait for it
             return steerings, armed, RunningBatch(model, parallel=parallel, n_ctx=n_ctx, cache_ram=cache_ram)
 
         steerings, armed, batch = compute_apart(prepare)

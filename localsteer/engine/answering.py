@@ -232,7 +232,7 @@ class Answering:
             if self.request.logprobs is not None:
                 self.logprobs.append(logprob_of(token, logits, self.request.logprobs))
             draft.push(token)
-            if draft.stopped:
+            if draft.stopped or sampler.is_complete:
                 reason = "stop"
             elif len(draft.tokens) >= self.request.max_tokens or len(self.request.prompt) - 1 + len(draft.tokens) >= self._n_ctx:
                 reason = "length"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from localsteer.errors import LocalsteerError
+from localsteer.llama.grammar import Grammar
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling, fresh_seed
 from localsteer.steering.plan import Plan
@@ -30,8 +31,9 @@ class Request:
         stop: strings that end the answer.
         message: where the user's latest message stands in the prompt, first token and the one behind the last (see
             `latest_message`): what a gate reads of the prompt is the mean over these. None means the last token.
-        grammar: a GBNF grammar (llama.cpp's grammars/README.md) that the answer follows; None for none.
-        logprobs: keep for each token its log probability and those of this many of the likeliest ones; None keeps nothing.
+        grammar: what the answer follows; None for nothing.
+        logprobs: keep for each token its log probability and those of this many of the likeliest ones, as the model has them
+            before a grammar or anything else of the sampling; None keeps nothing.
         mode: what is steered: the response only, the prompt as well, or the response of an anchored answer: the unsteered model
             reads it along, and only what the sampling's filters keep of its predictions as well is drawn (see `Sampler`), which
             costs a second forward pass for every steered token. None is replaced by the plan's, "response" without a plan.
@@ -46,7 +48,7 @@ class Request:
     max_tokens: int = DEFAULT_MAX_TOKENS
     stop: tuple[str, ...] = ()
     message: tuple[int, int] | None = None
-    grammar: str | None = None
+    grammar: Grammar | None = None
     logprobs: int | None = None
     mode: Mode | None = None
 

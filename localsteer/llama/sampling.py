@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.errors import LocalsteerError, ModelError
+from localsteer.errors import LocalsteerError
 from localsteer.llama import library
 from localsteer.llama.closing import Closing
 from localsteer.llama.context import Context
+from localsteer.llama.grammar import Grammar, Matcher
 from localsteer.llama.model import Model
 
 # The tokens that penalties look back on; llama.cpp's default.
@@ -69,21 +70,21 @@ class Sampler(Closing):
     Args:
         settings: `settings.seed` must be set; `fresh_seed` makes one.
         model: whose tokens are drawn.
-        grammar: a GBNF grammar that they follow; None for none.
+        grammar: what they follow; None for nothing.
         recent: what was said before, the prompt for one; penalties look back on its last tokens, as those of llama-server do.
         anchored: draw only what the settings' filters (top-k, top-p, min-p) keep of the unsteered model's predictions as well, as
             likely as the steered model has it (DExperts, Liu et al. 2021, cut by the base model; the plausibility constraint of
             Li et al. 2023, Contrastive Decoding). Where nothing is steered, these are the draws that are made anyway.
 
     Raises:
-        LocalsteerError: the seed is missing or out of range, or llama.cpp cannot read the grammar.
+        LocalsteerError: the seed is missing or out of range.
     """
 
     def __init__(
         self,
         settings: Sampling,
         model: Model,
-        grammar: str | None = None,
+        grammar: Grammar | None = None,
         *,
         recent: Sequence[int] = (),
         anchored: bool = False,
@@ -93,7 +94,7 @@ class Sampler(Closing):
             raise LocalsteerError(f"{settings.seed} is no seed.", hint=f"Give a whole number from 0 to {MAX_SEED}.")
         self._llama = library.load()
         self._greedy = settings.temperature <= 0 and settings.penalties is None
-        self._grammar = _Grammar(grammar, model) if grammar is not None else None
+        self._grammar = grammar.matcher() if grammar is not None else None
         penalties, filters, draw = self._penalties(settings, model), self._filters(settings), self._draw(settings)
         self._chain = self._chain_of([*penalties, *([] if anchored else filters), *draw])
         self._filter = self._chain_of([*self._penalties(settings, model), *filters]) if anchored else None
@@ -107,8 +108,6 @@ class Sampler(Closing):
             for chain in self._chains:
                 self._llama.llama_sampler_free(chain)
             self._chain = None
-            if self._grammar is not None:
-                self._grammar.close()
 
     def sample(self, context: Context, row: int, *, unsteered: int | None = None) -> int:
         """Draw the token that follows row `row` of the context's last decode, and remember it for what comes next.
@@ -119,7 +118,7 @@ class Sampler(Closing):
             unsteered: where `row` is steered and the sampler anchored, the logits of the unsteered model.
 
         Raises:
-            ModelError: no token of the vocabulary goes on as the grammar wants.
+            ModelError: the answer cannot go on as the grammar wants.
         """
         if self._grammar is None and self._filter is None:
             if self._greedy:
@@ -136,6 +135,11 @@ class Sampler(Closing):
         self.accept(token)
         return token
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the grammar lets nothing follow but an end."""
+        return self._grammar is not None and self._grammar.is_complete
+
     def accept(self, token: int) -> None:
         """Count a token that was drawn before among the recent ones."""
         self._remember(token)
@@ -146,9 +150,9 @@ class Sampler(Closing):
         for chain in self._chains:
             self._llama.llama_sampler_accept(chain, token)
 
-    def _plausible(self, logits: NDArray[np.float32]) -> NDArray[np.int32]:
-        """The tokens that the filters keep, in the order that they leave them in."""
-        candidates = _Candidates(logits)
+    def _plausible(self, logits: NDArray[np.float32], among: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
+        """The tokens (of the whole vocabulary, or among these) that the filters keep, in the order that they leave them in."""
+        candidates = _Candidates(logits) if among is None else _Candidates(logits[among], among)
         self._llama.llama_sampler_apply(self._filter, candidates.handle)
         return candidates.tokens
 
@@ -156,27 +160,18 @@ class Sampler(Closing):
         self._llama.llama_sampler_apply(self._chain, candidates.handle)
         return candidates.selected
 
-    def _drawn_by(self, grammar: _Grammar, logits: NDArray[np.float32], among: NDArray[np.int32] | None) -> int:
+    def _drawn_by(self, grammar: Matcher, logits: NDArray[np.float32], among: NDArray[np.int32] | None) -> int:
         """What was drawn first was not allowed, as llama-server tries it: the whole vocabulary is asked only if it must be.
 
         What the grammar wants, the unsteered model need not find plausible; where it finds some of it so, that is taken.
         """
-        if among is not None:
-            candidates = _Candidates(logits[among], among)
-            grammar.restrict(candidates)
-            if candidates.any_is_possible:
-                return self._drawn(candidates)
-        candidates = _Candidates(logits)
-        grammar.restrict(candidates)
+        allowed = grammar.allowed()
+        if among is not None and (plausible := among[allowed[among]]).size:
+            return self._drawn(_Candidates(logits[plausible], plausible))
+        left = np.flatnonzero(allowed).astype(np.int32)
         if self._filter is not None:
-            allowed = candidates.logits
-            among = self._plausible(allowed)
-            # Anew, for the filter has taken the penalties off already, and the chain takes them again.
-            candidates = _Candidates(allowed[among], among)
-        token = self._drawn(candidates)
-        if not grammar.allows(token):
-            raise ModelError("No token of the model's vocabulary goes on as the grammar wants.")
-        return token
+            left = self._plausible(logits, left)
+        return self._drawn(_Candidates(logits[left], left))
 
     @property
     def _chains(self) -> list[Any]:
@@ -242,47 +237,3 @@ class _Candidates:
     def tokens(self) -> NDArray[np.int32]:
         """Those that are left, in their present order."""
         return np.array([self._array.data[place].id for place in range(self._array.size)], np.int32)
-
-    @property
-    def logits(self) -> NDArray[np.float32]:
-        """(n,) of the tokens in their present order, a copy."""
-        return self._data["logit"].copy()
-
-    @property
-    def any_is_possible(self) -> bool:
-        """Whether not all were ruled out."""
-        return bool(np.isfinite(self._data["logit"]).any())
-
-
-class _Grammar:
-    """llama.cpp's grammar sampler.
-
-    Raises:
-        LocalsteerError: the grammar cannot be read.
-    """
-
-    def __init__(self, grammar: str, model: Model) -> None:
-        self._llama = library.load()
-        library.forget_errors()
-        text = grammar.encode(errors="replace")
-        # llama.cpp takes an empty one for none, and reads no further than a zero byte.
-        whole = bool(text) and b"\0" not in text
-        self._sampler = self._llama.llama_sampler_init_grammar(model.vocabulary, text, b"root") if whole else None
-        if not self._sampler:
-            reason = library.last_error("llama.cpp cannot read it")
-            raise LocalsteerError(f"The grammar is not valid GBNF: {reason}.", hint="It needs a rule named root.")
-
-    def close(self) -> None:
-        self._llama.llama_sampler_free(self._sampler)
-
-    def allows(self, token: int) -> bool:
-        candidates = _Candidates(np.zeros(1, np.float32), np.array([token], np.int32))
-        self.restrict(candidates)
-        return candidates.any_is_possible
-
-    def restrict(self, candidates: _Candidates) -> None:
-        """Rule out what the grammar does not allow."""
-        self._llama.llama_sampler_apply(self._sampler, candidates.handle)
-
-    def accept(self, token: int) -> None:
-        self._llama.llama_sampler_accept(self._sampler, token)

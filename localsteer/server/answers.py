@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,10 +20,10 @@ from starlette.types import Receive, Scope, Send
 
 from localsteer.engine.request import Answer, Request, TokenLogprob
 from localsteer.errors import LocalsteerError
-from localsteer.llama import grammar
 from localsteer.llama.chat_template import Message
+from localsteer.llama.grammar import Grammar
 from localsteer.llama.model import Model
-from localsteer.llama.sampling import MAX_SEED, Sampler, Sampling, fresh_seed
+from localsteer.llama.sampling import MAX_SEED, Sampling, fresh_seed
 from localsteer.policy.arm import ArmedPolicy
 from localsteer.policy.audit import Decision
 from localsteer.policy.controller import Controller
@@ -81,7 +81,7 @@ class Wishes:
         sampling: how tokens are drawn; of several answers each has a seed of its own, from this one up.
         max_tokens: longest answer; None means as much as the context holds.
         stop: strings that end it.
-        grammar: what it follows.
+        grammar: makes what it follows; None for nothing.
         logprobs: see `Request`.
         count: how many answers.
     """
@@ -89,7 +89,7 @@ class Wishes:
     sampling: Sampling
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
-    grammar: str | None = None
+    grammar: Callable[[Model], Grammar] | None = None
     logprobs: int | None = None
     count: int = 1
 
@@ -310,8 +310,7 @@ class Service:
         count = len(prompts) * wishes.count
         _check_count(count, MAX_CHOICES)
         seed = wishes.sampling.seed if wishes.sampling.seed is not None else fresh_seed()
-        if wishes.grammar is not None:
-            Sampler(replace(wishes.sampling, seed=0), self.model, wishes.grammar).close()  # whether it can be read
+        grammar = wishes.grammar(self.model) if wishes.grammar is not None else None
         if plan is None and self._armed is None:
             mode = "response"  # where nothing steers there is nothing to anchor
         jobs: list[Job] = []
@@ -324,7 +323,7 @@ class Service:
                     wishes.max_tokens if wishes.max_tokens is not None else self.engine.n_ctx,
                     (*wishes.stop, *prompt.stop),
                     prompt.span,
-                    wishes.grammar,
+                    grammar,
                     wishes.logprobs,
                     mode,
                 )
@@ -341,40 +340,6 @@ class Service:
 def _check_count(count: int, most: int) -> None:
     if count > most:
         raise RequestError(f"{count} answers are asked for, and {most} are allowed.", "n")
-
-
-def grammar_of(response_format: object) -> str | None:
-    """The grammar that OpenAI's `response_format` asks for; None where it asks for plain text.
-
-    Raises:
-        RequestError: it is none of those that can be had.
-    """
-    if not isinstance(response_format, dict):
-        return None
-    kind = response_format.get("type")
-    if kind == "json_object":
-        return grammar.any_json()
-    if kind == "json_schema":
-        holder = response_format.get("json_schema")
-        schema = holder.get("schema") if isinstance(holder, dict) else None
-        if not isinstance(schema, dict):
-            raise RequestError("response_format of the type json_schema needs json_schema.schema.", "response_format")
-        return schema_grammar(schema)
-    if kind in (None, "text"):
-        return None
-    raise RequestError(f'response_format cannot be of the type "{kind}".', "response_format")
-
-
-def schema_grammar(schema: dict[str, Any]) -> str:
-    """The grammar of a JSON schema.
-
-    Raises:
-        RequestError: it cannot be made into one.
-    """
-    try:
-        return grammar.of_schema(schema)
-    except LocalsteerError as error:
-        raise RequestError(error.message, "response_format") from error
 
 
 def applied(plan: Plan | None, mode: Mode | None = None, note: str | None = None) -> dict[str, Any]:

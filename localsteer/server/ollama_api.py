@@ -14,11 +14,11 @@ from pydantic import BaseModel, Field, model_validator
 from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.request import Answer
-from localsteer.llama import grammar
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.audit import Decision
-from localsteer.server.answers import Answers, JSONLines, Prompt, RequestError, Service, Wishes, applied, schema_grammar
+from localsteer.server.answers import Answers, JSONLines, Prompt, RequestError, Service, Wishes, applied
+from localsteer.server.constraints import Constraint, any_json, of_schema
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Failed, Job
 from localsteer.server.schema import InAnyCase, MaxTokens, SamplingFields, SteeringHeader, longest
@@ -76,12 +76,12 @@ class _Common(BaseModel):
             raise RequestError("Thinking is not offered.", "think")
         if self.logprobs or self.top_logprobs:
             raise RequestError("Log probabilities are offered under /v1 only.", "logprobs")
-        return Wishes(options.sampling(), longest(options.num_predict), options.stops(), self._grammar())
+        return Wishes(options.sampling(), longest(options.num_predict), options.stops(), self._constraint())
 
-    def _grammar(self) -> str | None:
+    def _constraint(self) -> Constraint | None:
         if isinstance(self.format, dict):
-            return schema_grammar(self.format)
-        return grammar.any_json() if self.format == "json" else None
+            return of_schema(self.format, "format")
+        return any_json if self.format == "json" else None
 
 
 class OllamaMessage(BaseModel):

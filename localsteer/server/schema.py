@@ -10,7 +10,8 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from localsteer.llama.chat_template import Message
 from localsteer.llama.sampling import MAX_SEED, Sampling
-from localsteer.server.answers import RequestError, Wishes, grammar_of
+from localsteer.server.answers import RequestError, Wishes
+from localsteer.server.constraints import constraint
 
 SteeringHeader = Annotated[str | None, Header(alias="X-Steering", description="A steering expression.")]
 
@@ -69,6 +70,14 @@ _NOT_OFFERED = {
     "suffix": "suffix is",
     "best_of": "best_of is",
     "echo": "echo is",
+    # Of llama-server and vLLM.
+    "grammar_lazy": "grammar_lazy is",
+    "grammar_triggers": "grammar_triggers are",
+    "guided_json": "guided_json is",
+    "guided_regex": "guided_regex is",
+    "guided_choice": "guided_choice is",
+    "guided_grammar": "guided_grammar is",
+    "structured_outputs": "structured_outputs are",
 }
 
 
@@ -133,6 +142,10 @@ class Common(SamplingFields):
     max_tokens: MaxTokens | None = None
     n: int | None = Field(default=None, ge=1, le=128)
     response_format: dict[str, Any] | None = None
+    json_schema: dict[str, Any] | None = Field(
+        default=None, description="A JSON schema that the answer follows, as llama-server takes it."
+    )
+    grammar: str | None = Field(default=None, description="A grammar that the answer follows: GBNF, or llguidance's Lark.")
 
     @model_validator(mode="before")
     @classmethod
@@ -147,9 +160,10 @@ class Common(SamplingFields):
         """How it is to be answered.
 
         Raises:
-            RequestError: the response format cannot be had.
+            RequestError: what the answer is to follow cannot be had.
         """
-        return Wishes(self.sampling(), longest(max_tokens), self.stops(), grammar_of(self.response_format), logprobs, self.n or 1)
+        follows = constraint(self.response_format, self.json_schema, self.grammar)
+        return Wishes(self.sampling(), longest(max_tokens), self.stops(), follows, logprobs, self.n or 1)
 
 
 class ChatRequest(Common):

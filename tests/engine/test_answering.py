@@ -15,6 +15,7 @@ from localsteer.engine.batch import RunningBatch
 from localsteer.engine.gate import Gate, Verdict
 from localsteer.engine.generate import Generator
 from localsteer.engine.request import Answer, Request
+from localsteer.llama.grammar import Grammar
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
@@ -157,7 +158,8 @@ def test_a_stop_string_has_log_probabilities_and_an_end_of_turn_has_none(tmp_pat
 
 def test_a_rewound_answer_follows_its_grammar_on(kind: Model, way: Way) -> None:
     edit = random_edit(kind, seed=3)
-    request = Request(PROMPT, None, replace(LIVELY, temperature=3.0), max_tokens=40, grammar="root ::= [ab]{8} [xyz]{8}")
+    grammar = Grammar(kind, "start: /[ab]{8}[xyz]{8}/")
+    request = Request(PROMPT, None, replace(LIVELY, temperature=3.0), max_tokens=40, grammar=grammar)
     gates = (
         Script(tokens={11: Verdict(edit, rewind=6)}),
         Script(tokens={5: Verdict(edit, rewind=5), 12: Verdict(None, rewind=1)}),

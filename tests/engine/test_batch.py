@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from localsteer.engine.lane import Lane
 from localsteer.engine.request import Answer, Request
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama.context import Batch, Context
+from localsteer.llama.grammar import Grammar, Matcher
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampler, Sampling
@@ -242,9 +244,9 @@ def test_timing_counts_what_was_done(tiny: Model) -> None:
 
 
 def test_grammars_are_followed_each_in_its_own_lane(tiny: Model) -> None:
-    grammars = ['root ::= "yes" | "no"', "root ::= [0-9]{4}", None]
+    grammars = [Grammar(tiny, 'start: "yes" | "no"'), Grammar(tiny, "start: /[0-9]{4}/"), None]
     with RunningBatch(tiny, parallel=3, n_ctx=64) as batch:
-        lanes = [batch.join(Request(PROMPT, None, replace(LIVELY, temperature=3.0), 8, grammar=gbnf)) for gbnf in grammars]
+        lanes = [batch.join(Request(PROMPT, None, replace(LIVELY, temperature=3.0), 8, grammar=grammar)) for grammar in grammars]
         word, number, free = finish(batch, *lanes)
     assert (word.text in ("yes", "no"), word.finish_reason) == (True, "stop")
     assert (bool(re.fullmatch("[0-9]{4}", number.text)), number.finish_reason) == (True, "stop")
@@ -930,13 +932,21 @@ def test_a_mistake_in_one_lane_ends_that_answer_only(tiny: Model, where: str, mo
         assert_answers(tiny, request, answer)
 
 
-def test_a_grammar_that_cannot_be_read_ends_its_answer_only(tiny: Model) -> None:
+def test_a_grammar_that_becomes_too_much_ends_its_answer_only(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept, accepted = Matcher.accept, itertools.count()
+
+    def accept_three(matcher: Matcher, token: int) -> None:
+        if next(accepted) == 3:
+            raise ModelError("The grammar is too much.")
+        accept(matcher, token)
+
     request = Request(PROMPT, None, GREEDY, 12)
+    failing = Request(OTHER_PROMPT, None, GREEDY, 12, grammar=Grammar(tiny, "start: /[a-z]{9}/"))
+    monkeypatch.setattr(Matcher, "accept", accept_three)
     with RunningBatch(tiny, parallel=2, n_ctx=64) as batch:
-        lane = batch.join(request)
-        failing = batch.join(Request(OTHER_PROMPT, None, GREEDY, 12, grammar='root ::= "a'))
-        with pytest.raises(LocalsteerError, match="grammar is not valid"):
-            finish(batch, failing)
+        lane, failed = batch.join(request), batch.join(failing)
+        with pytest.raises(ModelError, match="too much"):
+            finish(batch, failed)
         assert_answers(tiny, request, finish(batch, lane)[0])
 
 

@@ -1,189 +1,149 @@
-"""Grammars from JSON schemas, followed by a tiny model that would write anything else by itself."""
+"""Grammars that a tiny model follows, and those that cannot be followed."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import contextlib
+import os
+import time
 from typing import Any
 
+import numpy as np
 import pytest
 
-from localsteer.engine.generate import Generator
-from localsteer.engine.request import Answer, Request
-from localsteer.errors import LocalsteerError
-from localsteer.llama import grammar
+from localsteer.errors import LocalsteerError, ModelError
+from localsteer.llama import gbnf, json_schema
+from localsteer.llama.grammar import Grammar, Matcher
 from localsteer.llama.model import Model
-from localsteer.llama.sampling import Sampler, Sampling
-from tests.conftest import random_tokens
+from tests.tiny_models import SPECIAL_TOKENS, VOCABULARY
 
-PROMPT = random_tokens(20, seed=1)
-
-
-@pytest.fixture(scope="module")
-def generator(tiny: Model) -> Iterator[Generator]:
-    with Generator(tiny) as generator:
-        yield generator
+END = VOCABULARY.index("<|im_end|>")
+START = VOCABULARY.index("<|im_start|>")
 
 
-def answer(generator: Generator, gbnf: str, seed: int = 0, max_tokens: int = 400) -> Answer:
-    return generator.generate(Request(PROMPT, None, Sampling(temperature=2.0, top_k=0, seed=seed), max_tokens, grammar=gbnf))
+def allowed(matcher: Matcher) -> set[int]:
+    return set(np.flatnonzero(matcher.allowed()).tolist())
 
 
-def written(generator: Generator, schema: dict[str, Any], seed: int = 0) -> Any:
-    """The document that the model writes by a schema."""
-    found = answer(generator, grammar.of_schema(schema), seed)
-    assert found.finish_reason == "stop", found.text
-    return json.loads(found.text)
+def test_it_says_token_by_token_what_may_come_next(tiny: Model) -> None:
+    matcher = Grammar(tiny, 'start: "the" | "to"').matcher()
+    assert allowed(matcher) == {ord("t")}
+    assert (matcher.allows(ord("t")), matcher.allows(ord("h")), matcher.is_complete) == (True, False, False)
+    matcher.accept(ord("t"))
+    he = VOCABULARY.index("he")
+    assert allowed(matcher) == {ord("h"), ord("o"), he}
+    matcher.accept(he)
+    assert matcher.is_complete
+    assert allowed(matcher) == {token for token in range(tiny.n_vocab) if tiny.is_end(token)}
+    assert matcher.allows(END)
 
 
-def assert_length(text: str, least: int, most: int) -> None:
-    """The tiny model also writes halves of surrogates, each of which is read back as several characters."""
-    assert least <= len(text)
-    assert len(text) <= most or "\ufffd" in text
+def test_an_end_may_come_wherever_a_text_is_complete(tiny: Model) -> None:
+    matcher = Grammar(tiny, 'start: "a"+').matcher()
+    assert not matcher.allows(END)
+    matcher.accept(ord("a"))
+    assert (matcher.allows(END), matcher.allows(ord("a")), matcher.is_complete) == (True, True, False)
+    matcher.accept(END)
+    assert matcher.is_complete
 
 
-def test_any_json_is_an_object(generator: Generator) -> None:
-    for seed in range(30):
-        found = answer(generator, grammar.any_json(), seed)
-        assert found.text.startswith("{")
-        if found.finish_reason == "stop":
-            break
-    assert isinstance(json.loads(found.text), dict)
+def test_each_answer_begins_anew(tiny: Model) -> None:
+    grammar = Grammar(tiny, 'start: "a" "b"')
+    one, other = grammar.matcher(), grammar.matcher()
+    one.accept(ord("a"))
+    assert allowed(one) == {ord("b")}
+    assert allowed(other) == allowed(grammar.matcher()) == {ord("a")}
+
+
+def test_tokens_that_add_no_text_have_names_and_numbers(tiny: Model) -> None:
+    matcher = Grammar(tiny, f'start: <|im_start|> <[{START}]> "x"').matcher()
+    for _ in range(2):
+        assert allowed(matcher) == {START}
+        matcher.accept(START)
+    assert allowed(matcher) == {ord("x")}
+    # Their names are text where they stand as text.
+    spelled = Grammar(tiny, f'start: "{SPECIAL_TOKENS[1]}"').matcher()
+    assert allowed(spelled) == {ord("<")}
+
+
+def test_no_half_of_a_character_is_left(tiny: Model) -> None:
+    matcher = Grammar(tiny, "start: /.{1,3}/").matcher()
+    for byte in "é".encode()[:1], "é".encode()[1:]:
+        assert not matcher.allows(END)
+        matcher.accept(byte[0])
+    assert matcher.allows(END)
+    assert not matcher.allows(0xFF)
 
 
 @pytest.mark.parametrize(
-    "value",
+    "lark",
     [
-        "plain",
-        'a "quoted" word',
-        "back\\slash",
-        "two\nlines\r\n",
-        "\t\0\x1f\x7f",
-        "é 漢字 😀",
-        "\\n",
-        "\\u0041",
-        "/",
         "",
-        12,
-        -0.5,
-        True,
-        None,
-        [1, "a\\b"],
-        {"a": {"b": '"'}},
+        "yes or no",
+        'word: "yes"',
+        "start: word",
+        'start: "yes',
+        "start: /[a-z/",
+        "start: /(?=a)/",
+        "start: <|no such token|>",
+        "start: <[5000]>",
+        "start: start",
+        'start: "\ud800"',
+        'start: "\0"',
+        'start: x\nx[lazy, temperature=0.5]: "a"',
+        'start: %json {"type": "no type"}',
+        f'start: "{"x" * 200_000}"',
     ],
 )
-def test_constants_are_written_as_they_are(generator: Generator, value: object) -> None:
-    assert written(generator, {"const": value}) == value
-    assert written(generator, {"enum": [value]}) == value
-    schema = {"type": "object", "properties": {"key": {"const": value}}, "required": ["key"]}
-    assert written(generator, schema) == {"key": value}
+def test_a_grammar_that_cannot_be_read_is_an_error(tiny: Model, lark: str) -> None:
+    with pytest.raises(LocalsteerError, match="grammar"):
+        Grammar(tiny, lark)
 
 
-@pytest.mark.parametrize("key", ["plain", 'a "quoted" key', "back\\slash", "two\nlines", "é", "root", "a-b", "a b", "a_b"])
-def test_keys_are_written_as_they_are(generator: Generator, key: str) -> None:
-    schema = {"type": "object", "properties": {key: {"type": "null"}, "other": {"type": "boolean"}}, "required": [key, "other"]}
-    document = written(generator, schema)
-    assert list(document) == [key, "other"]
-    assert document[key] is None
-    assert document["other"] in (True, False)
+def chain(rule: str, last: str, count: int) -> str:
+    rules = "\n".join(rule.format(number, number + 1) for number in range(count))
+    return f"start: {last}0\n{rules}\n{last}{count}: 'a'".replace("'", '"')
 
 
-def test_a_string_is_valid_json_whatever_the_model_likes(generator: Generator) -> None:
-    for seed in range(40):
-        for schema in ({"type": "string", "minLength": 5, "maxLength": 20}, {"type": "string", "pattern": "^.{5,20}$"}):
-            assert_length(written(generator, schema, seed), 5, 20)
+PATTERNS = [{"type": "string", "pattern": f"a{number}"} for number in range(300)]
 
 
-@pytest.mark.parametrize(("least", "most"), [(0, 0), (0, 1), (1, 1), (0, 3), (2, 2), (2, 5), (3, 40), (990, 1000)])
-def test_counts_are_kept(generator: Generator, least: int, most: int) -> None:
-    for seed in range(3):
-        if most <= 40:
-            text = written(generator, {"type": "string", "minLength": least, "maxLength": most}, seed)
-            assert_length(text, least, most)
-            items = written(generator, {"type": "array", "items": {"type": "null"}, "minItems": least, "maxItems": most}, seed)
-            assert items == [None] * len(items)
-            assert least <= len(items) <= most
-            words = written(generator, {"type": "string", "pattern": f"^[ab]{{{least},{most}}}c$"}, seed)
-            assert least <= len(words) - 1 <= most
-        else:
-            gbnf = grammar.of_schema({"type": "array", "items": {"type": "null"}, "minItems": least, "maxItems": most})
-            assert answer(generator, gbnf, seed, 60).text.count("null") > 5
-
-
-def test_an_open_count_has_its_least(generator: Generator) -> None:
-    assert len(written(generator, {"type": "array", "items": {"type": "null"}, "minItems": 3})) >= 3
-    assert isinstance(written(generator, {"type": "array", "items": {"type": "null"}}), list)
-
-
-def test_an_object_has_its_keys_and_kinds(generator: Generator) -> None:
-    schema = {
-        "type": "object",
-        "properties": {
-            "name": {"type": "string", "maxLength": 8},
-            "age": {"type": "integer"},
-            "mood": {"enum": ["up", "down"]},
-            "more": {"type": "object", "properties": {"x": {"type": ["boolean", "null"]}}, "required": ["x"]},
-        },
-        "required": ["name", "age", "mood", "more"],
-        "additionalProperties": False,
-    }
-    for seed in range(10):
-        document = written(generator, schema, seed)
-        assert list(document) == ["name", "age", "mood", "more"]
-        assert isinstance(document["name"], str)
-        assert isinstance(document["age"], int)
-        assert document["mood"] in ("up", "down")
-        assert document["more"]["x"] in (True, False, None)
-
-
-def test_a_definition_may_be_used_twice(generator: Generator) -> None:
-    point = {"$ref": "#/$defs/point"}
-    schema = {
-        "$defs": {"point": {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"]}},
-        "type": "object",
-        "properties": {"a": point, "b": point},
-        "required": ["a", "b"],
-    }
-    document = written(generator, schema)
-    assert {document["a"]["x"], document["b"]["x"]} <= {1, 2}
-    assert schema["properties"] == {"a": {"$ref": "#/$defs/point"}, "b": {"$ref": "#/$defs/point"}}  # left as it was
-
-
-# The first two ended the process: llama.cpp's parser overflowed its stack.
+# Some of them ended the process, others took minutes, or gigabytes.
 @pytest.mark.parametrize(
-    "schema",
+    "lark",
     [
-        {"type": "string", "maxLength": 30_000},
-        {"type": "array", "items": {"type": "integer"}, "maxItems": 300_000},
-        {"type": "string", "minLength": 10**12},
-        {"type": "string", "pattern": "^a{1000000}$"},
-        {"type": "string", "pattern": f"^{'a?' * 5000}$"},
-        {"type": "string", "pattern": f"^{'(' * 5000}a{')' * 5000}$"},
-        {"type": "string", "pattern": "^\ud800$"},
-        {"type": "string", "pattern": "no anchors"},
-        {"type": "string", "pattern": "^(?=a)$"},
-        {"type": "string", "pattern": "^*$"},
-        {"type": "string", "pattern": "^a{2,1}$"},
-        {"type": "string", "pattern": 7},
-        {"const": "\ud800"},
-        {"enum": 7},
-        {"enum": ["x" * 30_000]},
-        {"type": "no type"},
-        {"type": []},
-        {"type": "string", "minLength": -1, "maxLength": "7"},
-        {"type": "array", "items": {"type": "null"}, "minItems": 5, "maxItems": 2},
-        {"properties": ["a"]},
-        {"properties": {"a": None}},
-        {"$ref": "https://127.0.0.1/schema.json"},
-        {"$ref": "file:///etc/passwd"},
-        {"$ref": "#/nowhere"},
-        {"$ref": 7},
-        {"anyOf": {}},
-        {"allOf": [None]},
-        {"type": "object", "properties": {"": {"type": "null"}}, "required": [""]},
-        {"properties": {f"p{number}": {"type": "null"} for number in range(1500)}},
+        chain("r{}: r{}", "r", 20_000),
+        chain("A{}: 'x' A{}", "A", 10_000),
+        "start: " + "(" * 20_000 + '"a"' + ")" * 20_000,
+        "start: /" + "(" * 2000 + "a" + ")" * 2000 + "/",
+        "start: x\nx: " + " | ".join(f'"a" x "b{number}"' for number in range(3000)) + ' | ""',
+        'start: a::0x7fffffffffffffff\na::_: "x" | a::incr(_)',
+        json_schema.of_schema({"allOf": PATTERNS}),
+        json_schema.of_schema({"type": "object", "patternProperties": {f"^a.*{n}b": {} for n in range(300)}}),
+        json_schema.of_schema({"type": "string", "pattern": f"^{'a?' * 5000}$"}),
     ],
+    ids=range(9),
 )
-def test_what_cannot_be_a_grammar_is_an_error(tiny: Model, schema: dict[str, Any]) -> None:
-    with pytest.raises(LocalsteerError), Sampler(Sampling(seed=0), tiny, grammar.of_schema(schema)):
-        pass
+def test_what_is_too_much_is_an_error_soon(tiny: Model, lark: str) -> None:
+    begun = time.perf_counter()
+    with pytest.raises(LocalsteerError, match="grammar"):
+        Grammar(tiny, lark)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        assert time.perf_counter() - begun < 5
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "string", "pattern": "^(a?){1000}$"}, {"type": "string", "pattern": "^(((.?){1000}){1000}){1000}$"}]
+)
+def test_a_pattern_that_counts_far_is_followed_or_gives_up(tiny: Model, schema: dict[str, Any]) -> None:
+    matcher = Grammar(tiny, json_schema.of_schema(schema)).matcher()
+    with contextlib.suppress(ModelError):
+        for character in b'"aaaaaaaaaaaa':
+            assert matcher.allowed()[character]
+            matcher.accept(character)
+
+
+def test_gbnf_and_lark_mean_the_same(tiny: Model) -> None:
+    for grammar in (Grammar(tiny, gbnf.to_lark('root ::= "a" [b-d]')), Grammar(tiny, "start: /a[b-d]/")):
+        matcher = grammar.matcher()
+        matcher.accept(ord("a"))
+        assert allowed(matcher) == set(b"bcd")

@@ -526,6 +526,54 @@ def test_an_answer_follows_a_schema(served: Served) -> None:
             assert set(json.loads(text_of(document, choice))) == {"mood", "word"}
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"response_format": {"type": "json_object", "schema": {"enum": ["up", "down"]}}},
+        {"json_schema": {"enum": ["up", "down"]}},
+        {"grammar": r'root ::= "\"" ("up" | "down") "\""'},
+        {"grammar": r'start: /"(up|down)"/'},
+    ],
+)
+def test_llama_servers_words_for_it_are_understood(served: Served, body: dict[str, Any]) -> None:
+    for document in (served.chat(**body), served.chat(steering="happy", anchored=True, **body)):
+        assert text_of(document) in ('"up"', '"down"')
+    assert served.complete(**body)["choices"][0]["text"] in ('"up"', '"down"')
+
+
+def test_an_answer_that_is_cut_short_says_so(served: Served) -> None:
+    document = served.chat(json_schema={"const": "a long word"}, max_tokens=5)
+    assert (text_of(document), document["choices"][0]["finish_reason"]) == ('"a lo', "length")
+
+
+def test_log_probabilities_are_the_models_own_whatever_an_answer_must_follow(served: Served) -> None:
+    free = served.chat(logprobs=True, top_logprobs=3, max_tokens=1)["choices"][0]["logprobs"]["content"][0]
+    bound = served.chat(logprobs=True, top_logprobs=3, max_tokens=1, grammar='root ::= "z"')["choices"][0]["logprobs"]["content"][
+        0
+    ]
+    assert bound["token"] == "z"
+    assert bound["top_logprobs"] == free["top_logprobs"]
+    assert bound["logprob"] < 0
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"json_schema": {"type": "nonsense"}}, "json_schema"),
+        ({"json_schema": {"properties": {"a": {"$ref": "#"}}, "required": ["a"], "type": "object"}}, "json_schema"),
+        ({"json_schema": 7}, "json_schema"),
+        ({"grammar": 'root ::= "a'}, "grammar"),
+        ({"grammar": "start: nothing"}, "grammar"),
+        ({"grammar": 7}, "grammar"),
+        ({"grammar": 'root ::= "a"', "json_schema": {}}, "grammar"),
+        ({"response_format": {"type": "json_object"}, "json_schema": {}}, "json_schema"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(served: Served, body: dict[str, Any], param: str) -> None:
+    answer = served.client.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 1, **body})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
 def test_plain_text_may_be_asked_for_as_well(served: Served) -> None:
     assert text_of(served.chat(response_format={"type": "text"})) == text_of(served.chat())
 
@@ -539,7 +587,10 @@ def test_plain_text_may_be_asked_for_as_well(served: Served) -> None:
         {"type": "json_schema", "json_schema": {}},
         {"type": "json_schema", "json_schema": {"schema": 7}},
         {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}},
-        {"type": "json_schema", "json_schema": {"schema": {"type": "string", "maxLength": 30_000}}},
+        {"type": "json_schema", "json_schema": {"schema": {"type": "string", "maxLength": 10**12}}},
+        {"type": "json_schema", "json_schema": {"strict": False, "schema": {"not": {}}}},
+        {"type": "json_object", "schema": {"type": "nonsense"}},
+        {"type": "json_object", "schema": 7},
         {"type": "json_schema", "json_schema": {"schema": {"type": "string", "pattern": "^\ud800$"}}},
         {"type": "json_schema", "json_schema": {"schema": {"$ref": "file:///etc/passwd"}}},
         "json",

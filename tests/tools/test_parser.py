@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import pytest
+
+from localsteer.tools.form import GENERIC, HERMES, LLAMA, MISTRAL, QWEN_CODER, Form
+from localsteer.tools.parser import ToolCallParser
+from localsteer.tools.tool import ToolCall
+from tests.tools.made import CALLS, FORMS, TOOLS, called, written
+
+Found = list[str | ToolCall]
+
+
+def parsed(form: Form, *pieces: str) -> tuple[Found, str]:
+    """What is found in an answer that comes in pieces, texts put together, and what of a call is left."""
+    parser = ToolCallParser(form, TOOLS)
+    found: Found = []
+    for one in [*(one for piece in pieces for one in parser.push(piece)), *parser.finish()]:
+        if isinstance(one, str) and found and isinstance(found[-1], str):
+            found[-1] += one
+        else:
+            found.append(one)
+    return found, parser.unfinished
+
+
+def assert_parsed(form: Form, text: str, expected: Found, unfinished: str = "") -> None:
+    """Wherever it is cut, and letter by letter."""
+    assert parsed(form, text) == (expected, unfinished)
+    for cut in range(len(text)):
+        assert parsed(form, text[:cut], text[cut:]) == (expected, unfinished), (text[:cut], text[cut:])
+    assert parsed(form, *text) == (expected, unfinished)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_calls_are_found_in_a_models_own_form(form: Form) -> None:
+    for calls in (CALLS[:1], CALLS[1:], CALLS):
+        assert_parsed(form, written(form, *calls), called(*calls))
+
+
+@pytest.mark.parametrize("form", [HERMES, QWEN_CODER, MISTRAL])
+def test_text_may_stand_before_a_call(form: Form) -> None:
+    assert_parsed(form, f"I look.\n\n{written(form, *CALLS)}\n", ["I look.", *called(*CALLS)])
+
+
+def test_text_may_stand_between_calls_and_behind() -> None:
+    text = f"One {written(HERMES, CALLS[0])}\nand {written(HERMES, CALLS[1])} done."
+    assert_parsed(HERMES, text, ["One", *called(CALLS[0]), "\nand", *called(CALLS[1]), " done."])
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n",
+        "Plain text. \n",
+        "a < b <tool",
+        "[TOOL",
+        "<tool_call> is a mark",
+        "[TOOL_CALLS] too",
+        '{"name": "Bob"}',
+        "[1, 2]",
+        "{x",
+        '{"a": {"name": "move"}}',
+    ],
+)
+def test_what_is_no_call_is_text_as_it_stands(form: Form, text: str) -> None:
+    if not (form.begin and form.begin in text and text.endswith("x")):
+        assert_parsed(form, text, [text] if text else [])
+
+
+def test_a_call_of_what_is_no_tool_is_text() -> None:
+    text = '<tool_call>\n{"name": "other", "arguments": {}}\n</tool_call>'
+    assert_parsed(HERMES, text, [text])
+    assert_parsed(LLAMA, '{"name": "other", "parameters": {}}', ['{"name": "other", "parameters": {}}'])
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        (HERMES, '<tool_call>{"name":"move","arguments":{}}</tool_call>'),
+        (HERMES, '<tool_call>\n{"name": "move", "arguments": "{}"}\n</tool_call>'),
+        (HERMES, '<tool_call>\n{"name": "move", "arguments": {}}'),
+        (HERMES, '<tool_call>\n{"name": "move", "parameters": {}}\n</tool_call>'),
+        (HERMES, '<tool_call>\n{"name": "move"}\n</tool_call>'),
+        (MISTRAL, '[TOOL_CALLS] [{"name": "move", "arguments": {}, "id": "1"}]'),
+        (MISTRAL, "[TOOL_CALLS]move[ARGS]{}"),
+        (MISTRAL, "[TOOL_CALLS]move[CALL_ID]x1[ARGS]{}"),
+        (LLAMA, '<|python_tag|>{"name": "move", "parameters": {}}'),
+        (LLAMA, ' \n{"type": "function", "name": "move", "parameters": {}}'),
+        (GENERIC, '[{"name": "move", "arguments": {}}]'),
+        (QWEN_CODER, "<tool_call><function=move></function></tool_call>"),
+    ],
+)
+def test_models_take_some_liberty(form: Form, text: str) -> None:
+    assert_parsed(form, text, called(("move", {})))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_call_that_is_cut_off_is_neither_text_nor_call(form: Form) -> None:
+    text = written(form, CALLS[0])
+    cut = text[: text.index("city") + 6]
+    found, unfinished = parsed(form, *cut)
+    assert (found, unfinished) == ([], cut)
+
+
+def test_calls_come_as_soon_as_they_are_complete_and_text_at_once() -> None:
+    parser = ToolCallParser(HERMES, TOOLS)
+    assert parser.push("Hi the") == ["Hi the"]
+    assert parser.push("re <tool_") == ["re"]
+    assert parser.push('call>{"name": "move", "arguments": {"a": 1}}') == []
+    assert parser.push("</tool_call>") == called(("move", {"a": 1}))
+    assert parser.push("\n") == []
+    assert parser.push("bye") == ["\nbye"]
+    assert parser.finish() == []
