@@ -337,7 +337,7 @@ class ChatTemplate:
         """A turn as transformers hands it to a template."""
         content = given.content(turn)
         thought = {} if turn.reasoning is None else {"reasoning": given.guarded(turn.reasoning, given.kept)}
-        document = {
+        return {
             **({"thinking": thought["reasoning"]} if thought else {}),
             "role": turn.role,
             "content": [{"type": "text", "text": content}] if parts else content,
@@ -346,7 +346,6 @@ class ChatTemplate:
             **{key: given.guarded(value) for key in ("name", "tool_call_id") if (value := getattr(turn, key)) is not None},
             **({"reasoning_content": thought["reasoning"]} if thought else {}),
         }
-        return document
 
 
 def _left_out(role: str) -> RefusedError:

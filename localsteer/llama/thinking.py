@@ -64,6 +64,7 @@ _KNOWN = (
     ("<mm:think>", Thinking("<mm:think>", "</mm:think>")),  # MiniMax M3
     ("<think:opensource>", Thinking("<think:opensource>", "</think:opensource>")),  # Hunyuan 3
     ("◁think▷", Thinking("◁think▷", "◁/think▷")),  # Kimi VL
+    ("<think>", Thinking("<think>", "</think>")),
     ("</think>", Thinking("<think>", "</think>")),
 )
 
