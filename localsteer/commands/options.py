@@ -10,8 +10,8 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from localsteer.commands.output import for_this_model
-from localsteer.discovery import find_models, resolve_model
+from localsteer.commands.output import for_this_model, note
+from localsteer.discovery import find_models, ollama_layers, resolve_model
 from localsteer.errors import LocalsteerError, VectorError
 from localsteer.llama import rpc
 from localsteer.llama.model import Model
@@ -35,7 +35,16 @@ class ModelOptions:
         """The model, or the default one (LOCALSTEER_MODEL, then the demo model); or in the same way the one in a file."""
         rpc.connect([server.strip() for server in (self.rpc or "").split(",") if server.strip()])
         path = path if path is not None else self.path()
-        return Model(path, gpu_layers=self.gpu_layers, threads=self.threads, parse_special=parse_special)
+        ollama = ollama_layers(path, self.model)
+        if ollama.system is not None:
+            note("Ollama keeps a system text with this model, which is not used here: give one with --system.")
+        return Model(
+            path,
+            gpu_layers=self.gpu_layers,
+            threads=self.threads,
+            parse_special=parse_special,
+            ollama_template=ollama.template,
+        )
 
     def path(self) -> Path:
         """The file of the model that `open` opens.

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 from localsteer.llama.jinja_sandbox import Program, RefusedError, TemplateError
 from localsteer.llama.named_layout import NamedLayout, is_layout_name
+from localsteer.llama.ollama_layout import OllamaLayout
 from localsteer.llama.thinking import Thinking, find_thinking
 
 
@@ -105,6 +106,7 @@ class ChatTemplate:
         bos: text of the beginning-of-sequence token, which many templates print.
         eos: text of the end-of-sequence token.
         with_tools: the template for conversations with tools, of a model that has one of its own for them.
+        of_ollama: it is one of Ollama's, in the language of Go's text/template.
 
     Attributes:
         variables: what it may be given besides the conversation, such as `enable_thinking`.
@@ -113,9 +115,15 @@ class ChatTemplate:
         TemplateError: it is neither valid jinja nor such a name.
     """
 
-    def __init__(self, template: str, *, bos: str, eos: str, with_tools: ChatTemplate | None = None) -> None:
+    def __init__(
+        self, template: str, *, bos: str, eos: str, with_tools: ChatTemplate | None = None, of_ollama: bool = False
+    ) -> None:
         self._source = template
-        self._layout: _Layout = NamedLayout(template) if is_layout_name(template) else Program(template)
+        self._layout: _Layout
+        if of_ollama:
+            self._layout = _ollama_layout(template)
+        else:
+            self._layout = NamedLayout(template) if is_layout_name(template) else Program(template)
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self._with_tools = with_tools
         self.variables = self._layout.variables - _OWN
@@ -346,6 +354,17 @@ class ChatTemplate:
             **{key: given.guarded(value) for key in ("name", "tool_call_id") if (value := getattr(turn, key)) is not None},
             **({"reasoning_content": thought["reasoning"]} if thought else {}),
         }
+
+
+def _ollama_layout(template: str) -> _Layout:
+    """As it says where it is simple; else llama.cpp's layout that uses the same marks."""
+    try:
+        return OllamaLayout(template)
+    except TemplateError as error:
+        try:
+            return NamedLayout(template)
+        except TemplateError:
+            raise error from None
 
 
 def _left_out(role: str) -> RefusedError:

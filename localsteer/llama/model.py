@@ -33,7 +33,7 @@ class Model(Closing):
         gpu_layers: layers to keep on the GPU; None means all, where the build of llama.cpp has a GPU or Metal.
         threads: CPU threads; None means one for each physical core.
         parse_special: read control tokens in what people write as such, as llama-server does, instead of as plain text.
-        chat_template: the template to use where the file has none.
+        ollama_template: the template that Ollama keeps beside the file, to use where the file has none.
 
     Attributes:
         gpu_layers: as it was asked for.
@@ -59,11 +59,11 @@ class Model(Closing):
         gpu_layers: int | None = None,
         threads: int | None = None,
         parse_special: bool = False,
-        chat_template: str | None = None,
+        ollama_template: str | None = None,
     ) -> None:
         self.path = Path(path)
         self._parse_special = parse_special
-        self._given_template = chat_template
+        self._ollama_template = ollama_template
         check_model_file(self.path)
         self._llama = llama = library.load()
         self.gpu_layers = gpu_layers
@@ -145,21 +145,22 @@ class Model(Closing):
 
     @functools.cached_property
     def chat_template(self) -> ChatTemplate | None:
-        """The template in the file, or else the given one; None for a base model that has none.
+        """The template in the file, or else Ollama's; None for a base model that has none.
 
         Raises:
             TemplateError: it cannot be used.
         """
         # Named ones are of a set, of which llama.cpp gives the default one without a name (transformers' `get_chat_template`).
         for_tools, others = self._template(b"tool_use"), self._template(b"default")
-        source = self._template(None) or others or self._given_template or for_tools
+        source = self._template(None) or others or self._ollama_template or for_tools
         if source is None:
             return None
+        of_ollama = source is self._ollama_template
         bos, eos = (
             self._token_text(token(self.vocabulary)) for token in (self._llama.llama_vocab_bos, self._llama.llama_vocab_eos)
         )
         with_tools = ChatTemplate(for_tools, bos=bos, eos=eos) if for_tools is not None else None
-        return ChatTemplate(source, bos=bos, eos=eos, with_tools=with_tools)
+        return ChatTemplate(source, bos=bos, eos=eos, with_tools=with_tools, of_ollama=of_ollama)
 
     def _template(self, name: bytes | None) -> str | None:
         source = self._llama.llama_model_chat_template(self.handle, name)
