@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -216,14 +217,16 @@ class ChatTemplate:
         Raises:
             RefusedError: a list does not, either.
         """
-        refused: RefusedError | None = None
+        refused = False
         for parts in (False, True):
             try:
                 if _MARK in self._write([Message("user", _MARK)], _Given(), parts=parts).lower():
                     return parts
-            except RefusedError as error:
-                refused = refused or error
-        raise refused or _left_out("user")
+            except RefusedError:
+                refused = True  # It may take other conversations, with tools.
+        if refused:
+            return False
+        raise _left_out("user")
 
     @functools.cached_property
     def _has_system_role(self) -> bool:
@@ -273,6 +276,8 @@ class ChatTemplate:
         try:
             text = self._write([*before, replace(last, content=last.content + _CONTINUED)], given, ended=True)
         except RefusedError:
+            if not before:
+                raise
             text = ""
         if mark in text and given.content(last).strip() in text:
             text, _, rest = text.rpartition(mark)
@@ -301,11 +306,12 @@ class ChatTemplate:
         Raises:
             RefusedError: something is.
         """
+        said = ["" if turn.role == "assistant" else given.content(turn).strip() for turn in turns]
+        missing = {one for one, times in Counter(said).items() if one and text.count(one) < times}
         for place, turn in enumerate(turns):
-            content = given.content(turn).strip()
-            if turn.role != "assistant" and content not in text:
+            if said[place] in missing:
                 # It may be there in another form: as JSON, or in other letters.
-                tried = [*turns[:place], replace(turn, content=_MARK), *turns[place + 1 :]]
+                tried = [*turns[:place], replace(turn, content=turn.content + _MARK), *turns[place + 1 :]]
                 if _MARK not in self._prompt(tried, given, think=None).lower():
                     raise _left_out(turn.role)
             if any(given.guarded(call.name) not in text for call in turn.tool_calls):

@@ -111,18 +111,22 @@ SMALL_TEMPLATES = {
     "generation": """{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{% set inner = 'x' %}
 {{ m.content }}{{ eos_token }}{% endgeneration %}[{{ inner }}]{% else %}
 <{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}""",
-    "json": """{% for m in messages %}{{ m | tojson }}|{{ m.content | tojson(ensure_ascii=True) }}|{{ m | tojson(indent=2) }}
+    "json": """{% for m in messages %}{{ m | tojson }}|{{ m.content | tojson(ensure_ascii=True) }}
+{{ m | tojson(indent=2) }}
 {% endfor %}{{ tools | tojson(separators=(',', ':'), sort_keys=true) if tools else 'none' }}""",
-    "loop controls": """{% for m in messages %}{% if m.role == 'tool' %}{% continue %}{% endif %}{{ loop.index0 }}/{{ loop.length }}
-{{- '' if loop.first else loop.previtem.role }}:{{ m.content }};{% if loop.last %}{% break %}{% endif %}{% endfor %}""",
+    "loop controls": """{% for m in messages %}{% if m.role == 'tool' %}{% continue %}{% endif %}
+{{ loop.index0 }}/{{ loop.length }}{{- '' if loop.first else loop.previtem.role }}:{{ m.content }};{% if loop.last %}{% break %}{% endif %}{% endfor %}""",
     "namespaces": """{% set ns = namespace(n=0, text='') %}{% macro turn(m, mark='#') %}{{ mark ~ m.role }} {{ m.content }}
-{% endmacro %}{% for m in messages if m.content %}{% set ns.n = ns.n + 1 %}{% set ns.text = ns.text ~ turn(m) ~ caller %}{% endfor %}
+{% endmacro %}{% for m in messages if m.content %}{% set ns.n = ns.n + 1 %}
+{% set ns.text = ns.text ~ turn(m) ~ caller %}{% endfor %}
 {{ ns.text }}{{ ns.n }}{{ '-' * 3 }}{{ '%s and %d' % ('s', 4) }}{{ '{:>5}'.format(3) }}{{ messages[1:] | length }}""",
     "dates": """{{ strftime_now('%d %b %Y') }} {{ documents is none }} {{ enable_thinking | default('unset') }}
 {% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.name or '' }}
 {% endfor %}""",
-    "strict": """{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Turns must alternate!') }}
-{% endif %}{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else ' ' + m.content + eos_token }}{% endfor %}""",
+    "strict": """{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}
+{{ raise_exception('Turns must alternate!') }}{% endif %}
+{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else ' ' + m.content + eos_token }}
+{%- endfor %}""",
     "filters": """{% for m in messages %}{{ m.content | upper | replace('E', '3') | indent(2, true) }}
 {%- for key, value in m | dictsort %} {{ key }}={{ value | string | truncate(9) }}{% endfor %}{{ m.content.split() | join('_') }}
 {% endfor %}{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list | last }}

@@ -69,7 +69,11 @@ def reference(template: str, conversation: Conversation) -> str | None:
         return None
     for place, message in enumerate(conversation.messages):
         if message["role"] != "assistant" and message["content"].strip() not in prompt:
-            tried = [*conversation.messages[:place], {**message, "content": _MARK}, *conversation.messages[place + 1 :]]
+            tried = [
+                *conversation.messages[:place],
+                {**message, "content": message["content"] + _MARK},
+                *conversation.messages[place + 1 :],
+            ]
             if _MARK not in (rendered(template, conversation, tried) or "").lower():
                 print(f"  leaves out what the {message['role']} says")
                 return None
@@ -101,7 +105,7 @@ def main() -> None:
             document[kind][name] = prompts if kind == "small" else [one and digest(one) for one in prompts]
     output = Path(__file__).resolve().parent / "templates.json"
     # A line for each template.
-    text = json.dumps({kind: "" for kind in document}, ensure_ascii=False, indent=1)
+    text = json.dumps(dict.fromkeys(document, ""), ensure_ascii=False, indent=1)
     for kind, prompts in document.items():
         value = _dumped(prompts)
         if isinstance(prompts, dict):
