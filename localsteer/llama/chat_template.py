@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from localsteer.llama.jinja_sandbox import Program, RefusedError, TemplateError
@@ -136,7 +137,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] = (),
         think: bool | None = None,
         guard: Guard | None = None,
-        **variables: object,
+        variables: Mapping[str, object] = MappingProxyType({}),
     ) -> str:
         """The prompt up to the header of the assistant's next turn; where the last turn is an answer, to the end of its text.
 
@@ -154,7 +155,7 @@ class ChatTemplate:
             TemplateError: the template refuses these messages, leaves one out, or does not know what it is given.
         """
         if tools and self._with_tools is not None:
-            return self._with_tools.render(messages, tools=tools, think=think, guard=guard, **variables)
+            return self._with_tools.render(messages, tools=tools, think=think, guard=guard, variables=variables)
         if unknown := next((name for name in variables if name not in self.variables), None):
             raise TemplateError(f"The model's chat template does not know {unknown}.", hint="Leave it out.")
         if think is not None:

@@ -48,9 +48,8 @@ def prompt_tokens(
     if raw or model.chat_template is None:
         return tuple(model.tokenize(PARAGRAPH.join(message.content for message in messages)))
     guard = model.template_tokens.guard()
-    return tuple(
-        model.template_tokens.tokenize(model.chat_template.render(messages, think=think, guard=guard, **variables), guard)
-    )
+    prompt = model.chat_template.render(messages, think=think, guard=guard, variables=variables)
+    return tuple(model.template_tokens.tokenize(prompt, guard))
 
 
 def chat_tokens(

@@ -252,9 +252,9 @@ def test_a_model_that_does_not_think_cannot_be_asked_to() -> None:
 
 def test_a_variable_that_the_template_does_not_know_is_refused_by_its_name() -> None:
     template = ChatTemplate(SWITCHED, bos="", eos="")
-    assert template.render([USER], enable_thinking=False).endswith("</think>\n\n")
+    assert template.render([USER], variables={"enable_thinking": False}).endswith("</think>\n\n")
     with pytest.raises(TemplateError, match="does not know reasoning_effort"):
-        template.render([USER], reasoning_effort="high")
+        template.render([USER], variables={"reasoning_effort": "high"})
 
 
 def test_reasoning_reaches_the_template_under_all_its_names() -> None:

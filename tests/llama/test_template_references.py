@@ -40,12 +40,10 @@ def message(document: dict[str, Any]) -> Message:
 
 
 def render(template: ChatTemplate, conversation: Conversation) -> str:
-    variables = {"enable_thinking": conversation.think} if "enable_thinking" in template.variables else {}
-    return template.render(
-        [message(one) for one in conversation.messages],
-        tools=conversation.tools,
-        **({} if conversation.think is None else variables),
-    )
+    known = conversation.think is not None and "enable_thinking" in template.variables
+    variables = {"enable_thinking": conversation.think} if known else {}
+    messages = [message(one) for one in conversation.messages]
+    return template.render(messages, tools=conversation.tools, variables=variables)
 
 
 @pytest.mark.parametrize("name", SMALL_TEMPLATES)

@@ -115,7 +115,9 @@ SMALL_TEMPLATES = {
 {{ m | tojson(indent=2) }}
 {% endfor %}{{ tools | tojson(separators=(',', ':'), sort_keys=true) if tools else 'none' }}""",
     "loop controls": """{% for m in messages %}{% if m.role == 'tool' %}{% continue %}{% endif %}
-{{ loop.index0 }}/{{ loop.length }}{{- '' if loop.first else loop.previtem.role }}:{{ m.content }};{% if loop.last %}{% break %}{% endif %}{% endfor %}""",
+{{ loop.index0 }}/{{ loop.length }}
+{{- '' if loop.first else loop.previtem.role }}:{{ m.content }};
+{%- if loop.last %}{% break %}{% endif %}{% endfor %}""",
     "namespaces": """{% set ns = namespace(n=0, text='') %}{% macro turn(m, mark='#') %}{{ mark ~ m.role }} {{ m.content }}
 {% endmacro %}{% for m in messages if m.content %}{% set ns.n = ns.n + 1 %}
 {% set ns.text = ns.text ~ turn(m) ~ caller %}{% endfor %}
