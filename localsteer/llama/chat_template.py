@@ -185,8 +185,13 @@ class ChatTemplate:
 
     @functools.cached_property
     def opens_thinking(self) -> bool:
-        """Whether the header of an answer opens the reasoning, so that the model thinks first unless it is told not to."""
-        return self.thinking is not None and self.thinking.is_open(self.render([_HELLO]))
+        """Whether the header of an answer opens the reasoning, so that the model thinks first unless it is told not to.
+
+        Raises:
+            TemplateError: the template cannot be used.
+        """
+        prompt = self.render([_HELLO])
+        return self.thinking is not None and self.thinking.is_open(prompt)
 
     @functools.cached_property
     def written(self) -> str:

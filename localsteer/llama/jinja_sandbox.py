@@ -26,8 +26,10 @@ from jinja2.visitor import NodeTransformer
 
 from localsteer.errors import ModelError, shown
 
-# Processor seconds of one rendering. The slowest of llama.cpp's 70 templates takes 0.02 s for 200 turns.
+# Processor seconds of one rendering, and for each message more: the slowest of llama.cpp's 70 templates looks at every message
+# again for each, and takes 0.2 s for 200 of them; on average they take 0.01 s.
 _SECONDS = 1.0
+_SECONDS_A_MESSAGE = 0.01
 # Characters (and items) of any value: those of a million tokens.
 _SIZE = 2**22
 _LARGEST_ARGUMENT = 10**6  # of a function or filter: a width, a count
@@ -80,14 +82,14 @@ class Program:
         except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError) as error:
             raise TemplateError(f"The model's chat template is not valid jinja: {_sentence(error)}") from error
 
-    def render(self, variables: Mapping[str, object]) -> str:
-        """What the template writes.
+    def render(self, variables: Mapping[str, Any]) -> str:
+        """What the template writes of `messages` and whatever else it is given.
 
         Raises:
             RefusedError: it raises an error.
             TemplateLimitError: it runs too long, or makes too much.
         """
-        _limits.begin()
+        _limits.begin(_SECONDS + _SECONDS_A_MESSAGE * len(variables["messages"]))
         try:
             return self._template.render(variables)
         except TemplateLimitError:
@@ -109,19 +111,19 @@ def _sentence(error: Exception) -> str:
 class _Limits(threading.local):
     """What the rendering in this thread has used."""
 
-    deadline = float("inf")
+    seconds = deadline = float("inf")
     turns = 0
     sizes: dict[int, tuple[object, int]]
 
-    def begin(self) -> None:
-        self.deadline, self.turns, self.sizes = time.thread_time() + _SECONDS, 0, {}
+    def begin(self, seconds: float) -> None:
+        self.seconds, self.deadline, self.turns, self.sizes = seconds, time.thread_time() + seconds, 0, {}
 
     def end(self) -> None:
         self.sizes = {}  # It holds what it has measured.
 
     def step(self) -> None:
         if time.thread_time() > self.deadline:
-            raise TemplateLimitError(f"does not end: it was stopped after {_SECONDS:g} s")
+            raise TemplateLimitError(f"does not end: it was stopped after {self.seconds:.2g} s")
 
     def turn(self) -> None:
         self.turns += 1
