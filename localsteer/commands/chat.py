@@ -48,6 +48,7 @@ def command(answering: AnswerOptions, parse_special: bool, model_options: ModelO
             conversation = Conversation(
                 generator,
                 system=answering.system,
+                think=answering.think,
                 plan=plan,
                 controller=new_controller(armed, mode),
                 sampling=answering.sampling,

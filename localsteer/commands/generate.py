@@ -72,6 +72,8 @@ def command(
         raise click.UsageError("--compare shows steerings side by side, and a policy decides by itself: leave one of them out.")
     if raw and system is not None:
         raise click.UsageError("--system has no place in plain text: leave out --raw.")
+    if raw and answering.think is not None:
+        raise click.UsageError("--think and --no-think are for the chat template: leave out --raw.")
     if answering.anchored and steer_prompt:
         raise click.UsageError("--anchored steers the response alone: leave out --steer-prompt.")
     with model_options.open(parse_special=parse_special) as opened:
@@ -80,7 +82,7 @@ def command(
         messages.append(Message("user", prompt))
         try:
             is_base = opened.chat_template is None
-            tokens = prompt_tokens(opened, messages, raw=raw)
+            tokens = prompt_tokens(opened, messages, raw=raw, think=answering.think)
         except TemplateError as error:
             raise ModelError(error.message, hint="Use --raw to give the prompt as plain text.") from error
         if is_base and not raw:
@@ -92,7 +94,7 @@ def command(
         plan = make_plan(steering, opened, mode=mode, limit=limit)
         opposite = make_opposite(steering, opened, mode=mode, limit=limit) if compare else None
         name = opened.name
-        message = latest_message(opened, messages, raw=raw) if policy_file is not None else None
+        message = latest_message(opened, messages, raw=raw, think=answering.think) if policy_file is not None else None
         if plan is None and policy_file is None:
             mode = "response"  # where nothing steers there is nothing to anchor
         request = Request(tokens, plan, answering.sampling, answering.max_tokens, stop, message, mode=mode).seeded()

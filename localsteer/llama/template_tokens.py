@@ -71,8 +71,8 @@ class TemplateTokens:
         """The token that the template writes behind an answer; None where it writes plain text, or nothing."""
         for text in self._template.behind_answer if self._template is not None else ():
             if text.strip():
-                first = self._tokenize(text.lstrip(), add_special=False)[0]
-                return first if self._is(first, "CONTROL", "USER_DEFINED") else None
+                tokens = self._tokenize(text.lstrip(), add_special=False)
+                return tokens[0] if tokens and self._is(tokens[0], "CONTROL", "USER_DEFINED") else None
         return None
 
     @functools.cached_property

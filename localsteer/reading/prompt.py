@@ -85,9 +85,9 @@ def chat_stop(model: Model) -> tuple[str, ...]:
     return (written,) if written else ()
 
 
-def latest_message(model: Model, messages: Sequence[Message], *, raw: bool = False) -> tuple[int, int]:
+def latest_message(model: Model, messages: Sequence[Message], *, raw: bool = False, think: bool | None = None) -> tuple[int, int]:
     """Where the last message stands in `prompt_tokens` of a conversation: its first token, and the one behind its last."""
-    tokens_of = functools.partial(prompt_tokens, model, raw=raw)
+    tokens_of = functools.partial(prompt_tokens, model, raw=raw, think=think)
     return changed_span(tokens_of(messages), tokens_of, messages, len(messages) - 1)
 
 

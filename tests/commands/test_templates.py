@@ -40,6 +40,16 @@ def test_generate_offers_plain_text_where_the_template_refuses(tmp_path: Path, c
     assert run(capfd, "generate", "Hello", "-m", path, "-n", "1", "--raw").code == 0
 
 
+def test_thinking_is_turned_on_and_off(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf", chat_template=THINKS)
+    common = ("generate", "Hello", "-m", path, "-n", "1", "--json")
+    lengths = [run(capfd, *common, *more).document["timing"]["prompt_tokens"] for more in ((), ("--think",), ("--no-think",))]
+    assert lengths[0] == lengths[1] < lengths[2]
+    plain = write_tiny_model(tmp_path / "plain.gguf")
+    assert "does not think" in run(capfd, "generate", "Hello", "-m", plain, "--think").err
+    assert run(capfd, "generate", "Hello", "-m", path, "--raw", "--no-think").code == 2
+
+
 def test_control_tokens_count_only_with_parse_special(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = write_tiny_model(tmp_path / "tiny.gguf")
 
