@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from localsteer.llama.jinja_sandbox import Program, RefusedError, TemplateError
 from localsteer.llama.named_layout import NamedLayout, is_layout_name
-from localsteer.llama.ollama_layout import OllamaLayout
+from localsteer.llama.ollama_layout import ollama_layout
 from localsteer.llama.thinking import Thinking, find_thinking
 
 
@@ -123,7 +123,7 @@ class ChatTemplate:
         self._source = template
         self._layout: _Layout
         if of_ollama:
-            self._layout = _ollama_layout(template)
+            self._layout = ollama_layout(template)
         else:
             self._layout = NamedLayout(template) if is_layout_name(template) else Program(template)
         self._tokens = {"bos_token": bos, "eos_token": eos}
@@ -366,17 +366,6 @@ class ChatTemplate:
             **{key: given.guarded(value) for key in ("name", "tool_call_id") if (value := getattr(turn, key)) is not None},
             **({"reasoning_content": thought["reasoning"]} if thought else {}),
         }
-
-
-def _ollama_layout(template: str) -> _Layout:
-    """As it says where it is simple; else llama.cpp's layout that uses the same marks."""
-    try:
-        return OllamaLayout(template)
-    except TemplateError as error:
-        try:
-            return NamedLayout(template)
-        except TemplateError:
-            raise error from None
 
 
 def _left_out(role: str) -> RefusedError:

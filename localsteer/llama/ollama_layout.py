@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from localsteer.llama.jinja_sandbox import TemplateError
+from localsteer.llama.named_layout import NamedLayout
 
 _ACTION = re.compile(r"(?:\s*\{\{-\s|\{\{)\s*(.*?)\s*(?:\s-\}\}\s*|\}\})", re.DOTALL)
 _FIELD = re.compile(r"\.(System|Prompt|Response)")
@@ -61,6 +62,21 @@ class OllamaLayout:
             exchange[place] += ("\n\n" if exchange[place] else "") + turn["content"]
         _write(self._nodes, exchange, written, cut=bool(variables["add_generation_prompt"]))
         return "".join(written)
+
+
+def ollama_layout(source: str) -> OllamaLayout | NamedLayout:
+    """As the template says, where it is of the older form; else llama.cpp's layout that uses the same marks.
+
+    Raises:
+        TemplateError: there is none.
+    """
+    try:
+        return OllamaLayout(source)
+    except TemplateError as error:
+        try:
+            return NamedLayout(source)
+        except TemplateError:
+            raise error from None
 
 
 def _parsed(source: str) -> list[Any]:

@@ -163,12 +163,8 @@ class ArmedPolicy(Closing):
         def open_model() -> Model:
             if path.resolve() == self._model.path.resolve():
                 return self._model
-            model = Model(
-                path,
-                gpu_layers=self._model.gpu_layers,
-                threads=self._model.threads,
-                ollama_template=ollama_layers(path, name).template,
-            )
+            own, template = self._model, ollama_layers(path).template
+            model = Model(path, gpu_layers=own.gpu_layers, threads=own.threads, ollama_template=template)
             self._opened.append(model)
             return model
 
