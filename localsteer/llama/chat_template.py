@@ -8,12 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
+from localsteer.llama.control_tokens import TextGuard
 from localsteer.llama.jinja_sandbox import Program, RefusedError, TemplateError
 from localsteer.llama.named_layout import NamedLayout, is_layout_name
 from localsteer.llama.ollama_layout import ollama_layout
 from localsteer.llama.thinking import Thinking, find_thinking
+
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True)
@@ -44,19 +47,12 @@ class Message:
         tool_call_id: the call that a tool's turn answers.
     """
 
-    role: Literal["system", "user", "assistant", "tool"]
+    role: Role
     content: str
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
     tool_call_id: str | None = None
-
-
-class Guard(Protocol):
-    """Makes plain text of what a model would read as control tokens."""
-
-    def __call__(self, text: str, keep: Sequence[str] = ()) -> str:
-        """The text, with a mark in every control token but those to keep."""
 
 
 class _Layout(Protocol):
@@ -71,18 +67,12 @@ class _Given:
 
     tools: Sequence[Mapping[str, Any]] = ()
     variables: Mapping[str, object] = field(default_factory=dict)
-    guard: Guard | None = None
+    guard: TextGuard | None = None
     kept: tuple[str, ...] = ()
 
     def guarded(self, value: Any, keep: Sequence[str] = ()) -> Any:
         """A value of JSON, with all texts in it guarded."""
-        if self.guard is None:
-            return value
-        if isinstance(value, str):
-            return self.guard(value, keep)
-        if isinstance(value, Mapping):
-            return {self.guarded(key): self.guarded(one, keep) for key, one in value.items()}
-        return [self.guarded(one, keep) for one in value] if isinstance(value, list | tuple) else value
+        return value if self.guard is None else self.guard.within(value, keep)
 
     def content(self, turn: Message) -> str:
         """The text of a turn, guarded."""
@@ -95,7 +85,7 @@ _CONTINUED = "CONTINUE_FINAL_MESSAGE_TAG "
 _MARK, _OTHER = "mark7f3a", "other7f3a"
 _HELLO = Message("user", "Hello")
 # What `render` gives of its own accord.
-_OWN = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
+_OWN = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
 # Whether to think: the variable of Qwen, GLM and most others, and that of Granite and DeepSeek.
 _SWITCHES = ("enable_thinking", "thinking")
 
@@ -128,6 +118,7 @@ class ChatTemplate:
             self._layout = NamedLayout(template) if is_layout_name(template) else Program(template)
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self._with_tools = with_tools
+        self._parts: dict[str, bool] = {}
         self.variables = self._layout.variables - _OWN
 
     def render(
@@ -136,7 +127,7 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         think: bool | None = None,
-        guard: Guard | None = None,
+        guard: TextGuard | None = None,
         variables: Mapping[str, object] = MappingProxyType({}),
     ) -> str:
         """The prompt up to the header of the assistant's next turn; where the last turn is an answer, to the end of its text.
@@ -165,7 +156,7 @@ class ChatTemplate:
         kept = (thinking.opens, thinking.closes) if thinking is not None and not thinking.answers else ()
         given = _Given(tools, variables, guard, kept)
         refused: TemplateError | None = None
-        for turns in self._arrangements([self._divided(message) for message in messages]):
+        for turns in self._arrangements(messages):
             try:
                 text = self._prompt(turns, given, think=think)
                 self._check_whole(text, turns, given)
@@ -216,23 +207,28 @@ class ChatTemplate:
                     return name
         return None
 
-    @functools.cached_property
-    def _takes_parts(self) -> bool:
-        """Whether a content has to be a list of parts, because a text does not show.
+    def _takes_parts(self, role: str) -> bool:
+        """Whether the contents of a role have to be lists of parts, because a text does not show.
 
         Raises:
-            RefusedError: a list does not, either.
+            RefusedError: what the user says does not show as a list, either.
         """
-        refused = False
-        for parts in (False, True):
-            try:
-                if _MARK in self._write([Message("user", _MARK)], _Given(), parts=parts).lower():
-                    return parts
-            except RefusedError:
-                refused = True  # It may take other conversations, with tools.
-        if refused:
-            return False
-        raise _left_out("user")
+        if role not in self._parts:
+            tried = {"system": [Message("system", _MARK), _HELLO], "assistant": [_HELLO, Message("assistant", _MARK), _HELLO]}
+            others = role != "user" and self._takes_parts("user")
+            refused = False
+            for parts in (False, True) if role != "tool" else ():
+                forms = {one: parts if one == role else others for one in get_args(Role)}
+                try:
+                    if _MARK in self._write(tried.get(role, [Message("user", _MARK)]), _Given(), forms=forms).lower():
+                        self._parts[role] = parts
+                        break
+                except RefusedError:
+                    refused = True  # It may take other conversations, with tools.
+            if role == "user" and role not in self._parts and not refused:
+                raise _left_out("user")
+            self._parts.setdefault(role, others)
+        return self._parts[role]
 
     @functools.cached_property
     def _has_system_role(self) -> bool:
@@ -241,16 +237,10 @@ class ChatTemplate:
 
     # ---- turns as it takes them
 
-    def _divided(self, message: Message) -> Message:
-        """An answer whose marks of channels are still in it, as its parts: templates with channels refuse such marks."""
-        thinking = self.thinking
-        if message.role != "assistant" or message.reasoning or thinking is None or not thinking.answers:
-            return message
-        reasoning, content = thinking.divided(message.content)
-        return replace(message, content=content, reasoning=reasoning or None)
-
-    def _arrangements(self, turns: list[Message]) -> Iterator[list[Message]]:
-        """The turns as they are, as far as the template has a system role; then as the strictest template takes them."""
+    def _arrangements(self, messages: Sequence[Message]) -> Iterator[list[Message]]:
+        """The turns as they are, as far as the template has a system role; then as stricter templates take them."""
+        # Templates with channels refuse the marks of such in a content; others cut the reasoning out by its marks.
+        turns = _divided(messages, self.thinking) if self.thinking is not None and self.thinking.answers else list(messages)
         if [turn.role for turn in turns] == ["system"]:
             # Many templates show a system message only together with a user's.
             turns = [replace(turns[0], role="user")]
@@ -258,12 +248,14 @@ class ChatTemplate:
             turns = [replace(turns[0], role="user"), *turns[1:]]
             turns = _joined(turns[:2]) + turns[2:]
         yield turns
+        if (apart := _divided(turns, self.thinking)) != turns:
+            yield apart
         # One system text, and whatever comes later as a user's.
         head = 1 if turns and turns[0].role == "system" else 0
         while head and head < len(turns) and turns[head].role == "system":
             head += 1
-        later = [replace(turn, role="user") if turn.role == "system" else turn for turn in turns[head:]]
-        simple = [*_joined(turns[:head]), *_joined(later)]
+        later = [replace(turn, role="user") if turn.role == "system" else turn for turn in apart[head:]]
+        simple = [*_joined(apart[:head]), *_joined(later)]
         if simple != turns:
             yield simple
 
@@ -332,16 +324,20 @@ class ChatTemplate:
         except RefusedError:
             return ""
 
-    def _write(self, turns: Sequence[Message], given: _Given, *, ended: bool = False, parts: bool | None = None) -> str:
-        """What the template makes of these turns; not `ended`, with the header of an answer."""
-        as_parts = self._takes_parts if parts is None else parts
+    def _write(
+        self, turns: Sequence[Message], given: _Given, *, ended: bool = False, forms: Mapping[str, bool] | None = None
+    ) -> str:
+        """What the template makes of these turns; not `ended`, with the header of an answer. `forms` says what takes parts."""
         tools = list(given.guarded(given.tools))
         variables = {
+            "documents": None,
             **self._tokens,
             **given.guarded(given.variables),
-            "messages": [self._document(turn, given, parts=as_parts) for turn in turns],
+            "messages": [
+                self._document(turn, given, parts=self._takes_parts(turn.role) if forms is None else forms[turn.role])
+                for turn in turns
+            ],
             "tools": tools or None,
-            "documents": None,
             "add_generation_prompt": not ended,
         }
         try:
@@ -366,6 +362,16 @@ class ChatTemplate:
             **{key: given.guarded(value) for key in ("name", "tool_call_id") if (value := getattr(turn, key)) is not None},
             **({"reasoning_content": thought["reasoning"]} if thought else {}),
         }
+
+
+def _divided(turns: Sequence[Message], thinking: Thinking | None) -> list[Message]:
+    """The turns with the answers in their parts, where the marks of reasoning are still in them."""
+    divided = list(turns)
+    for place, turn in enumerate(turns):
+        if thinking is not None and turn.role == "assistant" and not turn.reasoning:
+            reasoning, content = thinking.divided(turn.content)
+            divided[place] = replace(turn, content=content, reasoning=reasoning or None)
+    return divided
 
 
 def _left_out(role: str) -> RefusedError:

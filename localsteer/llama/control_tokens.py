@@ -10,8 +10,9 @@ import itertools
 import json
 import re
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 # Private characters, drawn anew for each prompt: 75 bits that no text can foresee.
 _FIRST_PRIVATE, _PRIVATE, _LENGTH = 0xE000, 6400, 6
@@ -88,6 +89,14 @@ class TextGuard:
     def __call__(self, text: str, keep: Sequence[str] = ()) -> str:
         """The text, with a mark in every control token but those to keep."""
         return self.control.marked(text, self._mark, keep)
+
+    def within(self, value: Any, keep: Sequence[str] = ()) -> Any:
+        """A value of JSON with a mark in every control token of all its texts."""
+        if isinstance(value, str):
+            return self(value, keep)
+        if isinstance(value, Mapping):
+            return {self.within(key): self.within(one, keep) for key, one in value.items()}
+        return [self.within(one, keep) for one in value] if isinstance(value, list | tuple) else value
 
     def pieces(self, prompt: str) -> Iterator[tuple[list[str], bool]]:
         """A prompt in pieces, and whether control tokens in each are to be read as such.

@@ -75,7 +75,7 @@ class Program:
         environment = _Environment()
         try:
             tree = environment.parse(source)
-            self.variables = frozenset(meta.find_undeclared_variables(tree))
+            self.variables = frozenset(meta.find_undeclared_variables(tree)) - environment.globals.keys()
             tree = _Bounded().visit(tree)
             tree.set_environment(environment)
             self._template = environment.from_string(tree)
@@ -105,7 +105,8 @@ class Program:
 
 
 def _sentence(error: Exception) -> str:
-    return f"{shown(error).rstrip('.')}."
+    text = shown(error).strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 class _Limits(threading.local):

@@ -16,7 +16,7 @@ def is_layout_name(text: str) -> bool:
     """Whether it is the name of a layout in this build of llama.cpp."""
     names = (ctypes.c_char_p * _MOST)()
     count = library.load().llama_chat_builtin_templates(names, _MOST)
-    return text.encode() in names[:count]
+    return text.strip().encode() in names[:count]
 
 
 class NamedLayout:
@@ -34,7 +34,7 @@ class NamedLayout:
 
     def __init__(self, name: str) -> None:
         self.variables: frozenset[str] = frozenset()
-        self._name = name.encode()
+        self._name = name.strip().encode()
         try:
             self.render({"messages": [{"role": "user", "content": "Hello"}], "add_generation_prompt": True})
         except RefusedError as error:

@@ -82,6 +82,14 @@ def test_a_template_that_walks_over_parts_gets_parts(template: str) -> None:
     assert all(text in prompt for text in ("Be brief.", "Hello", "Hi!", "Where is the harbour?"))
 
 
+def test_each_role_gets_the_form_that_shows_its_text() -> None:
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{% if m.role == 'user' %}{% for part in m.content %}{{ part.text }}{% endfor %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    assert render(template, SYSTEM, USER, ASSISTANT, USER) == "[system]Be brief.[user]Hello[assistant]Hi![user]Hello"
+
+
 @pytest.mark.parametrize("template", ["{{ bos_token }}Hello", "{% for m in messages %}{{ m.role }}{% endfor %}", "Hello"])
 def test_a_template_without_the_users_text_is_refused(template: str) -> None:
     with pytest.raises(TemplateError, match="leaves out what the user says"):
@@ -239,6 +247,15 @@ def test_with_channels_the_answer_has_one_of_its_own() -> None:
     assert prompt.endswith("<|start|>assistant<|channel|>final<|message|>")
 
 
+def test_a_template_that_refuses_marks_of_reasoning_gets_it_apart() -> None:
+    template = (
+        "{% for m in messages %}{% if '<think>' in m.content %}{{ raise_exception('Reasoning has a place of its own.') }}"
+        "{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    )
+    answer = Message("assistant", "<think>So.</think>\n\nHi!")
+    assert render(template, USER, answer, USER) == "[user]Hello[assistant]Hi![user]Hello"
+
+
 def test_marks_of_channels_are_taken_out_of_earlier_answers() -> None:
     answer = "<|channel|>analysis<|message|>A greeting.<|end|><|start|>assistant<|channel|>final<|message|>Hi!"
     prompt = render(CHANNELS, USER, Message("assistant", answer), USER)
@@ -255,6 +272,9 @@ def test_a_variable_that_the_template_does_not_know_is_refused_by_its_name() -> 
     assert template.render([USER], variables={"enable_thinking": False}).endswith("</think>\n\n")
     with pytest.raises(TemplateError, match="does not know reasoning_effort"):
         template.render([USER], variables={"reasoning_effort": "high"})
+    for name in ("messages", "bos_token", "raise_exception", "range"):
+        with pytest.raises(TemplateError, match="does not know"):
+            ChatTemplate("{{ range(1) }}{{ raise_exception('') }}" + SWITCHED, bos="", eos="").render([USER], variables={name: 1})
 
 
 def test_reasoning_reaches_the_template_under_all_its_names() -> None:
