@@ -104,6 +104,11 @@ def _mark_finished(home: Path, names: set[str]) -> None:
     partial.replace(home / "finished.json")
 
 
+def source_folder() -> Path:
+    """Where the llama.cpp tree of the sdist is, once `_source` has unpacked it."""
+    return _home() / "source"
+
+
 def _source(home: Path) -> Path:
     """The llama.cpp tree of the sdist: downloaded and unpacked aside, then renamed, so it is whole or absent."""
     source = home / "source"

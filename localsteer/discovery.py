@@ -39,7 +39,8 @@ DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # The home that Ollama's install.sh gives to its service user; docs/faq.mdx names it as the default on Linux.
 OLLAMA_SERVICE_MODELS = Path("/usr/share/ollama/.ollama/models")
-OLLAMA_MODEL_LAYER = "application/vnd.ollama.image.model"
+OLLAMA_LAYER = "application/vnd.ollama.image."
+OLLAMA_MODEL_LAYER = OLLAMA_LAYER + "model"
 # As `BlobsPath` in Ollama's manifest/paths.go: anything else could point out of the blobs folder.
 OLLAMA_DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
 
@@ -281,6 +282,45 @@ def _ollama_blobs(manifest: Path, blobs: Path) -> list[Path]:
             raise ValueError(f"{digest!r} is not a sha256 digest")
     # Of several, the last is the one that Ollama runs (`GetModel` in server/images.go).
     return [blobs / digest.replace(":", "-") for digest in digests[-1:]]
+
+
+@dataclass(frozen=True)
+class OllamaLayers:
+    """What Ollama keeps beside a model file: its template, and what it says to the model first; None for what is not there."""
+
+    template: str | None
+    system: str | None
+
+
+def ollama_layers(path: Path, name: str | None = None) -> OllamaLayers:
+    """The layers that go with a file among Ollama's blobs; none of them with any other file.
+
+    Of several models with the same file, the one of that name counts (`llama3` is `llama3:latest`), else the first.
+    """
+    manifests = path.parent.parent / "manifests"
+    found: dict[str, dict[str, str]] = {}
+    if path.parent.name == "blobs" and path.name.startswith("sha256-"):
+        for relative in sorted(glob.glob("*/*/*/*", root_dir=manifests)):
+            try:
+                layers = {
+                    layer["mediaType"]: layer["digest"] for layer in json.loads((manifests / relative).read_bytes())["layers"]
+                }
+                if layers[OLLAMA_MODEL_LAYER].replace(":", "-") == path.name:
+                    found["/".join(Path(relative).parts[2:]).replace("/", ":")] = layers
+            except (OSError, ValueError, LookupError, TypeError):
+                continue  # told where models are listed
+    wanted = f"{name}:latest" if name and ":" not in name else name
+    own = found.get((wanted or "").rpartition("/")[2], next(iter(found.values()), {}))
+    return OllamaLayers(*(_ollama_text(path.parent, own.get(OLLAMA_LAYER + kind)) for kind in ("template", "system")))
+
+
+def _ollama_text(blobs: Path, digest: str | None) -> str | None:
+    if digest is None or not OLLAMA_DIGEST.fullmatch(digest):
+        return None
+    try:
+        return (blobs / digest.replace(":", "-")).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def _models_below(folder: Path, source: str) -> Iterator[_Candidate]:

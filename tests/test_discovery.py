@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from localsteer import discovery
-from localsteer.discovery import FoundModel, find_models, resolve_model
+from localsteer.discovery import FoundModel, OllamaLayers, find_models, ollama_layers, resolve_model
 from localsteer.errors import LocalsteerError
 
 
@@ -132,6 +132,23 @@ def test_ollama_models_have_the_names_that_ollama_shows(home: Path) -> None:
         "someone/tuned:latest",
     ]
     assert found[1] == FoundModel("llama3.2:3b", blob, "ollama", 6)
+
+
+def test_what_ollama_keeps_beside_a_model_file_is_found(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    blob = write_ollama(models, "registry.ollama.ai/library/plain/latest", "a")
+    for name, digit in (("tuned/latest", "b"), ("tuned/v2", "c")):
+        manifest = models / "manifests" / "registry.ollama.ai" / "library" / name
+        write_ollama(models, f"registry.ollama.ai/library/{name}", "a")
+        layers = json.loads(manifest.read_bytes())["layers"]
+        for kind, digest in (("template", digit), ("system", "d")):
+            layers.append({"mediaType": f"application/vnd.ollama.image.{kind}", "digest": f"sha256:{digest * 64}"})
+            write(models / "blobs" / f"sha256-{digest * 64}", f"{kind} of {name}".encode())
+        write(manifest, json.dumps({"schemaVersion": 2, "layers": layers}).encode())
+    assert ollama_layers(blob, "tuned") == OllamaLayers("template of tuned/latest", "system of tuned/v2")
+    assert ollama_layers(blob, "tuned:v2").template == "template of tuned/v2"
+    assert ollama_layers(blob, "plain") == ollama_layers(blob) == OllamaLayers(None, None)
+    assert ollama_layers(write(tmp_path / "other.gguf")) == OllamaLayers(None, None)
 
 
 def test_ollama_models_variable_replaces_the_folder_in_the_home(home: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ class Conversation:
     Attributes:
         generator: answers; its KV cache carries over from turn to turn.
         system: the system message, if any.
+        think: whether the model thinks before it answers; None leaves that to its template.
         plan: the steering, if any.
         controller: the policy's, if any: it steers on top of the plan when it sees a need.
         sampling: how tokens are drawn.
@@ -41,6 +42,7 @@ class Conversation:
     generator: Generator
     _: KW_ONLY
     system: str | None = None
+    think: bool | None = None
     plan: Plan | None = None
     controller: Controller | None = None
     sampling: Sampling = field(default_factory=Sampling)
@@ -155,4 +157,4 @@ class Conversation:
 
     def _tokens(self, turns: Sequence[Message]) -> tuple[int, ...]:
         messages = [Message("system", self.system), *turns] if self.system else turns
-        return chat_tokens(self.generator.model, messages)
+        return chat_tokens(self.generator.model, messages, think=self.think)

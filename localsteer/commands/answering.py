@@ -35,6 +35,7 @@ class AnswerOptions:
     steering: Steering
     policy_file: str | None
     system: str | None
+    think: bool | None
     max_tokens: int
     anchored: bool
     max_dose: float | None
@@ -87,6 +88,11 @@ def with_answer_options(function: Command) -> Command:
         steer_option('What to steer by, such as "0.5 happy - 0.3 formal@10-20"; several add up.'),
         policy_option,
         click.option("--system", help="A system message."),
+        click.option(
+            "--think/--no-think",
+            default=None,
+            help="Whether a model that can think does so first. Default: as its template says.",
+        ),
         click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer."),
         click.option(
             "--anchored",

@@ -17,7 +17,7 @@ from localsteer.commands.answering import (
     policy_for,
     with_answer_options,
 )
-from localsteer.commands.options import ModelOptions, with_model_options
+from localsteer.commands.options import ModelOptions, parse_special_option, with_model_options
 from localsteer.commands.output import interrupt_stops_answer, note, print_side_by_side
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
@@ -26,10 +26,11 @@ from localsteer.vector.calibration import Mode
 
 @click.command()
 @with_answer_options
+@parse_special_option
 @with_model_options
-def command(answering: AnswerOptions, model_options: ModelOptions) -> None:
+def command(answering: AnswerOptions, parse_special: bool, model_options: ModelOptions) -> None:
     """Chat in the terminal, steered. /help lists the commands."""
-    with model_options.open() as opened:
+    with model_options.open(parse_special=parse_special) as opened:
         limit = limit_for(opened, answering.max_dose)
 
         def plan_for(steering: Steering, mode: Mode) -> Plan | None:
@@ -47,6 +48,7 @@ def command(answering: AnswerOptions, model_options: ModelOptions) -> None:
             conversation = Conversation(
                 generator,
                 system=answering.system,
+                think=answering.think,
                 plan=plan,
                 controller=new_controller(armed, mode),
                 sampling=answering.sampling,

@@ -12,8 +12,9 @@ from localsteer.building.library import find_vector
 from localsteer.commands.options import ModelOptions, json_option, with_model_options
 from localsteer.commands.output import print_facts, print_json
 from localsteer.concepts.names import concepts
-from localsteer.errors import LocalsteerError, ModelError
+from localsteer.errors import LocalsteerError
 from localsteer.llama import library
+from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.model import Model
 from localsteer.llama.steerability import steerability
 from localsteer.steering.worth import worth
@@ -88,9 +89,14 @@ def _vectors(model: Model) -> dict[str, str]:
 
 def _template(model: Model) -> str:
     try:
-        return "none (a base model)" if model.chat_template is None else "yes"
-    except ModelError:
-        return "damaged"
+        template = model.chat_template
+        if template is None:
+            return "none (a base model)"
+        if template.opens_thinking:
+            return "yes; it opens a thinking block: the model thinks before it answers"
+        return "yes" if template.thinking is None else "yes; the model may think before it answers"
+    except TemplateError as error:
+        return f"cannot be used: {error.message}"
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:

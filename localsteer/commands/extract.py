@@ -79,6 +79,8 @@ def command(
     check_output(output, force=force, model=model_options)
     opened = time.perf_counter()
     with model_options.open() as opened_model, progress_bar() as progress:
+        if opened_model.chat_template is not None and opened_model.chat_template.opens_thinking:
+            note("The model thinks before it answers: its thinking block is left empty, and the answer behind it is read.")
         start = time.perf_counter()
         vector = extract(opened_model, contrast, settings, progress=progress)
         model_name = opened_model.name

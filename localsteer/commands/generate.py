@@ -17,12 +17,14 @@ from localsteer.commands.answering import (
     open_generator,
     with_answer_options,
 )
-from localsteer.commands.options import ModelOptions, json_option, with_model_options
+from localsteer.commands.options import ModelOptions, json_option, parse_special_option, with_model_options
 from localsteer.commands.output import interrupt_stops_answer, note, print_json, print_side_by_side
 from localsteer.commands.piped import with_stdin
 from localsteer.engine.request import Answer, Request
+from localsteer.errors import ModelError
 from localsteer.llama.chat_template import Message
-from localsteer.reading.prompt import latest_message, prompt_tokens
+from localsteer.llama.jinja_sandbox import TemplateError
+from localsteer.reading.prompt import chat_stop, latest_message, prompt_tokens
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import Mode
 
@@ -44,6 +46,7 @@ def _one_prompt(_context: click.Context, _parameter: click.Parameter, words: tup
 @click.option("--raw", is_flag=True, help="Continue PROMPT as plain text, without the chat template.")
 @click.option("--compare", is_flag=True, help="Answer three times: steered the other way, unsteered, steered.")
 @click.option("--steer-prompt", is_flag=True, help="Steer the prompt as well, as llama.cpp's own programs do.")
+@parse_special_option
 @json_option
 @with_model_options
 def command(
@@ -53,6 +56,7 @@ def command(
     raw: bool,
     compare: bool,
     steer_prompt: bool,
+    parse_special: bool,
     as_json: bool,
     model_options: ModelOptions,
 ) -> None:
@@ -68,21 +72,29 @@ def command(
         raise click.UsageError("--compare shows steerings side by side, and a policy decides by itself: leave one of them out.")
     if raw and system is not None:
         raise click.UsageError("--system has no place in plain text: leave out --raw.")
+    if raw and answering.think is not None:
+        raise click.UsageError("--think and --no-think are for the chat template: leave out --raw.")
     if answering.anchored and steer_prompt:
         raise click.UsageError("--anchored steers the response alone: leave out --steer-prompt.")
-    with model_options.open() as opened:
+    with model_options.open(parse_special=parse_special) as opened:
         prompt = with_stdin(prompt)
-        if not raw and opened.chat_template is None:
-            note(f"{opened.name} has no chat template (a base model): it continues the prompt as plain text.")
         messages = [Message("system", system)] if system is not None else []
         messages.append(Message("user", prompt))
-        tokens = prompt_tokens(opened, messages, raw=raw)
+        try:
+            is_base = opened.chat_template is None
+            tokens = prompt_tokens(opened, messages, raw=raw, think=answering.think)
+        except TemplateError as error:
+            raise ModelError(error.message, hint="Use --raw to give the prompt as plain text.") from error
+        if is_base and not raw:
+            note(f"{opened.name} has no chat template (a base model): it continues the prompt as plain text.")
+        if not is_base and not raw:
+            stop = (*stop, *chat_stop(opened))
         mode: Mode = "anchored" if answering.anchored else "prompt" if steer_prompt else "response"
         limit = limit_for(opened, answering.max_dose)
         plan = make_plan(steering, opened, mode=mode, limit=limit)
         opposite = make_opposite(steering, opened, mode=mode, limit=limit) if compare else None
         name = opened.name
-        message = latest_message(opened, messages, raw=raw) if policy_file is not None else None
+        message = latest_message(opened, messages, raw=raw, think=answering.think) if policy_file is not None else None
         if plan is None and policy_file is None:
             mode = "response"  # where nothing steers there is nothing to anchor
         request = Request(tokens, plan, answering.sampling, answering.max_tokens, stop, message, mode=mode).seeded()

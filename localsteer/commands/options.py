@@ -10,8 +10,8 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from localsteer.commands.output import for_this_model
-from localsteer.discovery import find_models, resolve_model
+from localsteer.commands.output import for_this_model, note
+from localsteer.discovery import find_models, ollama_layers, resolve_model
 from localsteer.errors import LocalsteerError, VectorError
 from localsteer.llama import rpc
 from localsteer.llama.model import Model
@@ -31,10 +31,20 @@ class ModelOptions:
     threads: int | None
     rpc: str | None
 
-    def open(self, path: Path | None = None) -> Model:
+    def open(self, path: Path | None = None, *, parse_special: bool = False) -> Model:
         """The model, or the default one (LOCALSTEER_MODEL, then the demo model); or in the same way the one in a file."""
         rpc.connect([server.strip() for server in (self.rpc or "").split(",") if server.strip()])
-        return Model(path if path is not None else self.path(), gpu_layers=self.gpu_layers, threads=self.threads)
+        path = path if path is not None else self.path()
+        ollama = ollama_layers(path, self.model)
+        if ollama.system is not None:
+            note("Ollama keeps a system text with this model, which is not used here: give one with --system.")
+        return Model(
+            path,
+            gpu_layers=self.gpu_layers,
+            threads=self.threads,
+            parse_special=parse_special,
+            ollama_template=ollama.template,
+        )
 
     def path(self) -> Path:
         """The file of the model that `open` opens.
@@ -105,6 +115,11 @@ def _with_hints_for_the_model(function: Command) -> Command:
     return cast(Command, command)
 
 
+parse_special_option = click.option(
+    "--parse-special",
+    is_flag=True,
+    help="Let control tokens in messages count as such, as llama-server does: they can forge turns.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 force_option = click.option("--force", is_flag=True, help="Replace a vector that is calibrated, or was made for another model.")
 output_option = click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new file.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from localsteer.commands.answering import armed_policy, limit_for, max_dose_option, policy_option, steer_option
-from localsteer.commands.options import ModelOptions, json_option, with_model_options
+from localsteer.commands.options import ModelOptions, json_option, parse_special_option, with_model_options
 from localsteer.commands.output import note, print_json, progress_bar
 from localsteer.engine.batch import RunningBatch
 from localsteer.engine.checks import check_anchored_batch
@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     "--strict-model", is_flag=True, help="Refuse requests that name another model. Default: this one answers, with a note."
 )
 @click.option("--alias", help="What the model is called in requests. Default: its name in `localsteer models list`.")
+@parse_special_option
 @json_option
 @with_model_options
 def command(
@@ -98,6 +99,7 @@ def command(
     list_steerings: int,
     strict_model: bool,
     alias: str | None,
+    parse_special: bool,
     as_json: bool,
     model_options: ModelOptions,
 ) -> None:
@@ -118,7 +120,7 @@ def command(
     presets = load_presets(presets_file) if presets_file is not None else {}
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(_bind(host, port))
-        model = stack.enter_context(model_options.open())
+        model = stack.enter_context(model_options.open(parse_special=parse_special))
         name = alias or model_options.name()
         mode: Mode = "anchored" if anchored else "response"
         if anchored:

@@ -32,11 +32,14 @@ class Prompt:
     opening: str
 
     def render(self, model: Model) -> str:
-        """The text that the model reads; a base model without a chat template gets the parts as paragraphs."""
+        """The text that the model reads; a base model without a chat template gets the parts as paragraphs.
+
+        The opening is that of the answer: a model that thinks first is taken past that.
+        """
         if not self.messages:
             return self.opening
         if model.chat_template is not None:
-            return model.chat_template.render(self.messages) + self.opening
+            return model.chat_template.render(self.messages, think=False) + self.opening
         return "\n\n".join([*(message.content for message in self.messages), self.opening])
 
 

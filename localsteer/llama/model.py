@@ -15,7 +15,9 @@ from localsteer.llama import library
 from localsteer.llama.chat_template import ChatTemplate
 from localsteer.llama.closing import Closing
 from localsteer.llama.fingerprint import Fingerprint, hash_texts
+from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.model_file import check_model_file, content_hash, why_not
+from localsteer.llama.template_tokens import TemplateTokens
 from localsteer.llama.threads import interrupts_after
 
 logger = logging.getLogger("localsteer.llama")
@@ -30,6 +32,8 @@ class Model(Closing):
         path: the GGUF file (of a split model: the first part).
         gpu_layers: layers to keep on the GPU; None means all, where the build of llama.cpp has a GPU or Metal.
         threads: CPU threads; None means one for each physical core.
+        parse_special: read control tokens in what people write as such, as llama-server does, instead of as plain text.
+        ollama_template: the template that Ollama keeps beside the file, to use where the file has none.
 
     Attributes:
         gpu_layers: as it was asked for.
@@ -48,8 +52,18 @@ class Model(Closing):
         ModelError: the file is missing, no GGUF, truncated, or of a kind that cannot generate text.
     """
 
-    def __init__(self, path: str | Path, *, gpu_layers: int | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        gpu_layers: int | None = None,
+        threads: int | None = None,
+        parse_special: bool = False,
+        ollama_template: str | None = None,
+    ) -> None:
         self.path = Path(path)
+        self._parse_special = parse_special
+        self._ollama_template = ollama_template
         check_model_file(self.path)
         self._llama = llama = library.load()
         self.gpu_layers = gpu_layers
@@ -128,15 +142,26 @@ class Model(Closing):
 
     @functools.cached_property
     def chat_template(self) -> ChatTemplate | None:
-        """The template in the file; None for a base model that has none."""
-        source = self._llama.llama_model_chat_template(self.handle, None)
-        if not source:
+        """The template in the file, or else Ollama's; None for a base model that has none.
+
+        Raises:
+            TemplateError: it cannot be used.
+        """
+        # Named ones are of a set, of which llama.cpp gives the default one without a name (transformers' `get_chat_template`).
+        for_tools, others = self._template(b"tool_use"), self._template(b"default")
+        source = self._template(None) or others or self._ollama_template or for_tools
+        if source is None:
             return None
-        return ChatTemplate(
-            source.decode("utf-8", errors="replace"),
-            bos=self._token_text(self._llama.llama_vocab_bos(self.vocabulary)),
-            eos=self._token_text(self._llama.llama_vocab_eos(self.vocabulary)),
+        of_ollama = source is self._ollama_template
+        bos, eos = (
+            self._token_text(token(self.vocabulary)) for token in (self._llama.llama_vocab_bos, self._llama.llama_vocab_eos)
         )
+        with_tools = ChatTemplate(for_tools, bos=bos, eos=eos) if for_tools is not None else None
+        return ChatTemplate(source, bos=bos, eos=eos, with_tools=with_tools, of_ollama=of_ollama)
+
+    def _template(self, name: bytes | None) -> str | None:
+        source = self._llama.llama_model_chat_template(self.handle, name)
+        return source.decode("utf-8", errors="replace") if source else None
 
     @functools.cached_property
     def kv_bytes(self) -> int:
@@ -195,6 +220,17 @@ class Model(Closing):
                 return list(tokens[:count])
             capacity = -count
 
+    @functools.cached_property
+    def template_tokens(self) -> TemplateTokens:
+        """What of the vocabulary belongs to the chat template, and how its prompts are tokenised."""
+        try:
+            template = self.chat_template
+            if template is not None:
+                _ = template.behind_answer
+        except TemplateError:
+            template = None  # It is told where a prompt is made; plain text can do without it.
+        return TemplateTokens(self.vocabulary, self.n_vocab, self.tokenize, template, parse_special=self._parse_special)
+
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token, which need not be whole UTF-8 characters.
 
@@ -214,8 +250,8 @@ class Model(Closing):
         return b"".join(self.token_bytes(int(token)) for token in tokens).decode("utf-8", errors="replace")
 
     def is_end(self, token: int) -> bool:
-        """Whether a token ends the answer (end of turn, of text, ...)."""
-        return bool(self._llama.llama_vocab_is_eog(self.vocabulary, token))
+        """Whether a token ends the answer: end of turn, of text, ..., or what the chat template writes behind one."""
+        return bool(self._llama.llama_vocab_is_eog(self.vocabulary, token)) or token == self.template_tokens.end
 
     def _token_text(self, token: int) -> str:
         if token < 0:

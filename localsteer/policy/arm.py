@@ -10,7 +10,7 @@ from pathlib import Path
 from localsteer.building.library import load_vector
 from localsteer.building.own_answers import Progress
 from localsteer.concepts.names import is_path
-from localsteer.discovery import resolve_model
+from localsteer.discovery import ollama_layers, resolve_model
 from localsteer.engine.checks import check_steering
 from localsteer.errors import PolicyError
 from localsteer.llama.closing import Closing
@@ -163,7 +163,8 @@ class ArmedPolicy(Closing):
         def open_model() -> Model:
             if path.resolve() == self._model.path.resolve():
                 return self._model
-            model = Model(path, gpu_layers=self._model.gpu_layers, threads=self._model.threads)
+            own, template = self._model, ollama_layers(path).template
+            model = Model(path, gpu_layers=own.gpu_layers, threads=own.threads, ollama_template=template)
             self._opened.append(model)
             return model
 

@@ -97,7 +97,7 @@ class Judge:
         """The tokens before and after the text."""
         content = f"{question}\n\nThe text:\n{_MARK}\n\nAnswer with one word, yes or no."
         template = self.model.chat_template
-        rendered = template.render([Message("user", content)]) if template is not None else f"{content}\n\nAnswer:"
+        rendered = template.render([Message("user", content)], think=False) if template is not None else f"{content}\n\nAnswer:"
         head, found, tail = rendered.partition(_MARK)
         if not found:
             raise PolicyError(

@@ -33,7 +33,7 @@ def answer_span(model: Model, message: str, answer: str) -> Span:
         PolicyError: it is empty, or does not fit the context.
         LocalsteerError: the model's template refuses the message.
     """
-    prompt = prompt_tokens(model, [Message("user", message or NEUTRAL_MESSAGE)])
+    prompt = prompt_tokens(model, [Message("user", message or NEUTRAL_MESSAGE)], think=False)
     tokens = answer_tokens(model, answer)
     if not tokens:
         raise PolicyError("An answer is empty.", hint="Give each some text.")

@@ -3,61 +3,91 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from localsteer.errors import LocalsteerError
 from localsteer.llama.chat_template import Message
+from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.model import Model
 from localsteer.reading.prefix_tree import common_beginning
 
 # What stands between the turns of a conversation where a base model reads them as plain text.
 PARAGRAPH = "\n\n"
 # A base model takes part in a conversation that is laid out so, and goes on writing the other side's lines, too.
-_PLAIN_TURN = {"system": "", "user": "User: ", "assistant": "Assistant: "}
+_PLAIN_TURN = {"system": "", "user": "User: ", "assistant": "Assistant: ", "tool": "Tool: "}
 _PLAIN_STOP = ("\nUser:",)
 
 
-def prompt_tokens(model: Model, messages: Sequence[Message], *, raw: bool = False) -> tuple[int, ...]:
-    """Tokens of a conversation.
+def prompt_tokens(
+    model: Model,
+    messages: Sequence[Message],
+    *,
+    raw: bool = False,
+    think: bool | None = None,
+    variables: Mapping[str, object] = MappingProxyType({}),
+) -> tuple[int, ...]:
+    """Tokens of a conversation up to the assistant's next turn, or to the end of its last one.
+
+    Control tokens in the messages are plain text, unless the model was opened with `parse_special`.
 
     Args:
         model: the model that will read it.
         messages: the turns.
         raw: take the texts as they are, without the chat template. A base model, which has none, always gets them so.
+        think: whether the model thinks before it answers; None leaves that to its template.
+        variables: what else the template is given.
 
     Raises:
         LocalsteerError: there is no text.
-        ModelError: the model's template refuses the conversation.
+        TemplateError: the model's template refuses the conversation, or does not know a variable.
     """
-    if not any(message.content for message in messages):
+    if not any(message.content or message.tool_calls for message in messages):
         raise LocalsteerError("The prompt is empty.", hint="Give the model some text.")
     if raw or model.chat_template is None:
         return tuple(model.tokenize(PARAGRAPH.join(message.content for message in messages)))
-    return tuple(model.tokenize(model.chat_template.render(messages)))
+    guard = model.template_tokens.guard()
+    prompt = model.chat_template.render(messages, think=think, guard=guard, variables=variables)
+    return tuple(model.template_tokens.tokenize(prompt, guard))
 
 
-def chat_tokens(model: Model, messages: Sequence[Message]) -> tuple[int, ...]:
-    """Tokens of a conversation up to the assistant's next turn, with a base model as well.
+def chat_tokens(
+    model: Model,
+    messages: Sequence[Message],
+    *,
+    think: bool | None = None,
+    variables: Mapping[str, object] = MappingProxyType({}),
+) -> tuple[int, ...]:
+    """Tokens of a conversation as `prompt_tokens` gives them, with a base model as well.
 
     Raises:
         LocalsteerError: there is no text.
-        ModelError: the model's template refuses the conversation.
+        TemplateError: the model's template refuses the conversation, or does not know a variable, or there is no template to.
     """
     if model.chat_template is not None or not messages:
-        return prompt_tokens(model, messages)
-    lines = [f"{_PLAIN_TURN[message.role]}{message.content}" for message in messages]
-    return tuple(model.tokenize("\n".join([*lines, "Assistant:"])))
+        return prompt_tokens(model, messages, think=think, variables=variables)
+    if think or variables:
+        name = next(iter(variables), "thinking")
+        raise TemplateError(f"{model.name} is a base model without a chat template: {name} means nothing to it.")
+    guard = model.template_tokens.guard()
+    texts = [message.content if guard is None else guard(message.content) for message in messages]
+    lines = [f"{_PLAIN_TURN[message.role]}{text}" for message, text in zip(messages, texts, strict=True)]
+    begun = messages[-1].role == "assistant"
+    return tuple(model.template_tokens.tokenize("\n".join(lines if begun else [*lines, "Assistant:"]), guard))
 
 
 def chat_stop(model: Model) -> tuple[str, ...]:
     """What ends the assistant's turn in `chat_tokens`, besides the model's own end."""
-    return () if model.chat_template is not None else _PLAIN_STOP
+    if model.chat_template is None:
+        return _PLAIN_STOP
+    written = model.template_tokens.written_end
+    return (written,) if written else ()
 
 
-def latest_message(model: Model, messages: Sequence[Message], *, raw: bool = False) -> tuple[int, int]:
+def latest_message(model: Model, messages: Sequence[Message], *, raw: bool = False, think: bool | None = None) -> tuple[int, int]:
     """Where the last message stands in `prompt_tokens` of a conversation: its first token, and the one behind its last."""
-    tokens_of = functools.partial(prompt_tokens, model, raw=raw)
+    tokens_of = functools.partial(prompt_tokens, model, raw=raw, think=think)
     return changed_span(tokens_of(messages), tokens_of, messages, len(messages) - 1)
 
 

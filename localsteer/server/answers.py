@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import anyio
@@ -269,17 +270,20 @@ class Service:
                 built = self.building.wait_for(name, functools.partial(self.steerings.build, name))
                 await while_connected(http, built)
 
-    def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
-        """The prompt of a conversation.
+    def chat_prompt(
+        self, messages: Sequence[Message], think: bool | None = None, variables: Mapping[str, object] = MappingProxyType({})
+    ) -> Prompt:
+        """The prompt of a conversation; see `chat_tokens`.
 
         Raises:
             LocalsteerError: the model's template refuses it, or it says nothing.
         """
-        tokens = chat_tokens(self.model, messages)
+        tokens_of = functools.partial(chat_tokens, self.model, think=think, variables=variables)
+        tokens = tokens_of(messages)
         last = max((place for place, message in enumerate(messages) if message.role == "user"), default=None)
         span = None
         if self._armed is not None and last is not None:
-            span = changed_span(tokens, functools.partial(chat_tokens, self.model), messages, last)
+            span = changed_span(tokens, tokens_of, messages, last)
         return Prompt(tokens, messages[last].content if last is not None else "", span, chat_stop(self.model))
 
     def text_prompt(self, text: str) -> Prompt:

@@ -22,6 +22,7 @@ from localsteer.server.constraints import Constraint, any_json, of_schema
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Failed, Job
 from localsteer.server.schema import InAnyCase, MaxTokens, SamplingFields, SteeringHeader, longest
+from localsteer.server.template_wishes import TemplateWishes
 
 _NANOSECONDS = 1e9
 
@@ -72,8 +73,6 @@ class _Common(BaseModel):
             RequestError: the format cannot be had.
         """
         options = self.options or Options()
-        if self.think:
-            raise RequestError("Thinking is not offered.", "think")
         if self.logprobs or self.top_logprobs:
             raise RequestError("Log probabilities are offered under /v1 only.", "logprobs")
         return Wishes(options.sampling(), longest(options.num_predict), options.stops(), self._constraint())
@@ -148,7 +147,11 @@ def router(service: Service) -> APIRouter:
 
         if not messages:
             return _loaded(service, body.model, part(""))
-        return await _answer(service, body, lambda: service.chat_prompt(messages), part, x_steering, http)
+
+        def prompt() -> Prompt:
+            return service.chat_prompt(messages, *TemplateWishes(body.think).of(model))
+
+        return await _answer(service, body, prompt, part, x_steering, http)
 
     @routes.post("/generate", response_model=None)
     async def generate(body: OllamaGenerate, http: HTTPRequest, x_steering: SteeringHeader = None) -> Response | dict[str, Any]:
@@ -164,7 +167,7 @@ def router(service: Service) -> APIRouter:
             if body.raw:
                 return service.text_prompt(body.prompt)
             system = [Message("system", body.system)] if body.system else []
-            return service.chat_prompt([*system, Message("user", body.prompt)])
+            return service.chat_prompt([*system, Message("user", body.prompt)], *TemplateWishes(body.think).of(model))
 
         if not body.prompt:
             return _loaded(service, body.model, part(""))

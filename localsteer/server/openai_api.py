@@ -219,7 +219,7 @@ def router(service: Service) -> APIRouter:
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
 
         def prompts() -> list[Prompt]:
-            return [service.chat_prompt(messages)]
+            return [service.chat_prompt(messages, *body.template_wishes().of(service.model))]
 
         return await _answer(service, _CHAT, body, prompts, max_tokens, logprobs, x_steering, http)
 

@@ -12,6 +12,7 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.sampling import MAX_SEED, Sampling
 from localsteer.server.answers import RequestError, Wishes
 from localsteer.server.constraints import constraint
+from localsteer.server.template_wishes import TemplateWishes
 
 SteeringHeader = Annotated[str | None, Header(alias="X-Steering", description="A steering expression.")]
 
@@ -171,8 +172,19 @@ class ChatRequest(Common):
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=10_000)
     max_completion_tokens: MaxTokens | None = None
+    think: bool | None = Field(
+        default=None, description="Whether the model thinks before it answers; null: as its template says."
+    )
+    enable_thinking: bool | None = Field(default=None, description="The same.")
+    reasoning_effort: str | None = Field(default=None, max_length=50, description='How much it thinks; "none" for not at all.')
+    chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="What else its template is given.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    def template_wishes(self) -> TemplateWishes:
+        """What its template is asked for."""
+        think = self.think if self.think is not None else self.enable_thinking
+        return TemplateWishes(think, self.reasoning_effort, self.chat_template_kwargs or {})
 
 
 class CompletionRequest(Common):

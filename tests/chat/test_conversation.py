@@ -12,8 +12,10 @@ from localsteer.engine.generate import Generator
 from localsteer.engine.request import Answer, Request
 from localsteer.errors import LocalsteerError
 from localsteer.llama.chat_template import Message
+from localsteer.llama.control_tokens import TextGuard
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
+from localsteer.llama.template_tokens import TemplateTokens
 from localsteer.policy.classifier import Classifier, Observer, Seen
 from localsteer.policy.condition import parse_condition
 from localsteer.policy.controller import Controller
@@ -132,13 +134,13 @@ def test_past_the_end_of_the_context_the_prefix_is_reused(tiny: Model, controlle
 
 def test_a_conversation_is_tokenised_once_a_turn(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
-    tokenize = Model.tokenize
+    tokenize = TemplateTokens.tokenize
 
-    def counting(self: Model, text: str, **more: Any) -> list[int]:
-        texts.append(text)
-        return tokenize(self, text, **more)
+    def counting(self: TemplateTokens, prompt: str, guard: TextGuard | None) -> list[int]:
+        texts.append(prompt)
+        return tokenize(self, prompt, guard)
 
-    monkeypatch.setattr(Model, "tokenize", counting)
+    monkeypatch.setattr(TemplateTokens, "tokenize", counting)
     counts = []
     with Generator(tiny, n_ctx=512) as generator:
         conversation = Conversation(generator, sampling=SAMPLING, max_tokens=4)

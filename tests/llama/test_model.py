@@ -68,10 +68,10 @@ def test_metadata_of_any_length_is_read_whole(tmp_path: Path, tiny: Model) -> No
 def test_the_chat_template_is_the_files(tmp_path: Path, tiny: Model) -> None:
     assert tiny.chat_template is not None
     assert tiny.chat_template.render([Message("user", "Hi")]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    template = "{{ bos_token }}|{{ eos_token }}"
+    template = "{{ bos_token }}|{{ eos_token }}|{{ messages[0].content }}"
     with Model(write_tiny_model(tmp_path / "tokens.gguf", chat_template=template), threads=1) as model:
         assert model.chat_template is not None
-        assert model.chat_template.render([Message("user", "Hi")]) == "<|endoftext|>|<|im_end|>"
+        assert model.chat_template.render([Message("user", "Hi")]) == "<|endoftext|>|<|im_end|>|Hi"
 
 
 def test_a_base_model_has_no_chat_template(tmp_path: Path) -> None:

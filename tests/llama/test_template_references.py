@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import tools
+from localsteer.errors import ModelError
+from localsteer.llama import chat_template, jinja_sandbox
+from localsteer.llama.chat_template import ChatTemplate, Message, ToolCall
+from tests.reference.conversations import BOS, CONVERSATIONS, EOS, NOW, SMALL_TEMPLATES, Conversation, digest
+
+REFERENCES = json.loads((Path(__file__).parent.parent / "reference" / "templates.json").read_text(encoding="utf-8"))
+
+
+# Before the tests get a cache folder of their own.
+TEMPLATES = tools.source_folder() / "models" / "templates"
+
+
+class Clock(datetime):
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return NOW
+
+
+@pytest.fixture(autouse=True)
+def _same_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja_sandbox, "datetime", Clock)
+    monkeypatch.setattr(chat_template, "datetime", Clock)
+
+
+def message(document: dict[str, Any]) -> Message:
+    calls = tuple(
+        ToolCall(call["function"]["name"], call["function"]["arguments"], call["id"]) for call in document.get("tool_calls", ())
+    )
+    return Message(**{**document, "tool_calls": calls})
+
+
+def render(template: ChatTemplate, conversation: Conversation) -> str:
+    known = conversation.think is not None and "enable_thinking" in template.variables
+    variables = {"enable_thinking": conversation.think} if known else {}
+    messages = [message(one) for one in conversation.messages]
+    return template.render(messages, tools=conversation.tools, variables=variables)
+
+
+@pytest.mark.parametrize("name", SMALL_TEMPLATES)
+def test_small_templates_are_rendered_as_by_transformers(name: str) -> None:
+    template = ChatTemplate(SMALL_TEMPLATES[name], bos=BOS, eos=EOS)
+    for conversation, expected in zip(CONVERSATIONS.values(), REFERENCES["small"][name], strict=True):
+        if expected is not None:
+            assert render(template, conversation) == expected
+
+
+def test_the_templates_of_llama_cpp_are_rendered_as_by_transformers() -> None:
+    """Where transformers raises an error or leaves something out, ours do without neither a reason nor a text."""
+    if not TEMPLATES.is_dir():
+        pytest.skip("llama.cpp's source is not here: `make bench-tools` unpacks it")
+    assert {path.stem for path in TEMPLATES.glob("*.jinja")} == set(REFERENCES["llama.cpp"])
+    different = []
+    for name, prompts in REFERENCES["llama.cpp"].items():
+        template = ChatTemplate((TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"), bos=BOS, eos=EOS)
+        for (kind, conversation), expected in zip(CONVERSATIONS.items(), prompts, strict=True):
+            try:
+                prompt = render(template, conversation)
+            except ModelError as error:
+                if expected is not None:
+                    different.append((name, kind, error.message))
+                continue
+            if expected is not None and digest(prompt) != expected:
+                different.append((name, kind, prompt))
+            assert all(one["content"].strip() in prompt for one in conversation.messages if one["role"] == "user")
+    assert different == []
