@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from localsteer.engine.draft import Draft
-from localsteer.engine.gate import Gate, Ungated, Verdict
+from localsteer.engine.gate import Gate, Verdict
 from localsteer.engine.request import Answer, FinishReason, Request, Timing, TokenLogprob
 from localsteer.llama.context import Context
 from localsteer.llama.model import Model
@@ -106,8 +106,9 @@ class Answering:
         n_ctx: int,
     ) -> None:
         self.request = request
-        self.gate: Gate = gate if gate is not None else Ungated(request.response_edit)
-        self.draft = Draft(model.token_bytes, request.stop, on_text)
+        self.gate = request.gate(gate)
+        shown = request.division.shown if request.division is not None else frozenset()
+        self.draft = Draft(lambda token: model.token_bytes(token, special=token in shown), request.stop, on_text)
         self.logprobs: list[TokenLogprob] = []
         self.reason: FinishReason = "interrupted"
         self._model = model

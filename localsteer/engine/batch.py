@@ -364,4 +364,4 @@ def check_request(model: Model, request: Request, gate: Gate | None, *, n_ctx: i
 
 def _edits(request: Request, gate: Gate | None) -> Sequence[Edit | None]:
     """All that may be done to the tokens of an answer."""
-    return gate.edits if gate is not None else [request.response_edit]
+    return request.gate(gate).edits

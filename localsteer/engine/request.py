@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from localsteer.engine.gate import Gate, Ungated
+from localsteer.engine.phases import Division, Phased
 from localsteer.errors import LocalsteerError
 from localsteer.llama.grammar import Grammar
 from localsteer.llama.residual import Edit
@@ -37,6 +39,8 @@ class Request:
         mode: what is steered: the response only, the prompt as well, or the response of an anchored answer: the unsteered model
             reads it along, and only what the sampling's filters keep of its predictions as well is drawn (see `Sampler`), which
             costs a second forward pass for every steered token. None is replaced by the plan's, "response" without a plan.
+        division: how the reply is divided into parts of which steering leaves some alone; None where it is all answer.
+        steer_forms: steer calls of tools, and answers that follow a grammar, as well.
 
     Raises:
         LocalsteerError: the plan holds the doses of another mode.
@@ -51,6 +55,8 @@ class Request:
     grammar: Grammar | None = None
     logprobs: int | None = None
     mode: Mode | None = None
+    division: Division | None = None
+    steer_forms: bool = False
 
     def __post_init__(self) -> None:
         if self.mode is None:
@@ -76,6 +82,14 @@ class Request:
     def response_edit(self) -> Edit | None:
         """What is done to the tokens of the answer; None for nothing."""
         return self.plan.effect if self.plan is not None else None
+
+    def gate(self, gate: Gate | None) -> Gate:
+        """What decides about the steering of the reply: a policy's gate, if there is one, in the parts that are for it."""
+        inner: Gate = gate if gate is not None else Ungated(self.response_edit)
+        if self.division is None:
+            return inner
+        thinking = self.plan.effects["thinking"] if self.plan is not None else None
+        return Phased(inner, self.division, thinking, steer_forms=self.steer_forms)
 
     @property
     def read(self) -> tuple[int, int]:

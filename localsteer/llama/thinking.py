@@ -24,6 +24,26 @@ class Thinking:
         """Whether a prompt ends inside the reasoning: the reply begins with it, unmarked."""
         return prompt.rstrip().endswith(self.opens.strip())
 
+    def answer_at(self, reply: str, *, begun: bool) -> int | None:
+        """Where in a reply the answer begins, as far as the reply has come; None while the model thinks.
+
+        Args:
+            reply: the text so far, marks and all.
+            begun: whether the prompt ends inside the reasoning.
+        """
+        if self.answers:
+            at = reply.find(self.answers)
+            if at >= 0:
+                return at + len(self.answers)
+            begins = reply.lstrip()
+            named = any(mark.startswith(begins) or begins.startswith(mark) for mark in (self.opens, self.answers))
+            return None if named or begun else 0
+        begins = reply.lstrip()
+        if not begun and not begins.startswith(self.opens):
+            return None if begins and self.opens.startswith(begins) else 0
+        at = reply.find(self.closes)
+        return at + len(self.closes) if at >= 0 else None
+
     def divided(self, reply: str) -> tuple[str, str]:
         """The reasoning and the answer of a reply, both without marks; "" for what it does not have."""
         before, found, rest = reply.partition(self.closes)
