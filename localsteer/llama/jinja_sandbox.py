@@ -34,6 +34,7 @@ _SECONDS_A_MESSAGE = 0.01
 _SIZE = 2**22
 _LARGEST_ARGUMENT = 10**6  # of a function or filter: a width, a count
 _LARGEST_BITS = 2**12
+_HELD = 2**16  # items of lists whose sizes are remembered
 _TURNS_UNCHECKED = 16  # of a loop: reading the clock costs as much as a turn
 
 # They multiply what they are given, in ways of their own, and no known template uses them.
@@ -101,7 +102,7 @@ class Program:
         except Exception as error:  # whatever a stranger's program may run into
             raise RefusedError(f"The model's chat template refuses this conversation: {_sentence(error)}") from error
         finally:
-            _limits.end()
+            _limits.forget()
 
 
 def _sentence(error: Exception) -> str:
@@ -113,14 +114,12 @@ class _Limits(threading.local):
     """What the rendering in this thread has used."""
 
     seconds = deadline = float("inf")
-    turns = 0
+    turns = held = 0
     sizes: dict[int, tuple[object, int]]
 
     def begin(self, seconds: float) -> None:
-        self.seconds, self.deadline, self.turns, self.sizes = seconds, time.thread_time() + seconds, 0, {}
-
-    def end(self) -> None:
-        self.sizes = {}  # It holds what it has measured.
+        self.seconds, self.deadline, self.turns = seconds, time.thread_time() + seconds, 0
+        self.forget()
 
     def step(self) -> None:
         if time.thread_time() > self.deadline:
@@ -142,7 +141,14 @@ class _Limits(threading.local):
             parts = [*value, *value.values()] if isinstance(value, dict) else value
             # Nothing in the sandbox changes a list or a dictionary once it is there.
             known = self.sizes[id(value)] = value, 1 + sum(map(self.size, parts))
+            self.held += len(parts)
+            if self.held > _HELD:
+                self.forget()
         return known[1]
+
+    def forget(self) -> None:
+        """What was measured is held until then, so that nothing else comes to its place in memory."""
+        self.sizes, self.held = {}, 0
 
     def check(self, size: int) -> None:
         if size > _SIZE:
@@ -225,6 +231,16 @@ class _Namespace(Namespace):
         return "<Namespace>"  # Jinja's own shows all that is in it, and what is in that.
 
 
+class _Dict:
+    """`dict`, without what would change one: `dict.update` is not known to the sandbox as such."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> dict[Any, Any]:
+        return dict(*arguments, **named)
+
+    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
+        return dict.fromkeys(keys, value)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("+", "*", "**", "%"))
     concat = staticmethod(_concatenated)  # type: ignore[assignment]
@@ -249,6 +265,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             "raise_exception": _raise_exception,
             "strftime_now": _strftime_now,
             "namespace": _Namespace,
+            "dict": _Dict(),
         }
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:

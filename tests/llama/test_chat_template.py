@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 
+from localsteer.llama import library
 from localsteer.llama.chat_template import ChatTemplate, Message, ToolCall
 from localsteer.llama.jinja_sandbox import TemplateError
 from tests.tiny_models import CHATML_TEMPLATE
@@ -137,6 +140,16 @@ def test_a_name_of_llama_cpps_list_is_its_layout() -> None:
     assert render("chatml", SYSTEM, USER) == render(CHATML_TEMPLATE, SYSTEM, USER)
     long = Message("user", "ü" * 10_000)
     assert render("chatml", long) == render(CHATML_TEMPLATE, long)
+
+
+def test_every_layout_of_llama_cpps_list_shows_all_that_is_said() -> None:
+    names = (ctypes.c_char_p * 200)()
+    count = library.load().llama_chat_builtin_templates(names, 200)
+    assert count > 50
+    for name in names[:count]:
+        assert name is not None
+        prompt = render(name.decode(), SYSTEM, USER, ASSISTANT, Message("user", "Where?"))
+        assert all(text in prompt for text in ("Be brief.", "Hello", "Hi!", "Where?")), name
 
 
 OLLAMA_CHATML = (
