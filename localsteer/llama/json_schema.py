@@ -34,15 +34,10 @@ _MAX_ALTERNATIVES = 100
 # Numbers are floats in llguidance: not every whole number beyond this is one.
 _EXACT = 2**53
 
-# llguidance lets 1 through where 1 is excluded and 1.25 is the most, and 1.00000000000000000001, which is the same number.
+# As close to a whole number as one need be.
 _CLOSE = 1e-12
 
 Schema = dict[str, Any]
-
-
-def of_anything() -> str:
-    """The grammar of a JSON object with whatever is in it."""
-    return of_schema({"type": "object"})
 
 
 def of_schema(schema: Mapping[str, Any] | bool) -> str:
@@ -125,10 +120,9 @@ def _prepare(part: Schema, references: _References) -> None:
             if isinstance(bound, int) and abs(bound) > _EXACT:
                 part[name] = sign * _exact_below(sign * bound)
         bound = part.get(excluding)
-        if isinstance(bound, int | float) and not isinstance(bound, bool) and part.get("type") != "integer":
-            del part[excluding]
-            bounds = [bound - sign * max(math.ulp(bound), _CLOSE), *([part[key]] if key in part else [])]
-            part[key] = min(bounds) if sign > 0 else max(bounds)
+        if isinstance(bound, int | float) and not isinstance(bound, bool) and bound * sign <= 0 and part.get("type") != "integer":
+            # A whole number that is excluded toward zero is let through by llguidance where the other bound is less than 1 away.
+            part[excluding] = bound - sign * max(math.ulp(bound), _CLOSE)
     count = part.get("minProperties")
     if isinstance(count, int) and count > len(_list(part, "required")) + 1:
         raise ValueError(f"minProperties of {count} needs all but one of them to be required: names that are free may repeat")
