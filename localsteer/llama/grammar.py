@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama.gbnf import is_lark, to_lark
 from localsteer.llama.grammar_trial import LIMITS, TooMuchError, try_apart
-from localsteer.llama.json_schema import of_schema
+from localsteer.llama.json_schema import MAX_CHARACTERS, of_schema
 from localsteer.llama.model import Model
 
-# Grammars come from outside. A schema of 1,000 properties has some 50,000.
-_MAX_CHARACTERS = 200_000
 # The model cuts a text into tokens as it likes, as where nothing is asked of it; not as the tokenizer would.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 # What no sampler here can do, on the head of a rule.
@@ -47,8 +45,8 @@ class Grammar:
     """
 
     def __init__(self, model: Model, lark: str) -> None:
-        if len(lark) > _MAX_CHARACTERS:
-            raise LocalsteerError(f"The grammar has {len(lark):,} characters, and {_MAX_CHARACTERS:,} are allowed.")
+        if len(lark) > 2 * MAX_CHARACTERS:  # what is made of a schema is longer than the schema
+            raise LocalsteerError(f"The grammar has {len(lark):,} characters, and {2 * MAX_CHARACTERS:,} are allowed.")
         try:
             lark.encode()
         except UnicodeEncodeError as error:

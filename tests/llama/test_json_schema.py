@@ -210,6 +210,7 @@ def nested(depth: int) -> Schema:
         ({"type": "string", "minLength": 10**12}, "1000000000000"),
         ({"type": "string", "minLength": -1}, "minLength"),
         ({"const": float("nan")}, "JSON"),
+        ({"enum": ["x" * 200_000]}, "200,000"),
         (nested(5000), "nested"),
         (nested(500), "nested"),
         ({"$defs": {f"d{n}": {"$ref": f"#/$defs/d{n + 1}"} for n in range(1000)}, "$ref": "#/$defs/d0"}, "references"),
@@ -235,6 +236,7 @@ def test_what_cannot_be_had_is_refused_by_its_name(schema: Schema, named: str) -
         {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
         {"type": "array", "prefixItems": [{"$ref": "#"}], "minItems": 1},
         {"$ref": "#"},
+        {"$defs": {f"d{n}": {"$ref": f"#/$defs/d{(n + 1) % 40}"} for n in range(40)}, "$ref": "#/$defs/d0"},
         {
             "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"anyOf": [{"$ref": "#/$defs/a"}, {"allOf": [{"$ref": "#/$defs/b"}]}]}},
             "$ref": "#/$defs/a",
@@ -244,6 +246,13 @@ def test_what_cannot_be_had_is_refused_by_its_name(schema: Schema, named: str) -
 def test_what_nothing_satisfies_is_an_error(schema: Schema) -> None:
     with pytest.raises(LocalsteerError):
         fits(schema, None)
+
+
+def test_a_long_chain_of_references_is_followed_in_either_order() -> None:
+    for step in (1, -1):
+        chain: Schema = {f"d{n}": {"$ref": f"#/$defs/d{n + step}"} for n in range(100)}
+        first, last = ("d0", "d100") if step > 0 else ("d99", "d-1")
+        assert fits({"$defs": {**chain, last: NULL}, "$ref": f"#/$defs/{first}"}, None)
 
 
 def test_what_is_part_of_itself_may_end() -> None:
