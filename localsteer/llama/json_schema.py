@@ -161,7 +161,7 @@ def _close(parts: Sequence[Schema]) -> None:
     for part in parts:
         listed = _dict(part, "properties")
         free = {"additionalProperties", "patternProperties", "minProperties"} & part.keys()
-        if listed and not free and all(name in listed for name in _list(part, "required")):
+        if "properties" in part and not free and all(name in listed for name in _list(part, "required")):
             part["additionalProperties"] = False
 
 

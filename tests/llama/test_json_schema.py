@@ -85,6 +85,7 @@ def test_an_object_that_lists_its_properties_has_no_others() -> None:
     assert fits({**listed, "additionalProperties": True}, {"b": None})
     assert fits({**listed, "patternProperties": {"^b": NULL}}, {"b": None})
     assert not fits({"type": "array", "items": listed}, [{"b": 1}])
+    assert not fits({"type": "object", "properties": {}}, {"b": 1})
     assert not fits({"anyOf": [listed, NULL]}, {"b": None})
     assert not fits({"$defs": {"x": listed}, "$ref": "#/$defs/x"}, {"b": None})
 
