@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from localsteer.export.bake import bake
     from localsteer.export.llama_cpp import export_vector
     from localsteer.llama.chat_template import Message
+    from localsteer.llama.grammar import Grammar
     from localsteer.llama.model import Model
     from localsteer.llama.sampling import Sampling
     from localsteer.policy.arm import arm
@@ -50,6 +51,7 @@ _HOMES = {
     "ExtractionSettings": "building.extraction",
     "FitSettings": "policy.fit",
     "Generator": "engine.generate",
+    "Grammar": "llama.grammar",
     "LocalsteerError": "errors",
     "Message": "llama.chat_template",
     "Model": "llama.model",
@@ -96,6 +98,7 @@ __all__ = [
     "ExtractionSettings",
     "FitSettings",
     "Generator",
+    "Grammar",
     "LocalsteerError",
     "Message",
     "Model",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -12,11 +13,11 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError, ModelError
-from localsteer.llama.grammar_trial import LIMITS, objection
+from localsteer.llama.gbnf import is_lark, to_lark
+from localsteer.llama.grammar_trial import LIMITS, TooMuchError, try_apart
+from localsteer.llama.json_schema import MAX_CHARACTERS, of_schema
 from localsteer.llama.model import Model
 
-# Grammars come from outside. A schema of 1,000 properties has some 50,000.
-_MAX_CHARACTERS = 200_000
 # The model cuts a text into tokens as it likes, as where nothing is asked of it; not as the tokenizer would.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 # What no sampler here can do, on the head of a rule.
@@ -36,16 +37,16 @@ class Grammar:
 
     Args:
         model: whose tokens follow it.
-        lark: the grammar in llguidance's Lark (docs/syntax.md of its repository), from its rule `start` on, as
-            `json_schema.of_schema` and `gbnf.to_lark` make it. A token that adds no text is `<|its name|>` or `<[its number]>`.
+        lark: the grammar in llguidance's Lark (docs/syntax.md of its repository), from its rule `start` on. A token that adds no
+            text is `<|its name|>` or `<[its number]>`.
 
     Raises:
         LocalsteerError: it cannot be read, nothing follows it, or it is too much for the parser.
     """
 
     def __init__(self, model: Model, lark: str) -> None:
-        if len(lark) > _MAX_CHARACTERS:
-            raise LocalsteerError(f"The grammar has {len(lark):,} characters, and {_MAX_CHARACTERS:,} are allowed.")
+        if len(lark) > 2 * MAX_CHARACTERS:  # what is made of a schema is longer than the schema
+            raise LocalsteerError(f"The grammar has {len(lark):,} characters, and {2 * MAX_CHARACTERS:,} are allowed.")
         try:
             lark.encode()
         except UnicodeEncodeError as error:
@@ -54,8 +55,10 @@ class Grammar:
             raise LocalsteerError("A grammar cannot set the temperature of a rule here.", hint="Leave temperature= out.")
         lark += _OPTIONS
         known = vocabulary(model)
-        if (why := objection(known.special.sub(_ANY, lark))) is not None:
-            raise LocalsteerError(f"The grammar cannot be used: {why}.")
+        try:
+            try_apart(known.special.sub(_ANY, lark))
+        except TooMuchError as error:
+            raise LocalsteerError(f"The grammar cannot be used: {error}.") from error
         self._pristine = LLMatcher(known.tokenizer, lark, limits=LIMITS, log_level=0)
         if self._pristine.is_error():
             raise LocalsteerError(f"The grammar cannot be used: {_reason(self._pristine)}.")
@@ -64,6 +67,24 @@ class Grammar:
         for _ in range(_REHEARSED):
             if not rehearsed.is_complete:
                 rehearsed.accept(int(rehearsed.allowed().argmax()))
+
+    @classmethod
+    def from_schema(cls, model: Model, schema: Mapping[str, Any] | bool) -> Self:
+        """That of the documents that a JSON schema describes; see `json_schema.of_schema`.
+
+        Raises:
+            LocalsteerError: it is no schema, nothing satisfies it, or it says what cannot be had.
+        """
+        return cls(model, of_schema(schema))
+
+    @classmethod
+    def from_text(cls, model: Model, text: str) -> Self:
+        """One in GBNF, or in Lark.
+
+        Raises:
+            LocalsteerError: as above.
+        """
+        return cls(model, text if is_lark(text) else to_lark(text))
 
     def matcher(self) -> Matcher:
         """For one answer, from its beginning."""

@@ -27,17 +27,26 @@ _STACK = 2 * 2**20
 _MEMORY = 2**30
 
 
+class TooMuchError(Exception):
+    """A grammar that is more than llguidance can take; says why."""
+
+
 @functools.lru_cache(maxsize=32)
-def objection(lark: str) -> str | None:
-    """Why a grammar is too much to be read here, whatever the vocabulary is; None where it is not."""
+def try_apart(lark: str) -> None:
+    """Make sure that a grammar can be read here, whatever the vocabulary is. One that could is not tried again soon.
+
+    Raises:
+        TooMuchError: it cannot.
+    """
     command = [sys.executable, "-P", __file__]
     try:
         tried = subprocess.run(command, input=lark.encode(), capture_output=True, timeout=_PATIENCE, check=False)
-    except subprocess.TimeoutExpired:
-        return "it takes too long to read"
+    except subprocess.TimeoutExpired as error:
+        raise TooMuchError("it takes too long to read") from error
     if tried.returncode:
-        return "it is too large, or too deeply nested"
-    return tried.stdout.decode(errors="replace") or None
+        raise TooMuchError("it is too large, or too deeply nested")
+    if tried.stdout:
+        raise TooMuchError(tried.stdout.decode(errors="replace"))
 
 
 def _try(lark: str) -> str:
@@ -54,7 +63,7 @@ def _try(lark: str) -> str:
 
 
 def _main() -> None:
-    with contextlib.suppress(ImportError):  # Windows has none
+    with contextlib.suppress(ImportError, ValueError):  # Windows has no such limit, and macOS may refuse it
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))

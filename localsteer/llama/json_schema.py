@@ -27,22 +27,20 @@ _COMBINING = frozenset(("allOf", "anyOf", "oneOf", "$ref"))
 _OF_OBJECTS = frozenset(("properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties"))
 # llguidance's JSON reader takes 128.
 _DEEPEST = 120
+# Schemas come from outside. One of 1,000 properties has some 50,000.
+MAX_CHARACTERS = 200_000
 # In a row, each is a call within the one before.
 _MAX_REFERENCES = 500
 # Each is compared with each.
-_MAX_ALTERNATIVES = 100
+_MAX_ALTERNATIVES = 40
+# Rounds in which it is asked what can be complete, given what can: a chain that needs more takes seconds, and is let through.
+_MAX_ROUNDS = 50
 # Numbers are floats in llguidance: not every whole number beyond this is one.
 _EXACT = 2**53
-
-# llguidance lets 1 through where 1 is excluded and 1.25 is the most, and 1.00000000000000000001, which is the same number.
+# As close to a whole number as one need be.
 _CLOSE = 1e-12
 
 Schema = dict[str, Any]
-
-
-def of_anything() -> str:
-    """The grammar of a JSON object with whatever is in it."""
-    return of_schema({"type": "object"})
 
 
 def of_schema(schema: Mapping[str, Any] | bool) -> str:
@@ -63,7 +61,10 @@ def rule_of(schema: Mapping[str, Any] | bool) -> str:
         LocalsteerError: as `of_schema`.
     """
     try:
-        own = json.loads(json.dumps(schema, allow_nan=False))
+        text = json.dumps(schema, allow_nan=False)
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(f"it has {len(text):,} characters, and {MAX_CHARACTERS:,} are allowed")
+        own = json.loads(text)
         parts = list(_parts(own))
         references = _References(own, parts)
         for part in parts:
@@ -125,10 +126,9 @@ def _prepare(part: Schema, references: _References) -> None:
             if isinstance(bound, int) and abs(bound) > _EXACT:
                 part[name] = sign * _exact_below(sign * bound)
         bound = part.get(excluding)
-        if isinstance(bound, int | float) and not isinstance(bound, bool) and part.get("type") != "integer":
-            del part[excluding]
-            bounds = [bound - sign * max(math.ulp(bound), _CLOSE), *([part[key]] if key in part else [])]
-            part[key] = min(bounds) if sign > 0 else max(bounds)
+        if isinstance(bound, int | float) and not isinstance(bound, bool) and bound * sign <= 0 and part.get("type") != "integer":
+            # A whole number that is excluded toward zero is let through by llguidance where the other bound is less than 1 away.
+            part[excluding] = bound - sign * max(math.ulp(bound), _CLOSE)
     count = part.get("minProperties")
     if isinstance(count, int) and count > len(_list(part, "required")) + 1:
         raise ValueError(f"minProperties of {count} needs all but one of them to be required: names that are free may repeat")
@@ -161,7 +161,7 @@ def _close(parts: Sequence[Schema]) -> None:
     for part in parts:
         listed = _dict(part, "properties")
         free = {"additionalProperties", "patternProperties", "minProperties"} & part.keys()
-        if listed and not free and all(name in listed for name in _list(part, "required")):
+        if "properties" in part and not free and all(name in listed for name in _list(part, "required")):
             part["additionalProperties"] = False
 
 
@@ -170,7 +170,10 @@ class _References:
 
     def __init__(self, schema: object, parts: Sequence[Schema]) -> None:
         self._schema = schema
-        self._found = {part["$ref"]: self._find(part["$ref"]) for part in parts if isinstance(part.get("$ref"), str)}
+        names = [part["$ref"] for part in parts if isinstance(part.get("$ref"), str)]
+        # Within a part that has a name of its own, references begin there.
+        own = any("$id" in part for part in parts[1:])
+        self._found = {name: True if own else self._find(name) for name in names}
         if len(self._found) > _MAX_REFERENCES:
             raise ValueError(f"it has {len(self._found)} references, and {_MAX_REFERENCES} are allowed")
         self._ending: set[str] = set()
@@ -192,11 +195,13 @@ class _References:
 
     def has_end(self, schema: object) -> bool:
         """Whether a document can ever be complete: what has itself as a part that is required goes on for ever."""
-        before = -1
-        while before < len(self._ending):
-            before = len(self._ending)
-            self._ending |= {reference for reference, found in reversed(self._found.items()) if self._ends(found)}
-        return self._ends(schema)
+        for _ in range(_MAX_ROUNDS):
+            open_ones = [reference for reference in reversed(self._found) if reference not in self._ending]
+            ending = {reference for reference in open_ones if self._ends(self._found[reference])}
+            if not ending:
+                return self._ends(schema)
+            self._ending |= ending
+        return True
 
     def _ends(self, schema: object) -> bool:
         if not isinstance(schema, dict) or "const" in schema or "enum" in schema:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from localsteer.errors import LocalsteerError
-from localsteer.llama import gbnf, json_schema
 from localsteer.llama.grammar import Grammar
 from localsteer.llama.model import Model
 from localsteer.server.answers import RequestError
@@ -39,7 +38,7 @@ def of_schema(schema: object, parameter: str) -> Constraint:
     """
     if not isinstance(schema, dict | bool):
         raise RequestError("A JSON schema is an object.", parameter)
-    return _blaming(parameter, lambda model: Grammar(model, json_schema.of_schema(schema)))
+    return _blaming(parameter, lambda model: Grammar.from_schema(model, schema))
 
 
 def of_grammar(grammar: object) -> Constraint:
@@ -50,12 +49,12 @@ def of_grammar(grammar: object) -> Constraint:
     """
     if not isinstance(grammar, str):
         raise RequestError("A grammar is a text.", "grammar")
-    return _blaming("grammar", lambda model: Grammar(model, grammar if gbnf.is_lark(grammar) else gbnf.to_lark(grammar)))
+    return _blaming("grammar", lambda model: Grammar.from_text(model, grammar))
 
 
 def any_json(model: Model) -> Grammar:
     """An object with whatever is in it."""
-    return Grammar(model, json_schema.of_anything())
+    return Grammar.from_schema(model, {"type": "object"})
 
 
 def _of_format(response_format: object) -> Constraint | None:

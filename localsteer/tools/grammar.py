@@ -72,7 +72,7 @@ def _rules_of(form: Form, tool: Tool, name: str) -> list[str]:
 
 def _rules_of_tags(tool: Tool, name: str) -> list[str]:
     """A tag for each argument, in the schema's order."""
-    properties = tool.parameters.get("properties")
+    properties = tool.parameters.get("properties", {})
     required = tool.parameters.get("required", [])
     if not isinstance(properties, dict) or not isinstance(required, list):
         raise LocalsteerError("properties is no object, or required no list.")

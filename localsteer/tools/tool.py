@@ -52,7 +52,7 @@ def tool_of(document: object) -> Tool:
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise LocalsteerError("The name of a tool has 1 to 128 letters, digits, and _ . : / -")
-    parameters = function.get("parameters") or {}
+    parameters = function.get("parameters") or {"properties": {}}
     if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
         raise LocalsteerError(f'The parameters of the tool "{name}" are no JSON schema of an object.')
-    return Tool(name, {"type": "object", "properties": {}, **parameters}, document)
+    return Tool(name, {"type": "object", **parameters}, document)

@@ -9,7 +9,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from localsteer.errors import LocalsteerError
-from localsteer.llama.json_schema import of_anything, of_schema, rule_of
+from localsteer.llama.json_schema import of_schema, rule_of
 
 Schema = dict[str, Any]
 NULL = {"type": "null"}
@@ -28,10 +28,11 @@ def fits(schema: Schema, document: object) -> bool:
     return allows(of_schema(schema), json.dumps(document, ensure_ascii=False))
 
 
-def test_anything_is_an_object() -> None:
-    assert allows(of_anything(), '{"a": [1, {"b": null}], "c": "é"}')
-    assert not allows(of_anything(), "[]")
-    assert not allows(of_anything(), "{'a': 1}")
+def test_an_object_has_whatever_is_in_it() -> None:
+    anything = of_schema({"type": "object"})
+    assert allows(anything, '{"a": [1, {"b": null}], "c": "é"}')
+    assert not allows(anything, "[]")
+    assert not allows(anything, "{'a': 1}")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,7 @@ def test_an_object_that_lists_its_properties_has_no_others() -> None:
     assert fits({**listed, "additionalProperties": True}, {"b": None})
     assert fits({**listed, "patternProperties": {"^b": NULL}}, {"b": None})
     assert not fits({"type": "array", "items": listed}, [{"b": 1}])
+    assert not fits({"type": "object", "properties": {}}, {"b": 1})
     assert not fits({"anyOf": [listed, NULL]}, {"b": None})
     assert not fits({"$defs": {"x": listed}, "$ref": "#/$defs/x"}, {"b": None})
 
@@ -144,10 +146,12 @@ def test_formats_are_kept_and_what_is_none_says_nothing() -> None:
         ),
         (
             {"type": "number", "exclusiveMinimum": 1, "exclusiveMaximum": 1.25},
-            ["1.1", "1.2"],
-            ["1", "1.0", "1.25", "1.00000000000000000001"],
+            ["1.1", "1.249"],
+            ["1", "1.0", "1.25"],
         ),
         ({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, ["0.5", "1", "1.0"], ["0", "0.0", "1.1"]),
+        ({"type": "number", "minimum": -0.5, "exclusiveMaximum": 0}, ["-0.1", "-0.5"], ["0", "-0", "-0.0", "-0.6"]),
+        ({"type": "number", "exclusiveMaximum": 100}, ["99.9", "-7"], ["100", "100.0"]),
         ({"type": "number", "minimum": 2, "exclusiveMinimum": 1}, ["2", "2.5"], ["1.5"]),
         ({"type": "integer", "exclusiveMaximum": 3, "minimum": 1}, ["1", "2"], ["3", "0"]),
         ({"type": "integer", "multipleOf": 7}, ["14", "-7", "0"], ["15"]),
@@ -207,6 +211,7 @@ def nested(depth: int) -> Schema:
         ({"type": "string", "minLength": 10**12}, "1000000000000"),
         ({"type": "string", "minLength": -1}, "minLength"),
         ({"const": float("nan")}, "JSON"),
+        ({"enum": ["x" * 200_000]}, "200,000"),
         (nested(5000), "nested"),
         (nested(500), "nested"),
         ({"$defs": {f"d{n}": {"$ref": f"#/$defs/d{n + 1}"} for n in range(1000)}, "$ref": "#/$defs/d0"}, "references"),
@@ -232,6 +237,7 @@ def test_what_cannot_be_had_is_refused_by_its_name(schema: Schema, named: str) -
         {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
         {"type": "array", "prefixItems": [{"$ref": "#"}], "minItems": 1},
         {"$ref": "#"},
+        {"$defs": {f"d{n}": {"$ref": f"#/$defs/d{(n + 1) % 40}"} for n in range(40)}, "$ref": "#/$defs/d0"},
         {
             "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"anyOf": [{"$ref": "#/$defs/a"}, {"allOf": [{"$ref": "#/$defs/b"}]}]}},
             "$ref": "#/$defs/a",
@@ -241,6 +247,13 @@ def test_what_cannot_be_had_is_refused_by_its_name(schema: Schema, named: str) -
 def test_what_nothing_satisfies_is_an_error(schema: Schema) -> None:
     with pytest.raises(LocalsteerError):
         fits(schema, None)
+
+
+def test_a_long_chain_of_references_is_followed_in_either_order() -> None:
+    for step in (1, -1):
+        chain: Schema = {f"d{n}": {"$ref": f"#/$defs/d{n + step}"} for n in range(100)}
+        first, last = ("d0", "d100") if step > 0 else ("d99", "d-1")
+        assert fits({"$defs": {**chain, last: NULL}, "$ref": f"#/$defs/{first}"}, None)
 
 
 def test_what_is_part_of_itself_may_end() -> None:

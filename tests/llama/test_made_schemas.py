@@ -19,7 +19,6 @@ from jsonschema.validators import validator_for
 from localsteer.engine.generate import Generator
 from localsteer.engine.request import Request
 from localsteer.errors import LocalsteerError
-from localsteer.llama import json_schema
 from localsteer.llama.grammar import Grammar
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
@@ -84,7 +83,7 @@ def outcome(generator: Generator, seed: int) -> str:
     schema, model = make_schema(seed), generator.model
     begun = time.perf_counter()
     try:
-        grammar = Grammar(model, json_schema.of_schema(schema))
+        grammar = Grammar.from_schema(model, schema)
     except LocalsteerError as error:
         return "refused" if NAMED.search(str(error)) else f"refused: {error}"
     finally:

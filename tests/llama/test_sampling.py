@@ -10,7 +10,6 @@ import pytest
 from localsteer.engine.generate import Generator
 from localsteer.engine.request import Request
 from localsteer.errors import LocalsteerError
-from localsteer.llama import gbnf
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.grammar import Grammar
 from localsteer.llama.model import Model
@@ -146,7 +145,7 @@ def test_penalties_look_back_on_the_end_of_the_prompt(context: Context) -> None:
 
 def test_what_the_prompt_says_is_nothing_to_a_grammar(context: Context) -> None:
     settings = Sampling(temperature=0, presence_penalty=1.0, seed=1)
-    with Sampler(settings, context.model, following(context.model, 'root ::= "yes"'), recent=list(b"no")) as sampler:
+    with Sampler(settings, context.model, Grammar.from_text(context.model, 'root ::= "yes"'), recent=list(b"no")) as sampler:
         assert sampler.sample(context, len(PROMPT) - 1) == ord("y")
 
 
@@ -156,15 +155,10 @@ def test_what_the_prompt_says_is_nothing_to_a_grammar(context: Context) -> None:
 YES_OR_NO = 'root ::= "yes" | "no"'
 
 
-def following(model: Model, text: str) -> Grammar:
-    """A grammar in GBNF."""
-    return Grammar(model, gbnf.to_lark(text))
-
-
 def written(context: Context, settings: Sampling, text: str) -> str:
     """What a grammar in GBNF lets end, where the prompt's last token is followed by the same logits again and again."""
     tokens: list[int] = []
-    with Sampler(settings, context.model, following(context.model, text)) as sampler:
+    with Sampler(settings, context.model, Grammar.from_text(context.model, text)) as sampler:
         for _ in range(100):
             token = sampler.sample(context, len(PROMPT) - 1)
             if context.model.is_end(token):
@@ -207,7 +201,7 @@ def test_the_same_seed_takes_the_same_way_through_a_grammar(context: Context) ->
 def test_what_a_grammar_allows_comes_as_often_as_it_is_likely(context: Context) -> None:
     allowed = list(b"abcdef")
     counts = np.zeros(context.model.n_vocab)
-    grammar = following(context.model, "root ::= [a-f]")
+    grammar = Grammar.from_text(context.model, "root ::= [a-f]")
     for seed in range(1500):
         with Sampler(replace(OPEN, temperature=3.0, seed=seed), context.model, grammar) as sampler:
             counts[sampler.sample(context, len(PROMPT) - 1)] += 1
@@ -238,7 +232,7 @@ def test_texts_of_several_bytes_and_letters_follow_a_grammar(context: Context) -
 
 
 def test_tokens_that_were_drawn_before_count_for_a_grammar(context: Context) -> None:
-    with Sampler(replace(OPEN, seed=3), context.model, following(context.model, YES_OR_NO)) as sampler:
+    with Sampler(replace(OPEN, seed=3), context.model, Grammar.from_text(context.model, YES_OR_NO)) as sampler:
         sampler.accept(ord("y"))
         drawn = [sampler.sample(context, len(PROMPT) - 1) for _ in range(3)]
     assert drawn[:2] == list(b"es")
@@ -246,17 +240,17 @@ def test_tokens_that_were_drawn_before_count_for_a_grammar(context: Context) -> 
 
 
 def test_an_answer_ends_with_its_grammar(tiny: Model) -> None:
-    grammar = following(tiny, YES_OR_NO)
+    grammar = Grammar.from_text(tiny, YES_OR_NO)
     with Generator(tiny) as generator:
         for seed in range(5):
             answer = generator.generate(Request(PROMPT, None, replace(OPEN, seed=seed), max_tokens=20, grammar=grammar))
             assert (answer.text in ("yes", "no"), answer.finish_reason) == (True, "stop")
             assert answer.text == tiny.detokenize(list(answer.tokens))
-        cut = generator.generate(Request(PROMPT, None, OPEN, max_tokens=2, grammar=following(tiny, 'root ::= "yes"')))
+        cut = generator.generate(Request(PROMPT, None, OPEN, max_tokens=2, grammar=Grammar.from_text(tiny, 'root ::= "yes"')))
         assert (cut.text, cut.finish_reason) == ("ye", "length")
-        whole = generator.generate(Request(PROMPT, None, OPEN, max_tokens=3, grammar=following(tiny, 'root ::= "yes"')))
+        whole = generator.generate(Request(PROMPT, None, OPEN, max_tokens=3, grammar=Grammar.from_text(tiny, 'root ::= "yes"')))
         assert (whole.text, whole.finish_reason) == ("yes", "stop")
-        nothing = generator.generate(Request(PROMPT, None, OPEN, max_tokens=20, grammar=following(tiny, 'root ::= ""')))
+        nothing = generator.generate(Request(PROMPT, None, OPEN, max_tokens=20, grammar=Grammar.from_text(tiny, 'root ::= ""')))
         assert (nothing.text, nothing.finish_reason) == ("", "stop")
 
 
@@ -335,7 +329,7 @@ def test_a_grammar_is_followed_with_what_is_plausible(two: Context) -> None:
     plausible, others = letters(both), letters(set(range(128)) - both)
     grammar = f"root ::= [{''.join(map(chr, [plausible[0], *others]))}]+"
     settings = Sampling(top_k=0, top_p=1.0, min_p=0.001, seed=1)
-    with Sampler(settings, two.model, following(two.model, grammar), anchored=True) as sampler:
+    with Sampler(settings, two.model, Grammar.from_text(two.model, grammar), anchored=True) as sampler:
         drawn = {sampler.sample(two, 0, unsteered=1) for _ in range(20)}
     assert drawn == {plausible[0]}
 
@@ -344,7 +338,7 @@ def test_what_a_grammar_wants_need_not_be_plausible(two: Context) -> None:
     implausible = letters(set(range(128)) - kept(two, 1, 0.02))[0]
     grammar = f'root ::= "{chr(implausible)}"+'
     settings = Sampling(top_k=0, top_p=1.0, min_p=0.02, seed=1)
-    with Sampler(settings, two.model, following(two.model, grammar), anchored=True) as sampler:
+    with Sampler(settings, two.model, Grammar.from_text(two.model, grammar), anchored=True) as sampler:
         assert sampler.sample(two, 0, unsteered=1) == implausible
 
 
@@ -357,5 +351,5 @@ def test_a_penalty_is_taken_once_where_a_grammar_wants_what_nobody_finds_plausib
     grammar = f"root ::= [{chr(first)}{chr(second)}]+"
     for share, drawn in ((0.7, first), (1.3, second)):
         settings = Sampling(temperature=0, top_k=0, top_p=1.0, min_p=0.5, presence_penalty=gap * share, seed=1)
-        with Sampler(settings, two.model, following(two.model, grammar), recent=[first], anchored=True) as sampler:
+        with Sampler(settings, two.model, Grammar.from_text(two.model, grammar), recent=[first], anchored=True) as sampler:
             assert sampler.sample(two, 0, unsteered=1) == drawn

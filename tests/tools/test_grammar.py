@@ -65,6 +65,14 @@ def test_arguments_satisfy_their_schemas(form: Form, call: tuple[str, dict[str, 
         assert not follows(tool_grammar(form, TOOLS, choice=choice), written(form, call))
 
 
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_tool_without_parameters_takes_none(form: Form) -> None:
+    now = tool_of({"type": "function", "function": {"name": "now"}})
+    lark = tool_grammar(form, [now], choice="required")
+    assert follows(lark, written(form, ("now", {})))
+    assert not follows(lark, written(form, ("now", {"a": 1})))
+
+
 def test_a_tool_that_is_named_is_the_only_one() -> None:
     lark = tool_grammar(HERMES, [MOVE], choice="required", parallel=False)
     assert follows(lark, written(HERMES, CALLS[1]))
