@@ -51,26 +51,23 @@ class Division:
         return "answer"
 
 
-def division_of(
-    model: Model, prompt: Sequence[int], *, call: tuple[str, str] | None = None, formed: bool = False
-) -> Division | None:
+def division_of(model: Model, prompt: Sequence[int], *, call: tuple[str, str] | None = None) -> Division | None:
     """How the reply to a prompt that the model's chat template has written is divided; None where it is all answer.
 
     Args:
         model: the model.
         prompt: tokens.
         call: the marks of calls of tools, see `Division`; None where there are none.
-        formed: whether the answer follows a grammar.
     """
     thinking = model.chat_template.thinking if model.chat_template is not None else None
     tail = b"".join(model.token_bytes(token, special=True) for token in prompt[-_TAIL:]).decode("utf-8", errors="replace")
     if thinking is not None and thinking.answers and tail.endswith(thinking.answers):
         thinking = None  # the answer has begun
-    if thinking is None and call is None and not formed:
+    if thinking is None and call is None:
         return None
     begun = thinking is not None and thinking.is_open(tail)
     marks = [*(call or ()), *((thinking.opens, thinking.closes, thinking.answers) if thinking is not None else ())]
-    return Division(thinking, begun, call, formed, marks_shown(model, *marks))
+    return Division(thinking, begun, call, shown=marks_shown(model, *marks))
 
 
 def marks_shown(model: Model, *marks: str) -> frozenset[int]:

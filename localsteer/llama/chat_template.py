@@ -169,6 +169,11 @@ class ChatTemplate:
 
     # ---- what is known of it
 
+    @property
+    def for_tools(self) -> ChatTemplate:
+        """The one that conversations with tools are rendered by."""
+        return self._with_tools or self
+
     @functools.cached_property
     def thinking(self) -> Thinking | None:
         """The marks of the model's reasoning; None where the template has none."""

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from localsteer.errors import LocalsteerError
 from localsteer.llama.chat_template import Message
@@ -25,6 +26,7 @@ def prompt_tokens(
     messages: Sequence[Message],
     *,
     raw: bool = False,
+    tools: Sequence[Mapping[str, Any]] = (),
     think: bool | None = None,
     variables: Mapping[str, object] = MappingProxyType({}),
 ) -> tuple[int, ...]:
@@ -36,6 +38,7 @@ def prompt_tokens(
         model: the model that will read it.
         messages: the turns.
         raw: take the texts as they are, without the chat template. A base model, which has none, always gets them so.
+        tools: what the assistant may call, in OpenAI's form.
         think: whether the model thinks before it answers; None leaves that to its template.
         variables: what else the template is given.
 
@@ -48,7 +51,7 @@ def prompt_tokens(
     if raw or model.chat_template is None:
         return tuple(model.tokenize(PARAGRAPH.join(message.content for message in messages)))
     guard = model.template_tokens.guard()
-    prompt = model.chat_template.render(messages, think=think, guard=guard, variables=variables)
+    prompt = model.chat_template.render(messages, tools=tools, think=think, guard=guard, variables=variables)
     return tuple(model.template_tokens.tokenize(prompt, guard))
 
 
@@ -56,6 +59,7 @@ def chat_tokens(
     model: Model,
     messages: Sequence[Message],
     *,
+    tools: Sequence[Mapping[str, Any]] = (),
     think: bool | None = None,
     variables: Mapping[str, object] = MappingProxyType({}),
 ) -> tuple[int, ...]:
@@ -66,9 +70,9 @@ def chat_tokens(
         TemplateError: the model's template refuses the conversation, or does not know a variable, or there is no template to.
     """
     if model.chat_template is not None or not messages:
-        return prompt_tokens(model, messages, think=think, variables=variables)
-    if think or variables:
-        name = next(iter(variables), "thinking")
+        return prompt_tokens(model, messages, tools=tools, think=think, variables=variables)
+    if think or variables or tools:
+        name = next(iter(variables), "thinking" if think else "a list of tools")
         raise TemplateError(f"{model.name} is a base model without a chat template: {name} means nothing to it.")
     guard = model.template_tokens.guard()
     texts = [message.content if guard is None else guard(message.content) for message in messages]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
@@ -19,19 +18,19 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from localsteer.engine.phases import Division
 from localsteer.engine.request import Answer, Request, TokenLogprob
 from localsteer.errors import LocalsteerError
-from localsteer.llama.chat_template import Message
 from localsteer.llama.grammar import Grammar
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import MAX_SEED, Sampling, fresh_seed
 from localsteer.policy.arm import ArmedPolicy
 from localsteer.policy.audit import Decision
 from localsteer.policy.controller import Controller
-from localsteer.reading.prompt import changed_span, chat_stop, chat_tokens
 from localsteer.server.beside import Beside, while_connected
 from localsteer.server.engine import Engine
 from localsteer.server.jobs import Ended, Event, Failed, Job, Ticket
+from localsteer.server.reply import Reading
 from localsteer.server.steerings import Steerings, parse_requested
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import Mode
@@ -66,12 +65,16 @@ class Prompt:
         message: the user's latest message, which a policy looks at.
         span: where it stands among the tokens.
         stop: what ends the answer, besides what the request says.
+        reading: how the reply is to be read.
+        grammar: makes what calls of tools in it follow; None where there are no tools.
     """
 
     tokens: tuple[int, ...]
     message: str
     span: tuple[int, int] | None = None
     stop: tuple[str, ...] = ()
+    reading: Reading = field(default_factory=Reading)
+    grammar: Callable[[Model], Grammar] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Wishes:
         grammar: makes what it follows; None for nothing.
         logprobs: see `Request`.
         count: how many answers.
+        steer_forms: see `Request`.
     """
 
     sampling: Sampling
@@ -93,6 +97,7 @@ class Wishes:
     grammar: Callable[[Model], Grammar] | None = None
     logprobs: int | None = None
     count: int = 1
+    steer_forms: bool = False
 
 
 class Answers:
@@ -270,21 +275,10 @@ class Service:
                 built = self.building.wait_for(name, functools.partial(self.steerings.build, name))
                 await while_connected(http, built)
 
-    def chat_prompt(
-        self, messages: Sequence[Message], think: bool | None = None, variables: Mapping[str, object] = MappingProxyType({})
-    ) -> Prompt:
-        """The prompt of a conversation; see `chat_tokens`.
-
-        Raises:
-            LocalsteerError: the model's template refuses it, or it says nothing.
-        """
-        tokens_of = functools.partial(chat_tokens, self.model, think=think, variables=variables)
-        tokens = tokens_of(messages)
-        last = max((place for place, message in enumerate(messages) if message.role == "user"), default=None)
-        span = None
-        if self._armed is not None and last is not None:
-            span = changed_span(tokens, tokens_of, messages, last)
-        return Prompt(tokens, messages[last].content if last is not None else "", span, chat_stop(self.model))
+    @property
+    def gated(self) -> bool:
+        """Whether a policy looks at the messages."""
+        return self._armed is not None
 
     def text_prompt(self, text: str) -> Prompt:
         """The prompt that is a text as it stands.
@@ -314,7 +308,10 @@ class Service:
         count = len(prompts) * wishes.count
         _check_count(count, MAX_CHOICES)
         seed = wishes.sampling.seed if wishes.sampling.seed is not None else fresh_seed()
-        grammar = wishes.grammar(self.model) if wishes.grammar is not None else None
+        if wishes.grammar is not None and any(prompt.grammar is not None for prompt in prompts):
+            raise RequestError("An answer either follows a form, or may call tools.", "tools")
+        make = wishes.grammar or next((prompt.grammar for prompt in prompts if prompt.grammar is not None), None)
+        grammar = make(self.model) if make is not None else None
         if plan is None and self._armed is None:
             mode = "response"  # where nothing steers there is nothing to anchor
         jobs: list[Job] = []
@@ -330,6 +327,8 @@ class Service:
                     grammar,
                     wishes.logprobs,
                     mode,
+                    _divided(prompt.reading.division, formed=wishes.grammar is not None),
+                    wishes.steer_forms,
                 )
                 gate = None
                 if self._armed is not None:
@@ -339,6 +338,10 @@ class Service:
                 jobs.append(Job(request, gate))
         _check_count(count, self.engine.most(jobs[0]))
         return jobs
+
+
+def _divided(division: Division | None, *, formed: bool) -> Division | None:
+    return replace(division or Division(), formed=True) if formed else division
 
 
 def _check_count(count: int, most: int) -> None:

@@ -13,16 +13,20 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field, model_validator
 from starlette.requests import Request as HTTPRequest
 
-from localsteer.engine.request import Answer
+from localsteer.engine.request import Answer, TokenLogprob
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.audit import Decision
 from localsteer.server.answers import Answers, JSONLines, Prompt, RequestError, Service, Wishes, applied
 from localsteer.server.constraints import Constraint, any_json, of_schema
+from localsteer.server.conversations import chat_prompt, offer_of, tool_calls_of
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Failed, Job
+from localsteer.server.logprobs import logprob_documents
+from localsteer.server.reply import Said, parts_of
 from localsteer.server.schema import InAnyCase, MaxTokens, SamplingFields, SteeringHeader, longest
 from localsteer.server.template_wishes import TemplateWishes
+from localsteer.tools.tool import ToolCall
 
 _NANOSECONDS = 1e9
 
@@ -42,6 +46,7 @@ class Options(SamplingFields):
     # For programs whose Ollama client passes nothing else on; what the body says of the same goes first.
     steering: str | None = None
     steer_prompt: bool | None = None
+    steer_tools: bool | None = None
     anchored: bool | None = None
 
     @model_validator(mode="before")
@@ -59,12 +64,13 @@ class _Common(BaseModel):
     stream: bool = True
     steering: str | None = None
     steer_prompt: bool | None = None
+    steer_tools: bool | None = None
     anchored: bool | None = None
     options: Options | None = None
     format: Literal["", "json"] | dict[str, Any] | None = None
     think: bool | str | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
 
     def wishes(self) -> Wishes:
         """How it is to be answered.
@@ -73,11 +79,20 @@ class _Common(BaseModel):
             RequestError: the format cannot be had.
         """
         options = self.options or Options()
-        if self.logprobs or self.top_logprobs:
-            raise RequestError("Log probabilities are offered under /v1 only.", "logprobs")
-        return Wishes(options.sampling(), longest(options.num_predict), options.stops(), self._constraint())
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError("top_logprobs needs logprobs: true.", "top_logprobs")
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        steer_forms = self.steer_tools if self.steer_tools is not None else options.steer_tools
+        return Wishes(
+            options.sampling(),
+            longest(options.num_predict),
+            options.stops(),
+            self.constraint(),
+            logprobs,
+            steer_forms=steer_forms is True,
+        )
 
-    def _constraint(self) -> Constraint | None:
+    def constraint(self) -> Constraint | None:
         if isinstance(self.format, dict):
             return of_schema(self.format, "format")
         return any_json if self.format == "json" else None
@@ -88,8 +103,11 @@ class OllamaMessage(BaseModel):
 
     role: Annotated[Literal["system", "user", "assistant", "tool"], InAnyCase]
     content: str = ""
+    thinking: str | None = None
     images: list[Any] | None = None
     tool_calls: list[Any] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
 
     def message(self) -> Message:
         """As the model's template takes it.
@@ -97,11 +115,10 @@ class OllamaMessage(BaseModel):
         Raises:
             RequestError: it holds what the model cannot read.
         """
-        if self.role == "tool" or self.tool_calls:
-            raise RequestError("Tools are not offered.", "messages")
         if self.images:
             raise RequestError("Images cannot be read.", "messages")
-        return Message(self.role, self.content)
+        calls, thinking = ((), None) if self.role != "assistant" else (tool_calls_of(self.tool_calls), self.thinking or None)
+        return Message(self.role, self.content, thinking, calls, self.tool_name, self.tool_call_id)
 
 
 class OllamaChat(_Common):
@@ -138,18 +155,25 @@ def router(service: Service) -> APIRouter:
     @routes.post("/chat", response_model=None)
     async def chat(body: OllamaChat, http: HTTPRequest, x_steering: SteeringHeader = None) -> Response | dict[str, Any]:
         """Answer a conversation."""
-        if body.tools:
-            raise RequestError("Tools are not offered.", "tools")
+        offer = offer_of(body.tools)
         messages = [message.message() for message in body.messages]
 
-        def part(text: str) -> dict[str, Any]:
-            return {"message": {"role": "assistant", "content": text}}
+        def part(said: Sequence[Said]) -> dict[str, Any]:
+            thinking, text, calls = parts_of(said)
+            message = {
+                "role": "assistant",
+                "content": text,
+                **({"thinking": thinking} if thinking else {}),
+                **({"tool_calls": [_call(call) for call in calls]} if calls else {}),
+            }
+            return {"message": message}
 
         if not messages:
-            return _loaded(service, body.model, part(""))
+            return _loaded(service, body.model, part(()))
 
         def prompt() -> Prompt:
-            return service.chat_prompt(messages, *TemplateWishes(body.think).of(model))
+            formed = body.constraint() is not None
+            return chat_prompt(model, messages, TemplateWishes(body.think), offer, formed=formed, with_span=service.gated)
 
         return await _answer(service, body, prompt, part, x_steering, http)
 
@@ -160,17 +184,19 @@ def router(service: Service) -> APIRouter:
             if getattr(body, name):
                 raise RequestError(f"{name} is not offered.", name)
 
-        def part(text: str) -> dict[str, Any]:
-            return {"response": text}
+        def part(said: Sequence[Said]) -> dict[str, Any]:
+            thinking, text, _ = parts_of(said)
+            return {"response": text, **({"thinking": thinking} if thinking else {})}
 
         def prompt() -> Prompt:
             if body.raw:
                 return service.text_prompt(body.prompt)
             system = [Message("system", body.system)] if body.system else []
-            return service.chat_prompt([*system, Message("user", body.prompt)], *TemplateWishes(body.think).of(model))
+            turns, formed = [*system, Message("user", body.prompt)], body.constraint() is not None
+            return chat_prompt(model, turns, TemplateWishes(body.think), formed=formed, with_span=service.gated)
 
         if not body.prompt:
-            return _loaded(service, body.model, part(""))
+            return _loaded(service, body.model, part(()))
         return await _answer(service, body, prompt, part, x_steering, http)
 
     @routes.get("/tags")
@@ -193,10 +219,10 @@ def router(service: Service) -> APIRouter:
         return {
             "modelfile": "",
             "parameters": "",
-            "template": "",
+            "template": model.metadata("tokenizer.chat_template") or "",
             "details": _details(model),
             "model_info": info,
-            "capabilities": ["completion"],
+            "capabilities": ["completion", "tools", "embedding", *(["thinking"] if _thinks(model) else [])],
         }
 
     @routes.get("/version")
@@ -211,7 +237,7 @@ async def _answer(
     service: Service,
     body: _Common,
     make_prompt: Callable[[], Prompt],
-    part: Callable[[str], dict[str, Any]],
+    part: Callable[[Sequence[Said]], dict[str, Any]],
     header: str | None,
     http: HTTPRequest,
 ) -> Response | dict[str, Any]:
@@ -231,12 +257,15 @@ async def _answer(
     answers = Answers(service.engine, jobs)
     name, note = service.called(body.model)
 
-    def last(answer: Answer, decisions: Sequence[Decision], text: str) -> dict[str, Any]:
+    def logprobs(entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return {"logprobs": logprob_documents(service.model, entries)} if body.logprobs and entries else {}
+
+    def last(answer: Answer, decisions: Sequence[Decision], said: Sequence[Said]) -> dict[str, Any]:
         timing = answer.timing
         return {
             "model": name,
             "created_at": _now(),
-            **part(text),
+            **part(said),
             "done": True,
             "done_reason": "length" if answer.finish_reason == "length" else "stop",
             "total_duration": int(timing.seconds * _NANOSECONDS),
@@ -251,21 +280,33 @@ async def _answer(
         }
 
     async def lines() -> AsyncIterator[str]:
+        reader = prompt.reading.reader()
         async for event in answers.events():
             if isinstance(event, Failed):
                 yield json.dumps({"error": error_document(event.error)[1]["error"]["message"]}) + "\n"
                 return
+            ends = isinstance(event, Ended)
+            said = reader.finish() if isinstance(event, Ended) else reader.push(event.text)
+            policy = {"policy": decision_documents(event.decisions)} if event.decisions and not ends else {}
+            if said or policy or (event.logprobs and body.logprobs):
+                head = {"model": name, "created_at": _now(), **part(said), "done": False}
+                yield json.dumps({**head, **policy, **logprobs(event.logprobs)}) + "\n"
             if isinstance(event, Ended):
-                yield json.dumps(last(event.answer, event.decisions, "")) + "\n"
-            else:
-                policy = {"policy": decision_documents(event.decisions)} if event.decisions else {}
-                document = {"model": name, "created_at": _now(), **part(event.text), "done": False, **policy}
-                yield json.dumps(document) + "\n"
+                yield json.dumps(last(event.answer, event.decisions, ())) + "\n"
 
     if body.stream:
         return JSONLines(lines(), answers)
     (finished,) = await answers.all(http)
-    return last(finished.answer, finished.decisions, finished.answer.text)
+    document = last(finished.answer, finished.decisions, prompt.reading.of(finished.answer.text))
+    return {**document, **logprobs(finished.answer.logprobs)}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {"function": {"name": call.name, "arguments": json.loads(call.arguments)}}
+
+
+def _thinks(model: Model) -> bool:
+    return model.chat_template is not None and model.chat_template.thinking is not None
 
 
 def _check_context(service: Service, wanted: int | None) -> None:

@@ -16,10 +16,14 @@ from starlette.requests import Request as HTTPRequest
 from localsteer.engine.request import Answer, FinishReason, TokenLogprob
 from localsteer.llama.model import Model
 from localsteer.server.answers import Answers, EventStream, Finished, Prompt, RequestError, Service, applied
+from localsteer.server.conversations import chat_prompt, offer_of
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Event, Failed, Job
+from localsteer.server.logprobs import logprob_documents
+from localsteer.server.reply import Reading, ReplyReader, Said, parts_of
 from localsteer.server.schema import ChatRequest, Common, CompletionRequest, SteeringHeader
 from localsteer.steering.plan import Plan
+from localsteer.tools.tool import ToolCall
 
 _FINISH: dict[FinishReason, str] = {"stop": "stop", "length": "length", "interrupted": "stop", "policy": "content_filter"}
 
@@ -31,32 +35,20 @@ class _Form:
     Attributes:
         prefix: of the answer's identity.
         whole, chunk: names of the objects.
-        answer, piece: a choice's part that holds the text, whole and streamed.
+        answer, piece: a choice's part that holds the reply, whole and streamed, with the number of calls before.
         logprobs: how log probabilities are written.
     """
 
     prefix: str
     whole: str
     chunk: str
-    answer: Callable[[str], dict[str, Any]]
-    piece: Callable[[str], dict[str, Any]]
+    answer: Callable[[Sequence[Said]], dict[str, Any]]
+    piece: Callable[[Sequence[Said], int], dict[str, Any]]
     logprobs: Callable[[Model, Sequence[TokenLogprob]], dict[str, Any]]
 
 
-def _token_document(model: Model, token: int, logprob: float) -> dict[str, Any]:
-    data = model.token_bytes(token, special=True)
-    return {"token": data.decode("utf-8", errors="replace"), "logprob": logprob, "bytes": list(data)}
-
-
 def _chat_logprobs(model: Model, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
-    content = [
-        {
-            **_token_document(model, entry.token, entry.logprob),
-            "top_logprobs": [_token_document(model, token, logprob) for token, logprob in entry.likeliest],
-        }
-        for entry in entries
-    ]
-    return {"content": content, "refusal": None}
+    return {"content": logprob_documents(model, entries), "refusal": None}
 
 
 def _text_logprobs(model: Model, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
@@ -71,16 +63,50 @@ def _text_logprobs(model: Model, entries: Sequence[TokenLogprob]) -> dict[str, A
     }
 
 
+def _message(said: Sequence[Said]) -> dict[str, Any]:
+    reasoning, text, calls = parts_of(said)
+    return {
+        "message": {
+            "role": "assistant",
+            "content": text if text or not calls else None,
+            "refusal": None,
+            **({"reasoning_content": reasoning} if reasoning else {}),
+            **({"tool_calls": [_call(call) for call in calls]} if calls else {}),
+        }
+    }
+
+
+def _delta(said: Sequence[Said], calls_before: int) -> dict[str, Any]:
+    reasoning, text, calls = parts_of(said)
+    return {
+        "delta": {
+            **({"reasoning_content": reasoning} if reasoning else {}),
+            **({"tool_calls": [{"index": calls_before + at, **_call(call)} for at, call in enumerate(calls)]} if calls else {}),
+            **({"content": text} if text or not (reasoning or calls) else {}),
+        }
+    }
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+
+
 _CHAT = _Form(
     "chatcmpl",
     "chat.completion",
     "chat.completion.chunk",
-    lambda text: {"message": {"role": "assistant", "content": text, "refusal": None}},
-    lambda text: {"delta": {"content": text}},
+    _message,
+    _delta,
     _chat_logprobs,
 )
 _TEXT = _Form(
-    "cmpl", "text_completion", "text_completion", lambda text: {"text": text}, lambda text: {"text": text}, _text_logprobs
+    "cmpl",
+    "text_completion",
+    "text_completion",
+    lambda said: {"text": parts_of(said)[1]},
+    lambda said, _calls: {"text": parts_of(said)[1]},
+    _text_logprobs,
 )
 
 
@@ -96,6 +122,7 @@ class _Reply:
     name: str
     note: str | None
     prompt_tokens: int
+    reading: Reading
     identity: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -120,11 +147,12 @@ class _Reply:
 
     def whole(self, finished: Sequence[Finished]) -> dict[str, Any]:
         """All answers in one document."""
+        said = [self.reading.of(one.answer.text) for one in finished]
         choices = [
             {
                 "index": number,
-                **self.form.answer(one.answer.text),
-                "finish_reason": _FINISH[one.answer.finish_reason],
+                **self.form.answer(said[number]),
+                "finish_reason": _finish(one.answer, calls=len(parts_of(said[number])[2])),
                 "logprobs": self.logprobs(one.answer.logprobs) if self.wants_logprobs else None,
                 "seed": one.answer.seed,
             }
@@ -166,33 +194,63 @@ class _Reply:
             for choice in range(len(self.jobs)):
                 yield json.dumps(self.chunk(choice, {"delta": {"role": "assistant", "content": ""}}))
         ended: list[Answer] = []
+        telling = [_Telling(self.reading.reader()) for _ in self.jobs]
         async for event in answers.events():
             if isinstance(event, Failed):
                 yield json.dumps(error_document(event.error)[1])
                 return
-            for document in self._documents_of(event, ended):
+            if isinstance(event, Ended):
+                ended.append(event.answer)
+            for document in self._documents_of(event, telling[event.choice]):
                 yield json.dumps(document)
         if include_usage:
             yield json.dumps({**self.head(self.form.chunk), "choices": [], "usage": self.usage(ended)})
         yield "[DONE]"
 
-    def _documents_of(self, event: Event, ended: list[Answer]) -> list[dict[str, Any]]:
+    def _documents_of(self, event: Event, telling: _Telling) -> list[dict[str, Any]]:
         assert not isinstance(event, Failed)
         policy: dict[str, Any] = {"policy": decision_documents(event.decisions)} if event.decisions else {}
         if not isinstance(event, Ended):
-            return [self.chunk(event.choice, self.form.piece(event.text), None, event.logprobs, **policy)]
-        ended.append(event.answer)
+            said = telling.reader.push(event.text)
+            if not (said or policy or (event.logprobs and self.wants_logprobs)):
+                return []
+            return [self._piece(event.choice, said, telling, event.logprobs, **policy)]
+        said = telling.reader.finish()
         documents = []
-        if event.logprobs and self.wants_logprobs:
-            documents.append(self.chunk(event.choice, self.form.piece(""), None, event.logprobs))
+        if said or (event.logprobs and self.wants_logprobs):
+            documents.append(self._piece(event.choice, said, telling, event.logprobs))
         content: dict[str, Any] = {"delta": {}} if self.form is _CHAT else {"text": ""}
-        finish = _FINISH[event.answer.finish_reason]
+        finish = _finish(event.answer, calls=telling.calls)
         more = {
             "steering": self.steering,
             "timing": _timing([event.answer]),
             "seed": event.answer.seed,
         }
         return [*documents, self.chunk(event.choice, content, finish, **policy, **more)]
+
+    def _piece(
+        self, choice: int, said: Sequence[Said], telling: _Telling, entries: Sequence[TokenLogprob], **more: Any
+    ) -> dict[str, Any]:
+        document = self.chunk(choice, self.form.piece(said, telling.calls), None, entries, **more)
+        telling.calls += len(parts_of(said)[2])
+        return document
+
+
+@dataclass
+class _Telling:
+    """How far the stream of one answer has come.
+
+    Attributes:
+        reader: what reads it.
+        calls: how many calls of tools were told.
+    """
+
+    reader: ReplyReader
+    calls: int = 0
+
+
+def _finish(answer: Answer, *, calls: int) -> str:
+    return "tool_calls" if calls and answer.finish_reason == "stop" else _FINISH[answer.finish_reason]
 
 
 def _timing(answers: Sequence[Answer]) -> dict[str, float]:
@@ -218,8 +276,12 @@ def router(service: Service) -> APIRouter:
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
 
+        offer = offer_of(body.tools, body.tool_choice, body.parallel_tool_calls)
+        formed = body.wishes(max_tokens=None, logprobs=None).grammar is not None
+
         def prompts() -> list[Prompt]:
-            return [service.chat_prompt(messages, *body.template_wishes().of(service.model))]
+            wishes = body.template_wishes()
+            return [chat_prompt(service.model, messages, wishes, offer, formed=formed, with_span=service.gated)]
 
         return await _answer(service, _CHAT, body, prompts, max_tokens, logprobs, x_steering, http)
 
@@ -286,7 +348,8 @@ async def _answer(
         prompts, wishes = make_prompts(), body.wishes(max_tokens=max_tokens, logprobs=logprobs)
         jobs = service.jobs(prompts, plan, wishes, mode)
         read = sum(len(prompt.tokens) for prompt in prompts)
-        return _Reply(service, form, plan, jobs, logprobs is not None, *service.called(body.model), read)
+        name, note = service.called(body.model)
+        return _Reply(service, form, plan, jobs, logprobs is not None, name, note, read, prompts[0].reading)
 
     reply = await run_in_threadpool(prepare)  # schemas may have to be converted: not in the loop that serves everybody
     answers = Answers(service.engine, reply.jobs)

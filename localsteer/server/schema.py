@@ -12,6 +12,7 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.sampling import MAX_SEED, Sampling
 from localsteer.server.answers import RequestError, Wishes
 from localsteer.server.constraints import constraint
+from localsteer.server.conversations import tool_calls_of
 from localsteer.server.template_wishes import TemplateWishes
 
 SteeringHeader = Annotated[str | None, Header(alias="X-Steering", description="A steering expression.")]
@@ -64,7 +65,6 @@ Text = Annotated[str, Field(max_length=10**6)]
 
 # Asked for with these, the answer would be another one.
 _NOT_OFFERED = {
-    "tools": "Tools are",
     "functions": "Functions are",
     "logit_bias": "logit_bias is",
     "audio": "Audio is",
@@ -100,7 +100,10 @@ class ChatMessage(BaseModel):
 
     role: Annotated[Literal["system", "developer", "user", "assistant", "tool", "function"], InAnyCase]
     content: str | list[ContentPart] | None = None
+    reasoning_content: str | None = None
     tool_calls: list[Any] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
     function_call: dict[str, Any] | None = None
 
     def message(self) -> Message:
@@ -109,14 +112,19 @@ class ChatMessage(BaseModel):
         Raises:
             RequestError: it holds what the model cannot read.
         """
-        if self.role in ("tool", "function") or self.tool_calls or self.function_call:
-            raise RequestError("Tools are not offered: no message can come from one, or call one.", "messages")
-        role: Literal["system", "user", "assistant"] = "system" if self.role in ("system", "developer") else self.role  # type: ignore[assignment]
+        if self.role == "function" or self.function_call:
+            raise RequestError("Functions are not offered, only tools.", "messages")
+        role: Literal["system", "user", "assistant", "tool"] = "system" if self.role == "developer" else self.role
+        calls = tool_calls_of(self.tool_calls) if role == "assistant" else ()
+        reasoning = self.reasoning_content if role == "assistant" else None
+        return Message(role, self._text(), reasoning or None, calls, self.name, self.tool_call_id)
+
+    def _text(self) -> str:
         if self.content is None or isinstance(self.content, str):
-            return Message(role, self.content or "")
+            return self.content or ""
         if other := next((part.type for part in self.content if part.type not in _TEXTS), None):
             raise RequestError(f'A message holds a part of the type "{other}", and only text can be read.', "messages")
-        return Message(role, "".join(part.text for part in self.content))
+        return "".join(part.text for part in self.content)
 
 
 class StreamOptions(BaseModel):
@@ -135,6 +143,7 @@ class Common(SamplingFields):
         default=None, description='A steering expression, such as "0.5 happy + 0.3 formal"; "" for none.'
     )
     steer_prompt: bool = Field(default=False, description="Steer the prompt as well.")
+    steer_tools: bool = Field(default=False, description="Steer calls of tools, and answers in a form, as well.")
     anchored: bool | None = Field(
         default=None, description="Let the unsteered model have a say in every token; null: as the server does by default."
     )
@@ -164,7 +173,7 @@ class Common(SamplingFields):
             RequestError: what the answer is to follow cannot be had.
         """
         follows = constraint(self.response_format, self.json_schema, self.grammar)
-        return Wishes(self.sampling(), longest(max_tokens), self.stops(), follows, logprobs, self.n or 1)
+        return Wishes(self.sampling(), longest(max_tokens), self.stops(), follows, logprobs, self.n or 1, self.steer_tools)
 
 
 class ChatRequest(Common):
@@ -172,6 +181,9 @@ class ChatRequest(Common):
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=10_000)
     max_completion_tokens: MaxTokens | None = None
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     think: bool | None = Field(
         default=None, description="Whether the model thinks before it answers; null: as its template says."
     )

@@ -12,7 +12,7 @@ from localsteer.tools.tool import Tool
 
 _MAY = "You may call one of these tools, or several, if that helps; if not, just answer."
 _HOW = (
-    'To call one, write nothing but {"name": NAME, "arguments": {...}}, with arguments as its schema wants them; for several calls '
+    'To call one, write nothing but {"name": NAME, "arguments": {...}}, arguments as its schema wants them; to call several, '
     "write a list of such objects. The result comes with the next message."
 )
 
