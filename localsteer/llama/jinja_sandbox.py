@@ -18,9 +18,10 @@ from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.runtime import Context, Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_eval_context
 from jinja2.visitor import NodeTransformer
 
@@ -205,7 +206,7 @@ class _Bounded(NodeTransformer):
         return _filtered(node, "checked value") if node.ctx == "load" else node
 
 
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
@@ -214,7 +215,7 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser: Any) -> nodes.CallBlock:
+    def parse(self, parser: Any) -> nodes.Node:
         """A block of its own, as in transformers: what is set in it is not known outside."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
@@ -243,7 +244,7 @@ class _Dict:
 
 class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("+", "*", "**", "%"))
-    concat = staticmethod(_concatenated)  # type: ignore[assignment]
+    concat = staticmethod(_concatenated)
 
     def __init__(self) -> None:
         super().__init__(
@@ -279,7 +280,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             _check_bits(left.bit_length() * right)
         return _checked(super().call_binop(context, operator, left, right))
 
-    def call(self, context: Context, called: Any, /, *arguments: Any, **named: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, called: Any, /, *arguments: Any, **named: Any) -> Any:
         """A function, method or macro, if what it is given is small enough, and its result."""
         _limits.step()
         # `str.format` comes as the sandbox's own function around it.

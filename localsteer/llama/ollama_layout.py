@@ -53,7 +53,10 @@ class OllamaLayout:
         written: list[str] = []
         exchange = dict.fromkeys((".System", ".Prompt", ".Response"), "")
         # What a message is, and what must not be there yet for it to belong to the same exchange.
-        places = {"system": (".System", (".Prompt", ".Response")), "user": (".Prompt", (".Response",))}
+        places: dict[str, tuple[str, tuple[str, ...]]] = {
+            "system": (".System", (".Prompt", ".Response")),
+            "user": (".Prompt", (".Response",)),
+        }
         for turn in variables["messages"]:
             place, later = places.get(turn["role"], (".Response", ()))
             if any(exchange[one] for one in later):

@@ -26,15 +26,15 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from conversations import BOS, CONVERSATIONS, EOS, NOW, SMALL_TEMPLATES, Conversation, digest
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.reference.conversations import BOS, CONVERSATIONS, EOS, NOW, SMALL_TEMPLATES, Conversation, digest
 
 _MARK = "mark7f3a"
 
 
 class _Clock(datetime):
     @classmethod
-    def now(cls, tz: Any = None) -> datetime:
+    def now(cls, tz: Any = None) -> Any:
         return NOW
 
 
