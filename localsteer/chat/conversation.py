@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 
 from localsteer.engine.checks import check_anchored
 from localsteer.engine.generate import Generator
+from localsteer.engine.phases import division_of
 from localsteer.engine.request import Answer, Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.sampling import Sampling
@@ -130,8 +131,10 @@ class Conversation:
         message = None
         if self.controller is not None:
             message = changed_span(prompt, self._tokens, turns[dropped:], len(turns) - dropped - 1)
-        stop = chat_stop(self.generator.model)
-        return Request(prompt, self.plan, self.sampling, self.max_tokens, stop, message, mode=self.mode), dropped
+        model = self.generator.model
+        stop, division = chat_stop(model), division_of(model, prompt)
+        request = Request(prompt, self.plan, self.sampling, self.max_tokens, stop, message, mode=self.mode, division=division)
+        return request, dropped
 
     def _fitting(self, turns: list[Message]) -> tuple[tuple[int, ...], int]:
         """The prompt without as many of the oldest turns as leave room for an answer, and how many those are.

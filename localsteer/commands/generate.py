@@ -20,6 +20,7 @@ from localsteer.commands.answering import (
 from localsteer.commands.options import ModelOptions, json_option, parse_special_option, with_model_options
 from localsteer.commands.output import interrupt_stops_answer, note, print_json, print_side_by_side
 from localsteer.commands.piped import with_stdin
+from localsteer.engine.phases import division_of
 from localsteer.engine.request import Answer, Request
 from localsteer.errors import ModelError
 from localsteer.llama.chat_template import Message
@@ -97,7 +98,11 @@ def command(
         message = latest_message(opened, messages, raw=raw, think=answering.think) if policy_file is not None else None
         if plan is None and policy_file is None:
             mode = "response"  # where nothing steers there is nothing to anchor
-        request = Request(tokens, plan, answering.sampling, answering.max_tokens, stop, message, mode=mode).seeded()
+        division = division_of(opened, tokens) if not raw else None
+        request = Request(
+            tokens, plan, answering.sampling, answering.max_tokens, stop, message, mode=mode, division=division
+        ).seeded()
+        note(*request.unheard)
         with (
             armed_policy(policy_file, opened, limit, mode) as armed,
             open_generator(opened, answering.n_ctx) as generator,

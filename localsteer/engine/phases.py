@@ -18,6 +18,9 @@ from localsteer.llama.thinking import Thinking
 # Tokens at the end of a prompt among which a mark is looked for: the longest has some ten.
 _TAIL = 24
 
+# A reply that begins so is taken for a call where there are tools: small models write none of the marks.
+_BARE = ("{", "[", "```json", "```tool_call")
+
 Part = Literal["thinking", "answer", "form"]
 """A form is what must be as a machine wants it: a call of a tool, or an answer that follows a grammar."""
 
@@ -29,8 +32,7 @@ class Division:
     Attributes:
         thinking: the marks of the reasoning; None where the model has none.
         begun: whether the prompt ends inside the reasoning.
-        call: what stands before and behind a call of a tool, the second empty where a call ends the reply; None where there are
-            no tools. Where the first is empty, too, a reply that begins with a bracket is a call.
+        call: what stands before and behind a call of a tool, both may be empty; None where there are no tools.
         formed: whether the whole answer is a form.
         shown: control tokens whose text stands in the reply, for the marks are such.
     """
@@ -79,7 +81,7 @@ def marks_shown(model: Model, *marks: str) -> frozenset[int]:
 def _in_call(answer: str, begin: str, end: str) -> bool:
     if begin and begin in answer:
         return not end or answer.rfind(begin) > answer.rfind(end)
-    return not end and answer.lstrip()[:1] in ("{", "[") and answer.strip() != ""
+    return answer.lstrip().startswith(_BARE)
 
 
 class Phased:

@@ -92,6 +92,18 @@ class Request:
         return Phased(inner, self.division, thinking, steer_forms=self.steer_forms)
 
     @property
+    def unheard(self) -> tuple[str, ...]:
+        """What of the steering does nothing, a sentence each."""
+        if self.plan is None:
+            return ()
+        said = []
+        if self.plan.effects["thinking"] is not None and (self.division is None or self.division.thinking is None):
+            said.append("The model does not think before it answers here: what is for @thinking steers nothing.")
+        if self.plan.effect is not None and self.division is not None and self.division.formed and not self.steer_forms:
+            said.append('An answer in a form is not steered, so that it means what it says; "steer_tools": true steers it.')
+        return tuple(said)
+
+    @property
     def read(self) -> tuple[int, int]:
         """What a gate reads of the prompt: the first token, and the one behind the last."""
         return self.message if self.message is not None else (len(self.prompt) - 1, len(self.prompt))

@@ -185,6 +185,8 @@ class ArmedPolicy(Closing):
         for spec in self._document.rules:
             with naming(f'The rule "{spec.name}"'):
                 plan = self._plan(spec.steer, progress, mode)
+                if plan.thinking is not None:
+                    raise PolicyError("A policy steers the answer, not the reasoning.", hint="Leave out @thinking.")
             hold = None if spec.hold == "response" else spec.hold
             rules.append(Rule(spec.name, spec.when, plan, hold, spec.ramp, spec.rewind))
         join_removals([rule.plan.edit.removed for rule in rules])  # whether all of them may come together

@@ -349,14 +349,14 @@ def _check_count(count: int, most: int) -> None:
         raise RequestError(f"{count} answers are asked for, and {most} are allowed.", "n")
 
 
-def applied(plan: Plan | None, mode: Mode | None = None, note: str | None = None) -> dict[str, Any]:
+def applied(plan: Plan | None, mode: Mode | None = None, *notes: str | None) -> dict[str, Any]:
     """What an answer says of its steering; without a plan, a policy may have steered it, in this mode."""
-    notes = [note] if note is not None else []
+    told = [note for note in notes if note is not None]
     if plan is None:
-        return {"expression": "", "scope": mode or "response", "relative_dose": 0.0, "notes": notes}
+        return {"expression": "", "scope": mode or "response", "relative_dose": 0.0, "notes": told}
     return {
         "expression": str(plan.steering),
         "scope": plan.mode,
         "relative_dose": plan.relative_dose,
-        "notes": [*notes, *plan.notes],
+        "notes": [*told, *plan.notes],
     }

@@ -275,7 +275,7 @@ async def _answer(
             "eval_count": len(answer.tokens),
             "eval_duration": int(timing.answer_seconds * _NANOSECONDS),
             "seed": answer.seed,
-            "steering": applied(plan, jobs[0].request.mode, note),
+            "steering": applied(plan, jobs[0].request.mode, note, *jobs[0].request.unheard),
             "policy": decision_documents(decisions),
         }
 

@@ -170,7 +170,8 @@ class _Reply:
 
     @property
     def steering(self) -> dict[str, Any]:
-        return applied(self.plan, self.jobs[0].request.mode, self.note)
+        request = self.jobs[0].request
+        return applied(self.plan, request.mode, self.note, *request.unheard)
 
     def logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         return self.form.logprobs(self.service.model, entries)

@@ -82,10 +82,7 @@ def read_calls(form: Form, text: str, tools: Tools, *, final: bool) -> tuple[lis
     end = _end_of_json(text, start)
     if end is None:
         return None
-    try:
-        value = json.loads(text[start:end])
-    except ValueError as error:
-        raise NoCallError from error
+    value = _value_of(text[start:end])
     if name is not None:
         value = {"name": name[1], "arguments": value}
     calls = [_call(each, tools) for each in (value if isinstance(value, list) else [value])]
@@ -98,6 +95,14 @@ def read_calls(form: Form, text: str, tools: Tools, *, final: bool) -> tuple[lis
         elif form.end.startswith(rest) and not final:
             return None
     return calls, end
+
+
+def _value_of(text: str) -> Any:
+    """JSON; some templates show their braces doubled, and models write them so."""
+    try:
+        return json.loads(text[1:-1] if text.startswith("{{") and text.endswith("}}") else text)
+    except ValueError as error:
+        raise NoCallError from error
 
 
 def _call(value: object, tools: Tools) -> ToolCall:

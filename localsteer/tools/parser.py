@@ -5,10 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from localsteer.tools.form import Form, NoCallError, read_calls
+from localsteer.tools.form import GENERIC, Form, NoCallError, read_calls
 from localsteer.tools.tool import Tool, ToolCall
 
 _SPACE_AT_END = re.compile(r"\s*\Z")
+# Whatever form their template teaches, small models write a call as plain JSON, too, and put it into a block of code.
+_BARE = re.compile(r"\s*(?:```(?:json|tool_call)?[ \t]*\n?\s*)?(?=[{\[])")
+_BARE_SO_FAR = re.compile(r"\s*(?:`{1,2}|```[a-z_]{0,9}[ \t]*\n?\s*)?\Z")
+_FENCE_ENDS = re.compile(r"\s*```\s*")
+# The first key of an object that is none.
+_NO_CALL = re.compile(r'\[?\s*\{\s*"(?!(?:name|arguments|parameters|type|id|function)")[^"]*"')
 
 
 class ToolCallParser:
@@ -29,6 +35,8 @@ class ToolCallParser:
         self._held = ""
         self._mark = ""  # what the call began with that is being read
         self._reading = False
+        self._bare = form.kind == "bare"  # whether the call that is being read stands there without marks
+        self._fenced = False  # whether the block of code of a call is still to be closed
         self._at_start = True
         self._has_called = False
 
@@ -56,7 +64,9 @@ class ToolCallParser:
                 if not self._reading:
                     break
             try:
-                read = read_calls(self._form, self._held, self._tools, final=final)
+                if self._bare and _NO_CALL.match(self._held):
+                    raise NoCallError
+                read = read_calls(GENERIC if self._bare else self._form, self._held, self._tools, final=final)
             except NoCallError:
                 # Text after all: the mark, or what looked like one.
                 cut = 0 if self._mark else 1
@@ -68,22 +78,29 @@ class ToolCallParser:
             calls, length = read
             found += calls
             self._has_called = True
+            self._fenced = "```" in self._mark
             self._held, self._mark, self._reading = self._held[length:], "", False
         return _joined(found)
 
     def _text(self) -> str:
         """Text up to the next call, or to what may become one."""
+        if self._fenced:
+            if "```".startswith(self._held.strip()) and self._held.strip() != "```":
+                return ""
+            fence = _FENCE_ENDS.match(self._held)
+            self._held, self._fenced = self._held[fence.end() if fence is not None else 0 :], False
         held, begin = self._held, self._form.begin
         if self._at_start:
-            if not held.strip():
+            bare = _BARE.match(held)
+            if bare is None and _BARE_SO_FAR.match(held):
                 return ""
             self._at_start = False
-            if self._form.kind == "bare" and held.lstrip()[0] in "{[":
-                self._reading = True
+            if bare is not None and not (begin and begin.startswith("[") and held.lstrip().startswith("[")):
+                self._mark, self._held, self._reading, self._bare = bare[0], held[bare.end() :], True, True
                 return ""
         at = held.find(begin) if begin else -1
         if at >= 0:
-            self._held, self._mark, self._reading = held[at + len(begin) :], begin, True
+            self._held, self._mark, self._reading, self._bare = held[at + len(begin) :], begin, True, self._form.kind == "bare"
             return held[:at].rstrip()
         longest = min(len(begin) - 1, len(held))
         open_end = next((size for size in range(longest, 0, -1) if begin.startswith(held[-size:])), 0)

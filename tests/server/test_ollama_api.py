@@ -117,9 +117,8 @@ def test_an_empty_request_loads_the_model(fresh: Served) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "word"),
     [
-        ("/api/chat", {"tools": [{"type": "function"}]}, "Tools"),
-        ("/api/chat", {"messages": [{"role": "tool", "content": "x"}]}, "Tools"),
-        ("/api/chat", {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "Tools"),
+        ("/api/chat", {"tools": [{"type": "function"}]}, "A tool is"),
+        ("/api/chat", {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "tool call"),
         ("/api/chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "Images"),
         ("/api/chat", {"messages": [{"role": "user", "content": ""}]}, "empty"),
         ("/api/chat", {"messages": [{"role": "user", "content": "x" * 600}]}, "context holds 512"),

@@ -419,7 +419,6 @@ def test_a_prompt_that_cannot_be_answered_is_refused(served: Served, body: dict[
         [{"role": "user", "content": 7}],
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}]}],
         [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}],
-        [{"role": "user", "content": "x"}, {"role": "tool", "content": "y"}],
         [{"role": "function", "content": "y"}],
         [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}],
         [{"role": "user", "content": "x"}, {"role": "assistant", "function_call": {"name": "f"}}],
@@ -609,7 +608,6 @@ def test_another_form_is_refused(served: Served, form: object) -> None:
 @pytest.mark.parametrize(
     ("asked", "word"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "Tools"),
         ({"functions": [{"name": "f"}]}, "Functions"),
         ({"logit_bias": {"65": 5}}, "logit_bias"),
         ({"audio": {"voice": "x"}}, "Audio"),

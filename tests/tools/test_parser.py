@@ -89,6 +89,13 @@ def test_a_call_of_what_is_no_tool_is_text() -> None:
         (LLAMA, ' \n{"type": "function", "name": "move", "parameters": {}}'),
         (GENERIC, '[{"name": "move", "arguments": {}}]'),
         (QWEN_CODER, "<tool_call><function=move></function></tool_call>"),
+        (HERMES, '```json\n{\n  "name": "move",\n  "arguments": {}\n}\n```'),
+        (HERMES, '{"name": "move", "arguments": {}}'),
+        (HERMES, ' ```tool_call\n{"name": "move", "arguments": {}}```\n'),
+        (QWEN_CODER, '```\n[{"name": "move", "arguments": {}}]\n```'),
+        (GENERIC, '```json\n{"name": "move", "arguments": {}}\n```'),
+        (HERMES, '{{"name": "move", "arguments": {}}}'),
+        (HERMES, '<tool_call>\n{{"name": "move", "arguments": {}}}\n</tool_call>'),
     ],
 )
 def test_models_take_some_liberty(form: Form, text: str) -> None:

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+
+from localsteer.engine.phases import Division
+from localsteer.llama.thinking import Thinking
+from localsteer.server.reply import Reading, Reasoning, Said
+from localsteer.tools.form import HERMES
+from localsteer.tools.tool import ToolCall
+from tests.tools.made import TOOLS
+
+THINK = Thinking("<think>", "</think>")
+HARMONY = Thinking("<|channel|>analysis<|message|>", "<|end|>", "<|channel|>final<|message|>")
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+
+
+def joined(said: list[Said]) -> list[Said]:
+    found: list[Said] = []
+    for one in said:
+        last = found[-1] if found else None
+        if isinstance(one, str) and isinstance(last, str):
+            found[-1] = last + one
+        elif isinstance(one, Reasoning) and isinstance(last, Reasoning):
+            found[-1] = Reasoning(last.text + one.text)
+        else:
+            found.append(one)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("reading", "text", "expected"),
+    [
+        (Reading(), "<think>plain</think>", ["<think>plain</think>"]),
+        (Reading(Division(THINK)), "", []),
+        (Reading(Division(THINK)), "Because.", ["Because."]),
+        (Reading(Division(THINK)), " <b> first", [" <b> first"]),
+        (Reading(Division(THINK)), "<think>\nwhy\n</think>\n\nBecause. \n", [Reasoning("why"), "Because. \n"]),
+        (Reading(Division(THINK)), "<think>a < b </th i\n\nc", [Reasoning("a < b </th i\n\nc")]),
+        (Reading(Division(THINK)), "<think></think>x", ["x"]),
+        (Reading(Division(THINK, begun=True)), "\nwhy</think>Because.", [Reasoning("why"), "Because."]),
+        (Reading(Division(THINK, begun=True)), "cut off ", [Reasoning("cut off")]),
+        (Reading(Division(THINK)), "<thi", ["<thi"]),
+        (
+            Reading(Division(HARMONY)),
+            "<|channel|>analysis<|message|>why<|end|><|start|>assistant<|channel|>final<|message|>Because.",
+            [Reasoning("why"), "Because."],
+        ),
+        (Reading(Division(HARMONY)), "<|channel|>final<|message|>Because.", ["Because."]),
+        (Reading(Division(HARMONY)), "<|channel|>analysis<|message|>why<|end|><|start|>assis", [Reasoning("why")]),
+        (Reading(Division(HARMONY)), "Because.", ["Because."]),
+        (
+            Reading(Division(THINK, call=("<tool_call>", "</tool_call>")), HERMES, TOOLS),
+            f"<think>which tool? <tool_call></think>\n{CALL}",
+            [Reasoning("which tool? <tool_call>"), ToolCall("get_weather", '{"city": "Rome"}')],
+        ),
+    ],
+)
+def test_a_reply_is_taken_apart_wherever_its_pieces_end(reading: Reading, text: str, expected: list[Said]) -> None:
+    assert reading.of(text) == expected
+    for cut in range(len(text)):
+        reader = reading.reader()
+        assert joined([*reader.push(text[:cut]), *reader.push(text[cut:]), *reader.finish()]) == expected, cut
+    reader = reading.reader()
+    assert joined([*(one for letter in text for one in reader.push(letter)), *reader.finish()]) == expected

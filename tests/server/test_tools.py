@@ -1,0 +1,219 @@
+"""Calls of tools, and reasoning, through both APIs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from localsteer.llama.model import Model
+from tests.server.conftest import HELLO, Serve, Served
+from tests.server.test_openai_api import steering_of, stream
+from tests.tiny_models import write_tiny_model
+
+TURNS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}{% for c in m.tool_calls %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+"""
+WITH_TOOLS = "{% for t in tools %}{{ t | tojson }}{% endfor %}" + TURNS + "{% endif %}"
+THINKS = TURNS + "<think>\n{% endif %}{# </think> #}"
+PAINT = {
+    "type": "function",
+    "function": {
+        "name": "paint",
+        "description": "Paints the boat.",
+        "parameters": {"type": "object", "properties": {"in": {"type": "string", "enum": ["red", "blue"]}}, "required": ["in"]},
+    },
+}
+SINK = {"type": "function", "function": {"name": "sink"}}
+MUST = {
+    "tools": [PAINT, SINK],
+    "tool_choice": {"type": "function", "function": {"name": "paint"}},
+    "max_tokens": 200,
+    "temperature": 1,
+}
+RESULTS = [
+    *HELLO,
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "paint", "arguments": '{"in": "red"}'}}],
+    },
+    {"role": "tool", "tool_call_id": "call_1", "content": "done"},
+]
+
+
+def model_of(folder: Path, template: str) -> Model:
+    return Model(write_tiny_model(folder / "model.gguf", chat_template=template), threads=1)
+
+
+@pytest.fixture
+def with_tools(tmp_path: Path) -> Iterator[Model]:
+    with model_of(tmp_path, WITH_TOOLS) as model:
+        yield model
+
+
+@pytest.fixture(params=["own", "explained"])
+def calling(request: pytest.FixtureRequest, serve: Serve, with_tools: Model) -> Served:
+    """A model whose template knows tools, and one to which they are explained."""
+    return serve(model=with_tools, vectors=None) if request.param == "own" else serve(n_ctx=1024)
+
+
+def assert_call(call: dict[str, Any]) -> None:
+    assert call["type"] == "function"
+    assert call["id"].startswith("call_")
+    assert call["function"]["name"] == "paint"
+    assert json.loads(call["function"]["arguments"])["in"] in ("red", "blue")
+
+
+def test_a_call_that_has_to_be_made_is_made(calling: Served) -> None:
+    (choice,) = calling.chat(**MUST)["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] is None
+    (call,) = choice["message"]["tool_calls"]
+    assert_call(call)
+
+
+def test_a_call_is_streamed(calling: Served) -> None:
+    events = stream(calling, "/v1/chat/completions", **MUST)
+    deltas = [event["choices"][0]["delta"] for event in events]
+    (call,) = [call for delta in deltas for call in delta.get("tool_calls", ())]
+    assert call["index"] == 0
+    assert_call(call)
+    assert not "".join(delta.get("content") or "" for delta in deltas)
+    assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_ollama_is_told_of_a_call_and_tells_of_its_result(calling: Served) -> None:
+    shown = calling.ollama(tools=[PAINT], options={"num_predict": 4})
+    assert shown["prompt_eval_count"] > calling.ollama()["prompt_eval_count"]
+    calls = [{"function": {"name": "paint", "arguments": {"in": "red"}}}]
+    turns = [
+        *HELLO,
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "tool_name": "paint", "content": "ok"},
+    ]
+    assert calling.ollama(messages=turns, tools=[PAINT])["done"]
+
+
+def test_results_of_calls_are_part_of_the_conversation(calling: Served) -> None:
+    with_result = calling.chat(messages=RESULTS, tools=[PAINT])
+    without = calling.chat(messages=RESULTS[:1], tools=[PAINT])
+    assert with_result["usage"]["prompt_tokens"] > without["usage"]["prompt_tokens"] + 10
+
+
+def test_without_a_choice_the_tools_are_not_shown(calling: Served) -> None:
+    plain = calling.chat()["usage"]["prompt_tokens"]
+    assert calling.chat(tools=[PAINT], tool_choice="none")["usage"]["prompt_tokens"] == plain
+    assert calling.chat(tools=[], tool_choice="auto")["usage"]["prompt_tokens"] == plain
+    assert calling.chat(tools=[PAINT])["usage"]["prompt_tokens"] > plain
+
+
+def test_a_call_is_steered_only_where_that_is_asked_for(served: Served) -> None:
+    """So that a mood never breaks an argument."""
+    asked = {**MUST, "seed": 3, "tools": [{"type": "function", "function": {"name": "paint", "parameters": FREE}}]}
+
+    def arguments(**more: Any) -> str:
+        (call,) = served.chat(**asked, **more)["choices"][0]["message"]["tool_calls"]
+        return str(call["function"]["arguments"])
+
+    unsteered = arguments()
+    assert arguments(steering="4 happy") == unsteered
+    assert arguments(steering="4 happy", steer_tools=True) != unsteered
+
+
+FREE = {"type": "object", "properties": {"in": {"type": "string", "pattern": "^[a-z]{12}$"}}, "required": ["in"]}
+
+
+def test_an_answer_in_a_form_is_steered_only_where_that_is_asked_for(served: Served) -> None:
+    asked = {
+        "response_format": {"type": "json_schema", "json_schema": {"schema": FREE}},
+        "max_tokens": 99,
+        "temperature": 1,
+        "seed": 3,
+    }
+    unsteered = served.chat(**asked)["choices"]
+    document = served.chat(**asked, steering="4 happy")
+    assert document["choices"] == unsteered
+    assert "steer_tools" in document["steering"]["notes"][0]
+    assert served.chat(**asked, steering="4 happy", steer_tools=True)["choices"] != unsteered
+
+
+@pytest.mark.parametrize(
+    ("asked", "parameter"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": ["paint"]}, "tools"),
+        ({"tools": [PAINT, PAINT]}, "tools"),
+        ({"tools": [SINK] * 129}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "x", "parameters": {"type": "string"}}}]}, "tools"),
+        ({"tools": [PAINT], "tool_choice": "perhaps"}, "tool_choice"),
+        ({"tools": [PAINT], "tool_choice": {"type": "function", "function": {"name": "sink"}}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [PAINT], "response_format": {"type": "json_object"}}, "tools"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": "{"}}]}, *HELLO]},
+            "messages",
+        ),
+        ({"functions": [{"name": "f"}]}, None),
+    ],
+)
+def test_tools_that_cannot_be_had_are_refused(served: Served, asked: dict[str, Any], parameter: str | None) -> None:
+    status, error = served.refused(asked)
+    assert status == 400
+    if parameter is not None:
+        assert error["param"] == parameter
+
+
+@pytest.fixture
+def thinking(tmp_path: Path, serve: Serve, folder: Path) -> Iterator[Served]:
+    """A model whose replies begin inside the reasoning."""
+    with model_of(tmp_path, THINKS) as model:
+        yield serve(model=model, vectors=folder)
+
+
+def test_what_is_thought_is_no_part_of_the_answer(thinking: Served) -> None:
+    message = thinking.chat(max_tokens=12)["choices"][0]["message"]
+    assert message["reasoning_content"]
+    assert message["content"] == ""
+    deltas = [event["choices"][0]["delta"] for event in stream(thinking, max_tokens=12)]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas).strip() == message["reasoning_content"]
+    assert not "".join(delta.get("content") or "" for delta in deltas)
+    document = thinking.ollama(options={"num_predict": 12})
+    assert document["message"]["thinking"] == message["reasoning_content"]
+    assert "thinking" in thinking.client.post("/api/show", json={"model": "demo"}).json()["capabilities"]
+
+
+def test_thinking_can_be_turned_off(thinking: Served) -> None:
+    for asked in ({"think": False}, {"enable_thinking": False}, {"reasoning_effort": "none"}):
+        message = thinking.chat(max_tokens=12, **asked)["choices"][0]["message"]
+        assert message["content"]
+        assert "reasoning_content" not in message
+    assert thinking.ollama(think=False)["message"]["content"]
+
+
+def test_the_reasoning_is_steered_only_where_that_is_asked_for(thinking: Served) -> None:
+    def thought(**more: Any) -> str:
+        return str(thinking.chat(max_tokens=12, **more)["choices"][0]["message"]["reasoning_content"])
+
+    assert thought(steering="2 happy") == thought()
+    assert thought(steering="2 happy@thinking") != thought()
+    document = thinking.chat(steering="2 happy@thinking - formal")
+    assert steering_of(document) == "2 happy@thinking - formal"
+
+
+def test_who_steers_the_reasoning_of_a_model_that_has_none_is_told(served: Served) -> None:
+    document = served.chat(steering="2 happy@thinking")
+    assert document["choices"][0]["message"] == served.chat()["choices"][0]["message"]
+    assert "@thinking" in document["steering"]["notes"][0]
+
+
+def test_an_answer_in_a_form_begins_at_once(thinking: Served) -> None:
+    form = {"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["red", "blue"]}}}}
+    message = thinking.chat(max_tokens=40, **form)["choices"][0]["message"]
+    assert json.loads(message["content"]) in ("red", "blue")
+    assert thinking.refused({**form, "think": True})[1]["param"] == "think"
