@@ -250,7 +250,7 @@ def test_an_adapter_is_read_as_the_vector_that_it_was_made_of(tiny_model: TinyMo
     made = export_adapter(parse_steering("loud"), tmp_path / "out.gguf", lambda _name: vector, model, verify=False)
     for read in (read_vector(tmp_path / "out.gguf"), import_vector(tmp_path / "out.gguf", model=model.fingerprint).vector):
         np.testing.assert_array_equal(read.rows(model.n_layer), made.plan.edit.added)
-        again = resolve(parse_steering("out"), model.fingerprint, lambda _name, read=read: read)
+        again = resolve(parse_steering("out"), model.fingerprint, {"out": read}.__getitem__)
         assert again.relative_dose == pytest.approx(DOSES["positive", "prompt"], rel=1e-3)
         assert read.provenance.concept == vector.provenance.concept
         assert read.provenance.model == model.fingerprint
