@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -10,7 +11,8 @@ from localsteer.concepts.names import user_folder
 from localsteer.export import share as share_module
 from localsteer.files.gguf_writing import write_out
 from localsteer.llama.model import Model
-from localsteer.vector.file import read_vector
+from localsteer.vector.file import read_vector, write_vector
+from tests.calibration.made import calibrated
 from tests.commands.runner import CONCEPT, assert_one_clear_line, run
 from tests.conftest import TinyPath
 from tests.made_files import write_foreign_vector
@@ -89,10 +91,10 @@ def test_another_model_is_refused(late: Path, tiny_path: TinyPath, tmp_path: Pat
 def shared(tiny_path: TinyPath, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> Path:
     """As `localsteer vectors share` makes one."""
     monkeypatch.setattr(share_module, "_TOKENS", 4)
-    (tmp_path / "concept.yaml").write_text(CONCEPT)
     vector, folder = tmp_path / "loud.gguf", tmp_path / "shared"
-    made = run(capfd, "extract", tmp_path / "concept.yaml", "-o", vector, "-m", tiny_path("llama"), "--no-dose")
-    assert made.code == 0, made.err
+    with Model(tiny_path("llama"), threads=1) as model:
+        made = calibrated(model.fingerprint)
+    write_vector(replace(made, provenance=replace(made.provenance, concept="loud", source=CONCEPT)), vector)
     result = run(capfd, "vectors", "share", vector, "-o", folder, "-m", tiny_path("llama"), "--license", "cc0-1.0")
     assert result.code == 0, result.err
     assert result.out == f"{folder}: loud.gguf, loud-lora.gguf, concept.yaml, README.md\n"

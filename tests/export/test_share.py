@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import yaml
 
+from localsteer.engine.generate import generate_many
 from localsteer.errors import ExportError
 from localsteer.export import share as share_module
 from localsteer.export.share import Shared, share
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
+from localsteer.reading.prompt import prompt_tokens
 from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import read_vector, write_vector
 from tests.calibration.made import calibrated
@@ -151,9 +153,8 @@ def test_no_text_of_a_file_or_a_model_is_markup_of_the_page(tiny: Model, tmp_pat
     hostile = "<script>x</script> | a\n# title ![](http://x) \x1b[2J `a`"
     rows = random_rows(tiny, (1,), seed=0)
     own = Provenance(concept="v", description=hostile, positive=hostile, negative=hostile)
-    generate = share_module.generate_many
     monkeypatch.setattr(
-        share_module, "generate_many", lambda *given: [replace(answer, text=hostile) for answer in generate(*given)]
+        share_module, "generate_many", lambda *given: [replace(answer, text=hostile) for answer in generate_many(*given)]
     )
     shared(tiny, tmp_path / "shared", ControlVector({1: rows[1]}, own))
     page = (tmp_path / "shared" / "README.md").read_text()
@@ -166,11 +167,10 @@ def test_no_text_of_a_file_or_a_model_is_markup_of_the_page(tiny: Model, tmp_pat
 
 def test_what_is_asked_is_what_the_vector_was_not_made_from(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Message] = []
-    tokens = share_module.prompt_tokens
 
     def note(model: Model, messages: list[Message]) -> tuple[int, ...]:
         asked.extend(messages)
-        return tokens(model, messages)
+        return prompt_tokens(model, messages)
 
     monkeypatch.setattr(share_module, "prompt_tokens", note)
     shared(tiny, tmp_path / "shared", loud(tiny))
