@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.tools import built_programs
@@ -108,7 +109,7 @@ def prompts(demo: Model) -> list[str]:
 
 def steering(knobs: Mapping[str, Knob], scales: Mapping[str, float]) -> Edit:
     """What adapters at some scales stand for."""
-    return Edit(sum(knobs[name].added * scale for name, scale in scales.items()))
+    return Edit(np.sum([knobs[name].added * np.float32(scale) for name, scale in scales.items()], axis=0))
 
 
 def answers(demo: Model, prompts: Sequence[str], edit: Edit | None) -> list[tuple[int, ...]]:
