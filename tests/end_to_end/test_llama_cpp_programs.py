@@ -25,9 +25,9 @@ from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
 from localsteer.reading.prompt import prompt_tokens
 from localsteer.steering.expression import parse_steering
-from localsteer.steering.plan import resolve
 from localsteer.vector.control_vector import ControlVector, Floats
 from tests.conftest import plan_of, run_alone
+from tests.end_to_end.conftest import THREADS
 from tests.end_to_end.test_export import QUESTIONS, serving
 
 pytestmark = pytest.mark.models
@@ -58,10 +58,18 @@ def completion(programs: dict[str, Path]) -> Path:
     return program(programs, "llama-completion")
 
 
+# As many as we compute with: on a busy core those of a program wait for one another.
+AS_MANY_THREADS = ["-t", str(THREADS)] if THREADS is not None else []
+
+
 def run(program: Path, model: Path, *options: str) -> str:
     command = [str(program), "-m", str(model), "-p", PROMPT, "-n", str(LENGTH), "--temp", "0", "-no-cnv", "-c", "512"]
     result = subprocess.run(
-        [*command, "--no-display-prompt", *options], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        [*command, "--no-display-prompt", *AS_MANY_THREADS, *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.removesuffix(" [end of text]").strip()
@@ -75,7 +83,8 @@ def test_the_vector_loads_and_shifts_the_text_as_ours_does(
     plain = run(completion, demo_path)
     steered = run(completion, demo_path, "--control-vector-scaled", f"{happy_file}:-1.5")
     assert steered != plain
-    plan = resolve(parse_steering("-1.5 happy"), demo.fingerprint, lambda _name: happy, "prompt")
+    # What the file holds, whatever was measured for the other pole.
+    plan = plan_of(Edit(happy.rows(demo.n_layer) * np.float32(-1.5)), steer_prompt=True)
     with Generator(demo) as generator:
         ours = generator.generate(Request(prompt, plan, greedy, LENGTH)).text.strip()
     # Both run the same kernels, but for how the prompt is cut into batches: the first words agree.
@@ -145,7 +154,20 @@ def test_llama_completion_takes_an_adapter(
 ) -> None:
     file, edit = knobs["happy"].file, steering(knobs, {"happy": scale})
     chosen = ["--lora", str(file)] if scale == 1 else ["--lora-scaled", f"{file}:{scale}"]
-    common = [str(completion), "-m", str(demo_path), *chosen, "-n", str(SAME_TOKENS), "--temp", "0", "-no-cnv", "-c", "512"]
+    common = [
+        str(completion),
+        "-m",
+        str(demo_path),
+        *AS_MANY_THREADS,
+        *chosen,
+        "-n",
+        str(SAME_TOKENS),
+        "--temp",
+        "0",
+        "-no-cnv",
+        "-c",
+        "512",
+    ]
     theirs = []
     for prompt in prompts:
         command = [*common, "--no-display-prompt", "-p", prompt]
@@ -162,7 +184,9 @@ def test_llama_server_serves_four_scales_of_two_adapters_at_once(
     asked: list[Mapping[str, float] | None] = [*ASKED, None]
     files = [part for knob in knobs.values() for part in ("--lora-scaled", f"{knob.file}:0")]
     theirs: list[list[bytes]] = []
-    with serving(program(programs, "llama-server"), "-m", str(demo_path), "-np", "4", "-c", "2048", *files) as url:
+    with serving(
+        program(programs, "llama-server"), "-m", str(demo_path), "-np", "4", "-c", "2048", *AS_MANY_THREADS, *files
+    ) as url:
 
         def answer(prompt: str, scales: Mapping[str, float] | None) -> bytes:
             body: dict[str, Any] = {"prompt": prompt, "n_predict": SAME_TOKENS, "temperature": 0, "cache_prompt": False}
