@@ -34,8 +34,10 @@ pytestmark = pytest.mark.models
 
 PROMPT = "<|im_start|>user\nHow was your day?<|im_end|>\n<|im_start|>assistant\n"
 LENGTH = 24
-# Of an answer under an adapter, which does nearly what the vector does: these tokens are ours, on so many of the 20 prompts.
-SAME_TOKENS, SAME_PROMPTS = 16, 14
+# Of an answer under an adapter, which does nearly what the vector does: so many tokens, on so many of the 20 prompts, are ours or
+# part from ours at a near tie. A divergence of 0.0085 nats, as `happy` has, is a deviation of 0.13 in a logit, and of twice that
+# in the difference of the two likeliest.
+SAME_TOKENS, SAME_PROMPTS, NEAR_TIE = 16, 14, 0.25
 GREEDY = Sampling(temperature=0)
 # What four requests at once ask for: the scale of each adapter.
 ASKED: tuple[Mapping[str, float], ...] = ({"happy": 1.0}, {"happy": -1.0}, {"formal": 1.0}, {"happy": 0.5, "formal": 0.5})
@@ -132,9 +134,9 @@ def answers(demo: Model, prompts: Sequence[str], edit: Edit | None) -> list[tupl
 def count_same(
     demo: Model, label: str, prompts: Sequence[str], edit: Edit | None, ours: Sequence[tuple[int, ...]], theirs: Sequence[bytes]
 ) -> int:
-    """How many answers are ours to the last byte; for the others it is printed how near to a tie they part."""
-    same = 0
-    for prompt, own, other in zip(prompts, ours, theirs, strict=True):
+    """How many answers are ours, or part from ours at a near tie; both are told, and each tie."""
+    same, near = 0, 0
+    for question, prompt, own, other in zip(QUESTIONS, prompts, ours, theirs, strict=True):
         pieces = [demo.token_bytes(token) for token in own]
         if other.strip() == b"".join(pieces).strip():
             same += 1
@@ -143,9 +145,10 @@ def count_same(
         tokens = [*demo.tokenize(prompt), *own[:place]]
         logits = run_alone(demo, tokens, [edit] * len(tokens), read=False).logits[-1]
         first, second = sorted(logits.tolist())[:-3:-1]
-        print(f"{label}: {prompt!r} parts at token {place}, where the two likeliest are {first - second:.3f} apart")
-    print(f"{label}: {same} of {len(prompts)} answers the same for {SAME_TOKENS} tokens")
-    return same
+        near += first - second < NEAR_TIE
+        print(f"{label}: {question!r} parts at token {place}, where the two likeliest are {first - second:.3f} apart")
+    print(f"{label}: {same} of {len(prompts)} answers the same for {SAME_TOKENS} tokens, {near} more part at a near tie")
+    return same + near
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
