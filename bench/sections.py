@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.measure import Comparison, Section, Series, Target, run_cli, run_process, run_worker
 from bench.models import real_model
-from bench.serving import returning, serving
+from bench.serving import knobs, returning, serving
 from bench.tools import llama_programs
 from localsteer.building.ahead import model_slug
 from localsteer.concepts.names import concepts
@@ -327,6 +327,14 @@ def going_back(setting: Setting) -> Section:
     return returning(setting.model, setting.threads, llama_programs(("llama-server",))["llama-server"])
 
 
+def volume_knobs(setting: Setting) -> Section:
+    """llama-server with adapters of ours."""
+    models: dict[str, tuple[Path, float | None]] = {"demo": (setting.model, None)}
+    if (real := real_model()) is not None:
+        models[real.name] = (real, 0.95)
+    return knobs(models, setting.threads, setting.repeats, llama_programs(("llama-server",))["llama-server"])
+
+
 SECTIONS: dict[str, Callable[[Setting], Section]] = {
     "extraction": extraction,
     "decode": decode,
@@ -337,6 +345,7 @@ SECTIONS: dict[str, Callable[[Setting], Section]] = {
     "library": library,
     "serving": serve,
     "going back": going_back,
+    "knobs": volume_knobs,
     "dosing": dosing,
     "calibration": calibration,
 }

@@ -12,14 +12,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from bench.measure import ROOT, Comparison, MeasurementError, Section, Series, Target
+from bench.measure import ROOT, Comparison, MeasurementError, Section, Series, Target, run_cli
 from bench.questions import question_sets
 
 PARALLEL = (1, 4, 8)
@@ -27,6 +27,8 @@ PARALLEL = (1, 4, 8)
 _ANSWERS = 2
 _TOKENS = 96
 _CONTEXT = 1024
+# Those of `export knobs`, how far each is turned, and how many answers a repeat takes: one alone scatters by a tenth.
+_KNOBS, _TURNED, _DECODES = ("happy", "formal", "concise", "confident"), 0.5, 3
 _STRENGTHS = (-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -98,6 +100,71 @@ def returning(model: Path, threads: int, llama_server: Path) -> Section:
             ),
         ),
     )
+
+
+def knobs(models: Mapping[str, tuple[Path, float | None]], threads: int, repeats: int, llama_server: Path) -> Section:
+    """An unmodified llama-server with four adapters of ours beside one without any; both run all the time.
+
+    Args:
+        models: by what they are called, with the least share of the speed that they are to keep.
+        threads: CPU threads of each server.
+        repeats: rounds.
+        llama_server: the program.
+    """
+    comparisons = []
+    for label, (model, least) in models.items():
+        command = [str(llama_server), "-m", str(model), "-t", str(threads), "-np", "1", "-c", str(_CONTEXT), "--no-webui"]
+        with tempfile.TemporaryDirectory(prefix="localsteer-knobs-") as folder:
+            shared = ["-m", str(model), "--threads", str(threads)]
+            run_cli("export", "knobs", *_KNOBS, "-o", folder, "--no-verify", *shared)
+            adapters = [part for name in _KNOBS for part in ("--lora", str(Path(folder) / f"{name}.gguf"))]
+            off = [{"id": number, "scale": 0.0} for number in range(len(_KNOBS))]
+            turned = [{**one, "scale": _TURNED} for one in off]
+            with _running(command) as plain_url, _running([*command, *adapters]) as knobs_url:
+                asked: list[tuple[str, Sequence[Mapping[str, float]] | None]] = [
+                    (plain_url, None),
+                    (knobs_url, off),
+                    (knobs_url, turned),
+                ]
+                for url, lora in asked:
+                    _decode_speed(url, lora, 0)  # all are warm
+                rounds = []
+                for number in range(1, repeats * _DECODES + 1):
+                    # Forth and back, so that none always runs behind the same one.
+                    order = asked if number % 2 else asked[::-1]
+                    speeds = [_decode_speed(url, lora, number) for url, lora in order]
+                    rounds.append(speeds if number % 2 else speeds[::-1])
+        without, idle, in_use = (Series(values) for values in zip(*rounds, strict=True))
+        target = Target(least, at_least=True) if least is not None else None
+        ratio = "with / without"
+        comparisons += [
+            Comparison(f"in use, {label}", "tokens/s", in_use, "no adapters", without, in_use.over(without), ratio, target),
+            Comparison(f"loaded, none turned up, {label}", "tokens/s", idle, "no adapters", without, idle.over(without), ratio),
+        ]
+    return Section(
+        "Volume knobs in llama-server",
+        f"Decode speed of an unmodified llama-server, as it tells itself: {_TOKENS} tokens, greedy, one answer at a time; with "
+        f"the adapters of `localsteer export knobs {' '.join(_KNOBS)}`, each at scale {_TURNED:g}, and without any; {_DECODES} "
+        "answers for each repeat, forth and back.",
+        tuple(comparisons),
+    )
+
+
+def _decode_speed(url: str, lora: Sequence[Mapping[str, float]] | None, number: int) -> float:
+    """Tokens a second of one answer; another number, another question."""
+    questions = question_sets()["everyday"]
+    body: dict[str, Any] = {
+        "prompt": f"{number}. {questions[number % len(questions)]}\n",
+        "n_predict": _TOKENS,
+        "temperature": 0,
+        "ignore_eos": True,
+        "cache_prompt": False,
+        **({"lora": lora} if lora is not None else {}),
+    }
+    found = httpx.post(f"{url}/completion", json=body, timeout=600).raise_for_status().json()
+    if found["tokens_predicted"] != _TOKENS:
+        raise MeasurementError(f"llama-server ended after {found['tokens_predicted']} tokens.")
+    return float(found["timings"]["predicted_per_second"])
 
 
 def _go_back(url: str, conversations: int) -> tuple[Series, Series]:

@@ -73,9 +73,12 @@ def find_vector(
 
 
 def is_built_from(vector: ControlVector, source: str, content: str) -> bool:
-    """Whether a vector was read from this wording of its concept (or does not say) and this model file."""
+    """Whether a vector was read from this wording of its concept (or does not say) and this model file.
+
+    One that was exported holds another dose.
+    """
     own = vector.provenance
-    return own.model is not None and own.model.content == content and own.source in ("", source)
+    return own.model is not None and own.model.content == content and own.source in ("", source) and not own.origin
 
 
 def load_vector(name: str, model: Model, progress: Progress | None = None) -> ControlVector:

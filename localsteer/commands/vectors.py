@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.building.dosing import dose as measured_dose
 from localsteer.building.library import find_vector, load_for_showing, load_vector
 from localsteer.calibration.report import CURVE_HEADERS, curve_rows
 from localsteer.commands.calibrate import print_doses
@@ -28,10 +26,11 @@ from localsteer.commands.options import (
 )
 from localsteer.commands.output import note, print_facts, print_folded_table, print_json, print_table, progress_bar
 from localsteer.commands.vectors_build import command as build
-from localsteer.concepts.concept_file import load_concept, parse_concept
-from localsteer.concepts.contrast import Contrast
+from localsteer.commands.vectors_import import command as import_file
+from localsteer.commands.vectors_share import command as share
+from localsteer.concepts.concept_file import load_concept
 from localsteer.concepts.names import CONCEPT_FILE, LibraryConcept, concepts, is_path, user_folder
-from localsteer.errors import ContrastError, LocalsteerError, ModelError
+from localsteer.errors import ContrastError, LocalsteerError
 from localsteer.llama.model_file import content_hash
 from localsteer.steering.combination import combine as combined
 from localsteer.steering.combination import refuse_removal
@@ -41,15 +40,16 @@ from localsteer.steering.worth import worth
 from localsteer.vector.calibration import MODE_NAMES, SIGN
 from localsteer.vector.control_vector import ControlVector, format_layers
 from localsteer.vector.file import write_vector
-from localsteer.vector.importing import import_vector
 
 
 @click.group()
 def command() -> None:
-    """Show, build and combine control vectors."""
+    """Show, build, combine, import and share control vectors."""
 
 
 command.add_command(build, "build")
+command.add_command(import_file, "import")
+command.add_command(share, "share")
 
 
 @command.command("list")
@@ -227,89 +227,6 @@ def _to_show(vector: str, model_options: ModelOptions) -> ControlVector:
             raise LocalsteerError(f"{message}.", hint=f"`localsteer vectors build {vector}` builds it.")
         note(f"{message}: this is its vector for {built_on.name if built_on is not None else 'a model that it does not name'}.")
     return loaded
-
-
-@command.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
-@output_option
-@click.option(
-    "--shift",
-    type=click.IntRange(-2, 2),
-    help="Add this to the file's layer numbers, such as -1 for one block late. By default it is found out.",
-)
-@click.option("--name", help="What to call the vector.")
-@click.option("--dose/--no-dose", default=True, help="With -m: measure what strength 1 is, or leave it at what the file holds.")
-@force_option
-@json_option
-@with_model_options
-def import_file(
-    file: Path,
-    output: Path,
-    shift: int | None,
-    name: str | None,
-    dose: bool,
-    force: bool,
-    as_json: bool,
-    model_options: ModelOptions,
-) -> None:
-    """Make a vector of ours from FILE: GGUF (repeng, llama-cvector-generator, jukofyork), .npz or .safetensors.
-
-    Directions that stand one block late are moved to the block where they were read, as far as the file tells. Only with -m a
-    model is opened: that which the vector is for, whose shape is compared with the file's, and on which it is dosed.
-    """
-    check_output(output, force=force)
-    if model_options.model is not None:
-        with model_options.open() as opened, progress_bar() as progress:
-            imported = import_vector(file, shift=shift, name=name, model=opened.fingerprint)
-            vector = imported.vector
-            measured = vector.provenance.calibration or vector.provenance.probe or vector.provenance.removal
-            if dose and measured is None:
-                with _way_out():
-                    vector = measured_dose(opened, vector, _concept_of(vector), progress=progress)
-    else:
-        imported = import_vector(file, shift=shift, name=name)
-        vector = imported.vector
-    write_vector(vector, output)
-    if as_json:
-        print_json(
-            {
-                "vector": str(output),
-                "name": vector.provenance.concept,
-                "made_by": imported.kind,
-                "shift": imported.shift,
-                "layers": list(vector.layers),
-                "n_embd": vector.n_embd,
-                "findings": list(imported.findings),
-                "dosing": vector.provenance.dosing.document() if vector.provenance.dosing is not None else None,
-            }
-        )
-        return
-    for finding in imported.findings:
-        click.echo(finding)
-    click.echo(f"{output}: {vector.provenance.concept}, layers {format_layers(vector.layers)}, n_embd {vector.n_embd}")
-    print_dosing(vector)
-    if vector.provenance.calibration is None and vector.provenance.dosing is None and vector.provenance.removal is None:
-        note(
-            f"Neither dosed nor calibrated: strength 1 is what the file says. `localsteer vectors show {output}` tells how large "
-            "that is, and with -m MODEL it is measured how much the model bears."
-        )
-
-
-@contextlib.contextmanager
-def _way_out() -> Iterator[None]:
-    """Around a dosing: what keeps it from being done does not keep the vector from being imported."""
-    try:
-        yield
-    except ModelError as error:
-        raise ModelError(
-            f"The vector cannot be dosed on this model: {error.message}", hint="--no-dose leaves that out."
-        ) from error
-
-
-def _concept_of(vector: ControlVector) -> Contrast | None:
-    """The concept that a vector of ours carries; None for one from elsewhere."""
-    source = vector.provenance.source
-    return parse_concept(source, f"the concept in {vector.provenance.concept}") if source else None
 
 
 @command.command("combine")

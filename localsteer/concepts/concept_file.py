@@ -8,10 +8,11 @@ the opening, where the model is about to go on in its own mood.
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from localsteer.concepts.contrast import Contrast, Pair, Prompt
 from localsteer.errors import ContrastError
@@ -19,7 +20,24 @@ from localsteer.files.text import read_text
 from localsteer.files.yaml_lines import Location, YamlDocument, YamlFile
 from localsteer.llama.chat_template import Message
 
+NAME = r"^[a-z][a-z0-9-]*$"
+"""Of a concept: it names files, too."""
+
+
+def _without_commands(text: str) -> str:
+    r"""Refuse what would command a terminal: YAML writes it as "\x1b", and these texts are shown."""
+    if any(unicodedata.category(character) == "Cc" for character in text if character not in "\n\t"):
+        raise ValueError("it holds control characters")
+    return text
+
+
 Text = Annotated[str, Field(min_length=1)]
+Shown = Annotated[str, AfterValidator(_without_commands)]
+
+
+class _Poles(YamlDocument):
+    positive: Annotated[Shown, Field(min_length=1)]
+    negative: Annotated[Shown, Field(min_length=1)]
 
 
 class _PerPole(YamlDocument):
@@ -33,16 +51,16 @@ class _Personas(YamlDocument):
 
 
 class _HeldOut(YamlDocument):
-    questions: list[Text] = Field(default_factory=list)
+    questions: list[Annotated[Shown, Field(min_length=1)]] = Field(default_factory=list)
 
 
 class Concept(YamlDocument):
     """The contents of a concept.yaml."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
-    description: str = ""
+    name: Annotated[str, Field(pattern=NAME)]
+    description: Shown = ""
     instrument: str = ""
-    poles: _PerPole
+    poles: _Poles
     template: str = "{persona}"
     personas: _Personas | None = None
     questions: list[Text] = Field(default_factory=list)

@@ -16,7 +16,7 @@ from localsteer.errors import ExportError, VectorError
 from localsteer.export.adapter_fit import Fit, Row, fit
 from localsteer.export.bake import modelfile_path
 from localsteer.export.gguf_rewrite import Progress, open_model_file
-from localsteer.export.llama_cpp import PROGRAMS, file_argument
+from localsteer.export.llama_cpp import PROGRAMS, file_argument, vector_for_llama_cpp
 from localsteer.export.verify import PLACES, Fidelity, predictions, reference
 from localsteer.files.atomic import atomic_path, check_writable, writable
 from localsteer.files.gguf_header import open_header
@@ -28,6 +28,7 @@ from localsteer.steering.combination import describe, refuse_removal
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan, resolve, resolve_opposite
 from localsteer.vector.control_vector import ControlVector, Floats, format_layers
+from localsteer.vector.file import add_to_adapter
 
 # Nats of mean divergence that 8-bit activations leave between two ways to compute the same (`verify.NOISE` says where).
 NOISE = 0.004
@@ -114,16 +115,16 @@ def export_adapter(
         temporary = stack.enter_context(atomic_path(output, ExportError))
         other = resolve_opposite(steering, model.fingerprint, loaded, "prompt")
         opposite = _times(plan.edit.added, other.edit.added) if other is not None else None
-        keys = _about(label, plan, model, opposite)
+        keys, vector = _about(label, plan, model, opposite), vector_for_llama_cpp(steering, loaded)
         rows = best_rows(model, fitted, plan.edit.added, temporary)
-        write_adapter(temporary, model.architecture, str(label), rows, keys)
+        write_adapter(temporary, model.architecture, str(label), rows, keys, vector)
         if ours is not None:
             with Adapter(model, temporary) as adapter:
                 fidelity = ours.compare(predictions(model, ours.texts, adapters=[(adapter, 1.0)]))
             if not force:
                 fidelity.refuse_if_far(noise=NOISE, hint="--force keeps it.")
             keys |= {"kl": f"{fidelity.mean:.4g}", "unsteered_kl": f"{fidelity.unsteered_mean:.4g}"}
-            write_adapter(temporary, model.architecture, str(label), rows, keys)
+            write_adapter(temporary, model.architecture, str(label), rows, keys, vector)
     return Adapted(label, plan, tuple(row.matrix for row in rows), opposite, output.stat().st_size, beside, fidelity)
 
 
@@ -198,8 +199,10 @@ def _modelfile(adapter: Path, label: Steering, model: Path) -> str:
     )
 
 
-def write_adapter(path: Path, architecture: str, name: str, rows: Sequence[Row], keys: Mapping[str, str]) -> None:
-    """A file that llama.cpp loads as a LoRA adapter (`llama_adapter_lora_init_impl`), with texts about it."""
+def write_adapter(
+    path: Path, architecture: str, name: str, rows: Sequence[Row], keys: Mapping[str, str], vector: ControlVector | None = None
+) -> None:
+    """A file that llama.cpp loads as a LoRA adapter (`llama_adapter_lora_init_impl`), with texts about it, and its vector."""
     from gguf import GGUFWriter  # 0.07 s, for nothing but this
 
     writer = GGUFWriter(path, architecture)
@@ -210,6 +213,8 @@ def write_adapter(path: Path, architecture: str, name: str, rows: Sequence[Row],
     writer.add_float32("adapter.lora.alpha", 1.0)
     for key, text in keys.items():
         writer.add_string(f"localsteer.adapter.{key}", text)
+    if vector is not None:
+        add_to_adapter(writer, vector)
     for row in rows:
         writer.add_tensor(f"{row.matrix}.lora_a", np.ascontiguousarray(row.a[None, :], np.float32))
         writer.add_tensor(f"{row.matrix}.lora_b", np.ascontiguousarray(row.b[:, None], np.float32))

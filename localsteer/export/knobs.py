@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,8 @@ def export_knobs(
     files = [folder / f"{Path(name).stem}.gguf" for name in names]
     if twice := next((file for file in files if files.count(file) > 1), None):
         raise ExportError(f"Two vectors would be {twice}.", hint="Rename one of their files.")
+    if odd := next((file for file in files if ":" in str(_without_drive(file))), None):
+        raise ExportError(f"llama-server takes no file with a colon in its name: {odd}.", hint="Give another folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -86,9 +89,17 @@ def export_knobs(
 
 
 def server_command(knobs: Sequence[Knob], model: Path) -> str:
-    """What starts llama-server with all of them, none turned up."""
-    adapters = " ".join(f"--lora {file_argument(knob.file)}" for knob in knobs)
-    return f"llama-server -m {shlex.quote(str(model))} {adapters} --lora-init-without-apply"
+    """What starts llama-server with all of them, none turned up.
+
+    That is what scale 0 does. `--lora-init-without-apply` does not: requests that name no adapter get all at scale 1 then.
+    """
+    adapters = " ".join(f"--lora-scaled {file_argument(_without_drive(knob.file), 0)}" for knob in knobs)
+    return f"llama-server -m {shlex.quote(str(model))} {adapters}"
+
+
+def _without_drive(path: Path) -> Path:
+    """A file as it is called from here, where its name holds a colon, at which llama-server looks for the scale."""
+    return Path(os.path.relpath(path)) if ":" in str(path) else path
 
 
 def _page(knobs: Sequence[Knob], model: Path) -> str:
@@ -112,7 +123,7 @@ def _page(knobs: Sequence[Knob], model: Path) -> str:
     asked = {"messages": [{"role": "user", "content": "How was your day?"}], "lora": mixed}
     lines += [
         "",
-        "Every request says how far each is turned; those that it does not name are off:",
+        "Every request says how far each is turned; those that it does not name are off, and so are all where it names none:",
         "",
         "```",
         "curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\",

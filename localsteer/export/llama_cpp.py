@@ -99,9 +99,15 @@ def command_lines(vector: Path, model: Path) -> list[str]:
     return [f"{program} -m {shlex.quote(str(model))} --control-vector {file_argument(vector)}" for program in PROGRAMS]
 
 
-def file_argument(path: Path) -> str:
-    """A vector's or an adapter's file, as it is typed: a row of a CSV file, where a comma outside quotes separates two."""
-    return shlex.quote(f'"{path}"' if "," in str(path) else str(path))
+def file_argument(path: Path, scale: float | None = None) -> str:
+    """A vector's or an adapter's file, as it is typed: a row of a CSV file, where a comma outside quotes separates two.
+
+    Args:
+        path: the file; with a scale its name must hold no colon.
+        scale: what stands behind it, for the options that take one.
+    """
+    named = f'"{path}"' if "," in str(path) else str(path)
+    return shlex.quote(named if scale is None else f"{named}:{scale:g}")
 
 
 def compare(file: Path, model: Model, added: Floats) -> Fidelity:

@@ -150,7 +150,7 @@ def read_header(
     kind: str = "file",
     not_gguf: str | None = None,
     most: int = -1,
-    on_architecture: Callable[[str], None] | None = None,
+    on_kind: Callable[[str, str], None] | None = None,
 ) -> GGUFHeader:
     """Read a small GGUF file at once, and make sure that all that its header promises lies within it.
 
@@ -160,15 +160,15 @@ def read_header(
         kind: what to call the file where it is missing.
         not_gguf: what to do where it is no GGUF file.
         most: how many bytes to read, -1 for all; `GGUFHeader.size` tells whether there are more.
-        on_architecture: called with `general.architecture` as soon as it is read, before the rest of the header: a wrong kind of
-            file is best refused by that.
+        on_kind: called with `general.architecture` and `general.type` as soon as they are read, before the rest of the header: a
+            wrong kind of file is best refused by that.
 
     Raises:
         LocalsteerError: of the class `error`: it is missing, cannot be read, is no GGUF file, damaged or cut short.
     """
     with _refusals(path, error, kind, not_gguf), path.open("rb") as file:
         size, data = os.fstat(file.fileno()).st_size, io.BytesIO(file.read(most))
-        layout = read_layout(data, size, on_architecture=on_architecture)
+        layout = read_layout(data, size, on_kind=on_kind)
     return GGUFHeader(**vars(layout), path=path, file=data, error=error)
 
 

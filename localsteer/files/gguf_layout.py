@@ -105,9 +105,7 @@ class Layout:
     size: int
 
 
-def read_layout(
-    file: BinaryIO, size: int, *, measure: bool = True, on_architecture: Callable[[str], None] | None = None
-) -> Layout:
+def read_layout(file: BinaryIO, size: int, *, measure: bool = True, on_kind: Callable[[str, str], None] | None = None) -> Layout:
     """Read the header of a file.
 
     Args:
@@ -115,7 +113,8 @@ def read_layout(
         size: bytes of the whole file.
         measure: find out the size of every tensor, for which the installed gguf package has to know its type, and make sure that
             it lies within the file.
-        on_architecture: called with `general.architecture` as soon as it is read.
+        on_kind: called with `general.architecture` and `general.type` ("" without one) once the key behind the architecture is
+            read, which is where writers put the type.
 
     Raises:
         OtherKindError: it is no GGUF.
@@ -144,10 +143,13 @@ def read_layout(
         if key in fields:
             raise DamagedError(f"the key {key} stands there twice")
         fields[key] = Field(kind, start, value_start, cursor.at)
-        if key == "general.architecture" and on_architecture is not None:
-            stop = min(cursor.at, value_start + 8 + _MAX_TENSOR_NAME)  # none is as long
-            text = cursor.look(value_start + 8, stop) if kind == STRING_TYPE else b""
-            on_architecture(shown(text.decode("utf-8", "replace")))
+        if (
+            on_kind is not None
+            and "general.architecture" in fields
+            and (key != "general.architecture" or len(fields) == n_fields)
+        ):
+            on_kind(*(_name_at(cursor, fields.get(one)) for one in ("general.architecture", "general.type")))
+            on_kind = None
     alignment = _alignment(cursor, fields.get("general.alignment"))
     cursor.expect(n_tensors, 24)
     tensors: dict[str, TensorInfo] = {}
@@ -169,6 +171,14 @@ def read_layout(
 def align(position: int, alignment: int) -> int:
     """The first multiple of `alignment` from `position` on."""
     return -(-position // alignment) * alignment
+
+
+def _name_at(cursor: _Cursor, field: Field | None) -> str:
+    """The beginning of a text that names something, for messages; "" where there is none."""
+    if field is None or field.kind != STRING_TYPE:
+        return ""
+    start = field.value_start + 8
+    return shown(cursor.look(start, min(field.stop, start + _MAX_TENSOR_NAME)).decode("utf-8", "replace"))
 
 
 def _alignment(cursor: _Cursor, field: Field | None) -> int:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from localsteer.errors import LocalsteerError
+from localsteer.errors import LocalsteerError, shown
 
 Document = TypeVar("Document", bound=BaseModel)
 Location = Sequence[str | int]
@@ -68,12 +68,12 @@ class YamlFile:
             mark = getattr(problem, "context_mark" if unclosed else "problem_mark", None)
             line = f", line {mark.line + 1}" if mark is not None else ""
             said = getattr(problem, "problem", None) or " ".join(str(problem).split())
-            raise error(f"{where}{line}: this is not valid YAML: {said}.") from problem
+            raise error(f"{where}{line}: this is not valid YAML: {shown(said)}.") from problem
         if not isinstance(data, dict):
             raise error(f"{where} is not {kind}: it holds no keys.", hint=f"{page} shows one.")
         # YAML lets the last one win, silently: of two rules of a policy one would be gone.
         if twice := _repeated_key(node):
-            raise error(f'{where}, line {twice.start_mark.line + 1}: the key "{twice.value}" stands here a second time.')
+            raise error(f'{where}, line {twice.start_mark.line + 1}: the key "{shown(twice.value)}" stands here a second time.')
         return cls(where, kind, page, error, data, node)
 
     def validate(self, model: type[Document]) -> Document:
@@ -103,7 +103,7 @@ class YamlFile:
         """An error at a place: the keys and indices that lead there, and what is wrong."""
         place = ".".join(str(part) for part in location)
         return self.error(
-            f"{self.where}, line {self.line_of(location)}: {f'{place}: ' if place else ''}{message}.",
+            shown(f"{self.where}, line {self.line_of(location)}: {f'{place}: ' if place else ''}{message}."),
             hint=f"{self.page} shows the format.",
         )
 

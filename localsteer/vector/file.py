@@ -3,6 +3,9 @@
 `general.architecture = controlvector`, `controlvector.model_hint`, `controlvector.layer_count`, and a tensor `direction.k`
 (F32, one-dimensional, k >= 1) for each steered block. Provenance goes into keys of our own, `localsteer.*`, which llama.cpp
 ignores; a file without them loads too.
+
+A LoRA adapter of localsteer's holds the vector that it was made of in keys of that kind. What it adds at its matrices is not
+always that: a norm may follow (Gemma), or a block without such a matrix has handed its direction on.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +34,9 @@ from localsteer.vector.dosing import Dosing
 from localsteer.vector.glp import removal_of, write_removal
 from localsteer.vector.probe import Probe
 
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
 ARCHITECTURE = "controlvector"
 FORMAT_VERSION = 1
 # LLAMA_MAX_LAYERS of llama.cpp.
@@ -42,6 +48,9 @@ MAX_BYTES = 64 << 20
 
 # Where the kind of a GGUF file stands; writers put it first, 32 bytes from the beginning.
 _HEAD_BYTES = 4096
+
+# Of an adapter: what `_pack` makes of the directions.
+_PACKED_DIRECTIONS = "localsteer.adapter.directions"
 
 _DIRECTION = re.compile(r"^direction\.(?P<layer>\d+)$")
 _TEXTS = ("concept", "description", "positive", "negative", "method", "position", "dataset_sha256", "source", "origin")
@@ -77,19 +86,7 @@ def write_vector(vector: ControlVector, path: str | Path) -> None:
         hint = provenance.model.architecture if provenance.model is not None else provenance.model_hint
         writer.add_string(f"{ARCHITECTURE}.model_hint", hint or "unknown")
         writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(vector.layers))
-        writer.add_uint32("localsteer.version", FORMAT_VERSION)
-        for name in _TEXTS:
-            if text := getattr(provenance, name):
-                writer.add_string(f"localsteer.{name}", text)
-        if provenance.n_pairs:
-            writer.add_uint32("localsteer.n_pairs", provenance.n_pairs)
-        for name in _LAYER_ARRAYS:
-            values = getattr(provenance, name)
-            if values is not None:
-                writer.add_array(f"localsteer.{name}", [float(value) for value in values])
-        for name, (text_of, _) in _DOCUMENTS.items():
-            if (value := getattr(provenance, name)) is not None:
-                writer.add_string(f"localsteer.{name}", text_of(value))
+        _add_provenance(writer, provenance)
         if provenance.removal is not None:
             write_removal(writer, provenance.removal)
         for layer, direction in vector.directions.items():
@@ -97,12 +94,34 @@ def write_vector(vector: ControlVector, path: str | Path) -> None:
         write_out(writer)
 
 
+def add_to_adapter(writer: GGUFWriter, vector: ControlVector) -> None:
+    """Have the file of a LoRA adapter hold the vector that it is made of; `read_vector` finds it there."""
+    _add_provenance(writer, vector.provenance)
+    writer.add_string(_PACKED_DIRECTIONS, _pack(vector.rows(vector.layers[-1] + 1)))
+
+
+def _add_provenance(writer: GGUFWriter, provenance: Provenance) -> None:
+    writer.add_uint32("localsteer.version", FORMAT_VERSION)
+    for name in _TEXTS:
+        if text := getattr(provenance, name):
+            writer.add_string(f"localsteer.{name}", text)
+    if provenance.n_pairs:
+        writer.add_uint32("localsteer.n_pairs", provenance.n_pairs)
+    for name in _LAYER_ARRAYS:
+        values = getattr(provenance, name)
+        if values is not None:
+            writer.add_array(f"localsteer.{name}", [float(value) for value in values])
+    for name, (text_of, _) in _DOCUMENTS.items():
+        if (value := getattr(provenance, name)) is not None:
+            writer.add_string(f"localsteer.{name}", text_of(value))
+
+
 def read_vector(path: str | Path) -> ControlVector:
     """Read a vector, ours or from elsewhere.
 
     Raises:
-        VectorError: no such file, no GGUF, damaged, not a control vector, larger than any, `direction.0`, a tensor that is not
-            one-dimensional F32, or a value that is not finite.
+        VectorError: no such file, no GGUF, damaged, neither a control vector nor an adapter that holds one, larger than any,
+            `direction.0`, a tensor that is not one-dimensional F32, or a value that is not finite.
     """
     path = Path(path)
     header = read_vector_header(path)
@@ -114,14 +133,14 @@ def read_vector(path: str | Path) -> ControlVector:
 
 
 def read_vector_header(path: Path) -> GGUFHeader:
-    """The header of a control vector.
+    """The header of a control vector, or of an adapter that holds one.
 
     Raises:
-        VectorError: no such file, no GGUF, damaged, not a control vector, or larger than any.
+        VectorError: no such file, no GGUF, damaged, neither of the two, or larger than any.
     """
 
-    def refuse_others(architecture: str) -> None:
-        if architecture != ARCHITECTURE:
+    def refuse_others(architecture: str, kind: str) -> None:
+        if architecture != ARCHITECTURE and kind != "adapter":
             raise VectorError(
                 f'{path} is not a control vector: its architecture is "{architecture}".', hint="A model goes after -m."
             )
@@ -132,10 +151,15 @@ def read_vector_header(path: Path) -> GGUFHeader:
         kind="vector file",
         not_gguf="Control vectors are GGUF files, as llama.cpp makes them.",
         most=MAX_BYTES,
-        on_architecture=refuse_others,
+        on_kind=refuse_others,
     )
     if "general.architecture" not in header.fields:
         raise VectorError(f"{path} is not a control vector: it does not name its kind (general.architecture).")
+    if is_adapter(header) and _PACKED_DIRECTIONS not in header.fields:
+        raise VectorError(
+            f"{path} is a LoRA adapter of another kind: what it does to a model is no control vector.",
+            hint="llama.cpp's programs load it with --lora; here only adapters of `localsteer export lora` can be used.",
+        )
     if header.size > MAX_BYTES:
         raise VectorError(f"{path} is larger than any control vector: {header.size:,} bytes.")
     if header.value("localsteer.version") not in (None, FORMAT_VERSION):
@@ -143,12 +167,24 @@ def read_vector_header(path: Path) -> GGUFHeader:
     return header
 
 
+def is_adapter(header: GGUFHeader) -> bool:
+    """Whether the file is a LoRA adapter, and no plain control vector."""
+    return header.text("general.architecture") != ARCHITECTURE
+
+
 def read_directions(header: GGUFHeader) -> dict[int, Floats]:
-    """The tensors `direction.k`, `direction.0` too, by k: float32 arrays (n_embd,).
+    """The tensors `direction.k`, `direction.0` too, by k: float32 arrays (n_embd,); of an adapter the directions that it holds.
 
     Raises:
-        VectorError: another tensor is among them, or one that is not one-dimensional F32.
+        VectorError: another tensor is among them, or one that is not one-dimensional F32; of an adapter, they are damaged.
     """
+    if is_adapter(header):
+        try:
+            rows = _unpack(header.text(_PACKED_DIRECTIONS) or "")
+        except ValueError as error:
+            raise VectorError(f"{header.path}: its directions are damaged: {shown(error)}.", hint="Export it again.") from None
+        with np.errstate(invalid="ignore"):  # numpy warns of some kinds of NaN, which are refused later
+            return {layer: row for layer, row in enumerate(rows) if row.any()}
     directions: dict[int, Floats] = {}
     for name, tensor in header.tensors.items():
         match = _DIRECTION.match(name)

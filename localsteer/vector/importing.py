@@ -4,7 +4,7 @@
 
 | made by | told by | its `direction.k` is of |
 |---|---|---|
-| localsteer | keys `localsteer.*` | block k |
+| localsteer, its LoRA adapters among them | keys `localsteer.*` | block k |
 | repeng (`ControlVector.export_gguf`) | an unsigned `layer_count`, the number of its directions | block k |
 | llama-cvector-generator (`export_gguf`) | a signed `layer_count` | block k - 1 |
 | jukofyork/control-vectors (`ModelHandler.export_gguf`) | an unsigned `layer_count` above their number | block k - 1 |
@@ -29,7 +29,7 @@ from localsteer.files.gguf_layout import INT32_TYPE, MAGIC
 from localsteer.files.text import readable
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.control_vector import ControlVector, Floats, Provenance, format_layers
-from localsteer.vector.file import MAX_LAYERS, read_directions, read_provenance, read_vector_header
+from localsteer.vector.file import MAX_LAYERS, is_adapter, read_directions, read_provenance, read_vector_header
 from localsteer.vector.glp import is_glp
 
 _LAYER_COUNT = "controlvector.layer_count"
@@ -127,7 +127,8 @@ def _find_in_gguf(header: GGUFHeader, model: Fingerprint | None) -> _Found:
     if not rows:
         raise VectorError(f"{header.path} holds no directions.")
     if "localsteer.version" in header.fields:
-        return _Found("localsteer", rows, 0, "localsteer's own", provenance)
+        why = "an adapter of localsteer's: its scale 1 becomes strength 1" if is_adapter(header) else "localsteer's own"
+        return _Found("localsteer", rows, 0, why, provenance)
     if is_glp(header):
         why = "a GLP file, every direction at the block where it was read"
         if provenance.removal is not None:

@@ -142,7 +142,7 @@ def test_knobs_are_written_with_their_page(push: Path, tiny_path: TinyPath, tmp_
     result = run(capfd, "export", "knobs", push, "-o", folder, "-m", tiny_path("llama"), "--force")
     assert result.code == 0, result.err
     assert "push.gguf: id 0" in result.out
-    assert f"  llama-server -m {tiny_path('llama')} --lora {folder / 'push.gguf'} --lora-init-without-apply" in result.out
+    assert f"  llama-server -m {tiny_path('llama')} --lora-scaled {folder / 'push.gguf'}:0" in result.out
     assert files(folder) == {"push.gguf", "README.md"}
     told = json.loads(run(capfd, "export", "knobs", push, "-o", folder, "-m", tiny_path("llama"), "--force", "--json").out)
     assert [(knob["id"], knob["name"]) for knob in told["knobs"]] == [(0, "push")]

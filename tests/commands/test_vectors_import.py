@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
-from localsteer.vector.file import read_vector
-from tests.commands.runner import assert_one_clear_line, run
+from localsteer.concepts.names import user_folder
+from localsteer.export import share as share_module
+from localsteer.files.gguf_writing import write_out
+from localsteer.llama.model import Model
+from localsteer.vector.file import read_vector, write_vector
+from tests.calibration.made import calibrated
+from tests.commands.runner import CONCEPT, assert_one_clear_line, run
 from tests.conftest import TinyPath
 from tests.made_files import write_foreign_vector
 
@@ -75,3 +82,85 @@ def test_another_model_is_refused(late: Path, tiny_path: TinyPath, tmp_path: Pat
     result = run(capfd, "vectors", "import", tmp_path / "v.npz", "-o", tmp_path / "out.gguf", "-m", tiny_path("llama"))
     assert_one_clear_line(result, "rows of 32 numbers", "n_embd 64")
     assert not (tmp_path / "out.gguf").exists()
+
+
+# Adapters, and folders that are shared
+
+
+@pytest.fixture
+def shared(tiny_path: TinyPath, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As `localsteer vectors share` makes one."""
+    monkeypatch.setattr(share_module, "_TOKENS", 4)
+    vector, folder = tmp_path / "loud.gguf", tmp_path / "shared"
+    with Model(tiny_path("llama"), threads=1) as model:
+        made = calibrated(model.fingerprint)
+    write_vector(replace(made, provenance=replace(made.provenance, concept="loud", source=CONCEPT)), vector)
+    result = run(capfd, "vectors", "share", vector, "-o", folder, "-m", tiny_path("llama"), "--license", "cc0-1.0")
+    assert result.code == 0, result.err
+    assert result.out == f"{folder}: loud.gguf, loud-lora.gguf, concept.yaml, README.md\n"
+    assert "no base model" in result.err
+    assert "no license" not in result.err
+    return folder
+
+
+def test_a_shared_folder_works_by_its_name(shared: Path, tiny_path: TinyPath, capfd: Capture) -> None:
+    result = run(capfd, "vectors", "import", shared)
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[0] == f"loud: kept in {user_folder() / 'loud'}, with its vector for {_name(tiny_path)}"
+    listed = run(capfd, "vectors", "list", "-m", tiny_path("llama"), "--json").document
+    (loud,) = [one for one in listed if one["name"] == "loud"]
+    assert (loud["source"], loud["vector"]["state"]) == ("yours", "built")
+    answered = run(capfd, "generate", "Hello", "-s", "loud", "-m", tiny_path("llama"), "-n", "2", "--json")
+    assert answered.code == 0, answered.err
+    document = run(capfd, "vectors", "import", shared, "--name", "louder", "--json").document
+    assert document == {"name": "louder", "folder": str(user_folder() / "louder"), "vectors": [_name(tiny_path)]}
+
+
+def _name(tiny_path: TinyPath) -> str:
+    with Model(tiny_path("llama"), threads=1) as model:
+        return model.fingerprint.name
+
+
+def test_a_shared_folder_becomes_a_file(shared: Path, tmp_path: Path, capfd: Capture) -> None:
+    output = tmp_path / "out.gguf"
+    assert run(capfd, "vectors", "import", shared, "-o", output).code == 0
+    assert output.read_bytes() == (shared / "loud.gguf").read_bytes()
+    for option in (("--shift", "1"), ("--no-dose",), ("-m", "demo")):
+        refused = run(capfd, "vectors", "import", shared, *option)
+        assert refused.code == 2
+        assert "go with -o" in refused.err
+    assert run(capfd, "vectors", "import", shared / "loud.gguf").code == 2
+
+
+def test_an_adapter_is_shown_steers_and_is_imported(shared: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture) -> None:
+    adapter, output = shared / "loud-lora.gguf", tmp_path / "out.gguf"
+    shown = run(capfd, "vectors", "show", adapter)
+    assert shown.code == 0, shown.err
+    assert "loud" in shown.out
+    answered = run(capfd, "generate", "Hello", "-s", adapter, "-m", tiny_path("llama"), "-n", "2", "--json")
+    assert answered.code == 0, answered.err
+    imported = run(capfd, "vectors", "import", adapter, "-o", output, "--json")
+    assert "an adapter of localsteer's" in imported.document["findings"][0]
+    assert read_vector(output).layers == read_vector(adapter).layers
+
+
+def test_somebody_elses_adapter_is_one_clear_line(tiny_path: TinyPath, tmp_path: Path, capfd: Capture) -> None:
+    path = tmp_path / "theirs.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_tensor("blk.0.attn_q.weight.lora_a", np.ones((8, 64), np.float32))
+    write_out(writer)
+    for command in (("import", path, "-o", tmp_path / "out.gguf"), ("show", path)):
+        assert_one_clear_line(run(capfd, "vectors", *command), "theirs.gguf is a LoRA adapter of another kind", "--lora")
+    refused = run(capfd, "generate", "Hello", "-s", path, "-m", tiny_path("llama"))
+    assert_one_clear_line(refused, "is a LoRA adapter of another kind")
+
+
+@pytest.mark.parametrize(
+    ("option", "told"), [(("--license", "do what you like"), "cc0-1.0"), (("--base-model", "somewhere"), "Qwen/Qwen3-8B")]
+)
+def test_what_no_hub_would_take_is_refused(tmp_path: Path, capfd: Capture, option: tuple[str, str], told: str) -> None:
+    result = run(capfd, "vectors", "share", "happy", "-o", tmp_path / "shared", *option)
+    assert result.code == 2
+    assert told in result.err

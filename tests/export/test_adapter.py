@@ -16,7 +16,10 @@ from localsteer.llama.adapter import Adapter
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.steering.expression import parse_steering
+from localsteer.steering.plan import resolve
 from localsteer.vector.control_vector import ControlVector, Floats
+from localsteer.vector.file import read_vector
+from localsteer.vector.importing import import_vector
 from tests.calibration.made import DOSES, calibrated
 from tests.conftest import TinyModel, TinyPath, random_rows
 from tests.tiny_models import ARCHITECTURES, RECURRENT_ARCHITECTURE
@@ -237,3 +240,36 @@ def test_what_does_not_come_through_a_norm_falls_to_the_next_block(
     # And no more is added before the norm than there is room for.
     for room in ROOMS:
         assert all(float((row.b**2).mean()) <= room / (1 - room) * 1.01 for row in fitted.rows(room))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_an_adapter_is_read_as_the_vector_that_it_was_made_of(tiny_model: TinyModel, tmp_path: Path, architecture: str) -> None:
+    """On gemma3 a norm comes between: what the adapter adds at its matrices is not the vector."""
+    model = tiny_model(architecture)
+    vector = calibrated(model.fingerprint)
+    made = export_adapter(parse_steering("loud"), tmp_path / "out.gguf", lambda _name: vector, model, verify=False)
+    for read in (read_vector(tmp_path / "out.gguf"), import_vector(tmp_path / "out.gguf", model=model.fingerprint).vector):
+        np.testing.assert_array_equal(read.rows(model.n_layer), made.plan.edit.added)
+        again = resolve(parse_steering("out"), model.fingerprint, {"out": read}.__getitem__)
+        assert again.relative_dose == pytest.approx(DOSES["positive", "prompt"], rel=1e-3)
+        assert read.provenance.concept == vector.provenance.concept
+        assert read.provenance.model == model.fingerprint
+        assert "prompt and response" in read.provenance.origin
+    assert "an adapter of localsteer's" in import_vector(tmp_path / "out.gguf").findings[0]
+
+
+def test_a_mixture_comes_back_from_its_adapter(tiny: Model, tmp_path: Path) -> None:
+    vector = push(tiny)
+    made = export_adapter(parse_steering("0.5 push - 2 push@1"), tmp_path / "a.gguf", lambda _name: vector, tiny, verify=False)
+    read = read_vector(tmp_path / "a.gguf")
+    np.testing.assert_array_equal(read.rows(tiny.n_layer), made.plan.edit.added)
+    assert read.provenance.concept == str(made.label)
+
+
+def test_somebody_elses_adapter_is_told_apart_from_a_vector(tiny: Model, tmp_path: Path) -> None:
+    write_adapter(
+        tmp_path / "out.gguf", tiny.architecture, "a fine-tune", rows_of(tiny, random_rows(tiny, LAYERS, seed=1), tmp_path), {}
+    )
+    for read in (read_vector, import_vector):
+        with pytest.raises(VectorError, match=r"out\.gguf is a LoRA adapter of another kind.*--lora"):
+            read(tmp_path / "out.gguf")

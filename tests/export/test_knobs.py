@@ -25,8 +25,7 @@ def test_each_knob_is_an_adapter_with_the_number_that_llama_server_gives_it(tiny
     assert {path.name for path in folder.iterdir()} == {"loud.gguf", "warm.gguf", "README.md"}
     assert all(knob.adapted.fidelity is not None for knob in made)
     command = server_command(made, Path("m.gguf"))
-    assert command.startswith(f"llama-server -m m.gguf --lora '{folder / 'loud.gguf'}' --lora '{folder / 'warm.gguf'}'")
-    assert command.endswith("--lora-init-without-apply")
+    assert command == f"llama-server -m m.gguf --lora-scaled '{folder / 'loud.gguf'}:0' --lora-scaled '{folder / 'warm.gguf'}:0'"
 
 
 def test_the_page_says_how_to_start_and_to_ask(tiny: Model, tmp_path: Path) -> None:
@@ -47,6 +46,17 @@ def test_knobs_are_made_again_and_nobody_elses_page_is_replaced(tiny: Model, tmp
     with pytest.raises(ExportError, match=r"README\.md is there already"):
         export_knobs(["loud"], tmp_path, lambda name: loud(tiny, name), tiny, verify=False)
     assert not (tmp_path / "loud.gguf").exists()
+
+
+def test_a_name_that_llama_server_would_split_is_an_error(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = tmp_path / "at 12:30"
+    odd.mkdir()
+    with pytest.raises(ExportError, match="no file with a colon"):
+        export_knobs(["loud"], odd, lambda name: loud(tiny, name), tiny)
+    assert not list(odd.iterdir())
+    monkeypatch.chdir(odd)  # as a drive does, it stands in front of all names
+    made = export_knobs(["loud"], odd / "knobs", lambda name: loud(tiny, name), tiny, verify=False)
+    assert server_command(made, Path("m.gguf")) == "llama-server -m m.gguf --lora-scaled knobs/loud.gguf:0"
 
 
 def test_two_knobs_of_one_name_and_a_folder_that_is_a_file_are_errors(tiny: Model, tmp_path: Path) -> None:

@@ -24,7 +24,10 @@ from safetensors.numpy import save_file
 
 from localsteer.calibration.calibrate import CalibrationSettings, Calibrator
 from localsteer.concepts.names import shipped_folder
+from localsteer.concepts.shared import read_folder
 from localsteer.errors import ExportError, LocalsteerError, VectorError
+from localsteer.export.adapter import write_adapter
+from localsteer.export.adapter_fit import Row
 from localsteer.export.bake import refuse_unbakeable
 from localsteer.export.gguf_rewrite import open_model_file, rewrite
 from localsteer.files.gguf_header import GGUFHeader, read_header
@@ -141,6 +144,44 @@ def test_a_damaged_vector_is_imported_or_refused(
         else:
             assert_clear(refused, name)
         assert [path.name for path in folder.iterdir()] == [name]
+
+    with one_more_gigabyte():
+        check()
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An adapter of ours, as `export lora` writes it."""
+    path = tmp_path_factory.mktemp("adapter") / "a.gguf"
+    vector = calibrated(MODEL).at(1.0, "prompt")
+    rows = [Row(f"blk.{k}.ffn_down.weight", ROWS[0], row, 0.0) for k, row in vector.directions.items()]
+    write_adapter(path, "llama", "loud", rows, {"by": "x", "expression": "loud", "layers": "1-2"}, vector)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("within", [None, "header"])
+def test_a_damaged_adapter_is_imported_or_refused(
+    adapter: bytes, tmp_path_factory: pytest.TempPathFactory, within: str | None
+) -> None:
+    """By either door: as a file, and in a folder."""
+    folder = tmp_path_factory.mktemp("adapters")
+    source, target = folder / "a.gguf", folder.parent / "imported.gguf"
+    source.write_bytes(adapter)
+    first = read_header(source, VectorError).data_start if within else None
+
+    @settings(max_examples=-(-EXAMPLES // 2), suppress_health_check=list(HealthCheck))
+    @given(edits=st.lists(_EDITS, min_size=1, max_size=4))
+    @example(edits=[])
+    def check(edits: Edits) -> None:
+        source.write_bytes(mutate(adapter, edits, within=first))
+        for door in (import_vector, lambda path: import_vector(read_folder(path.parent).only())):
+            try:
+                write_vector(door(source).vector, target)
+            except VectorError as error:
+                assert_clear(error, "a.gguf")
+            else:
+                read_vector(target)
+        assert [path.name for path in folder.iterdir()] == ["a.gguf"]
 
     with one_more_gigabyte():
         check()
