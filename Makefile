@@ -66,9 +66,11 @@ bench: .venv/.dev bench-tools
 quality: .venv/.dev
 	$(BIN)/python -m bench.quality $(QUALITY)
 
-# Every vector of the library, exported and baked, in llama.cpp's own programs; `make test-models` takes one.
+# Every vector of the library, exported and baked, in llama.cpp's own programs (`make test-models` takes one), and how near adapters
+# come on all models; LOCALSTEER_REAL_MODEL=FILE adds that model. An interrupted run goes on: EXPORTS="--model real happy" is a part.
 exports: .venv/.dev bench-tools
 	LOCALSTEER_EXPORTS=all $(BIN)/pytest -s -m models tests/end_to_end/test_export.py
+	$(BIN)/python -m bench.exports $(EXPORTS)
 
 clean:
 	rm -rf .venv build dist

@@ -81,6 +81,7 @@ class _Tiny:
     random: np.random.Generator
     n_layer: int
     n_embd: int
+    n_expert: int = 0
 
     @property
     def n_ff(self) -> int:
@@ -181,15 +182,24 @@ def _add_fused_feed_forward(tiny: _Tiny, block: str) -> None:
     tiny.add_matrix(f"{block}.ffn_down.weight", tiny.n_embd, tiny.n_ff)
 
 
+def _add_experts(tiny: _Tiny, block: str) -> None:
+    """Write a router (n_expert, n_embd) and the experts' feed-forward layers, one behind the other."""
+    n_expert = tiny.n_expert
+    tiny.add_vector(f"{block}.ffn_norm.weight", tiny.n_embd, mean=1.0)
+    tiny.add_matrix(f"{block}.ffn_gate_inp.weight", n_expert, tiny.n_embd)
+    for name, n_out, n_in in (("gate", tiny.n_ff, tiny.n_embd), ("up", tiny.n_ff, tiny.n_embd), ("down", tiny.n_embd, tiny.n_ff)):
+        tiny.add(f"{block}.ffn_{name}_exps.weight", tiny.normal(n_expert, n_out, n_in) * np.float32(n_in**-0.5))
+
+
 def _add_llama(tiny: _Tiny) -> None:
-    """Write the plain pre-norm transformer."""
+    """Write the plain pre-norm transformer, or a mixture of experts."""
     _add_attention_sizes(tiny, tiny.head_size)
     _add_embeddings(tiny)
     for il in range(tiny.n_layer):
         block = f"blk.{il}"
         tiny.add_vector(f"{block}.attn_norm.weight", tiny.n_embd, mean=1.0)
         _add_attention(tiny, block, tiny.head_size)
-        _add_feed_forward(tiny, block)
+        (_add_experts if tiny.n_expert else _add_feed_forward)(tiny, block)
 
 
 def _add_qwen2(tiny: _Tiny) -> None:
@@ -372,8 +382,8 @@ def write_tiny_model(
     """Write a model file with random float32 weights, and return its path.
 
     The residual stream is n_embd wide (a multiple of 8) through n_layer blocks. The same arguments give the
-    same bytes. With `chat_template=None` the file has no chat template. With `n_expert` it says that it is a mixture of experts,
-    but has none: nothing can run it.
+    same bytes. With `chat_template=None` the file has no chat template. With `n_expert` a llama is a mixture of so many experts,
+    two of which read each token.
     """
     if architecture not in _ADD_WEIGHTS:
         raise ValueError(f"architecture {architecture!r}: want one of {', '.join(_ADD_WEIGHTS)}")
@@ -389,8 +399,9 @@ def write_tiny_model(
     writer.add_layer_norm_rms_eps(_RMS_EPSILON)
     if n_expert:
         writer.add_expert_count(n_expert)
+        writer.add_expert_used_count(2)
     _add_vocabulary(writer, chat_template)
-    _ADD_WEIGHTS[architecture](_Tiny(writer, np.random.default_rng(seed), n_layer, n_embd))
+    _ADD_WEIGHTS[architecture](_Tiny(writer, np.random.default_rng(seed), n_layer, n_embd, n_expert))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -22,6 +22,7 @@ from localsteer.commands.output import format_bytes, note, print_json, progress_
 from localsteer.concepts.names import is_path
 from localsteer.errors import ExportError
 from localsteer.export.adapter import adapter_command_lines, export_adapter
+from localsteer.export.bake import Baked
 from localsteer.export.bake import bake as bake_into
 from localsteer.export.knobs import export_knobs, server_command
 from localsteer.export.llama_cpp import at_strength, command_lines, export_vector
@@ -191,7 +192,8 @@ def knobs(names: tuple[str, ...], output: Path, verify: bool, force: bool, as_js
 def bake(steering: Steering, output: Path, verify: bool, as_json: bool, model_options: ModelOptions) -> None:
     """Write the model anew with EXPRESSION baked in, for Ollama, LM Studio, koboldcpp and all that run GGUF models.
 
-    Everything in the model file keeps its bytes; a split model becomes one file. An Ollama Modelfile is written beside it.
+    Where llama.cpp takes biases for the architecture, everything in the model file keeps its bytes; for others an adapter is
+    merged into the matrices of the steered layers. A split model becomes one file. An Ollama Modelfile is written beside it.
     """
     with progress_bar() as progress:
         baked = bake_into(model_options.path(), steering, output, verify=verify, open_model=model_options.open, progress=progress)
@@ -204,15 +206,29 @@ def bake(steering: Steering, output: Path, verify: bool, as_json: bool, model_op
                 "expression": str(steering),
                 "layers": list(baked.layers),
                 "relative_dose": baked.plan.relative_dose,
+                "way": "merged" if baked.merged else "biases",
+                "merged": dict(baked.merged),
                 "bytes": baked.size,
+                "bytes_more": baked.grown,
                 "verification": _document(baked.fidelity),
             }
         )
         return
     dose = _dose(baked.plan.relative_dose)
     click.echo(f"{output}: {baked.label}, layers {format_layers(baked.layers)}{dose}, {format_bytes(baked.size)}")
+    click.echo(_how(baked))
     _print_fidelity(baked.fidelity)
     click.echo(f"{baked.modelfile}: for `ollama create {output.stem.lower()} -f {baked.modelfile}`")
+
+
+def _how(baked: Baked) -> str:
+    """By which way it was baked."""
+    if not baked.merged:
+        return f"baked as {len(baked.layers)} biases: everything else keeps its bytes"
+    kinds, more = " and ".join(sorted(set(baked.merged.values()))), format_bytes(baked.grown)
+    return (
+        f"baked by merging an adapter into {len(baked.merged)} matrices, which are {kinds} now: {more} more (it takes no biases)"
+    )
 
 
 def _dose(relative_dose: float | None) -> str:

@@ -3,18 +3,18 @@
 A control vector adds the same row v to the output of a block at every token. An adapter adds `b (a . x)` to what a matrix makes
 of its input x. At a matrix whose result is added to the residual stream, b = v does the same wherever a . x = 1: such a row a
 exists, near enough, since the inputs of one matrix have much in common. It is found by ridge regression on the inputs at some
-1,500 tokens, unsteered and steered either way, so that it holds at any scale between.
+2,000 tokens, steered either way, so that it holds at any scale between.
 
 The last matrix of the feed-forward layer adds at the very place where a control vector does; the attention's adds before the
-feed-forward layer, which sees it a block too early, but its inputs are more alike, and mixtures of experts have it, too. On
-SmolLM2-135M (calm and angry at strength 1 and -1, 16 blocks) the first alone was 2.8 and 2.3 % of the unsteered model's
-divergence away from our own steering, the second 4.4 and 3.7 %.
+feed-forward layer, which sees it too early, but its inputs are more alike, and mixtures of experts have it, too. On
+SmolLM2-135M, French at scale 1 and -1 was 1.4 and 3.4 % of the unsteered model's divergence away from our own steering by the
+first alone, 2.6 and 5.0 % by the second (`python -m bench.exports --compare-doors` prints such figures).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,19 +28,22 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
+from localsteer.llama.steerability import steerability
 from localsteer.vector.control_vector import Floats
 
-# Of the mean square of the inputs.
-RIDGE = 0.03
-# Times the vector, at which the inputs are read.
-_SCALES = (0.0, 1.0, -1.0)
-# Of each exchange so many tokens are fitted: the first ones, which a model makes other things of than of the rest (attention
-# sinks), and others, evenly.
-_FIRST, _KEPT = 4, 32
-# Standard deviation of a . x above which the feed-forward layer's matrix is left alone: on SmolLM2-135M it is 0.01 to 0.07, and
-# 0.6 at the one block that makes the attention sink; the attention's is 0.004 to 0.023. What differs from token to token differs
-# from block to block as well, and weighs less than what a block sees too early: random models of six architectures, with 0.02 to
-# 0.18, were 0 to 2 % of the unsteered model's divergence away, and 12 to 25 % where one of two blocks took the attention's.
+# Of the mean square of the inputs. More of it, and a . x on unseen text is nearer to 1 but for the first token, whose inputs are
+# small and which all others attend to: on SmolLM2-135M, French toward its pole was 1.4 % of the unsteered model's divergence away
+# with 0.1, 2.1 % with 0.3, 2.7 % with 1; 3.4 % with 0.03 and half of the tokens, and 11 % without the first ones.
+RIDGE = 0.1
+# Times the vector, at which the inputs are read; what holds at both holds between.
+_SCALES = (1.0, -1.0)
+# Of each exchange so many tokens are fitted at most: the first ones, and others, evenly.
+_FIRST, _KEPT = 4, 64
+# Standard deviation of a . x, on what the row was fitted on, above which the feed-forward layer's matrix is left alone. Seen were
+# 0.02 on Gemma 3 270M, 0.08 at block 15 of SmolLM2-135M, 0.1 to 0.2 on random models of six architectures, and 0.6 at the one
+# block of SmolLM2 that makes the attention sink (with a ridge of 0.03). What differs from token to token differs from block to
+# block as well, and weighs less than what a block sees too early: the random models were 12 to 25 % of the unsteered model's
+# divergence away where one of two blocks took the attention's, and 5 % at most otherwise.
 UNLIKE = 0.25
 # Before a norm (Gemma) so much is added at most, of the mean square of what is there, since the norm takes as much away from
 # that. Where its weights are next to nothing, as at some dimensions of half of the blocks of Gemma 3 270M, nothing that is added
@@ -50,6 +53,12 @@ UNLIKE = 0.25
 ROOMS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 # What falls to the next blocks is let go of where it is less than this, of the length of all that is added.
 _NOTHING = 1e-3
+
+# By the matrix, in the order of preference: what `build_ffn` and `build_attn` of llama-graph.cpp, and some models, call its
+# input.
+_FFN = "swiglu geglu reglu silu gelu relu sqr(relu) act xielu swiglu_oai swiglu_limited gate_par"
+_INPUTS = {"ffn_down": tuple(f"ffn_{what}" for what in _FFN.split()), "attn_output": ("kqv_out", "attn_gated", "attn_sub_norm")}
+KINDS = tuple(_INPUTS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +139,7 @@ class Fit:
         return rows
 
 
-def fit(model: Model, file: ModelFile, added: Floats, progress: Progress | None = None) -> Fit:
+def fit(model: Model, file: ModelFile, added: Floats, progress: Progress | None = None, *, kinds: Collection[str] = KINDS) -> Fit:
     """Find the rows of an adapter, one for each block that is steered.
 
     Args:
@@ -138,11 +147,17 @@ def fit(model: Model, file: ModelFile, added: Floats, progress: Progress | None 
         file: the same.
         added: (n_layer, n_embd), residual-stream units: what is added to the output of each block.
         progress: told how many exchanges are read, and of how many.
+        kinds: at which matrices something may be added.
 
     Raises:
-        ExportError: a block that is steered has no such matrix, nor one of those above it.
+        ExportError: the model cannot be read, or a block that is steered has no such matrix, nor one of those above it.
     """
-    doors, texts = _doors(model, file, added), _passages(model)
+    if not steerability(model).readable:
+        raise ExportError(
+            f"What goes on in {model.name} (architecture {model.architecture}) cannot be read: {steerability(model).reason}.",
+            hint="`localsteer doctor -m MODEL` says what can be done with a model.",
+        )
+    doors, texts = _doors(model, file, added, kinds), _passages(model)
     inputs = _inputs(model, [door for candidates, _ in doors.values() for door in candidates], added, texts, progress)
     places = []
     for candidates, row in doors.values():
@@ -178,13 +193,7 @@ class _Door:
     result: tuple[str, ...] = ()
 
 
-# By the matrix, in the order of preference: what `build_ffn` and `build_attn` of llama-graph.cpp, and some models, call its
-# input.
-_FFN = "swiglu geglu reglu silu gelu relu sqr(relu) act xielu swiglu_oai swiglu_limited gate_par"
-_INPUTS = {"ffn_down": tuple(f"ffn_{what}" for what in _FFN.split()), "attn_output": ("kqv_out", "attn_gated", "attn_sub_norm")}
-
-
-def _doors(model: Model, file: ModelFile, added: Floats) -> dict[int, tuple[list[_Door], Floats]]:
+def _doors(model: Model, file: ModelFile, added: Floats, kinds: Collection[str]) -> dict[int, tuple[list[_Door], Floats]]:
     """Where what is added at a block can be added: there, or, where that has no such matrix, at the next block that has one."""
     at: dict[int, list[_Door]] = {}
     for layer in range(model.n_layer):
@@ -192,9 +201,9 @@ def _doors(model: Model, file: ModelFile, added: Floats) -> dict[int, tuple[list
         # plamo3 calls it by the shorter name.
         norm = next((name for name in (f"{block}post_ffw_norm.weight", f"{block}post_ffw_norm") if name in file.tensors), None)
         for kind, nodes in _INPUTS.items():
-            tensor = file.tensors.get(f"{block}{kind}.weight")
+            tensor = file.tensors.get(f"{block}{kind}.weight") if kind in kinds else None
             # llama.cpp multiplies what such a matrix gives by its scale, or refuses an adapter there by ending the process.
-            if tensor is None or len(tensor.shape) != 2 or f"{block}{kind}.scale" in file.tensors:
+            if tensor is None or tensor.shape[1:] != (model.n_embd,) or f"{block}{kind}.scale" in file.tensors:
                 continue
             names = tuple(f"{node}-{layer}" for node in nodes)
             if norm is None:
@@ -210,8 +219,8 @@ def _doors(model: Model, file: ModelFile, added: Floats) -> dict[int, tuple[list
         place = next((one for one in sorted(at) if one >= layer), None)
         if place is None:
             raise ExportError(
-                f"{model.name} (architecture {model.architecture}) has no matrix at block {layer} or above that an adapter could "
-                "add to.",
+                f"{model.name} (architecture {model.architecture}) has no matrix at block {layer} or above to which "
+                "steering could be added.",
                 hint="`localsteer export llama-cpp` writes a control vector for llama.cpp's own programs.",
             )
         doors, row = found.get(place, (at[place], np.zeros_like(added[layer])))
@@ -227,7 +236,7 @@ def _inputs(
     """(n_tokens, n_in) by matrix, what goes into it; before a norm, over the root mean square of what comes out, as there.
 
     Those that llama.cpp does not show are left out. In half precision: of both matrices of a 7B model's 16 steered blocks these
-    are 900 MB.
+    are 1 GB.
     """
     longest = max(len(text) for text in texts)
     tap = ResidualTap(model.n_layer, model.n_embd)
@@ -238,12 +247,12 @@ def _inputs(
         tap.watch((max(int(door.matrix.split(".")[1]) for door in doors),), stop=True)
         tap.watch_nodes(node for door in doors for node in (*door.nodes, *door.result))
         for scale in _SCALES:
-            edit = Edit(added, scale=scale) if scale else None
+            edit = Edit(added, scale=scale)
             for text in texts:
                 context.clear()
                 batch = Batch.of_one_sequence(text, start=0)
                 batch.outputs[:] = 1  # the last block computes no other tokens
-                tap.edit([edit] * len(text) if edit is not None else [])
+                tap.edit([edit] * len(text))
                 context.decode(batch)
                 kept = np.unique(
                     np.concatenate([np.arange(_FIRST), np.linspace(_FIRST, len(text) - 1, _KEPT - _FIRST, dtype=int)])
@@ -276,16 +285,19 @@ def _passages(model: Model) -> tuple[tuple[int, ...], ...]:
 def _constant(inputs: NDArray[np.float16]) -> tuple[Floats, float]:
     """The row (n_in,) whose product with each of the inputs (n, n_in) is nearest to 1, and how far from that the products are.
 
-    Ridge regression, in its dual form.
+    Ridge regression, in whichever form has the smaller matrix.
     """
     values = inputs.astype(np.float32)
-    products = (values @ values.T).astype(np.float64)
-    ridge = RIDGE * float(np.trace(products)) / len(values)
-    weights = np.linalg.solve(products + ridge * np.eye(len(values)), np.ones(len(values)))
+    n, n_in = values.shape
+    products = (values.T @ values if n_in < n else values @ values.T).astype(np.float64)
+    ridge = RIDGE * float(np.trace(products)) / n * np.eye(len(products))
+    if n_in < n:
+        row = np.linalg.solve(products + ridge, values.sum(axis=0, dtype=np.float64)).astype(np.float32)
+    else:
+        row = values.T @ np.linalg.solve(products + ridge, np.ones(n)).astype(np.float32)
+    found = values @ row
     # What the ridge makes too small is made up for.
-    weights /= (products @ weights).mean()
-    row: Floats = (values.T @ weights.astype(np.float32)).astype(np.float32)
-    return row, float((products @ weights - 1).std())
+    return row / found.mean(), float((found / found.mean()).std())
 
 
 def _before_norm(added: Floats, norm: Floats, room: float) -> Floats:

@@ -2,14 +2,14 @@
 
 A control vector adds the same row to the output of block k at every token. Where the last thing that a block does is to add what
 its feed-forward layer gives, the bias of that layer's last matrix, `blk.k.ffn_down.bias`, adds it just as well; the loaders of
-some architectures take one though their models have none.
+some architectures take one though their models have none. For all others, what an adapter would do is merged into the matrices.
 """
 
 from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +18,14 @@ import numpy as np
 
 from localsteer.building.library import loader
 from localsteer.errors import ExportError, shown
-from localsteer.export.gguf_rewrite import ModelFile, Progress, open_model_file, residual_scale, rewrite
+from localsteer.export.adapter import best_rows
+from localsteer.export.adapter_fit import fit
+from localsteer.export.gguf_rewrite import ModelFile, Progress, Replacement, open_model_file, residual_scale, rewrite
+from localsteer.export.merge import merge
+from localsteer.export.ollama import modelfile, modelfile_path
 from localsteer.export.verify import Fidelity, Reference, predictions, reference
 from localsteer.files.atomic import atomic_path, check_writable, writable
-from localsteer.llama.fingerprint import Fingerprint
+from localsteer.files.gguf_header import type_name
 from localsteer.llama.model import Model
 from localsteer.steering.combination import describe, refuse_removal
 from localsteer.steering.expression import Steering
@@ -32,7 +36,7 @@ from localsteer.vector.control_vector import Floats, format_layers
 # `build_ffn` and adds the result to the residual stream right before `build_cvec`: read in src/models/<name>.cpp of the llama.cpp
 # that llama-cpp-python 0.3.36 brings. refact and llada load the tensor and never use it; qwen2, qwen3, gemma3, phi3 and most
 # others refuse a file that holds it.
-BAKEABLE = frozenset(
+TAKES_BIAS = frozenset(
     {
         "bloom",
         "codeshell",
@@ -54,10 +58,6 @@ BAKEABLE = frozenset(
 )
 # 126 biases of 16,384 float32, those of the largest open model of them, are 8 MB.
 _ROOM = 16 << 20
-_ALTERNATIVES = (
-    "llama.cpp's own programs load steering as a control vector (`localsteer export llama-cpp`), and localsteer runs the model "
-    "steered by itself (`localsteer chat`)."
-)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ class Baked:
         label: what is baked in, by the vectors' own names.
         plan: the same, resolved for the model.
         layers: the steered blocks.
+        merged: the matrices that were changed, with the names of their types; none where biases were added.
         size: bytes of the file.
+        grown: how many more that is than before.
         modelfile: the Ollama Modelfile beside it.
         fidelity: how well the file does what our own steering does; None where that was not verified.
     """
@@ -76,7 +78,9 @@ class Baked:
     label: Steering
     plan: Plan
     layers: tuple[int, ...]
+    merged: Mapping[str, str]
     size: int
+    grown: int
     modelfile: Path
     fidelity: Fidelity | None
 
@@ -103,8 +107,8 @@ def bake(
     Raises:
         LocalsteerError: the expression removes a component.
         VectorError: a vector is missing or damaged, or does not fit the model.
-        ExportError: the model takes no such biases, a file cannot be written, or does not steer as we do. No new file is left
-            then, and an old one of that name is as it was.
+        ExportError: the model takes no bias and has no matrix to change, a file cannot be written, or does not steer as we do. No
+            new file is left then, and an old one of that name is as it was.
     """
     refuse_removal(steering)
     for_ollama = modelfile_path(output)
@@ -117,23 +121,27 @@ def bake(
     # The Modelfile gets its name last: it is of no use alone, and cannot fail but where the model's own renaming would.
     with atomic_path(for_ollama, ExportError) as beside, atomic_path(output, ExportError) as temporary:
         with open_model_file(source) as file:
-            refuse_unbakeable(file)
-            check_room(output, file)
+            refuse_baked(file)
+            check_room(output, file, _ROOM)
+            before = sum(part.size for part in file.parts)
             with open_model(source) as model:
                 load = functools.cache(loader(model, progress))
                 plan = resolve(steering, model.fingerprint, load, "prompt")
                 label = describe(steering, load)
-                baking = prepare(plan, label, file, model.fingerprint)
+                baking = prepare(plan, label, file, model, temporary, progress)
+                check_room(output, file, baking.grows(file))
                 if verify:
                     ours = reference(model, plan.edit.added)
             with writable(for_ollama, ExportError):
                 beside.write_text(modelfile(output, label), encoding="utf-8")
-            rewrite(file, temporary, tensors=baking.tensors, keys=baking.keys, progress=progress)
+            rewrite(file, temporary, tensors=baking.tensors, replaced=baking.replaced, keys=baking.keys, progress=progress)
         if ours is not None:
             with open_model(temporary) as baked:
                 fidelity = ours.compare(predictions(baked, ours.texts))
             fidelity.refuse_if_far()
-    return Baked(label, plan, baking.layers, output.stat().st_size, for_ollama, fidelity)
+    size = output.stat().st_size
+    merged = {name: type_name(one.kind) for name, one in baking.replaced.items()}
+    return Baked(label, plan, baking.layers, merged, size, size - before, for_ollama, fidelity)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,34 +149,30 @@ class Baking:
     """What goes into a model file.
 
     Attributes:
-        tensors: by name, (n_embd,) float32.
+        tensors: biases by name, (n_embd,) float32.
+        replaced: matrices by name; either of the two is empty.
         keys: texts that say what was baked.
         layers: the steered blocks.
     """
 
     tensors: Mapping[str, Floats]
+    replaced: Mapping[str, Replacement]
     keys: Mapping[str, str]
     layers: tuple[int, ...]
 
+    def grows(self, file: ModelFile) -> int:
+        """By how many bytes about, that file."""
+        known = file.tensors
+        return _ROOM + sum(one.size - known[name].size for name, one in self.replaced.items())
 
-def refuse_unbakeable(file: ModelFile) -> None:
-    """Make sure that a model takes the biases.
+
+def refuse_baked(file: ModelFile) -> None:
+    """Make sure that nothing was baked into a model before.
 
     Raises:
-        ExportError: its architecture takes none, it is a mixture of experts, or something was baked into it before.
+        ExportError: something was.
     """
     header = file.first
-    architecture = header.text("general.architecture") or "unknown"
-    if architecture not in BAKEABLE:
-        raise ExportError(
-            f"Steering cannot be baked into {header.path}: llama.cpp takes no bias for it in architecture {shown(architecture)}.",
-            hint=_ALTERNATIVES,
-        )
-    if header.whole_number(f"{architecture}.expert_count"):
-        raise ExportError(
-            f"Steering cannot be baked into {header.path}: it is a mixture of experts, whose last matrices have no common bias.",
-            hint=_ALTERNATIVES,
-        )
     if (before := header.text("localsteer.baked.expression")) is not None:
         raise ExportError(
             f'{header.path} has "{shown(before)}" baked in already.',
@@ -176,7 +180,9 @@ def refuse_unbakeable(file: ModelFile) -> None:
         )
 
 
-def prepare(plan: Plan, label: Steering, file: ModelFile, model: Fingerprint) -> Baking:
+def prepare(
+    plan: Plan, label: Steering, file: ModelFile, model: Model, scratch: Path, progress: Progress | None = None
+) -> Baking:
     """Turn a plan for a model into tensors for its file.
 
     Args:
@@ -184,62 +190,64 @@ def prepare(plan: Plan, label: Steering, file: ModelFile, model: Fingerprint) ->
         label: the expression as the new file shall name it.
         file: the model's file.
         model: the same model.
+        scratch: a file that may be written.
+        progress: told what is going on.
 
     Raises:
-        ExportError: a steered block has no plain feed-forward layer, a bias
-            that is there already is not F32, or the plan adds nothing.
+        ExportError: the plan adds nothing, a bias that is there already is not F32, or the model takes none and has no matrix to
+            change.
     """
-    layers = tuple(int(layer) for layer in np.flatnonzero(plan.edit.added.any(axis=1)))
+    added = plan.edit.added
+    layers = tuple(int(layer) for layer in np.flatnonzero(added.any(axis=1)))
     if not layers:
         raise ExportError(f'"{plan.steering}" adds nothing at any layer.')
-    known = file.tensors
-    plain = {layer for layer in layers if f"blk.{layer}.ffn_down.weight" in known and f"blk.{layer}.ffn_down.scale" not in known}
-    if missing := sorted(set(layers) - plain):
-        raise ExportError(
-            f"Blocks {format_layers(missing)} of {model.name} have no feed-forward layer that takes a bias.",
-            hint=f"Steer others: add @{min(plain)}-{max(plain)} to the expression." if plain else _ALTERNATIVES,
-        )
-    scale = residual_scale(file)
-    tensors = {}
-    for layer in layers:
-        name, bias = f"blk.{layer}.ffn_down.bias", plan.edit.added[layer] / np.float32(scale)
-        tensors[name] = (bias + file.floats(name) if name in known else bias).astype(np.float32)
+    tensors: Mapping[str, Floats] = {}
+    replaced: Mapping[str, Replacement] = {}
+    if takes_biases(file, layers):
+        tensors = _biases(file, added, layers)
+    else:
+        replaced = merge(file, best_rows(model, fit(model, file, added, progress), added, scratch))
     dose = f"{plan.relative_dose:.4f}" if plan.relative_dose is not None else "unknown"
     keys = {
         "localsteer.baked.expression": str(label),
         "localsteer.baked.layers": format_layers(layers),
         "localsteer.baked.relative_dose": dose,
-        "localsteer.baked.model": model.content,
+        "localsteer.baked.model": model.fingerprint.content,
         "localsteer.baked.by": f"localsteer {version('localsteer')}",
     }
-    return Baking(tensors, keys, layers)
+    return Baking(tensors, replaced, keys, layers)
 
 
-def check_room(target: Path, file: ModelFile) -> None:
+def takes_biases(file: ModelFile, layers: Collection[int]) -> bool:
+    """Whether llama.cpp takes a bias for the feed-forward layers of these blocks; experts have none in common."""
+    architecture, known = file.first.text("general.architecture"), file.tensors
+    return architecture in TAKES_BIAS and all(
+        f"blk.{layer}.ffn_down.weight" in known and f"blk.{layer}.ffn_down.scale" not in known for layer in layers
+    )
+
+
+def _biases(file: ModelFile, added: Floats, layers: Collection[int]) -> dict[str, Floats]:
+    scale, known, tensors = residual_scale(file), file.tensors, {}
+    for layer in layers:
+        name, bias = f"blk.{layer}.ffn_down.bias", added[layer] / np.float32(scale)
+        tensors[name] = (bias + file.floats(name) if name in known else bias).astype(np.float32)
+    return tensors
+
+
+def check_room(target: Path, file: ModelFile, more: int) -> None:
     """Find out before gigabytes are written that they cannot be.
+
+    Args:
+        target: the new file.
+        file: the model.
+        more: bytes that the new one has more than that.
 
     Raises:
         ExportError: the target is a part of the model itself, or the disk has no room for it.
     """
     if target.exists() and any(target.samefile(part.path) for part in file.parts):
         raise ExportError(f"{target} is the model itself.", hint="Give the baked model another name.")
-    size = sum(part.size for part in file.parts) + _ROOM
+    size = sum(part.size for part in file.parts) + more
     free = shutil.disk_usage(target.parent).free
     if free < size:
         raise ExportError(f"{target} will have about {size:,} bytes, and its disk has {free:,} left.")
-
-
-def modelfile(baked: Path, label: Steering) -> str:
-    """An Ollama Modelfile for a baked model that lies beside it."""
-    name = baked.stem.lower()
-    return (
-        f"# {label}, baked in by localsteer. Ollama takes the model in with\n"
-        f"#   ollama create {name} -f {modelfile_path(baked).name}\n"
-        "# It finds the chat template in the file; should it say that it knows no such template, add a TEMPLATE here.\n"
-        f"FROM ./{baked.name}\n"
-    )
-
-
-def modelfile_path(baked: Path) -> Path:
-    """Where the Modelfile goes: named for the model, so that two baked models can share a folder."""
-    return baked.with_suffix(".Modelfile")

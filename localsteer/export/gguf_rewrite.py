@@ -1,4 +1,4 @@
-"""A model file written anew with more in it, tensor by tensor: what was there keeps every byte, and memory stays small.
+"""A model file written anew with more in it, tensor by tensor: what is not replaced keeps every byte, and memory stays small.
 
 gguf-py's reader and writer would hold the vocabulary as Python objects and the tensors in memory; here the keys and the tensors'
 entries are copied as bytes, and their data in chunks.
@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
@@ -45,17 +46,36 @@ class ModelFile:
         """All tensors by name."""
         return {name: tensor for part in self.parts for name, tensor in part.tensors.items()}
 
+    def part_of(self, name: str) -> GGUFHeader:
+        """The part that holds a tensor."""
+        return next(part for part in self.parts if name in part.tensors)
+
     def floats(self, name: str) -> Floats:
         """An F32 tensor, flat.
 
         Raises:
             ExportError: it is of another type.
         """
-        part = next(part for part in self.parts if name in part.tensors)
+        part = self.part_of(name)
         tensor = part.tensors[name]
         if tensor.kind != FLOAT32:
             raise ExportError(f"{name} in {part.path} is {type_name(tensor.kind)}, and only F32 can be added to.")
         return np.frombuffer(part.tensor_bytes(tensor), "<f4").astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What a tensor holds instead, in the same shape.
+
+    Attributes:
+        kind: ggml's number of its type.
+        size: bytes.
+        chunks: makes them, piece by piece.
+    """
+
+    kind: int
+    size: int
+    chunks: Callable[[], Iterator[bytes]]
 
 
 def residual_scale(file: ModelFile) -> float:
@@ -98,7 +118,13 @@ def open_model_file(path: Path) -> Iterator[ModelFile]:
 
 
 def rewrite(
-    model: ModelFile, target: Path, *, tensors: Mapping[str, Floats], keys: Mapping[str, str], progress: Progress | None = None
+    model: ModelFile,
+    target: Path,
+    *,
+    tensors: Mapping[str, Floats],
+    replaced: Mapping[str, Replacement] = MappingProxyType({}),
+    keys: Mapping[str, str],
+    progress: Progress | None = None,
 ) -> None:
     """Write a model with more in it; the parts of a split one become a single file.
 
@@ -107,6 +133,7 @@ def rewrite(
         target: the new file; it must be none of the model's.
         tensors: one-dimensional arrays. A name that the model has already must be an F32 tensor of the same length: its data is
             replaced. The others go behind all that is there.
+        replaced: by the names of tensors that the model has.
         keys: texts for the header, behind all keys that are there. None of them may be there already.
         progress: told what is done, how many MB, and of how many.
 
@@ -117,7 +144,8 @@ def rewrite(
     entries = [(part, tensor) for part in model.parts for tensor in part.tensors.values()]
     added = {name: array for name, array in tensors.items() if name not in model.tensors}
     kept_keys = [field for key, field in first.fields.items() if len(model.parts) == 1 or key not in _SPLIT_KEYS]
-    total = sum(tensor.size for _, tensor in entries) + sum(array.nbytes for array in added.values())
+    sizes = {tensor.name: tensor.size for _, tensor in entries} | {name: one.size for name, one in replaced.items()}
+    total = sum(sizes.values()) + sum(array.nbytes for array in added.values())
     done = 0
 
     def tell(count: int) -> None:
@@ -134,10 +162,10 @@ def rewrite(
             file.write(_text(key) + struct.pack("<I", STRING_TYPE) + _text(text))
         offset = 0
         for part, tensor in entries:
-            # All of the entry but the offset, its last eight bytes.
-            part.copy(tensor.entry[0], tensor.entry[1] - 8, file)
-            file.write(struct.pack("<Q", offset))
-            offset = align(offset + tensor.size, first.alignment)
+            # All of the entry but the type and the offset, its last twelve bytes.
+            part.copy(tensor.entry[0], tensor.entry[1] - 12, file)
+            file.write(struct.pack("<IQ", replaced[tensor.name].kind if tensor.name in replaced else tensor.kind, offset))
+            offset = align(offset + sizes[tensor.name], first.alignment)
         for name, array in added.items():
             file.write(_text(name) + struct.pack("<IQIQ", 1, len(array), FLOAT32, offset))
             offset = align(offset + array.nbytes, first.alignment)
@@ -145,6 +173,9 @@ def rewrite(
         for part, tensor in entries:
             if tensor.name in tensors:
                 tell(file.write(_bytes(tensors[tensor.name])))
+            elif tensor.name in replaced:
+                for chunk in replaced[tensor.name].chunks():
+                    tell(file.write(chunk))
             else:
                 start = part.data_start + tensor.offset
                 part.copy(start, start + tensor.size, file, tell)

@@ -21,8 +21,11 @@ from localsteer.llama.residual import Edit, ResidualTap
 from localsteer.llama.steerability import steerability
 from localsteer.vector.control_vector import Floats
 
-# Places in each exchange: with ten exchanges 200 in all.
+# Places in each exchange: with twenty exchanges 400 in all.
 PLACES = 20
+# Of each of our predictions so many of the likeliest tokens are kept, and all others as one: rows of 256,000 would be 400 MB. On
+# Gemma 3 270M happy is 0.0961 nats away so, and 0.0968 by all of them.
+_KEPT = 4096
 
 # Everyday exchanges, a question and its answer in turn; every answer is longer than 20 tokens in any vocabulary.
 _EXCHANGES = """\
@@ -46,6 +49,26 @@ What should I do about my neighbour?
 Talk to him first, on a quiet evening, and tell him what you hear and when, before you write any letter.
 Describe the sea.
 Grey in the morning and green at noon, it never keeps still, and at night you hear it long before you see it.
+How do I keep a plant alive?
+Put it where it gets light but no hot sun, and water it only when the top of the soil feels dry to your finger.
+What makes a good teacher?
+One who asks more than he tells, who waits for an answer, and who remembers what it was like not to know.
+I have a job interview tomorrow.
+Then lay out your clothes tonight, read again what the firm does, and think of two questions that you would like to ask.
+Why is the sky blue?
+Air scatters short waves of light more than long ones, so blue reaches your eye from all sides and red mostly from the sun.
+Tell me something about bees.
+A bee that has found flowers dances on the comb, and the angle of her dance tells the others which way to fly.
+Should I buy a used car?
+Have a mechanic look at it first, ask for the papers of every repair, and drive it on a fast road before you decide.
+How can I sleep better?
+Go to bed at the same hour every night, keep the room cool and dark, and leave your telephone in the kitchen.
+What was here a hundred years ago?
+Fields for the most part, a mill by the stream, and a single road on which carts brought milk to the station.
+My train is late again.
+That is annoying when you have to change, but the next one runs in twenty minutes and is rarely full at this hour.
+What is a computer program?
+A list of steps in a language that a machine can follow, from adding two numbers to drawing a whole landscape.
 """
 
 # Mean divergence up to which an export passes whatever the unsteered model does. Two ways to compute the same steering differ by
@@ -106,13 +129,12 @@ class Reference:
 
     Attributes:
         texts: the token sequences.
-        steered: (n_places, n_vocab) log probabilities under our steering; 200 MB where the vocabulary has 256,000 tokens, so
-            the others are only compared with it, row by row.
+        steered: for each place the tokens (n,) that are likeliest under our steering, and their log probabilities (n,).
         unsteered: (n_places,) divergence of the unsteered model from it, nats.
     """
 
     texts: tuple[tuple[int, ...], ...]
-    steered: Floats
+    steered: tuple[tuple[NDArray[np.intp], Floats], ...]
     unsteered: NDArray[np.float64]
 
     def compare(self, exported: Iterable[Floats]) -> Fidelity:
@@ -130,7 +152,7 @@ def reference(model: Model, added: Floats, texts: Sequence[Sequence[int]] | None
     Args:
         model: the model.
         added: (n_layer, n_embd), residual-stream units.
-        texts: token sequences; None takes ten everyday exchanges.
+        texts: token sequences; None takes twenty everyday exchanges.
 
     Raises:
         ExportError: the model's residual stream cannot be rewritten, so there is nothing to compare with.
@@ -141,12 +163,12 @@ def reference(model: Model, added: Floats, texts: Sequence[Sequence[int]] | None
             hint="--no-verify writes the file without that.",
         )
     chosen = tuple(tuple(text) for text in (texts if texts is not None else exchanges(model)))
-    steered = np.stack(list(predictions(model, chosen, edit=Edit(added))))
+    steered = tuple(_likeliest(row) for row in predictions(model, chosen, edit=Edit(added)))
     return Reference(chosen, steered, divergences(steered, predictions(model, chosen)))
 
 
 def exchanges(model: Model) -> tuple[tuple[int, ...], ...]:
-    """Ten everyday questions with answers, as this model reads them."""
+    """Twenty everyday questions with answers, as this model reads them."""
     lines = _EXCHANGES.splitlines()
     texts = []
     for question, answer in zip(lines[::2], lines[1::2], strict=True):
@@ -193,14 +215,34 @@ def predictions(
                 yield _log_softmax(context.logits(int(row)))
 
 
-def divergences(ours: Iterable[Floats], theirs: Iterable[Floats]) -> NDArray[np.float64]:
-    """KL(ours || theirs) in nats for each row (n_vocab,) of log probabilities."""
-    rows = zip(ours, theirs, strict=True)
-    sums = [float((np.exp(one, dtype=np.float64) * (one.astype(np.float64) - other)).sum()) for one, other in rows]
-    return np.maximum(sums, 0.0)  # float32 rounding leaves -1e-9 where both are the same
+def divergences(ours: Iterable[tuple[NDArray[np.intp], Floats]], theirs: Iterable[Floats]) -> NDArray[np.float64]:
+    """KL(ours || theirs) in nats at each place, all tokens but our likeliest taken as one.
+
+    Args:
+        ours: by place, tokens (n,) and their log probabilities (n,).
+        theirs: by place, log probabilities of all tokens, (n_vocab,).
+    """
+    found = []
+    for (tokens, ours_here), row in zip(ours, theirs, strict=True):
+        one, other = ours_here.astype(np.float64), row[tokens].astype(np.float64)
+        if len(tokens) < len(row):
+            one, other = (np.append(logs, _log_rest(logs)) for logs in (one, other))
+        found.append((np.exp(one) * (one - other)).sum())
+    return np.maximum(found, 0.0)  # float32 rounding leaves -1e-9 where both are the same
+
+
+def _log_rest(logs: NDArray[np.float64]) -> np.float64:
+    """Log probability of all tokens but those with these."""
+    return np.log(max(1 - np.exp(logs).sum(), np.finfo(np.float32).eps))
+
+
+def _likeliest(row: Floats) -> tuple[NDArray[np.intp], Floats]:
+    """The likeliest tokens (n,) by their log probabilities (n_vocab,), and these (n,)."""
+    kept = np.argpartition(row, -_KEPT)[-_KEPT:] if len(row) > _KEPT else np.arange(len(row), dtype=np.intp)
+    return kept, row[kept]
 
 
 def _log_softmax(logits: Floats) -> Floats:
-    shifted = logits.astype(np.float64) - float(logits.max())
-    logs: Floats = (shifted - np.log(np.exp(shifted).sum())).astype(np.float32)
+    shifted = logits - logits.max()
+    logs: Floats = shifted - np.float32(np.log(np.exp(shifted).sum(dtype=np.float64)))
     return logs

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_a_vector_for_llama_cpp_is_written_verified_and_explained(
     assert result.code == 0, result.err
     lines = result.out.splitlines()
     assert "layers 1-3" in lines[0]
-    assert "verified over 200 positions" in result.out
+    assert "verified over 400 positions" in result.out
     assert f"  llama-server -m {tiny_path('llama')} --control-vector {output}" in lines
     assert "koboldcpp load no control vectors" in result.err
     assert read_vector(output).layers == (1, 2, 3)
@@ -64,7 +65,7 @@ def test_the_strength_is_in_the_file(loud: Path, tiny: Model, tiny_path: TinyPat
     document = result.document
     assert document["layers"] == [2, 3]
     assert document["relative_dose"] == pytest.approx(0.08)
-    assert document["verification"]["positions"] == 200
+    assert document["verification"]["positions"] == 400
     assert document["verification"]["kl_mean"] < 1e-6
     assert len(document["commands"]) == 3
     assert np.array_equal(read_vector(output).rows(4), calibrated(tiny.fingerprint).at(-0.5, "prompt").rows(4))
@@ -109,7 +110,7 @@ def test_an_adapter_is_written_verified_and_explained(push: Path, tiny_path: Tin
     result = run(capfd, "export", "lora", f"0.5 {push}@1-2", "-o", output, "-m", tiny_path("llama"))
     assert result.code == 0, result.err
     assert "0.5 push@1-2, 2 matrices" in result.out
-    assert "verified over 200 positions" in result.out
+    assert "verified over 400 positions" in result.out
     assert f"  llama-server -m {tiny_path('llama')} --lora {output}" in result.out.splitlines()
     assert "and -1 the other pole" in result.err
     assert files(tmp_path) == {"push.gguf", "steer.gguf", "steer.Modelfile"}
@@ -158,7 +159,8 @@ def test_a_baked_model_is_written_verified_and_has_a_modelfile(
     result = run(capfd, "export", "bake", f"0.5 {push}@2-3", "-o", output, "-m", tiny_path("llama"))
     assert result.code == 0, result.err
     assert "layers 2-3" in result.out
-    assert "verified over 200 positions" in result.out
+    assert "baked as 2 biases" in result.out
+    assert "verified over 400 positions" in result.out
     assert files(tmp_path) == {"push.gguf", "steered.gguf", "steered.Modelfile"}
     assert "FROM ./steered.gguf" in (tmp_path / "steered.Modelfile").read_text()
     with Model(output, threads=1) as baked:
@@ -184,7 +186,7 @@ def test_a_baked_model_that_does_something_else_is_not_kept(
 
     def forget_all_but_one(*arguments: object) -> bake.Baking:
         made = prepare(*arguments)  # type: ignore[arg-type]
-        return bake.Baking(dict(list(made.tensors.items())[:1]), made.keys, made.layers)
+        return replace(made, tensors=dict(list(made.tensors.items())[:1]))
 
     monkeypatch.setattr(bake, "prepare", forget_all_but_one)
     result = run(capfd, "export", "bake", push, "-o", tmp_path / "steered.gguf", "-m", tiny_path("llama"))
@@ -192,11 +194,25 @@ def test_a_baked_model_that_does_something_else_is_not_kept(
     assert files(tmp_path) == {"push.gguf"}
 
 
-def test_an_architecture_that_takes_no_bias_is_refused_before_anything_is_written(
+def test_where_there_is_no_bias_an_adapter_is_merged_and_the_user_told(
     push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture
 ) -> None:
-    result = run(capfd, "export", "bake", push, "-o", tmp_path / "steered.gguf", "-m", tiny_path("gemma3"))
-    assert_one_clear_line(result, "gemma3", "localsteer export llama-cpp")
+    output = tmp_path / "steered.gguf"
+    result = run(capfd, "export", "bake", f"{push}@1-2", "-o", output, "-m", tiny_path("qwen3"))
+    assert result.code == 0, result.err
+    assert "merging an adapter into 2 matrices, which are F32 now" in result.out
+    assert "verified over 400 positions" in result.out
+    document = run(capfd, "export", "bake", f"{push}@1-2", "-o", output, "-m", tiny_path("qwen3"), "--json").document
+    assert document["way"] == "merged"
+    assert document["merged"] == {f"blk.{layer}.ffn_down.weight": "F32" for layer in (1, 2)}
+    assert document["bytes"] == tiny_path("qwen3").stat().st_size + document["bytes_more"]
+
+
+def test_an_architecture_that_cannot_be_baked_into_is_refused_before_anything_is_written(
+    push: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture
+) -> None:
+    result = run(capfd, "export", "bake", push, "-o", tmp_path / "steered.gguf", "-m", tiny_path("mamba"))
+    assert_one_clear_line(result, "mamba", "localsteer export llama-cpp")
     assert files(tmp_path) == {"push.gguf"}
 
 
