@@ -231,9 +231,9 @@ def divergences(ours: Iterable[tuple[NDArray[np.intp], Floats]], theirs: Iterabl
     return np.maximum(found, 0.0)  # float32 rounding leaves -1e-9 where both are the same
 
 
-def _log_rest(logs: NDArray[np.float64]) -> np.float64:
+def _log_rest(logs: NDArray[np.float64]) -> float:
     """Log probability of all tokens but those with these."""
-    return np.log(max(1 - np.exp(logs).sum(), np.finfo(np.float32).eps))
+    return float(np.log(max(1 - np.exp(logs).sum(), np.finfo(np.float32).eps)))
 
 
 def _likeliest(row: Floats) -> tuple[NDArray[np.intp], Floats]:

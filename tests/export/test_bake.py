@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -27,6 +29,10 @@ LABEL = parse_steering("0.5 push")
 # Architectures of the tiny models that take the bias; one whose file has it already, and one that scales it.
 TAKES_IT = ("llama", "granite", "starcoder2")
 MERGED = tuple(architecture for architecture in ARCHITECTURES if architecture not in TAKES_IT)
+
+
+def _once(data: bytes) -> Iterator[bytes]:
+    yield data
 
 
 def push(model: Model, layers: tuple[int, ...] = (1, 2, 3)) -> ControlVector:
@@ -56,7 +62,7 @@ def requantised(source: Path, target: Path, kind: str) -> Path:
         for one in reader.tensors:
             if one.name.endswith(("ffn_down.weight", "attn_output.weight")):
                 data = gguf.quantize(np.array(one.data), to).tobytes()
-                replaced[one.name] = Replacement(int(to), len(data), lambda data=data: iter([data]))
+                replaced[one.name] = Replacement(int(to), len(data), functools.partial(_once, data))
         rewrite(file, target, tensors={}, replaced=replaced, keys={})
     return target
 
