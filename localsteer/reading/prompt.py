@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from localsteer.errors import LocalsteerError
-from localsteer.llama.chat_template import Message
+from localsteer.llama.chat_template import ChatTemplate, Message
 from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.model import Model
 from localsteer.reading.prefix_tree import common_beginning
@@ -50,8 +50,19 @@ def prompt_tokens(
         raise LocalsteerError("The prompt is empty.", hint="Give the model some text.")
     if raw or model.chat_template is None:
         return tuple(model.tokenize(PARAGRAPH.join(message.content for message in messages)))
+    return _templated(model, model.chat_template, messages, tools, think, variables)
+
+
+def _templated(
+    model: Model,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    think: bool | None,
+    variables: Mapping[str, object],
+) -> tuple[int, ...]:
     guard = model.template_tokens.guard()
-    prompt = model.chat_template.render(messages, tools=tools, think=think, guard=guard, variables=variables)
+    prompt = template.render(messages, tools=tools, think=think, guard=guard, variables=variables)
     return tuple(model.template_tokens.tokenize(prompt, guard))
 
 
@@ -63,14 +74,16 @@ def chat_tokens(
     think: bool | None = None,
     variables: Mapping[str, object] = MappingProxyType({}),
 ) -> tuple[int, ...]:
-    """Tokens of a conversation as `prompt_tokens` gives them, with a base model as well.
+    """Tokens of a conversation as `prompt_tokens` gives them, with a base model as well, and where nothing is said in it.
 
     Raises:
-        LocalsteerError: there is no text.
+        LocalsteerError: there is no message.
         TemplateError: the model's template refuses the conversation, or does not know a variable, or there is no template to.
     """
-    if model.chat_template is not None or not messages:
-        return prompt_tokens(model, messages, tools=tools, think=think, variables=variables)
+    if not messages:
+        raise LocalsteerError("The conversation is empty.", hint="Give the model a message.")
+    if model.chat_template is not None:
+        return _templated(model, model.chat_template, messages, tools, think, variables)
     if think or variables or tools:
         name = next(iter(variables), "thinking" if think else "a list of tools")
         raise TemplateError(f"{model.name} is a base model without a chat template: {name} means nothing to it.")

@@ -120,6 +120,8 @@ class ChatMessage(BaseModel):
         return Message(role, self._text(), reasoning or None, calls, self.name, self.tool_call_id)
 
     def _text(self) -> str:
+        if self.content is None and self.role != "assistant":
+            raise RequestError(f"A message of the role {self.role} has no content.", "messages")
         if self.content is None or isinstance(self.content, str):
             return self.content or ""
         if other := next((part.type for part in self.content if part.type not in _TEXTS), None):

@@ -120,7 +120,6 @@ def test_an_empty_request_loads_the_model(fresh: Served) -> None:
         ("/api/chat", {"tools": [{"type": "function"}]}, "A tool is"),
         ("/api/chat", {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "tool call"),
         ("/api/chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "Images"),
-        ("/api/chat", {"messages": [{"role": "user", "content": ""}]}, "empty"),
         ("/api/chat", {"messages": [{"role": "user", "content": "x" * 600}]}, "context holds 512"),
         ("/api/chat", {"think": True}, "does not think"),
         ("/api/generate", {"think": "high", "prompt": "good day"}, "does not think"),

@@ -360,6 +360,16 @@ def test_prompts_may_be_lists_and_tokens(served: Served) -> None:
     assert both["usage"]["prompt_tokens"] == len(tokens) + len(served.model.tokenize("bad night"))
 
 
+def test_a_message_may_be_empty(served: Served) -> None:
+    """As programs send one to have the model begin."""
+    contents: tuple[Any, ...] = ("", [], " ")
+    for text in contents:
+        assert text_of(served.chat(messages=[{"role": "user", "content": text}]))
+    assert text_of(
+        served.chat(messages=[{"role": "system", "content": ""}, *HELLO, {"role": "assistant", "content": ""}, *HELLO])
+    )
+
+
 def test_messages_may_have_parts_and_other_roles(served: Served) -> None:
     single = text_of(served.chat())
     parts = [{"type": "text", "text": "good "}, {"type": "text", "text": "day"}]
@@ -413,7 +423,6 @@ def test_a_prompt_that_cannot_be_answered_is_refused(served: Served, body: dict[
         "good day",
         [{}],
         [{"role": "user"}],
-        [{"role": "user", "content": ""}],
         [{"role": "user", "content": None}],
         [{"role": "king", "content": "x"}],
         [{"role": "user", "content": 7}],
