@@ -7,8 +7,8 @@ exists, near enough, since the inputs of one matrix have much in common. It is f
 
 The last matrix of the feed-forward layer adds at the very place where a control vector does; the attention's adds before the
 feed-forward layer, which sees it too early, but its inputs are more alike, and mixtures of experts have it, too. On
-SmolLM2-135M, French at scale 1 and -1 was 1.4 and 3.4 % of the unsteered model's divergence away from our own steering by the
-first alone, 2.6 and 5.0 % by the second (`python -m bench.exports --compare-doors` prints such figures).
+SmolLM2-135M, calm at 1 and -1 was 2.4 and 1.8 % of the unsteered model's divergence away from our own steering by the first
+alone, 3.7 and 2.8 % by the second (`python -m bench.exports --compare-doors --model demo calm`).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from localsteer.vector.control_vector import Floats
 
 # Of the mean square of the inputs. More of it, and a . x on unseen text is nearer to 1 but for the first token, whose inputs are
 # small and which all others attend to: on SmolLM2-135M, French toward its pole was 1.4 % of the unsteered model's divergence away
-# with 0.1, 2.1 % with 0.3, 2.7 % with 1; 3.4 % with 0.03 and half of the tokens, and 11 % without the first ones.
+# with 0.1, 2.1 % with 0.3, 2.7 % with 1 (11 % where the first ones are left out), and 3.4 % with 0.03 and half of the tokens.
 RIDGE = 0.1
 # Times the vector, at which the inputs are read; what holds at both holds between.
 _SCALES = (1.0, -1.0)
 # Of each exchange so many tokens are fitted at most: the first ones, and others, evenly.
 _FIRST, _KEPT = 4, 64
 # Standard deviation of a . x, on what the row was fitted on, above which the feed-forward layer's matrix is left alone. Seen were
-# 0.02 on Gemma 3 270M, 0.08 at block 15 of SmolLM2-135M, 0.1 to 0.2 on random models of six architectures, and 0.6 at the one
-# block of SmolLM2 that makes the attention sink (with a ridge of 0.03). What differs from token to token differs from block to
+# 0.02 on Gemma 3 270M, 0.1 to 0.2 on random models of six architectures, and on SmolLM2-135M 0.03 to 0.72, the most at the one
+# block that makes the attention sink (the attention's is 0.01 to 0.04). What differs from token to token differs from block to
 # block as well, and weighs less than what a block sees too early: the random models were 12 to 25 % of the unsteered model's
 # divergence away where one of two blocks took the attention's, and 5 % at most otherwise.
 UNLIKE = 0.25
