@@ -24,6 +24,7 @@ from localsteer.errors import ExportError
 from localsteer.export.adapter import adapter_command_lines, export_adapter
 from localsteer.export.bake import Baked
 from localsteer.export.bake import bake as bake_into
+from localsteer.export.glp import export_removal
 from localsteer.export.knobs import export_knobs, server_command
 from localsteer.export.llama_cpp import at_strength, command_lines, export_vector
 from localsteer.export.verify import Fidelity
@@ -97,6 +98,28 @@ def llama_cpp(
         f"--control-vector-scaled {output}:0.5 is half as strong. Ollama, LM Studio and koboldcpp load no control vectors: "
         "`localsteer export lora` writes an adapter for those that load one, `export bake` a steered model (docs/export.md)."
     )
+
+
+@command.command()
+@expression_argument
+@output_option
+@force_option
+@json_option
+@with_model_options
+def glp(steering: Steering, output: Path, force: bool, as_json: bool, model_options: ModelOptions) -> None:
+    """Write what EXPRESSION removes, such as '!happy', as a GLP file (glp.mode = project).
+
+    For the runtimes that project a direction out of the residual stream behind each block. llama.cpp's own programs know no
+    such files, and would add the direction.
+    """
+    check_output(output, force=force, error=ExportError)
+    with progress_bar() as progress, model_options.open() as model:
+        vector = export_removal(steering, output, loader(model, progress), model)
+    if as_json:
+        print_json({"vector": str(output), "expression": str(steering), "layers": list(vector.layers)})
+        return
+    click.echo(f"{output}: {steering}, layers {format_layers(vector.layers)}")
+    note("llama.cpp's own programs would add this direction instead of taking it away.")
 
 
 @command.command()
