@@ -174,7 +174,11 @@ def _rendered(
     return explained(turns), explained, GENERIC if offer is not None else None
 
 
-def _grammar(model: Model, form: Form, offer: Offer) -> Callable[[Model], Grammar]:
+def _grammar(model: Model, form: Form, offer: Offer) -> Callable[[Model], Grammar] | None:
+    if form.kind == "channel":  # its marks are control tokens throughout, which a grammar of texts cannot follow
+        if offer.choice == "required":
+            raise RequestError("The form in which this model calls tools leaves the choice to it.", "tool_choice")
+        return None
     begins = model.tokenize(form.begin, add_special=False) if form.begin else []
     token = begins[0] if len(begins) == 1 and not model.token_bytes(begins[0]) else None
 

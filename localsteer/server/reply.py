@@ -12,6 +12,9 @@ from localsteer.tools.form import Form
 from localsteer.tools.parser import ToolCallParser
 from localsteer.tools.tool import Tool, ToolCall
 
+# How every channel of gpt-oss begins.
+_CHANNEL = "<|channel|>"
+
 
 @dataclass(frozen=True)
 class Reasoning:
@@ -70,6 +73,8 @@ class ReplyReader:
         if division is not None and division.begun:
             self._at = "thinking"
         self._calls = ToolCallParser(reading.form, reading.tools) if reading.form is not None else None
+        # A call in a channel of its own stands between those of the reasoning and of the answer.
+        self._calling = reading.form.begin if reading.form is not None and reading.form.kind == "channel" else None
         self._held = ""
         self._trims = self._at == "thinking"  # white space at the beginning of a part is of the marks
 
@@ -106,7 +111,10 @@ class ReplyReader:
             if begins.startswith(mark):
                 self._enter("answer" if mark == thinking.answers else "thinking", begins[len(mark) :])
                 return
-        if final or not any(mark.startswith(begins) for mark in marks):
+        if thinking.answers and begins.startswith(_CHANNEL):
+            if not any(mark.startswith(begins) for mark in marks):
+                self._at = "between"
+        elif final or not any(mark.startswith(begins) for mark in marks):
             self._at = "answer"
 
     def _thought(self, thinking: Thinking, *, final: bool) -> Iterator[Said]:
@@ -126,9 +134,13 @@ class ReplyReader:
 
     def _between(self, thinking: Thinking, *, final: bool) -> None:
         """Between channels stands nothing that is said."""
-        places = {mark: at for mark in (thinking.answers, thinking.opens) if (at := self._held.find(mark)) >= 0}
+        marks = (thinking.answers, thinking.opens, *((self._calling,) if self._calling is not None else ()))
+        places = {mark: at for mark in marks if (at := self._held.find(mark)) >= 0}
         if places:
             mark = min(places, key=lambda one: places[one])
+            if mark == self._calling:
+                self._at, self._held, self._trims = "answer", self._held[places[mark] :], False
+                return
             rest = self._held[places[mark] + len(mark) :]
             self._enter("answer" if mark == thinking.answers else "thinking", rest)
         elif final:

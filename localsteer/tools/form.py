@@ -14,6 +14,8 @@ from localsteer.tools.tool import Tool, ToolCall
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]|"', re.DOTALL)
 # How Mistral writes a call since 2025.
 _NAMED_ARGUMENTS = re.compile(r"\s*([\w.:/-]+)(?:\[CALL_ID\]\w+)?\[ARGS\]\s*")
+_CHANNEL = re.compile(r"([\w.:/-]+)[^{]*?<\|message\|>\s*")
+_LONGEST_HEAD = 200
 _NAME_SO_FAR = re.compile(r"\s*[\w.:/-]+(?:\[[\w\]]*)*")
 _FUNCTION = re.compile(r"\s*<function=([\w.:/-]+)>\n?")
 _PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
@@ -27,13 +29,13 @@ class Form:
 
     Attributes:
         kind: "tags": each call between two marks; "list": a mark, then a list of calls; "bare": an answer that is a call, or a
-            list of them; "xml": as "tags", with a tag for each argument.
+            list of them; "xml": as "tags", with a tag for each argument; "channel": one call in a channel that is named for it.
         begin: the mark; where a model's vocabulary has it as a token that adds no text, it must be shown to who reads calls.
         end: the mark behind a call.
         key: of a call's arguments.
     """
 
-    kind: Literal["tags", "list", "bare", "xml"]
+    kind: Literal["tags", "list", "bare", "xml", "channel"]
     begin: str
     end: str = ""
     key: str = "arguments"
@@ -43,6 +45,8 @@ HERMES = Form("tags", "<tool_call>", "</tool_call>")
 QWEN_CODER = Form("xml", "<tool_call>", "</tool_call>")
 MISTRAL = Form("list", "[TOOL_CALLS]")
 LLAMA = Form("bare", "<|python_tag|>", key="parameters")
+# gpt-oss: the channel `commentary to=functions.NAME`.
+HARMONY = Form("channel", " to=functions.")
 # For models whose template knows no tools.
 GENERIC = Form("bare", "")
 
@@ -51,6 +55,8 @@ def form_of(template: str) -> Form:
     """The form that a chat template has its model write, told by the marks in it."""
     if "<function=" in template and "<parameter=" in template:
         return QWEN_CODER
+    if "<|channel|>" in template and HARMONY.begin.strip() in template:
+        return HARMONY
     for form, mark in ((HERMES, "<tool_call>"), (MISTRAL, "[TOOL_CALLS]"), (LLAMA, "<|python_tag|>"), (LLAMA, '"parameters":')):
         if mark in template:
             return form
@@ -75,8 +81,13 @@ def read_calls(form: Form, text: str, tools: Tools, *, final: bool) -> tuple[lis
     """
     if form.kind == "xml":
         return _read_xml(form, text, tools)
-    name = _NAMED_ARGUMENTS.match(text) if form.kind == "list" else None
+    head = {"list": _NAMED_ARGUMENTS, "channel": _CHANNEL}.get(form.kind)
+    name = head.match(text) if head is not None else None
     if form.kind == "list" and name is None and _NAME_SO_FAR.fullmatch(text) and not final:
+        return None
+    if form.kind == "channel" and name is None:
+        if final or len(text) > _LONGEST_HEAD:
+            raise NoCallError
         return None
     start = name.end() if name else len(text) - len(text.lstrip())
     end = _end_of_json(text, start)

@@ -5,6 +5,7 @@ import pytest
 from localsteer.engine.phases import Division
 from localsteer.llama.thinking import Thinking
 from localsteer.server.reply import Reading, Reasoning, Said
+from localsteer.tools.form import HARMONY as FORM
 from localsteer.tools.form import HERMES
 from localsteer.tools.tool import ToolCall
 from tests.tools.made import TOOLS
@@ -48,6 +49,24 @@ def joined(said: list[Said]) -> list[Said]:
         (Reading(Division(HARMONY)), "<|channel|>final<|message|>Because.", ["Because."]),
         (Reading(Division(HARMONY)), "<|channel|>analysis<|message|>why<|end|><|start|>assis", [Reasoning("why")]),
         (Reading(Division(HARMONY)), "Because.", ["Because."]),
+        (
+            Reading(Division(HARMONY), FORM, TOOLS),
+            "<|channel|>analysis<|message|>why<|end|><|start|>assistant<|channel|>commentary to=functions.get_weather "
+            '<|constrain|>json<|message|>{"city": "Rome"}',
+            [Reasoning("why"), ToolCall("get_weather", '{"city": "Rome"}')],
+        ),
+        (
+            Reading(Division(HARMONY), FORM, TOOLS),
+            '<|channel|>commentary to=functions.get_weather<|message|>{"city": "Rome"}',
+            [ToolCall("get_weather", '{"city": "Rome"}')],
+        ),
+        (
+            Reading(Division(HARMONY), FORM, TOOLS),
+            "<|channel|>analysis<|message|>a<|end|><|start|>assistant to=functions.get_weather"
+            "<|channel|>commentary json<|message|>{}",
+            [Reasoning("a"), ToolCall("get_weather", "{}")],
+        ),
+        (Reading(Division(HARMONY), FORM, TOOLS), "<|channel|>final<|message|>Because.", ["Because."]),
         (
             Reading(Division(THINK, call=("<tool_call>", "</tool_call>")), HERMES, TOOLS),
             f"<think>which tool? <tool_call></think>\n{CALL}",
