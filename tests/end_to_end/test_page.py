@@ -118,6 +118,19 @@ def test_chat(page: Page, api: FakeApi) -> None:
     assert api.chats[2]["messages"] == api.chats[1]["messages"]
 
 
+def test_what_the_model_thinks_is_folded_and_no_part_of_the_answer(page: Page, api: FakeApi) -> None:
+    ask(page)
+    expect(page.locator(".thinking")).to_be_hidden()
+    ask(page, "But why?")
+    folded = page.locator(".thinking").last
+    expect(folded.locator("p")).to_be_hidden()
+    folded.locator("summary").click()
+    expect(folded.locator("p")).to_have_text("They ask why.")
+    expect(page.locator(".words").last).to_have_text(UNSTEERED)
+    ask(page, "And then?")
+    assert api.chats[2]["messages"][3]["content"] == UNSTEERED
+
+
 def test_a_text_of_the_model_is_never_markup(page: Page, api: FakeApi) -> None:
     ask(page, "<img src=x onerror=alert(1)> <b>bold</b>")
     expect(page.locator(".user")).to_have_text("<img src=x onerror=alert(1)> <b>bold</b>")

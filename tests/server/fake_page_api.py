@@ -181,6 +181,8 @@ class FakeApi:
         )
         decision = FIRED if "idiot" in body["messages"][-1]["content"] else PASSED
         yield _chunk({"role": "assistant", "content": ""})
+        for thought in ["They ask ", "why."] if "why" in body["messages"][-1]["content"] else []:
+            yield _chunk({"reasoning_content": thought})
         for number, token in enumerate(re.findall(r"\s*\S+", STEERED if expression else UNSTEERED)):
             await asyncio.sleep(self.pace)
             yield _chunk({"content": token}, policy=[decision] if number == 0 else [])

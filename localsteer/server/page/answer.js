@@ -6,7 +6,7 @@ import { vectors } from "./vectors.js";
 
 /** @import {Applied, Chunk, Decision} from "./api.js" */
 /**
- * @typedef {{asked: string, seed: number, text: string, state: "open" | "done" | "stopped" | "failed", finish: string,
+ * @typedef {{asked: string, seed: number, text: string, thought?: string, state: "open" | "done" | "stopped" | "failed", finish: string,
  *   problem: string, policy: Decision[], applied: Applied | null, rate: number | null}} Answer
  */
 
@@ -18,10 +18,12 @@ export const newAnswer = (asked, seed) =>
 export function showAnswer(answer, title) {
   const text = document.createTextNode(answer.text);
   const words = element("p", { class: "words" }, text);
+  const thought = document.createTextNode(answer.thought ?? "");
+  const thinking = element("details", { class: "thinking" }, element("summary", {}, "Thinking"), element("p", {}, thought));
   const [wait, problem, facts] = ["note", "problem", "facts"].map((kind) => element("p", { class: kind }));
   const [policy, notes] = ["The policy", "Notes"].map((label) => element("ul", { class: "notes", "aria-label": label }));
   const actions = element("span", { class: "actions" });
-  const root = element("article", { class: "answer" }, title && element("h3", {}, title), words, wait, problem, policy, notes);
+  const root = element("article", { class: "answer" }, title && element("h3", {}, title), thinking, words, wait, problem, policy, notes);
   root.append(element("div", { class: "row" }, facts, actions));
   problem.role = "alert";
 
@@ -29,8 +31,10 @@ export function showAnswer(answer, title) {
   function take({ choices, policy: decisions = [], steering, timing }) {
     const { delta, finish_reason } = choices?.[0] ?? {};
     wait.textContent = "";
+    thought.appendData(delta?.reasoning_content ?? "");
     text.appendData(delta?.content ?? "");
-    answer.text = text.data;
+    thinking.hidden = !thought.data;
+    Object.assign(answer, { text: text.data, thought: thought.data });
     answer.finish ||= finish_reason ?? "";
     answer.applied ??= steering ?? null;
     answer.rate ??= timing?.tokens_per_second ?? null;
@@ -55,6 +59,7 @@ export function showAnswer(answer, title) {
   }
 
   policy.append(...answer.policy.map(decisionNote));
+  thinking.hidden = !thought.data;
   update();
   return { root, answer, take, end, wait: (/** @type {string} */ what) => (wait.textContent = what) };
 }

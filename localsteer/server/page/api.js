@@ -6,7 +6,7 @@ import { byId, load, save } from "./elements.js";
  * @typedef {{expression: string, scope: string, relative_dose: number | null, notes: string[]}} Applied
  * @typedef {{action: string, position: number, rule?: string, classifier?: string, score?: number | null,
  *   threshold?: number, strength?: number, steer?: string, detail?: string}} Decision of a policy
- * @typedef {{choices?: {delta?: {content?: string}, finish_reason?: string | null}[], policy?: Decision[], steering?: Applied,
+ * @typedef {{choices?: {delta?: {content?: string, reasoning_content?: string}, finish_reason?: string | null}[], policy?: Decision[], steering?: Applied,
  *   timing?: {tokens_per_second: number}, error?: {message: string}}} Chunk of a streamed answer
  * @typedef {{method?: string, body?: unknown, signal?: AbortSignal}} Options
  */
