@@ -100,7 +100,8 @@ class Kept:
         name: what it is called in an expression.
         folder: where it lies.
         vectors: names of the models for which vectors came with it.
-        left_out: vectors that would not be found by the name: made from another wording, or not said for which model.
+        left_out: vectors that would not be found by the name: made from another wording, not said for which model, or for a model
+            that another of them is for as well.
         hides_shipped: whether a concept of that name comes with localsteer.
     """
 
@@ -148,7 +149,11 @@ def keep(shared: SharedFolder, *, name: str | None = None, force: bool = False) 
             continue
         # Of another quantisation of the same model there may be one, too.
         slug = re.sub(r"[^a-z0-9]+", "-", f"{own.model.name[:60]} {own.model.content[:8]}".lower()).strip("-")
-        kept[folder / f"{slug}.gguf"] = own.model.name, vector
+        place = folder / f"{slug}.gguf"
+        if place in kept:
+            left_out.append(path)
+            continue
+        kept[place] = own.model.name, vector
     if taken := next((path for path in kept if path.exists() and not force), None):
         raise VectorError(f"{taken} is there already.", hint="--force replaces it.")
     with writable(folder, VectorError):

@@ -107,7 +107,7 @@ def export_adapter(
             # It gets its name last: it is of no use alone.
             for_ollama = stack.enter_context(atomic_path(beside, ExportError))
             with writable(beside, ExportError):
-                for_ollama.write_text(adapter_modelfile(output, label, model.path), encoding="utf-8")
+                for_ollama.write_text(adapter_modelfile(output, label, model.path, model.template_beside), encoding="utf-8")
         temporary = stack.enter_context(atomic_path(output, ExportError))
         other = resolve_opposite(steering, model.fingerprint, loaded, "prompt")
         opposite = _times(plan.edit.added, other.edit.added) if other is not None else None

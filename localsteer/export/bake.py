@@ -127,13 +127,13 @@ def bake(
             with open_model(source) as model:
                 load = functools.cache(loader(model, progress))
                 plan = resolve(steering, model.fingerprint, load, "prompt")
-                label = describe(steering, load)
+                label, template = describe(steering, load), model.template_beside
                 baking = prepare(plan, label, file, model, temporary, progress)
                 check_room(output, file, baking.grows(file))
                 if verify:
                     ours = reference(model, plan.edit.added)
             with writable(for_ollama, ExportError):
-                beside.write_text(modelfile(output, label), encoding="utf-8")
+                beside.write_text(modelfile(output, label, template), encoding="utf-8")
             rewrite(file, temporary, tensors=baking.tensors, replaced=baking.replaced, keys=baking.keys, progress=progress)
         if ours is not None:
             with open_model(temporary) as baked:

@@ -94,7 +94,8 @@ def share(
     }
     called = _file_name(vector.provenance.concept or Path(name).stem)
     source = vector.provenance.source
-    _check_place(folder, [f"{called}.gguf", f"{called}-lora.gguf", CONCEPT_FILE, CARD], force)
+    owned = [f"{called}.gguf", f"{called}-lora.gguf", CONCEPT_FILE, CARD]
+    _check_place(folder, owned, force)
     adapted, why = None, ""
     with writable(folder, ExportError), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
         place = Path(beside)
@@ -128,6 +129,10 @@ def share(
         folder.mkdir(exist_ok=True)
         names = [contents.vector_file, *([contents.adapter_file] if adapted is not None else [])]
         names += [*([CONCEPT_FILE] if source else []), CARD]
+        # The card goes first and comes last: while there is none, the folder is seen to be half done. What it does not speak of
+        # any more goes, too.
+        for one in (CARD, *(one for one in owned if one not in names)):
+            (folder / one).unlink(missing_ok=True)
         for one in names:
             (place / one).replace(folder / one)
     notes = dict.fromkeys(note for plan in plans.values() for note in plan.notes)

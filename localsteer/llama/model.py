@@ -159,6 +159,12 @@ class Model(Closing):
         with_tools = ChatTemplate(for_tools, bos=bos, eos=eos) if for_tools is not None else None
         return ChatTemplate(source, bos=bos, eos=eos, with_tools=with_tools, of_ollama=of_ollama)
 
+    @property
+    def template_beside(self) -> str | None:
+        """The template that Ollama keeps beside the file, where the file has none."""
+        own = (self._template(name) for name in (None, b"default"))
+        return None if any(source is not None for source in own) else self._ollama_template
+
     def _template(self, name: bytes | None) -> str | None:
         source = self._llama.llama_model_chat_template(self.handle, name)
         return source.decode("utf-8", errors="replace") if source else None

@@ -71,6 +71,12 @@ def test_what_would_not_be_found_by_the_name_is_left_out(folder: Path) -> None:
     assert {path.name for path in kept.left_out} == {"reworded.gguf", "exported.gguf", "of no model.gguf"}
 
 
+def test_of_two_vectors_for_one_model_the_second_is_told_to_be_left_out(folder: Path) -> None:
+    write_vector(vector(), folder / "zz again.gguf")
+    kept = keep(read_folder(folder))
+    assert [path.name for path in kept.left_out] == ["zz again.gguf"]
+
+
 def test_nobodys_concept_is_replaced_unasked(folder: Path) -> None:
     mine = user_folder() / "loud" / "concept.yaml"
     mine.parent.mkdir(parents=True)

@@ -13,7 +13,7 @@ from localsteer.errors import ExportError, LocalsteerError
 from localsteer.export import bake
 from localsteer.export.bake import prepare
 from localsteer.export.gguf_rewrite import Replacement, open_model_file, rewrite
-from localsteer.export.ollama import modelfile, modelfile_path
+from localsteer.export.ollama import adapter_modelfile, modelfile, modelfile_path
 from localsteer.export.verify import exchanges, predictions, reference
 from localsteer.files.gguf_header import read_header
 from localsteer.llama.model import Model
@@ -182,6 +182,17 @@ def test_ollama_gets_a_modelfile_for_this_file() -> None:
     assert lines[-1] == "FROM ./Happy-SmolLM.gguf"
     assert "#   ollama create happy-smollm -f Happy-SmolLM.Modelfile" in lines
     assert "0.5 push" in lines[0]
+
+
+def test_ollama_gets_the_template_that_the_file_has_not(tmp_path: Path) -> None:
+    """What Ollama keeps beside the weights, it does not find in them."""
+    template = "{{ if .System }}{{ .System }}{{ end }}{{ .Prompt }}"
+    for own, kept in ((None, template), ("{{ messages }}", None)):
+        path = write_tiny_model(tmp_path / "model.gguf", chat_template=own)
+        with Model(path, threads=1, ollama_template=template) as model:
+            assert model.template_beside == kept
+    assert modelfile(Path("x.gguf"), LABEL, template).endswith(f'FROM ./x.gguf\nTEMPLATE """{template}"""\n')
+    assert adapter_modelfile(Path("x.gguf"), LABEL, Path("/m.gguf"), template).endswith(f'TEMPLATE """{template}"""\n')
 
 
 def test_the_exchanges_are_long_enough_for_every_vocabulary(tiny: Model) -> None:

@@ -109,6 +109,12 @@ def test_nothing_is_replaced_unasked_and_other_files_stay(tiny: Model, tmp_path:
     assert (tmp_path / ".gitattributes").exists()
 
 
+def test_what_the_new_card_does_not_speak_of_is_gone(tiny: Model, tmp_path: Path) -> None:
+    (tmp_path / "concept.yaml").write_text("of another vector\n")
+    made = shared(tiny, tmp_path, ControlVector(loud(tiny).directions, replace(loud(tiny).provenance, source="")), force=True)
+    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in made.files}
+
+
 def test_an_end_before_the_end_leaves_no_folder(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
