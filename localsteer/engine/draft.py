@@ -73,11 +73,13 @@ class Draft:
     Attributes:
         tokens: the answer so far.
         drawn: how many tokens were drawn for it, those that were taken back included.
+        fixed: how many of the first tokens stay as they are, whether anybody has seen them or not.
     """
 
     def __init__(self, token_bytes: Callable[[int], bytes], stop: Sequence[str], on_text: Callable[[str], None] | None) -> None:
         self.tokens: list[int] = []
         self.drawn = 0
+        self.fixed = 0
         self._token_bytes = token_bytes
         self._stop = stop
         self._on_text = on_text
@@ -98,8 +100,8 @@ class Draft:
 
     @property
     def unseen(self) -> int:
-        """How many of the latest tokens nobody has seen yet, so that they can be taken back."""
-        return len(self.tokens) - self._shown_tokens
+        """How many of the latest tokens can be taken back: nobody has seen them yet."""
+        return len(self.tokens) - max(self._shown_tokens, self.fixed)
 
     @property
     def shown_tokens(self) -> int:

@@ -5,6 +5,7 @@ Steering is for the answer, unless an expression says otherwise: a mood must not
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,7 +20,9 @@ from localsteer.llama.thinking import Thinking
 _TAIL = 24
 
 # A reply that begins so is taken for a call where there are tools: small models write none of the marks.
-_BARE = ("{", "[", "```json", "```tool_call")
+_BARE = re.compile(
+    r'\s*(?:```(?:json|tool_call)?\s*)?\[?\s*\{\s*(?:["{]|\Z)|\s*(?:```(?:json|tool_call)?\s*)?\[\s*\Z|\s*```(?:json|tool_call)'
+)
 
 Part = Literal["thinking", "answer", "form"]
 """A form is what must be as a machine wants it: a call of a tool, or an answer that follows a grammar."""
@@ -47,7 +50,10 @@ class Division:
         """The part of the reply that goes on behind this text."""
         start = self.thinking.answer_at(text, begun=self.begun) if self.thinking is not None else 0
         if start is None:
-            return "thinking"
+            assert self.thinking is not None
+            # gpt-oss calls tools in a channel between those of the reasoning and of the answer.
+            behind = text.rpartition(self.thinking.closes)[2] if self.thinking.answers and self.thinking.closes in text else ""
+            return "form" if self.call is not None and self.call[0] and self.call[0] in behind else "thinking"
         if self.formed or (self.call is not None and _in_call(text[start:], *self.call)):
             return "form"
         return "answer"
@@ -63,7 +69,7 @@ def division_of(model: Model, prompt: Sequence[int], *, call: tuple[str, str] | 
     """
     thinking = model.chat_template.thinking if model.chat_template is not None else None
     tail = b"".join(model.token_bytes(token, special=True) for token in prompt[-_TAIL:]).decode("utf-8", errors="replace")
-    if thinking is not None and thinking.answers and tail.endswith(thinking.answers):
+    if thinking is not None and tail.rstrip().endswith(thinking.answers or thinking.closes):
         thinking = None  # the answer has begun
     if thinking is None and call is None:
         return None
@@ -81,7 +87,7 @@ def marks_shown(model: Model, *marks: str) -> frozenset[int]:
 def _in_call(answer: str, begin: str, end: str) -> bool:
     if begin and begin in answer:
         return not end or answer.rfind(begin) > answer.rfind(end)
-    return answer.lstrip().startswith(_BARE)
+    return _BARE.match(answer) is not None
 
 
 class Phased:
@@ -102,6 +108,7 @@ class Phased:
         self._division = division
         self._thinking = thinking
         self._steer_forms = steer_forms
+        self._answers = division.part("") == "answer"
 
     @property
     def hold_back(self) -> int:
@@ -114,6 +121,10 @@ class Phased:
 
     def after_token(self, draft: Draft, *, final: bool) -> Verdict:
         """A token was drawn."""
+        answers = self._division.part(draft.text) == "answer"
+        if not (answers and self._answers):
+            draft.fixed = len(draft.tokens)  # what is not steered is not written anew, either, nor what ends it
+        self._answers = answers
         return self._in_part(draft.text, self._gate.after_token(draft, final=final))
 
     def after_run(self, draft: Draft, rows: Mapping[int, Rows]) -> Verdict:

@@ -111,7 +111,8 @@ class Request:
     @property
     def prompt_edit(self) -> Edit | None:
         """What is done to the tokens of the prompt before its last one."""
-        return self.response_edit if self.mode == "prompt" else None
+        unsteered = self.division is not None and self.division.formed and not self.steer_forms
+        return self.response_edit if self.mode == "prompt" and not unsteered else None
 
 
 @dataclass(frozen=True)

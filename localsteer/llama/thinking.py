@@ -31,18 +31,21 @@ class Thinking:
             reply: the text so far, marks and all.
             begun: whether the prompt ends inside the reasoning.
         """
-        if self.answers:
-            at = reply.find(self.answers)
-            if at >= 0:
-                return at + len(self.answers)
-            begins = reply.lstrip()
-            named = any(mark.startswith(begins) or begins.startswith(mark) for mark in (self.opens, self.answers))
-            return None if named or begun else 0
-        begins = reply.lstrip()
-        if not begun and not begins.startswith(self.opens):
-            return None if begins and self.opens.startswith(begins) else 0
+        begins, opens = reply.lstrip(), self.opens.lstrip()
+        if not begun and not begins.startswith(opens):
+            if self.answers and begins.startswith(self.answers):
+                return reply.find(self.answers) + len(self.answers)
+            # Before the first letter nobody knows; then it is a mark, or the model answers at once.
+            marks = (opens, self.answers) if self.answers else (opens,)
+            return None if any(mark.startswith(begins) for mark in marks) else 0
         at = reply.find(self.closes)
-        return at + len(self.closes) if at >= 0 else None
+        if at < 0:
+            return None
+        at += len(self.closes)
+        if self.answers:
+            found = reply.find(self.answers, at)
+            return found + len(self.answers) if found >= 0 else None
+        return at
 
     def divided(self, reply: str) -> tuple[str, str]:
         """The reasoning and the answer of a reply, both without marks; "" for what it does not have."""

@@ -263,6 +263,16 @@ class Service:
         note = self.steerings.of_requested_name(name or "")[1]
         return (name if name and note is None else self.steerings.name), note
 
+    def unsteered(self, name: str | None) -> str:
+        """What the model is called where nothing is steered.
+
+        Raises:
+            RequestError: the name asks for a steering.
+        """
+        if self.steerings.of_requested_name(name or "")[0] is not None:
+            raise RequestError("Embeddings are those of the model alone: leave out the steering behind its name.", "model")
+        return self.called(name)[0]
+
     async def build(self, names: Iterable[str], http: HTTPRequest) -> None:
         """Build those of the vectors that are not there yet.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -145,7 +146,11 @@ def chat_prompt(
     division = division_of(model, tokens, call=marks)
     tools = offer.tools if offer is not None else ()
     said = messages[last].content if last is not None else ""
+    if form is not None and form.kind == "channel" and think is False:
+        raise RequestError("This model calls tools from between its channels: it cannot be kept from thinking then.", "think")
     grammar = _grammar(model, form, offer) if form is not None and offer is not None else None
+    if division is not None and division.thinking is not None:
+        grammar = None  # it would have to let the model think as it likes, and mention a call that it does not make
     return Prompt(tokens, said, span, chat_stop(model), Reading(division, form, tools), grammar)
 
 
@@ -160,12 +165,11 @@ def _rendered(
     own = functools.partial(render, tools=documents)
     template = model.chat_template
     if template is not None:
-        try:
-            tokens = own(turns)
-        except TemplateError:
-            pass  # it has no place for them
-        else:
-            return tokens, own, form_of(template.for_tools.written) if offer is not None else None
+        form = form_of(template.for_tools.written) if offer is not None else None
+        # Where it has no place for tools, or teaches a form that is not read here, they are explained instead.
+        with contextlib.suppress(TemplateError):
+            if form is not None or offer is None:
+                return own(turns), own, form
     tools = offer.tools if offer is not None else ()
 
     def explained(others: Sequence[Message]) -> Tokens:

@@ -98,7 +98,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/embeddings")
     async def openai(body: OpenAIEmbeddings, http: HTTPRequest) -> dict[str, Any]:
         """OpenAI's."""
-        name, _ = service.called(body.model)
+        name = service.unsteered(body.model)
         _check_dimensions(model.n_embd, body.dimensions)
         found = await read(body.input, body.layer, http)
         rows = _normalised(found.rows, 2)
@@ -125,7 +125,7 @@ def router(service: Service) -> APIRouter:
     async def ollama(body: OllamaEmbed, http: HTTPRequest) -> dict[str, Any]:
         """Ollama's."""
         began = time.monotonic_ns()
-        name, _ = service.called(body.model)
+        name = service.unsteered(body.model)
         _check_dimensions(model.n_embd, body.dimensions)
         found = await read(body.input, body.layer, http, cut=body.truncate)
         return {
@@ -139,7 +139,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/api/embeddings")
     async def older(body: OllamaEmbedding, http: HTTPRequest) -> dict[str, Any]:
         """Ollama's older one: of one text, at its own length."""
-        service.called(body.model)
+        service.unsteered(body.model)
         found = await read(body.prompt, body.layer, http, cut=True)
         return {"embedding": found.rows[0].tolist()}
 

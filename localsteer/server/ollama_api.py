@@ -184,6 +184,9 @@ def router(service: Service) -> APIRouter:
             if getattr(body, name):
                 raise RequestError(f"{name} is not offered.", name)
 
+        if body.raw and (body.system or body.think is not None):
+            raise RequestError("raw takes the prompt as it stands: system and think have no place in it.", "raw")
+
         def part(said: Sequence[Said]) -> dict[str, Any]:
             thinking, text, _ = parts_of(said)
             return {"response": text, **({"thinking": thinking} if thinking else {})}

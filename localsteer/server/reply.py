@@ -106,7 +106,7 @@ class ReplyReader:
 
     def _start(self, thinking: Thinking, *, final: bool) -> None:
         begins = self._held.lstrip()
-        marks = [mark for mark in (thinking.answers, thinking.opens) if mark]
+        marks = [mark for mark in (thinking.opens.lstrip(), thinking.answers) if mark]
         for mark in marks:
             if begins.startswith(mark):
                 self._enter("answer" if mark == thinking.answers else "thinking", begins[len(mark) :])

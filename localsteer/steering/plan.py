@@ -188,7 +188,10 @@ def join_removals(removals: Sequence[Mapping[int, Floats]]) -> dict[int, Floats]
     """
     joined: dict[int, Floats] = {}
     for layer in sorted({layer for removed in removals for layer in removed}):
-        first, *others = (removed[layer] for removed in removals if layer in removed)
+        bases = [removed[layer] for removed in removals if layer in removed and len(removed[layer])]
+        if not bases:
+            continue  # directions of no length
+        first, *others = bases
         if others and not all(np.allclose(np.linalg.norm(basis, axis=1), 1, atol=1e-4) for basis in (first, *others)):
             raise VectorError(
                 f"At layer {layer} several components are removed, one of them not just once (glp.alpha_default).",

@@ -51,8 +51,8 @@ HARMONY = Form("channel", " to=functions.")
 GENERIC = Form("bare", "")
 
 
-def form_of(template: str) -> Form:
-    """The form that a chat template has its model write, told by the marks in it."""
+def form_of(template: str) -> Form | None:
+    """The form that a chat template has its model write, told by the marks in it; None where it is none of these."""
     if "<function=" in template and "<parameter=" in template:
         return QWEN_CODER
     if "<|channel|>" in template and HARMONY.begin.strip() in template:
@@ -60,7 +60,7 @@ def form_of(template: str) -> Form:
     for form, mark in ((HERMES, "<tool_call>"), (MISTRAL, "[TOOL_CALLS]"), (LLAMA, "<|python_tag|>"), (LLAMA, '"parameters":')):
         if mark in template:
             return form
-    return GENERIC
+    return None
 
 
 class NoCallError(ValueError):
@@ -111,8 +111,9 @@ def read_calls(form: Form, text: str, tools: Tools, *, final: bool) -> tuple[lis
 def _value_of(text: str) -> Any:
     """JSON; some templates show their braces doubled, and models write them so."""
     try:
-        return json.loads(text[1:-1] if text.startswith("{{") and text.endswith("}}") else text)
-    except ValueError as error:
+        # A line break in a string is taken as it was meant.
+        return json.loads(text[1:-1] if text.startswith("{{") and text.endswith("}}") else text, strict=False)
+    except (ValueError, RecursionError) as error:
         raise NoCallError from error
 
 

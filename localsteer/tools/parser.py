@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from localsteer.tools.form import GENERIC, Form, NoCallError, read_calls
 from localsteer.tools.tool import Tool, ToolCall
 
-_SPACE_AT_END = re.compile(r"\s*\Z")
 # Whatever form their template teaches, small models write a call as plain JSON, too, and put it into a block of code.
 _BARE = re.compile(r"\s*(?:```(?:json|tool_call)?[ \t]*\n?\s*)?(?=[{\[])")
 _BARE_SO_FAR = re.compile(r"\s*(?:`{1,2}|```[a-z_]{0,9}[ \t]*\n?\s*)?\Z")
+_CLOSES = re.compile(r"[]}>]")
 _FENCE_ENDS = re.compile(r"\s*```\s*")
 # The first key of an object that is none.
 _NO_CALL = re.compile(r'\[?\s*\{\s*"(?!(?:name|arguments|parameters|type|id|function)")[^"]*"')
@@ -43,6 +43,9 @@ class ToolCallParser:
     def push(self, text: str) -> list[str | ToolCall]:
         """What is certain with this piece of the answer: text, and whole calls, in their order."""
         self._held += text
+        # A call ends with one of these: else its beginning would be read again with every token.
+        if self._reading and not _CLOSES.search(text):
+            return []
         return self._all(final=False)
 
     def finish(self) -> list[str | ToolCall]:
@@ -105,10 +108,9 @@ class ToolCallParser:
         longest = min(len(begin) - 1, len(held))
         open_end = next((size for size in range(longest, 0, -1) if begin.startswith(held[-size:])), 0)
         certain = len(held) - open_end
-        space = _SPACE_AT_END.search(held, 0, certain)
-        assert space is not None
-        self._held = held[space.start() :]
-        return held[: space.start()]
+        certain = len(held[:certain].rstrip())
+        self._held = held[certain:]
+        return held[:certain]
 
     def _begins_a_call(self, text: str) -> bool:
         names = "|".join(map(re.escape, self._tools))

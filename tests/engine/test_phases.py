@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from localsteer.engine.draft import Draft
+from localsteer.engine.gate import Ungated, Verdict
 from localsteer.engine.generate import Generator
 from localsteer.engine.phases import Division, division_of
 from localsteer.engine.request import Request
@@ -19,6 +21,7 @@ from tests.tiny_models import write_tiny_model
 
 THINK = Thinking("<think>", "</think>")
 HARMONY = Thinking("<|channel|>analysis<|message|>", "<|end|>", "<|channel|>final<|message|>")
+MUSE = Thinking(" to=self<|message|>", "<|eom|>", "<|message|>")
 HERMES = ("<tool_call>", "</tool_call>")
 PROMPT = random_tokens(30, seed=1)
 N_TOKENS = 24
@@ -27,7 +30,7 @@ N_TOKENS = 24
 @pytest.mark.parametrize(
     ("division", "text", "part"),
     [
-        (Division(THINK), "", "answer"),
+        (Division(THINK), "", "thinking"),
         (Division(THINK), "<thi", "thinking"),
         (Division(THINK), "\n<think>why", "thinking"),
         (Division(THINK), "<think>why</thi", "thinking"),
@@ -49,6 +52,18 @@ N_TOKENS = 24
         (Division(call=("[TOOL_CALLS]", "")), "[TOOL_CALLS][", "form"),
         (Division(THINK, call=HERMES), "<think>a <tool_call> would do", "thinking"),
         (Division(THINK, call=HERMES), "<think>a <tool_call> would do</think>So", "answer"),
+        (Division(call=HERMES), "[smiles] Hello", "answer"),
+        (Division(call=HERMES), "{curly} Hello", "answer"),
+        (Division(call=HERMES), '[{"name"', "form"),
+        (Division(MUSE), " to=self<|message|>why", "thinking"),
+        (Division(MUSE), " to=self<|message|>why<|eom|><|start|>assistant<|message|>Because", "answer"),
+        (Division(MUSE), "<|message|>Because", "answer"),
+        (
+            Division(HARMONY, call=(" to=functions.", "")),
+            "<|channel|>analysis<|message|>why<|end|><|start|>assistant<|channel|>commentary to=functions.f<|message|>{",
+            "form",
+        ),
+        (Division(HARMONY, call=(" to=functions.", "")), "<|channel|>analysis<|message|>f to=functions.f?", "thinking"),
         (Division(formed=True), "", "form"),
         (Division(THINK, formed=True), "<think>a</think>", "form"),
     ],
@@ -93,8 +108,38 @@ def test_an_expression_may_steer_the_reasoning_alone(generator: Generator, tiny:
     steered = tokens_of(generator, Request(PROMPT, plan_of(edit), Sampling(temperature=0), N_TOKENS))
     place, thinking = closing_in(tiny, steered)
     made = tokens_of(generator, Request(PROMPT, plan, Sampling(temperature=0), N_TOKENS, division=Division(thinking, begun=True)))
-    assert made[: place + 1] == steered[: place + 1] != tokens_of(generator, Request(PROMPT, max_tokens=place + 1))
+    assert (
+        made[: place + 1]
+        == steered[: place + 1]
+        != tokens_of(generator, Request(PROMPT, sampling=Sampling(temperature=0), max_tokens=place + 1))
+    )
     assert made[place + 1 :] != steered[place + 1 :]
+
+
+class Takes(Ungated):
+    """A gate that takes back as many tokens as it can, once, when it has seen so many."""
+
+    hold_back = 100
+
+    def __init__(self, after: int) -> None:
+        super().__init__(None)
+        self.after, self.taken = after, -1
+
+    def after_token(self, draft: Draft, *, final: bool) -> Verdict:
+        if self.taken < 0 and len(draft.tokens) >= self.after:
+            self.taken = draft.unseen
+            return Verdict(None, rewind=self.taken)
+        return super().after_token(draft, final=final)
+
+
+def test_what_a_policy_takes_back_does_not_reach_into_the_reasoning(generator: Generator, tiny: Model) -> None:
+    request = Request(PROMPT, None, Sampling(temperature=0), N_TOKENS)
+    unsteered = tokens_of(generator, request)
+    place, thinking = closing_in(tiny, unsteered)
+    for after, expected in ((place, 0), (place + 3, 2)):
+        gate = Takes(after)
+        generator.generate(replace(request, division=Division(thinking, begun=True)), gate=gate)
+        assert gate.taken == expected
 
 
 def test_a_form_is_steered_where_that_is_asked_for(generator: Generator, tiny: Model) -> None:

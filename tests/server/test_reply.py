@@ -12,6 +12,7 @@ from tests.tools.made import TOOLS
 
 THINK = Thinking("<think>", "</think>")
 HARMONY = Thinking("<|channel|>analysis<|message|>", "<|end|>", "<|channel|>final<|message|>")
+MUSE = Thinking(" to=self<|message|>", "<|eom|>", "<|message|>")
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 
 
@@ -67,6 +68,11 @@ def joined(said: list[Said]) -> list[Said]:
             [Reasoning("a"), ToolCall("get_weather", "{}")],
         ),
         (Reading(Division(HARMONY), FORM, TOOLS), "<|channel|>final<|message|>Because.", ["Because."]),
+        (
+            Reading(Division(MUSE)),
+            " to=self<|message|>why<|eom|><|start|>assistant<|message|>Because.",
+            [Reasoning("why"), "Because."],
+        ),
         (
             Reading(Division(THINK, call=("<tool_call>", "</tool_call>")), HERMES, TOOLS),
             f"<think>which tool? <tool_call></think>\n{CALL}",

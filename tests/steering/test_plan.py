@@ -109,6 +109,11 @@ def test_each_part_of_the_reply_has_a_dose_of_its_own() -> None:
     assert both.relative_dose == louder.relative_dose
 
 
+def test_directions_of_no_length_remove_nothing() -> None:
+    none = vector(1, norms=None) * 0.0
+    assert plan("!a + !a", a=none).edit.removed == {}
+
+
 # Removal
 
 
