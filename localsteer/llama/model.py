@@ -253,6 +253,11 @@ class Model(Closing):
         """Whether a token ends the answer: end of turn, of text, ..., or what the chat template writes behind one."""
         return bool(self._llama.llama_vocab_is_eog(self.vocabulary, token)) or token == self.template_tokens.end
 
+    @functools.cached_property
+    def end_tokens(self) -> tuple[int, ...]:
+        """All tokens that end an answer."""
+        return tuple(token for token in range(self.n_vocab) if self.is_end(token))
+
     def _token_text(self, token: int) -> str:
         if token < 0:
             return ""

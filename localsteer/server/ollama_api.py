@@ -35,7 +35,7 @@ _SPOKEN = "0.12.11"
 
 
 # Options of Ollama's that would change the answer, with the values by which they do not. The others say how a model is loaded.
-_IDLE = {"mirostat": 0, "tfs_z": 1, "typical_p": 1}
+_IDLE = {"mirostat": 0, "tfs_z": 1}
 
 
 class Options(SamplingFields):
@@ -72,11 +72,11 @@ class _Common(BaseModel):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
 
-    def wishes(self) -> Wishes:
+    def wishes(self, model: Model) -> Wishes:
         """How it is to be answered.
 
         Raises:
-            RequestError: the format cannot be had.
+            RequestError: the format cannot be had, or what has a bias is no token of the model.
         """
         options = self.options or Options()
         if self.top_logprobs and not self.logprobs:
@@ -84,7 +84,7 @@ class _Common(BaseModel):
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         steer_forms = self.steer_tools if self.steer_tools is not None else options.steer_tools
         return Wishes(
-            options.sampling(),
+            options.sampling(model),
             longest(options.num_predict),
             options.stops(),
             self.constraint(),
@@ -251,7 +251,7 @@ async def _answer(
 
     def prepare() -> tuple[Prompt, list[Job]]:
         prompt = make_prompt()
-        return prompt, service.jobs([prompt], plan, body.wishes(), mode)
+        return prompt, service.jobs([prompt], plan, body.wishes(service.model), mode)
 
     prompt, jobs = await run_in_threadpool(prepare)
     answers = Answers(service.engine, jobs)

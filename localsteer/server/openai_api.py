@@ -278,7 +278,7 @@ def router(service: Service) -> APIRouter:
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
 
         offer = offer_of(body.tools, body.tool_choice, body.parallel_tool_calls)
-        formed = body.wishes(max_tokens=None, logprobs=None).grammar is not None
+        formed = body.constraint() is not None
 
         def prompts() -> list[Prompt]:
             wishes = body.template_wishes()
@@ -346,7 +346,7 @@ async def _answer(
     plan = await service.plan(body.steering, header, body.model, mode, http)
 
     def prepare() -> _Reply:
-        prompts, wishes = make_prompts(), body.wishes(max_tokens=max_tokens, logprobs=logprobs)
+        prompts, wishes = make_prompts(), body.wishes(service.model, max_tokens=max_tokens, logprobs=logprobs)
         jobs = service.jobs(prompts, plan, wishes, mode)
         read = sum(len(prompt.tokens) for prompt in prompts)
         name, note = service.called(body.model)

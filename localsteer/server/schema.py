@@ -9,15 +9,17 @@ from fastapi import Header
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from localsteer.llama.chat_template import Message
+from localsteer.llama.model import Model
 from localsteer.llama.sampling import MAX_SEED, Sampling
 from localsteer.server.answers import RequestError, Wishes
-from localsteer.server.constraints import constraint
+from localsteer.server.constraints import Constraint, constraint
 from localsteer.server.conversations import tool_calls_of
+from localsteer.server.logit_bias import biases_of
 from localsteer.server.template_wishes import TemplateWishes
 
 SteeringHeader = Annotated[str | None, Header(alias="X-Steering", description="A steering expression.")]
 
-_SAMPLING = {field.name for field in fields(Sampling)}
+_SAMPLING = {field.name for field in fields(Sampling)} - {"logit_bias", "seed"}
 
 
 # Programs for role play send some twenty.
@@ -25,6 +27,10 @@ _MAX_STOPS = 64
 
 # llama-server and vLLM turn a filter off by -1.
 Off = BeforeValidator(lambda value: 0 if value == -1 else value)
+
+# llama-server and Ollama mean the whole context by -1; none here is longer than what penalties can look back on.
+_FARTHEST = 2**20
+Farthest = BeforeValidator(lambda value: _FARTHEST if value == -1 else value)
 
 
 def longest(max_tokens: int | None) -> int | None:
@@ -39,19 +45,30 @@ class SamplingFields(BaseModel):
     top_p: float | None = Field(default=None, ge=0, le=1)
     top_k: Annotated[int, Off] | None = Field(default=None, ge=0, le=10**6)
     min_p: float | None = Field(default=None, ge=0, le=1)
+    typical_p: float | None = Field(default=None, ge=0, le=1)
     repeat_penalty: float | None = Field(default=None, gt=0, le=10)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repeat_last_n: Annotated[int, Farthest] | None = Field(default=None, ge=0, le=_FARTHEST)
+    logit_bias: dict[str, Any] | list[Any] | None = Field(
+        default=None, description="What is added to the logits of tokens; false rules one out."
+    )
+    min_tokens: int | None = Field(default=None, ge=0, le=10**7)
+    ignore_eos: bool | None = None
     # Programs send any 64-bit number.
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: str | Annotated[list[str], Field(max_length=_MAX_STOPS)] | None = None
 
-    def sampling(self) -> Sampling:
-        """The settings of the sampler chain."""
+    def sampling(self, model: Model) -> Sampling:
+        """The settings of the sampler chain.
+
+        Raises:
+            RequestError: what has a bias is no token of the model.
+        """
         given = self.model_dump(include=_SAMPLING, exclude_none=True)
         # llama.cpp and Ollama take -1 for a random one.
         seed = self.seed % (MAX_SEED + 1) if self.seed not in (None, -1) else None
-        return Sampling(**{**given, "seed": seed})
+        return Sampling(**given, logit_bias=biases_of(model, self.logit_bias), seed=seed)
 
     def stops(self) -> tuple[str, ...]:
         """Strings that end the answer."""
@@ -66,7 +83,6 @@ Text = Annotated[str, Field(max_length=10**6)]
 # Asked for with these, the answer would be another one.
 _NOT_OFFERED = {
     "functions": "Functions are",
-    "logit_bias": "logit_bias is",
     "audio": "Audio is",
     "suffix": "suffix is",
     "best_of": "best_of is",
@@ -166,14 +182,22 @@ class Common(SamplingFields):
                     raise ValueError(f"{what} not offered here.")
         return data
 
-    def wishes(self, *, max_tokens: int | None, logprobs: int | None) -> Wishes:
+    def constraint(self) -> Constraint | None:
+        """What the answer is to follow.
+
+        Raises:
+            RequestError: it cannot be had.
+        """
+        return constraint(self.response_format, self.json_schema, self.grammar)
+
+    def wishes(self, model: Model, *, max_tokens: int | None, logprobs: int | None) -> Wishes:
         """How it is to be answered.
 
         Raises:
-            RequestError: what the answer is to follow cannot be had.
+            RequestError: what the answer is to follow cannot be had, or what has a bias is no token of the model.
         """
-        follows = constraint(self.response_format, self.json_schema, self.grammar)
-        return Wishes(self.sampling(), longest(max_tokens), self.stops(), follows, logprobs, self.n or 1, self.steer_tools)
+        sampling, follows = self.sampling(model), self.constraint()
+        return Wishes(sampling, longest(max_tokens), self.stops(), follows, logprobs, self.n or 1, self.steer_tools)
 
 
 class ChatRequest(Common):

@@ -501,6 +501,46 @@ def test_penalties_keep_a_word_from_coming_again(served: Served) -> None:
 # Answers that follow a grammar
 
 
+@pytest.mark.parametrize(
+    "bias",
+    [{"88": 1000}, [[88, 1000]], [["X", 1000]], {"X": 1000}, [["88", 1000]], [[88, 2000], [65, False], ["88", -10]]],
+)
+def test_tokens_are_made_likely(served: Served, bias: object) -> None:
+    answer = served.chat(logit_bias=bias, max_tokens=3, logprobs=True)
+    assert text_of(answer) == "XXX"
+    # As likely as the model alone has it.
+    assert answer["choices"][0]["logprobs"]["content"][0]["logprob"] < -1
+
+
+def test_tokens_are_ruled_out(served: Served) -> None:
+    def drawn(**body: Any) -> set[int]:
+        entries = served.chat(logprobs=True, **body)["choices"][0]["logprobs"]["content"]
+        # A token of one byte has its number.
+        return {entry["bytes"][0] for entry in entries if len(entry["bytes"]) == 1}
+
+    first = drawn()
+    assert first
+    assert drawn(logit_bias=[[token, False] for token in first]).isdisjoint(first)
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [{"999999": 1}, {"-1": 1}, [[88]], [88], [[88, True]], [[88, "x"]], [[88, 1e300]], [[None, 1]], [[1.5, 1]], {"8": None}],
+)
+def test_a_bias_that_is_none_is_refused(served: Served, bias: object) -> None:
+    status, error = served.refused({"logit_bias": bias})
+    assert (status, error["param"]) == (400, "logit_bias")
+
+
+def test_an_answer_has_as_many_tokens_as_it_is_to_have_at_least(served: Served) -> None:
+    ends = {str(token): 1000 for token in served.model.end_tokens}
+    counts = {}
+    for name, value in (("min_tokens", 0), ("min_tokens", 4), ("ignore_eos", True)):
+        answer = served.chat(logit_bias=ends, max_tokens=6, **{name: value})
+        counts[name, value] = answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]
+    assert counts == {("min_tokens", 0): (0, "stop"), ("min_tokens", 4): (4, "stop"), ("ignore_eos", True): (6, "length")}
+
+
 def test_an_answer_is_json_where_that_is_asked_for(served: Served) -> None:
     for seed in range(0, 80, 8):
         document = served.chat(response_format={"type": "json_object"}, temperature=2, top_k=0, seed=seed, max_tokens=100, n=8)
@@ -609,7 +649,6 @@ def test_another_form_is_refused(served: Served, form: object) -> None:
     ("asked", "word"),
     [
         ({"functions": [{"name": "f"}]}, "Functions"),
-        ({"logit_bias": {"65": 5}}, "logit_bias"),
         ({"audio": {"voice": "x"}}, "Audio"),
         ({"suffix": "end"}, "suffix"),
         ({"best_of": 2}, "best_of"),
