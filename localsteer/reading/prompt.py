@@ -29,6 +29,7 @@ def prompt_tokens(
     tools: Sequence[Mapping[str, Any]] = (),
     think: bool | None = None,
     variables: Mapping[str, object] = MappingProxyType({}),
+    header: bool = True,
 ) -> tuple[int, ...]:
     """Tokens of a conversation up to the assistant's next turn, or to the end of its last one.
 
@@ -41,6 +42,7 @@ def prompt_tokens(
         tools: what the assistant may call, in OpenAI's form.
         think: whether the model thinks before it answers; None leaves that to its template.
         variables: what else the template is given.
+        header: begin the assistant's next turn.
 
     Raises:
         LocalsteerError: there is no text.
@@ -51,7 +53,7 @@ def prompt_tokens(
     if raw or model.chat_template is None:
         return tuple(model.tokenize(PARAGRAPH.join(message.content for message in messages)))
     guard = model.template_tokens.guard()
-    prompt = model.chat_template.render(messages, tools=tools, think=think, guard=guard, variables=variables)
+    prompt = model.chat_template.render(messages, tools=tools, think=think, guard=guard, variables=variables, header=header)
     return tuple(model.template_tokens.tokenize(prompt, guard))
 
 
@@ -62,6 +64,7 @@ def chat_tokens(
     tools: Sequence[Mapping[str, Any]] = (),
     think: bool | None = None,
     variables: Mapping[str, object] = MappingProxyType({}),
+    header: bool = True,
 ) -> tuple[int, ...]:
     """Tokens of a conversation as `prompt_tokens` gives them, with a base model as well.
 
@@ -70,7 +73,7 @@ def chat_tokens(
         TemplateError: the model's template refuses the conversation, or does not know a variable, or there is no template to.
     """
     if model.chat_template is not None or not messages:
-        return prompt_tokens(model, messages, tools=tools, think=think, variables=variables)
+        return prompt_tokens(model, messages, tools=tools, think=think, variables=variables, header=header)
     if think or variables or tools:
         name = next(iter(variables), "thinking" if think else "a list of tools")
         raise TemplateError(f"{model.name} is a base model without a chat template: {name} means nothing to it.")
@@ -78,7 +81,7 @@ def chat_tokens(
     texts = [message.content if guard is None else guard(message.content) for message in messages]
     lines = [f"{_PLAIN_TURN[message.role]}{text}" for message, text in zip(messages, texts, strict=True)]
     begun = messages[-1].role == "assistant"
-    return tuple(model.template_tokens.tokenize("\n".join(lines if begun else [*lines, "Assistant:"]), guard))
+    return tuple(model.template_tokens.tokenize("\n".join(lines if begun or not header else [*lines, "Assistant:"]), guard))
 
 
 def chat_stop(model: Model) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.request import Answer, TokenLogprob
@@ -34,10 +34,6 @@ _NANOSECONDS = 1e9
 _SPOKEN = "0.12.11"
 
 
-# Options of Ollama's that would change the answer, with the values by which they do not. The others say how a model is loaded.
-_IDLE = {"mirostat": 0, "tfs_z": 1}
-
-
 class Options(SamplingFields):
     """Ollama's options, as far as they are ours."""
 
@@ -48,15 +44,6 @@ class Options(SamplingFields):
     steer_prompt: bool | None = None
     steer_tools: bool | None = None
     anchored: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for name, idle in _IDLE.items():
-                if data.get(name) not in (None, idle):
-                    raise ValueError(f"{name} is not offered here.")
-        return data
 
 
 class _Common(BaseModel):
@@ -180,7 +167,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/generate", response_model=None)
     async def generate(body: OllamaGenerate, http: HTTPRequest, x_steering: SteeringHeader = None) -> Response | dict[str, Any]:
         """Answer a prompt; with `raw`, go on with it as it stands."""
-        for name in ("suffix", "template", "context", "images"):
+        for name in ("template", "context", "images"):
             if getattr(body, name):
                 raise RequestError(f"{name} is not offered.", name)
 
@@ -189,6 +176,8 @@ def router(service: Service) -> APIRouter:
             return {"response": text, **({"thinking": thinking} if thinking else {})}
 
         def prompt() -> Prompt:
+            if body.suffix:
+                return service.infill_prompt(body.prompt, body.suffix)
             if body.raw:
                 return service.text_prompt(body.prompt)
             system = [Message("system", body.system)] if body.system else []

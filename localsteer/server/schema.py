@@ -38,6 +38,17 @@ def longest(max_tokens: int | None) -> int | None:
     return max_tokens if max_tokens is not None and max_tokens >= 0 else None
 
 
+# What would change how tokens are drawn, with the values by which it does not.
+_IDLE: dict[str, tuple[float, ...]] = {
+    "mirostat": (0,),
+    "tfs_z": (1,),
+    "dynatemp_range": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "top_n_sigma": (0, -1),
+}
+
+
 class SamplingFields(BaseModel):
     """The part of a request that says how tokens are drawn; what it leaves out is as on the command line."""
 
@@ -58,6 +69,14 @@ class SamplingFields(BaseModel):
     # Programs send any 64-bit number.
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: str | Annotated[list[str], Field(max_length=_MAX_STOPS)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_samplers(cls, data: Any) -> Any:
+        for name, idle in _IDLE.items() if isinstance(data, dict) else ():
+            if data.get(name) not in (None, *idle):
+                raise ValueError(f"{name} is not offered here.")
+        return data
 
     def sampling(self, model: Model) -> Sampling:
         """The settings of the sampler chain.
@@ -84,9 +103,6 @@ Text = Annotated[str, Field(max_length=10**6)]
 _NOT_OFFERED = {
     "functions": "Functions are",
     "audio": "Audio is",
-    "suffix": "suffix is",
-    "best_of": "best_of is",
-    "echo": "echo is",
     # Of llama-server and vLLM.
     "grammar_lazy": "grammar_lazy is",
     "grammar_triggers": "grammar_triggers are",
@@ -178,7 +194,7 @@ class Common(SamplingFields):
     def _refuse(cls, data: Any) -> Any:
         if isinstance(data, dict):
             for name, what in _NOT_OFFERED.items():
-                if data.get(name) not in (None, False, [], {}, "", 1 if name == "best_of" else None):
+                if data.get(name) not in (None, False, [], {}, ""):
                     raise ValueError(f"{what} not offered here.")
         return data
 
@@ -216,15 +232,44 @@ class ChatRequest(Common):
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="What else its template is given.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    add_generation_prompt: bool | None = Field(default=None, description="Whether the prompt begins the assistant's turn.")
+    continue_final_message: bool | None = Field(
+        default=None, description="That the answer goes on with the last message, as it does where that is the assistant's."
+    )
+
+    @model_validator(mode="after")
+    def _check_end(self) -> ChatRequest:
+        if self.continue_final_message:
+            if self.add_generation_prompt:
+                raise ValueError("add_generation_prompt and continue_final_message cannot both be true.")
+            if self.messages[-1].role != "assistant":
+                raise ValueError("continue_final_message needs a last message of the assistant's.")
+        return self
 
     def template_wishes(self) -> TemplateWishes:
         """What its template is asked for."""
         think = self.think if self.think is not None else self.enable_thinking
-        return TemplateWishes(think, self.reasoning_effort, self.chat_template_kwargs or {})
+        header = self.add_generation_prompt is not False
+        return TemplateWishes(think, self.reasoning_effort, self.chat_template_kwargs or {}, header)
 
 
 class CompletionRequest(Common):
     """POST /v1/completions."""
 
     prompt: Text | list[Text] | list[int] | list[list[int]]
+    suffix: Text | None = Field(default=None, description="What stands behind the answer.")
+    echo: bool | None = Field(default=None, description="Put the prompt before the answer.")
+    best_of: int | None = Field(
+        default=None, ge=1, le=128, description="How many answers are written; the `n` likeliest of them are given."
+    )
     logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _check(self) -> CompletionRequest:
+        if self.echo and (self.suffix or self.logprobs is not None):
+            raise ValueError("echo is not offered together with suffix, nor with logprobs, which a prompt has none of here.")
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise ValueError("best_of is less than n.")
+        if self.best_of is not None and self.best_of > (self.n or 1) and self.stream:
+            raise ValueError("best_of cannot be streamed: which answers are the likeliest is known at their end.")
+        return self

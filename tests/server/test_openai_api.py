@@ -360,6 +360,67 @@ def test_prompts_may_be_lists_and_tokens(served: Served) -> None:
     assert both["usage"]["prompt_tokens"] == len(tokens) + len(served.model.tokenize("bad night"))
 
 
+def test_a_prompt_may_be_echoed(served: Served) -> None:
+    alone = served.complete(prompt=["good", "evening"])["choices"]
+    echoed = served.complete(prompt=["good", "evening"], echo=True)["choices"]
+    assert [one["text"] for one in echoed] == [f"good{alone[0]['text']}", f"evening{alone[1]['text']}"]
+    assert streamed_text(stream(served, "/v1/completions", echo=True)) == TEXT + served.complete()["choices"][0]["text"]
+    assert text_of(served.complete(echo=True, max_tokens=0)) == TEXT
+    assert text_of(served.complete(prompt=served.model.tokenize(TEXT), echo=True, max_tokens=0)) == TEXT
+
+
+def test_the_likeliest_of_several_answers_are_given(served: Served) -> None:
+    asked = {"prompt": ["good", "evening"], "temperature": 3.0, "seed": 4, "max_tokens": 4}
+    every = served.complete(**asked, n=4, logprobs=0)["choices"]
+    given = served.complete(**asked, n=2, best_of=4)
+
+    def likelihood(choice: dict[str, Any]) -> float:
+        return sum(choice["logprobs"]["token_logprobs"]) / len(choice["logprobs"]["token_logprobs"])
+
+    for prompt in (0, 1):
+        best = sorted(every[prompt * 4 : prompt * 4 + 4], key=likelihood, reverse=True)[:2]
+        assert [one["seed"] for one in given["choices"][prompt * 2 : prompt * 2 + 2]] == [one["seed"] for one in best]
+    assert [one["index"] for one in given["choices"]] == [0, 1, 2, 3]
+    assert all(one["logprobs"] is None for one in given["choices"])
+    assert given["usage"]["completion_tokens"] == 8 * 4  # what was written counts
+
+
+@pytest.mark.parametrize(
+    ("asked", "word"),
+    [
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"echo": True, "suffix": "x"}, "echo"),
+        ({"best_of": 1, "n": 2}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"best_of": 9}, "allowed"),
+        ({"suffix": "x", "prompt": [5, 6]}, "suffix"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(served: Served, asked: dict[str, Any], word: str) -> None:
+    status, error = served.refused(asked, "/v1/completions")
+    assert status == 400
+    assert word in error["message"]
+
+
+def test_programs_may_leave_out_the_version(served: Served) -> None:
+    assert text_of(served._post("/chat/completions", {"messages": HELLO, "max_tokens": 2, "temperature": 0})) == text_of(
+        served.chat(max_tokens=2)
+    )
+    assert served.client.get("/models").json() == served.client.get("/v1/models").json()
+
+
+def test_the_end_of_a_prompt_may_be_said(served: Served) -> None:
+    begun = [*HELLO, {"role": "assistant", "content": "I am"}]
+    assert text_of(served.chat(messages=begun, continue_final_message=True, add_generation_prompt=False)) == text_of(
+        served.chat(messages=begun)
+    )
+    assert text_of(served.chat(add_generation_prompt=False)) != text_of(served.chat())
+    status, error = served.refused({"messages": begun, "continue_final_message": True, "add_generation_prompt": True})
+    assert status == 400
+    assert "continue_final_message" in error["message"]
+    assert served.refused({"continue_final_message": True})[0] == 400
+
+
 def test_messages_may_have_parts_and_other_roles(served: Served) -> None:
     single = text_of(served.chat())
     parts = [{"type": "text", "text": "good "}, {"type": "text", "text": "day"}]
