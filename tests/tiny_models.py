@@ -7,9 +7,10 @@ vocabulary. Weight matrices are numpy arrays of shape (n_out, n_in), which a GGU
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
@@ -378,12 +379,13 @@ def write_tiny_model(
     seed: int = 0,
     chat_template: str | None = CHATML_TEMPLATE,
     n_expert: int = 0,
+    infill: Mapping[str, int] = MappingProxyType({}),
 ) -> Path:
     """Write a model file with random float32 weights, and return its path.
 
     The residual stream is n_embd wide (a multiple of 8) through n_layer blocks. The same arguments give the
     same bytes. With `chat_template=None` the file has no chat template. With `n_expert` a llama is a mixture of so many experts,
-    two of which read each token.
+    two of which read each token. `infill` says which tokens mark the parts of a text that is to be filled in ("pre", "suf", ...).
     """
     if architecture not in _ADD_WEIGHTS:
         raise ValueError(f"architecture {architecture!r}: want one of {', '.join(_ADD_WEIGHTS)}")
@@ -401,6 +403,8 @@ def write_tiny_model(
         writer.add_expert_count(n_expert)
         writer.add_expert_used_count(2)
     _add_vocabulary(writer, chat_template)
+    for name, token in infill.items():
+        writer.add_uint32(f"tokenizer.ggml.fim_{name}_token_id", token)
     _ADD_WEIGHTS[architecture](_Tiny(writer, np.random.default_rng(seed), n_layer, n_embd, n_expert))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

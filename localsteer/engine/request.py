@@ -181,6 +181,7 @@ class Answer:
         seed: the seed it was drawn with.
         timing: how long it took.
         logprobs: one for each token, where the request asked for them.
+        met: the stop string that ended it; None where none did.
     """
 
     text: str
@@ -189,3 +190,4 @@ class Answer:
     seed: int
     timing: Timing
     logprobs: tuple[TokenLogprob, ...] = ()
+    met: str | None = None

@@ -69,6 +69,7 @@ class _Given:
     variables: Mapping[str, object] = field(default_factory=dict)
     guard: TextGuard | None = None
     kept: tuple[str, ...] = ()
+    header: bool = True
 
     def guarded(self, value: Any, keep: Sequence[str] = ()) -> Any:
         """A value of JSON, with all texts in it guarded."""
@@ -129,6 +130,7 @@ class ChatTemplate:
         think: bool | None = None,
         guard: TextGuard | None = None,
         variables: Mapping[str, object] = MappingProxyType({}),
+        header: bool = True,
     ) -> str:
         """The prompt up to the header of the assistant's next turn; where the last turn is an answer, to the end of its text.
 
@@ -141,12 +143,13 @@ class ChatTemplate:
             think: whether the model thinks before it answers; None leaves that to the template.
             guard: keeps control tokens out of whatever the template does not write itself.
             variables: what else the template is given.
+            header: begin the assistant's next turn.
 
         Raises:
             TemplateError: the template refuses these messages, leaves one out, or does not know what it is given.
         """
         if tools and self._with_tools is not None:
-            return self._with_tools.render(messages, tools=tools, think=think, guard=guard, variables=variables)
+            return self._with_tools.render(messages, tools=tools, think=think, guard=guard, variables=variables, header=header)
         if unknown := next((name for name in variables if name not in self.variables), None):
             raise TemplateError(f"The model's chat template does not know {unknown}.", hint="Leave it out.")
         if think is not None:
@@ -154,7 +157,7 @@ class ChatTemplate:
         thinking = self.thinking
         # What an answer thought is cut out by the template itself, by its marks; those of channels are gone before.
         kept = (thinking.opens, thinking.closes) if thinking is not None and not thinking.answers else ()
-        given = _Given(tools, variables, guard, kept)
+        given = _Given(tools, variables, guard, kept, header)
         refused: TemplateError | None = None
         for turns in self._arrangements(messages):
             try:
@@ -269,8 +272,8 @@ class ChatTemplate:
     def _prompt(self, turns: Sequence[Message], given: _Given, *, think: bool | None) -> str:
         if turns and turns[-1].role == "assistant" and not turns[-1].tool_calls:
             return self._continued(turns, given)
-        text = self._write(turns, given)
-        return text if think is not False else text + self._skipped(text)
+        text = self._write(turns, given, ended=not given.header)
+        return text if think is not False or not given.header else text + self._skipped(text)
 
     def _continued(self, turns: Sequence[Message], given: _Given) -> str:
         """The prompt up to the end of the last answer's text, as `continue_final_message` of transformers makes it."""

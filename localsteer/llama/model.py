@@ -153,9 +153,7 @@ class Model(Closing):
         if source is None:
             return None
         of_ollama = source is self._ollama_template
-        bos, eos = (
-            self._token_text(token(self.vocabulary)) for token in (self._llama.llama_vocab_bos, self._llama.llama_vocab_eos)
-        )
+        bos, eos = self.bos_text, self.eos_text
         with_tools = ChatTemplate(for_tools, bos=bos, eos=eos) if for_tools is not None else None
         return ChatTemplate(source, bos=bos, eos=eos, with_tools=with_tools, of_ollama=of_ollama)
 
@@ -215,8 +213,7 @@ class Model(Closing):
             raise LocalsteerError(
                 f"The text is not valid Unicode (character {error.start}).", hint="Was it read from bytes that are not UTF-8?"
             ) from error
-        bos = self._llama.llama_vocab_bos(self.vocabulary)
-        if bos >= 0 and (bos_text := self._token_text(bos)) and text.startswith(bos_text):
+        if self.bos_text and text.startswith(self.bos_text):
             add_special = False  # The chat template printed it already.
         capacity = len(data) + 8
         while True:
@@ -258,6 +255,21 @@ class Model(Closing):
     def is_end(self, token: int) -> bool:
         """Whether a token ends the answer: end of turn, of text, ..., or what the chat template writes behind one."""
         return bool(self._llama.llama_vocab_is_eog(self.vocabulary, token)) or token == self.template_tokens.end
+
+    @functools.cached_property
+    def end_tokens(self) -> tuple[int, ...]:
+        """All tokens that end an answer."""
+        return tuple(token for token in range(self.n_vocab) if self.is_end(token))
+
+    @functools.cached_property
+    def bos_text(self) -> str:
+        """The text of the beginning-of-sequence token; empty where there is none."""
+        return self._token_text(self._llama.llama_vocab_bos(self.vocabulary))
+
+    @functools.cached_property
+    def eos_text(self) -> str:
+        """The text of the end-of-sequence token; empty where there is none."""
+        return self._token_text(self._llama.llama_vocab_eos(self.vocabulary))
 
     def _token_text(self, token: int) -> str:
         if token < 0:

@@ -18,9 +18,10 @@ from localsteer.llama.context import Context
 from localsteer.llama.grammar import Grammar, Matcher
 from localsteer.llama.model import Model
 
-# The tokens that penalties look back on; llama.cpp's default.
-_PENALTY_WINDOW = 64
 MAX_SEED = 2**32 - 2
+
+# Rules a token out, unless all others are ruled out, too; with an infinite one llama.cpp would draw by numbers that are none.
+RULED_OUT = -1e9
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,15 @@ class Sampling:
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the most likely tokens up to this summed probability; 1 keeps all.
         min_p: drop tokens less likely than this share of the most likely one; 0 drops none.
-        repeat_penalty: divide the logits of the last 64 tokens, the prompt's among them, by this; 1 changes nothing.
-        frequency_penalty: take this from the logit of a token for each time it is among the last 64; 0 changes nothing.
+        typical_p: keep the tokens whose surprise is nearest to the mean one up to this summed probability (Meister et al. 2023,
+            Locally Typical Sampling); 1 keeps all.
+        repeat_penalty: divide the logits of the last tokens, the prompt's among them, by this; 1 changes nothing.
+        frequency_penalty: take this from the logit of a token for each time it is among the last ones; 0 changes nothing.
         presence_penalty: likewise, once however often.
+        repeat_last_n: how many tokens the penalties look back on; 0 for none.
+        logit_bias: tokens with what is added to their logits, before anything else.
+        min_tokens: tokens of the answer before which no end is drawn.
+        ignore_eos: never draw an end.
         seed: of the random draw; None draws a new one each time.
     """
 
@@ -42,21 +49,26 @@ class Sampling:
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
+    typical_p: float = 1.0
     repeat_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    repeat_last_n: int = 64
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
     seed: int | None = None
 
     @property
     def penalties(self) -> tuple[float, float, float] | None:
         """Those of repetition, frequency and presence; None where none changes anything."""
         penalties = self.repeat_penalty, self.frequency_penalty, self.presence_penalty
-        return penalties if penalties != (1.0, 0.0, 0.0) else None
+        return penalties if penalties != (1.0, 0.0, 0.0) and self.repeat_last_n > 0 else None
 
     @property
     def filters(self) -> bool:
         """Whether any token is ever ruled out."""
-        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0 or self.typical_p < 1
 
 
 def fresh_seed() -> int:
@@ -72,9 +84,10 @@ class Sampler(Closing):
         model: whose tokens are drawn.
         grammar: what they follow; None for nothing.
         recent: what was said before, the prompt for one; penalties look back on its last tokens, as those of llama-server do.
-        anchored: draw only what the settings' filters (top-k, top-p, min-p) keep of the unsteered model's predictions as well, as
-            likely as the steered model has it (DExperts, Liu et al. 2021, cut by the base model; the plausibility constraint of
-            Li et al. 2023, Contrastive Decoding). Where nothing is steered, these are the draws that are made anyway.
+        anchored: draw only what the settings' filters (top-k, typical-p, top-p, min-p) keep of the unsteered model's predictions
+            as well, as likely as the steered model has it (DExperts, Liu et al. 2021, cut by the base model; the plausibility
+            constraint of Li et al. 2023, Contrastive Decoding). Where nothing is steered, these are the draws that are made
+            anyway.
 
     Raises:
         LocalsteerError: the seed is missing or out of range.
@@ -95,11 +108,16 @@ class Sampler(Closing):
         self._llama = library.load()
         self._greedy = settings.temperature <= 0 and settings.penalties is None
         self._grammar = grammar.matcher() if grammar is not None else None
+        self._bias = _bias_of(settings, model)
+        # Where an end may not be drawn yet, it is ruled out by more than any bias would make up for.
+        self._ends = list(model.end_tokens) if settings.min_tokens > 0 or settings.ignore_eos else []
+        self._min_tokens = float("inf") if settings.ignore_eos else settings.min_tokens
+        self._count = 0
         penalties, filters, draw = self._penalties(settings, model), self._filters(settings), self._draw(settings)
         self._chain = self._chain_of([*penalties, *([] if anchored else filters), *draw])
         self._filter = self._chain_of([*self._penalties(settings, model), *filters]) if anchored else None
         if settings.penalties is not None:
-            for token in recent[-_PENALTY_WINDOW:]:
+            for token in recent[-settings.repeat_last_n :]:
                 self._remember(token)
 
     def close(self) -> None:
@@ -120,15 +138,15 @@ class Sampler(Closing):
         Raises:
             ModelError: the answer cannot go on as the grammar wants.
         """
-        if self._grammar is None and self._filter is None:
+        if self._grammar is None and self._filter is None and not self._is_biased:
             if self._greedy:
                 # What the chain would take; it copies all logits into a list of candidates first, 0.2 ms for 49k tokens.
                 return int(context.logits(row).argmax())
             return int(self._llama.llama_sampler_sample(self._chain, context.handle, row))
-        logits = context.logits(row)
+        logits = self._biased(context.logits(row))
         among = None if self._filter is None else self._plausible(logits)
         if among is not None and unsteered is not None:
-            among = _in_both(among, self._plausible(context.logits(unsteered)))
+            among = _in_both(among, self._plausible(self._biased(context.logits(unsteered))))
         token = self._drawn(_Candidates(logits) if among is None else _Candidates(logits[among], among))
         if self._grammar is not None and not self._grammar.allows(token):
             token = self._drawn_by(self._grammar, logits, among)
@@ -142,9 +160,25 @@ class Sampler(Closing):
 
     def accept(self, token: int) -> None:
         """Count a token that was drawn before among the recent ones."""
+        self._count += 1
         self._remember(token)
         if self._grammar is not None:
             self._grammar.accept(token)
+
+    @property
+    def _is_biased(self) -> bool:
+        return bool(self._bias) or self._count < self._min_tokens
+
+    def _biased(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same with what is added to them; a copy, for others read the model's own."""
+        if not self._is_biased:
+            return logits
+        logits = logits.copy()
+        for token, bias in self._bias.items():
+            logits[token] += bias
+        if self._count < self._min_tokens:
+            logits[self._ends] = RULED_OUT
+        return logits
 
     def _remember(self, token: int) -> None:
         for chain in self._chains:
@@ -186,12 +220,14 @@ class Sampler(Closing):
     def _penalties(self, settings: Sampling, model: Model) -> list[Any]:
         if settings.penalties is None:
             return []
-        return [self._llama.llama_sampler_init_penalties(model.n_vocab, _PENALTY_WINDOW, *settings.penalties)]
+        return [self._llama.llama_sampler_init_penalties(model.n_vocab, settings.repeat_last_n, *settings.penalties)]
 
     def _filters(self, settings: Sampling) -> list[Any]:
         made = []
         if settings.top_k > 0:
             made.append(self._llama.llama_sampler_init_top_k(settings.top_k))
+        if settings.typical_p < 1:
+            made.append(self._llama.llama_sampler_init_typical(settings.typical_p, 1))
         if settings.top_p < 1:
             made.append(self._llama.llama_sampler_init_top_p(settings.top_p, 1))
         if settings.min_p > 0:
@@ -203,6 +239,20 @@ class Sampler(Closing):
             return [self._llama.llama_sampler_init_greedy()]
         assert settings.seed is not None
         return [self._llama.llama_sampler_init_temp(settings.temperature), self._llama.llama_sampler_init_dist(settings.seed)]
+
+
+def _bias_of(settings: Sampling, model: Model) -> dict[int, float]:
+    """What is added to the logits of which tokens.
+
+    Raises:
+        LocalsteerError: one is no token of the model.
+    """
+    bias: dict[int, float] = {}
+    for token, value in settings.logit_bias:
+        if not 0 <= token < model.n_vocab:
+            raise LocalsteerError(f"{token} is no token of this model.", hint=f"It has the tokens 0 to {model.n_vocab - 1}.")
+        bias[token] = bias.get(token, 0.0) + value
+    return bias
 
 
 def _in_both(steered: NDArray[np.int32], unsteered: NDArray[np.int32]) -> NDArray[np.int32]:

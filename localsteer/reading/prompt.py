@@ -29,6 +29,7 @@ def prompt_tokens(
     tools: Sequence[Mapping[str, Any]] = (),
     think: bool | None = None,
     variables: Mapping[str, object] = MappingProxyType({}),
+    header: bool = True,
 ) -> tuple[int, ...]:
     """Tokens of a conversation up to the assistant's next turn, or to the end of its last one.
 
@@ -41,6 +42,7 @@ def prompt_tokens(
         tools: what the assistant may call, in OpenAI's form.
         think: whether the model thinks before it answers; None leaves that to its template.
         variables: what else the template is given.
+        header: begin the assistant's next turn.
 
     Raises:
         LocalsteerError: there is no text.
@@ -50,7 +52,7 @@ def prompt_tokens(
         raise LocalsteerError("The prompt is empty.", hint="Give the model some text.")
     if raw or model.chat_template is None:
         return tuple(model.tokenize(PARAGRAPH.join(message.content for message in messages)))
-    return _templated(model, model.chat_template, messages, tools, think, variables)
+    return _templated(model, model.chat_template, messages, tools, think, variables, header=header)
 
 
 def _templated(
@@ -60,9 +62,11 @@ def _templated(
     tools: Sequence[Mapping[str, Any]],
     think: bool | None,
     variables: Mapping[str, object],
+    *,
+    header: bool,
 ) -> tuple[int, ...]:
     guard = model.template_tokens.guard()
-    prompt = template.render(messages, tools=tools, think=think, guard=guard, variables=variables)
+    prompt = template.render(messages, tools=tools, think=think, guard=guard, variables=variables, header=header)
     return tuple(model.template_tokens.tokenize(prompt, guard))
 
 
@@ -73,6 +77,7 @@ def chat_tokens(
     tools: Sequence[Mapping[str, Any]] = (),
     think: bool | None = None,
     variables: Mapping[str, object] = MappingProxyType({}),
+    header: bool = True,
 ) -> tuple[int, ...]:
     """Tokens of a conversation as `prompt_tokens` gives them, with a base model as well, and where nothing is said in it.
 
@@ -83,7 +88,7 @@ def chat_tokens(
     if not messages:
         raise LocalsteerError("The conversation is empty.", hint="Give the model a message.")
     if model.chat_template is not None:
-        return _templated(model, model.chat_template, messages, tools, think, variables)
+        return _templated(model, model.chat_template, messages, tools, think, variables, header=header)
     if think or variables or tools:
         name = next(iter(variables), "thinking" if think else "a list of tools")
         raise TemplateError(f"{model.name} is a base model without a chat template: {name} means nothing to it.")
@@ -91,7 +96,7 @@ def chat_tokens(
     texts = [message.content if guard is None else guard(message.content) for message in messages]
     lines = [f"{_PLAIN_TURN[message.role]}{text}" for message, text in zip(messages, texts, strict=True)]
     begun = messages[-1].role == "assistant"
-    return tuple(model.template_tokens.tokenize("\n".join(lines if begun else [*lines, "Assistant:"]), guard))
+    return tuple(model.template_tokens.tokenize("\n".join(lines if begun or not header else [*lines, "Assistant:"]), guard))
 
 
 def chat_stop(model: Model) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from localsteer.engine.phases import Division
 from localsteer.engine.request import Answer, Request, TokenLogprob
 from localsteer.errors import LocalsteerError
 from localsteer.llama.grammar import Grammar
+from localsteer.llama.infill import File, infill_prompt
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import MAX_SEED, Sampling, fresh_seed
 from localsteer.policy.arm import ArmedPolicy
@@ -161,6 +162,18 @@ class Finished:
 
     answer: Answer
     decisions: tuple[Decision, ...]
+
+
+def likeliest(finished: Sequence[Finished], prompts: int, kept: int) -> list[Finished]:
+    """Of the answers to each prompt those with the highest mean log probability of a token."""
+    count = len(finished) // prompts
+    groups = (finished[start : start + count] for start in range(0, len(finished), count))
+    return [one for group in groups for one in sorted(group, key=_mean_logprob, reverse=True)[:kept]]
+
+
+def _mean_logprob(finished: Finished) -> float:
+    logprobs = [entry.logprob for entry in finished.answer.logprobs]
+    return sum(logprobs) / len(logprobs) if logprobs else 0.0
 
 
 class _EndsAnswers(Response):
@@ -308,6 +321,17 @@ class Service:
         if wrong := next((token for token in tokens if not 0 <= token < self.model.n_vocab), None):
             raise RequestError(f"{wrong} is no token of this model.", "prompt")
         return Prompt(tuple(tokens), self.model.detokenize(list(tokens)), (0, len(tokens)) if tokens else None)
+
+    def infill_prompt(self, prefix: str, suffix: str, *, files: Sequence[File] = (), begun: str = "") -> Prompt:
+        """The prompt that is answered by what stands between two texts.
+
+        Raises:
+            RequestError: the model cannot do that.
+        """
+        try:
+            return self.token_prompt(infill_prompt(self.model, prefix, suffix, files=files, begun=begun))
+        except LocalsteerError as error:
+            raise RequestError(error.message, "suffix", hint=error.hint) from error
 
     def jobs(self, prompts: Sequence[Prompt], plan: Plan | None, wishes: Wishes, mode: Mode) -> list[Job]:
         """What the engine is asked for: for each prompt as many answers as are wished for.

@@ -17,7 +17,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from localsteer.errors import LocalsteerError
-from localsteer.server import embeddings_api, llama_server_api, ollama_api, openai_api, vectors_api
+from localsteer.server import completion_api, embeddings_api, llama_server_api, ollama_api, openai_api, vectors_api
 from localsteer.server.answers import Service
 from localsteer.server.engine import BusyError
 from localsteer.server.errors import document, error_document, error_response, without_paths
@@ -50,6 +50,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
     app.include_router(vectors_api.router(service))
     app.include_router(ollama_api.router(service))
     app.include_router(embeddings_api.router(service))
+    app.include_router(completion_api.router(service))
     app.include_router(llama_server_api.router(service))
     app.add_exception_handler(LocalsteerError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -138,7 +138,7 @@ def chat_prompt(
             raise RequestError("An answer in a form, or a call that has to be made, begins at once: without thinking.", "think")
         think = False if model.chat_template is not None and model.chat_template.thinking is not None else think
     turns = with_names(messages)
-    render = functools.partial(chat_tokens, model, think=think, variables=variables)
+    render = functools.partial(chat_tokens, model, think=think, variables=variables, header=wishes.header)
     tokens, tokens_of, form = _rendered(model, turns, render, offer)
     last = max((place for place, message in enumerate(messages) if message.role == "user"), default=None)
     span = changed_span(tokens, tokens_of, turns, last) if with_span and last is not None else None

@@ -67,15 +67,16 @@ class _Running:
     def gate(self) -> AnswerGate | None:
         return self.job.gate
 
-    def news(self) -> tuple[tuple[TokenLogprob, ...], tuple[Decision, ...]]:
+    def news(self) -> tuple[tuple[TokenLogprob, ...], tuple[Decision, ...], tuple[int, ...]]:
         """What has come since it was last asked for."""
         assert self.lane is not None
         answering = self.lane.answering
-        logprobs = tuple(answering.logprobs[self.told_tokens : answering.draft.shown_tokens])
-        self.told_tokens += len(logprobs)
+        fresh = slice(self.told_tokens, answering.draft.shown_tokens)
+        logprobs, tokens = tuple(answering.logprobs[fresh]), tuple(answering.draft.tokens[fresh])
+        self.told_tokens += len(tokens)
         decisions = tuple(self.gate.decisions[self.told_decisions :]) if self.gate is not None else ()
         self.told_decisions += len(decisions)
-        return logprobs, decisions
+        return logprobs, decisions, tokens
 
 
 @dataclass
@@ -316,11 +317,11 @@ class Engine:
             return
         self._seconds += _MEMORY * (answer.timing.seconds - self._seconds)
         self._count_decisions(running)
-        logprobs, decisions = running.news()
+        logprobs, decisions, tokens = running.news()
         # As long as it is among those that run, a mistake above is told to who waits for it.
         self._running.remove(running)
         self.counters.count(answer.finish_reason, answer)
-        _tell(running.ticket, Ended(running.choice, answer, decisions, logprobs))
+        _tell(running.ticket, Ended(running.choice, answer, decisions, logprobs, tokens))
 
     def _count_decisions(self, running: _Running) -> None:
         for decision in running.gate.decisions if running.gate is not None else ():

@@ -122,7 +122,9 @@ class Guard:
             return 413, *_TOO_LARGE
         if self._key is not None and not any(path == one or (one == "/page/" and path.startswith(one)) for one in _OPEN):
             scheme, _, key = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1"), self._key):
+            # Programs for Anthropic's API send the other header, and llama-server takes either.
+            shown = key if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+            if not hmac.compare_digest(shown.strip().encode("latin-1"), self._key):
                 return 401, "The API key is missing or wrong.", "invalid_api_key"
         return None
 

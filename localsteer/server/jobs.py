@@ -32,6 +32,7 @@ class Piece:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     decisions: tuple[Decision, ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Ended:
     answer: Answer
     decisions: tuple[Decision, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""What programs for llama-server ask besides OpenAI's API: `/tokenize`, `/detokenize`, `/props`, `/slots`."""
+"""What programs for llama-server ask besides OpenAI's API: `/tokenize`, `/detokenize`, `/apply-template`, `/props`, `/slots`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -10,7 +11,8 @@ from pydantic import BaseModel, Field
 
 from localsteer.llama.sampling import Sampling
 from localsteer.server.answers import RequestError, Service
-from localsteer.server.schema import Text
+from localsteer.server.conversations import chat_prompt, offer_of
+from localsteer.server.schema import ChatRequest, Text
 
 _MAX_TOKENS = 10**6
 
@@ -54,8 +56,18 @@ def router(service: Service) -> APIRouter:
         """The text of tokens."""
         if wrong := next((token for token in body.tokens if not 0 <= token < model.n_vocab), None):
             raise RequestError(f"{wrong} is no token of this model.", "tokens")
-        data = b"".join(model.token_bytes(token, special=True) for token in body.tokens)
-        return {"content": data.decode("utf-8", errors="replace")}
+        return {"content": _text(body.tokens)}
+
+    def _text(tokens: Sequence[int]) -> str:
+        return b"".join(model.token_bytes(token, special=True) for token in tokens).decode("utf-8", errors="replace")
+
+    @routes.post("/apply-template")
+    def apply_template(body: ChatRequest) -> dict[str, str]:
+        """What the model would read of a conversation."""
+        offer = offer_of(body.tools, body.tool_choice, body.parallel_tool_calls)
+        messages, formed = [message.message() for message in body.messages], body.constraint() is not None
+        prompt = chat_prompt(model, messages, body.template_wishes(), offer, formed=formed)
+        return {"prompt": _text(prompt.tokens)}
 
     @routes.get("/props")
     def props() -> dict[str, Any]:
@@ -65,6 +77,8 @@ def router(service: Service) -> APIRouter:
             "total_slots": service.engine.parallel,
             "model_alias": service.steerings.name,
             "model_path": model.path.name,
+            "bos_token": model.bos_text,
+            "eos_token": model.eos_text,
             "chat_template": model.metadata("tokenizer.chat_template") or "",
             "modalities": {"vision": False, "audio": False},
             "is_sleeping": False,

@@ -9,12 +9,16 @@ from localsteer.engine.request import TokenLogprob
 from localsteer.llama.model import Model
 
 
-def logprob_documents(model: Model, entries: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
-    """A document for each token, with those of the likeliest ones in it."""
+def logprob_documents(model: Model, entries: Sequence[TokenLogprob], *, with_ids: bool = False) -> list[dict[str, Any]]:
+    """A document for each token, with those of the likeliest ones in it; for llama-server's programs with the tokens' numbers."""
+
+    def of_token(token: int, logprob: float) -> dict[str, Any]:
+        return {**({"id": token} if with_ids else {}), **_token(model, token, logprob)}
+
     return [
         {
-            **_token(model, entry.token, entry.logprob),
-            "top_logprobs": [_token(model, token, logprob) for token, logprob in entry.likeliest],
+            **of_token(entry.token, entry.logprob),
+            "top_logprobs": [of_token(token, logprob) for token, logprob in entry.likeliest],
         }
         for entry in entries
     ]

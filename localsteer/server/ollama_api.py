@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.request import Answer, TokenLogprob
@@ -34,10 +34,6 @@ _NANOSECONDS = 1e9
 _SPOKEN = "0.12.11"
 
 
-# Options of Ollama's that would change the answer, with the values by which they do not. The others say how a model is loaded.
-_IDLE = {"mirostat": 0, "tfs_z": 1, "typical_p": 1}
-
-
 class Options(SamplingFields):
     """Ollama's options, as far as they are ours."""
 
@@ -48,15 +44,6 @@ class Options(SamplingFields):
     steer_prompt: bool | None = None
     steer_tools: bool | None = None
     anchored: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for name, idle in _IDLE.items():
-                if data.get(name) not in (None, idle):
-                    raise ValueError(f"{name} is not offered here.")
-        return data
 
 
 class _Common(BaseModel):
@@ -72,11 +59,11 @@ class _Common(BaseModel):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
 
-    def wishes(self) -> Wishes:
+    def wishes(self, model: Model) -> Wishes:
         """How it is to be answered.
 
         Raises:
-            RequestError: the format cannot be had.
+            RequestError: the format cannot be had, or what has a bias is no token of the model.
         """
         options = self.options or Options()
         if self.top_logprobs and not self.logprobs:
@@ -84,7 +71,7 @@ class _Common(BaseModel):
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         steer_forms = self.steer_tools if self.steer_tools is not None else options.steer_tools
         return Wishes(
-            options.sampling(),
+            options.sampling(model),
             longest(options.num_predict),
             options.stops(),
             self.constraint(),
@@ -180,7 +167,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/generate", response_model=None)
     async def generate(body: OllamaGenerate, http: HTTPRequest, x_steering: SteeringHeader = None) -> Response | dict[str, Any]:
         """Answer a prompt; with `raw`, go on with it as it stands."""
-        for name in ("suffix", "template", "context", "images"):
+        for name in ("template", "context", "images"):
             if getattr(body, name):
                 raise RequestError(f"{name} is not offered.", name)
 
@@ -192,6 +179,8 @@ def router(service: Service) -> APIRouter:
             return {"response": text, **({"thinking": thinking} if thinking else {})}
 
         def prompt() -> Prompt:
+            if body.suffix:
+                return service.infill_prompt(body.prompt, body.suffix)
             if body.raw:
                 return service.text_prompt(body.prompt)
             system = [Message("system", body.system)] if body.system else []
@@ -254,7 +243,7 @@ async def _answer(
 
     def prepare() -> tuple[Prompt, list[Job]]:
         prompt = make_prompt()
-        return prompt, service.jobs([prompt], plan, body.wishes(), mode)
+        return prompt, service.jobs([prompt], plan, body.wishes(service.model), mode)
 
     prompt, jobs = await run_in_threadpool(prepare)
     answers = Answers(service.engine, jobs)

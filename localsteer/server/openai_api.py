@@ -6,7 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -15,7 +15,7 @@ from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.request import Answer, FinishReason, TokenLogprob
 from localsteer.llama.model import Model
-from localsteer.server.answers import Answers, EventStream, Finished, Prompt, RequestError, Service, applied
+from localsteer.server.answers import Answers, EventStream, Finished, Prompt, RequestError, Service, applied, likeliest
 from localsteer.server.conversations import chat_prompt, offer_of
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Event, Failed, Job
@@ -123,6 +123,9 @@ class _Reply:
     note: str | None
     prompt_tokens: int
     reading: Reading
+    prompts: int = 1
+    echoed: Sequence[str] = ()
+    kept: int | None = None
     identity: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -147,11 +150,14 @@ class _Reply:
 
     def whole(self, finished: Sequence[Finished]) -> dict[str, Any]:
         """All answers in one document."""
+        usage = self.usage([one.answer for one in finished])
+        if self.kept is not None:
+            finished = likeliest(finished, self.prompts, self.kept)
         said = [self.reading.of(one.answer.text) for one in finished]
         choices = [
             {
                 "index": number,
-                **self.form.answer(said[number]),
+                **self._echoing(number, len(finished), self.form.answer(said[number])),
                 "finish_reason": _finish(one.answer, calls=len(parts_of(said[number])[2])),
                 "logprobs": self.logprobs(one.answer.logprobs) if self.wants_logprobs else None,
                 "seed": one.answer.seed,
@@ -162,11 +168,17 @@ class _Reply:
         return {
             **self.head(self.form.whole),
             "choices": choices,
-            "usage": self.usage([one.answer for one in finished]),
+            "usage": usage,
             "steering": self.steering,
             "policy": decision_documents(decisions),
             "timing": _timing([one.answer for one in finished]),
         }
+
+    def _echoing(self, choice: int, count: int, content: dict[str, Any]) -> dict[str, Any]:
+        """A choice's text with its prompt before it, where that was asked for."""
+        if not self.echoed:
+            return content
+        return {"text": self.echoed[choice * self.prompts // count] + content["text"]}
 
     @property
     def steering(self) -> dict[str, Any]:
@@ -194,6 +206,9 @@ class _Reply:
         if self.form is _CHAT:
             for choice in range(len(self.jobs)):
                 yield json.dumps(self.chunk(choice, {"delta": {"role": "assistant", "content": ""}}))
+        elif self.echoed:
+            for choice in range(len(self.jobs)):
+                yield json.dumps(self.chunk(choice, self._echoing(choice, len(self.jobs), {"text": ""})))
         ended: list[Answer] = []
         telling = [_Telling(self.reading.reader()) for _ in self.jobs]
         async for event in answers.events():
@@ -265,10 +280,11 @@ def _timing(answers: Sequence[Answer]) -> dict[str, float]:
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+    routes = APIRouter(tags=["OpenAI"])
     created = int(time.time())
 
-    @routes.post("/chat/completions", response_model=None)
+    @routes.post("/chat/completions", response_model=None, include_in_schema=False)
+    @routes.post("/v1/chat/completions", response_model=None)
     async def chat(body: ChatRequest, http: HTTPRequest, x_steering: SteeringHeader = None) -> Response | dict[str, Any]:
         """Answer a conversation, steered as the request says."""
         messages = [message.message() for message in body.messages]
@@ -278,7 +294,7 @@ def router(service: Service) -> APIRouter:
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
 
         offer = offer_of(body.tools, body.tool_choice, body.parallel_tool_calls)
-        formed = body.wishes(max_tokens=None, logprobs=None).grammar is not None
+        formed = body.constraint() is not None
 
         def prompts() -> list[Prompt]:
             wishes = body.template_wishes()
@@ -286,24 +302,27 @@ def router(service: Service) -> APIRouter:
 
         return await _answer(service, _CHAT, body, prompts, max_tokens, logprobs, x_steering, http)
 
-    @routes.post("/completions", response_model=None)
+    @routes.post("/v1/completions", response_model=None)
     async def complete(
         body: CompletionRequest, http: HTTPRequest, x_steering: SteeringHeader = None
     ) -> Response | dict[str, Any]:
         """Go on with a text, steered as the request says."""
 
         def prompts() -> list[Prompt]:
-            return [_prompt(service, one) for one in _several(body.prompt)]
+            return [_prompt(service, one, body.suffix) for one in _several(body.prompt)]
 
         max_tokens = body.max_tokens if body.max_tokens is not None else _LEGACY_MAX_TOKENS
-        return await _answer(service, _TEXT, body, prompts, max_tokens, body.logprobs, x_steering, http)
+        best_of = body.best_of if body.best_of != (body.n or 1) else None
+        options = _Options(body.echo is True, best_of)
+        return await _answer(service, _TEXT, body, prompts, max_tokens, body.logprobs, x_steering, http, options)
 
-    @routes.get("/models")
+    @routes.get("/models", include_in_schema=False)
+    @routes.get("/v1/models")
     def models() -> dict[str, Any]:
         """The model, and one more name for each preset, and for what it can be steered by."""
         return {"object": "list", "data": [_model_document(name, created) for name in service.steerings.listed()]}
 
-    @routes.get("/models/{name:path}")
+    @routes.get("/v1/models/{name:path}")
     def model(name: str) -> dict[str, Any]:
         """One of them; a name with a steering behind it is one, too."""
         service.steerings.of_model_name(name)
@@ -328,8 +347,20 @@ def _several(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str 
     return prompt  # type: ignore[return-value]
 
 
-def _prompt(service: Service, prompt: str | list[int]) -> Prompt:
+def _prompt(service: Service, prompt: str | list[int], suffix: str | None) -> Prompt:
+    if suffix:
+        if not isinstance(prompt, str):
+            raise RequestError("A suffix is offered for prompts that are texts.", "suffix")
+        return service.infill_prompt(prompt, suffix)
     return service.text_prompt(prompt) if isinstance(prompt, str) else service.token_prompt(prompt)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What only texts to go on with have: the prompt before the answer, and more answers than are given."""
+
+    echo: bool = False
+    best_of: int | None = None
 
 
 async def _answer(
@@ -341,16 +372,22 @@ async def _answer(
     logprobs: int | None,
     header: str | None,
     http: HTTPRequest,
+    options: _Options = _Options(),
 ) -> Response | dict[str, Any]:
     mode = service.mode(steer_prompt=body.steer_prompt, anchored=body.anchored)
     plan = await service.plan(body.steering, header, body.model, mode, http)
 
     def prepare() -> _Reply:
-        prompts, wishes = make_prompts(), body.wishes(max_tokens=max_tokens, logprobs=logprobs)
+        prompts, wishes = make_prompts(), body.wishes(service.model, max_tokens=max_tokens, logprobs=logprobs)
+        if options.best_of is not None:
+            wishes = replace(wishes, count=options.best_of, logprobs=logprobs or 0)
         jobs = service.jobs(prompts, plan, wishes, mode)
         read = sum(len(prompt.tokens) for prompt in prompts)
         name, note = service.called(body.model)
-        return _Reply(service, form, plan, jobs, logprobs is not None, name, note, read, prompts[0].reading)
+        echoed = [prompt.message for prompt in prompts] if options.echo else []
+        kept = (body.n or 1) if options.best_of is not None else None
+        reading = prompts[0].reading
+        return _Reply(service, form, plan, jobs, logprobs is not None, name, note, read, reading, len(prompts), echoed, kept)
 
     reply = await run_in_threadpool(prepare)  # schemas may have to be converted: not in the loop that serves everybody
     answers = Answers(service.engine, reply.jobs)

@@ -9,15 +9,17 @@ from fastapi import Header
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from localsteer.llama.chat_template import Message
+from localsteer.llama.model import Model
 from localsteer.llama.sampling import MAX_SEED, Sampling
 from localsteer.server.answers import RequestError, Wishes
-from localsteer.server.constraints import constraint
+from localsteer.server.constraints import Constraint, constraint
 from localsteer.server.conversations import tool_calls_of
+from localsteer.server.logit_bias import biases_of
 from localsteer.server.template_wishes import TemplateWishes
 
 SteeringHeader = Annotated[str | None, Header(alias="X-Steering", description="A steering expression.")]
 
-_SAMPLING = {field.name for field in fields(Sampling)}
+_SAMPLING = {field.name for field in fields(Sampling)} - {"logit_bias", "seed"}
 
 
 # Programs for role play send some twenty.
@@ -26,10 +28,25 @@ _MAX_STOPS = 64
 # llama-server and vLLM turn a filter off by -1.
 Off = BeforeValidator(lambda value: 0 if value == -1 else value)
 
+# llama-server and Ollama mean the whole context by -1; none here is longer than what penalties can look back on.
+_FARTHEST = 2**20
+Farthest = BeforeValidator(lambda value: _FARTHEST if value == -1 else value)
+
 
 def longest(max_tokens: int | None) -> int | None:
     """Tokens of the longest answer; None where it may fill the context."""
     return max_tokens if max_tokens is not None and max_tokens >= 0 else None
+
+
+# What would change how tokens are drawn, with the values by which it does not.
+_IDLE: dict[str, tuple[float, ...]] = {
+    "mirostat": (0,),
+    "tfs_z": (1,),
+    "dynatemp_range": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "top_n_sigma": (0, -1),
+}
 
 
 class SamplingFields(BaseModel):
@@ -39,19 +56,38 @@ class SamplingFields(BaseModel):
     top_p: float | None = Field(default=None, ge=0, le=1)
     top_k: Annotated[int, Off] | None = Field(default=None, ge=0, le=10**6)
     min_p: float | None = Field(default=None, ge=0, le=1)
+    typical_p: float | None = Field(default=None, ge=0, le=1)
     repeat_penalty: float | None = Field(default=None, gt=0, le=10)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repeat_last_n: Annotated[int, Farthest] | None = Field(default=None, ge=0, le=_FARTHEST)
+    logit_bias: dict[str, Any] | list[Any] | None = Field(
+        default=None, description="What is added to the logits of tokens; false rules one out."
+    )
+    min_tokens: int | None = Field(default=None, ge=0, le=10**7)
+    ignore_eos: bool | None = None
     # Programs send any 64-bit number.
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: str | Annotated[list[str], Field(max_length=_MAX_STOPS)] | None = None
 
-    def sampling(self) -> Sampling:
-        """The settings of the sampler chain."""
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_samplers(cls, data: Any) -> Any:
+        for name, idle in _IDLE.items() if isinstance(data, dict) else ():
+            if data.get(name) not in (None, *idle):
+                raise ValueError(f"{name} is not offered here.")
+        return data
+
+    def sampling(self, model: Model) -> Sampling:
+        """The settings of the sampler chain.
+
+        Raises:
+            RequestError: what has a bias is no token of the model.
+        """
         given = self.model_dump(include=_SAMPLING, exclude_none=True)
         # llama.cpp and Ollama take -1 for a random one.
         seed = self.seed % (MAX_SEED + 1) if self.seed not in (None, -1) else None
-        return Sampling(**{**given, "seed": seed})
+        return Sampling(**given, logit_bias=biases_of(model, self.logit_bias), seed=seed)
 
     def stops(self) -> tuple[str, ...]:
         """Strings that end the answer."""
@@ -66,11 +102,7 @@ Text = Annotated[str, Field(max_length=10**6)]
 # Asked for with these, the answer would be another one.
 _NOT_OFFERED = {
     "functions": "Functions are",
-    "logit_bias": "logit_bias is",
     "audio": "Audio is",
-    "suffix": "suffix is",
-    "best_of": "best_of is",
-    "echo": "echo is",
     # Of llama-server and vLLM.
     "grammar_lazy": "grammar_lazy is",
     "grammar_triggers": "grammar_triggers are",
@@ -164,18 +196,26 @@ class Common(SamplingFields):
     def _refuse(cls, data: Any) -> Any:
         if isinstance(data, dict):
             for name, what in _NOT_OFFERED.items():
-                if data.get(name) not in (None, False, [], {}, "", 1 if name == "best_of" else None):
+                if data.get(name) not in (None, False, [], {}, ""):
                     raise ValueError(f"{what} not offered here.")
         return data
 
-    def wishes(self, *, max_tokens: int | None, logprobs: int | None) -> Wishes:
+    def constraint(self) -> Constraint | None:
+        """What the answer is to follow.
+
+        Raises:
+            RequestError: it cannot be had.
+        """
+        return constraint(self.response_format, self.json_schema, self.grammar)
+
+    def wishes(self, model: Model, *, max_tokens: int | None, logprobs: int | None) -> Wishes:
         """How it is to be answered.
 
         Raises:
-            RequestError: what the answer is to follow cannot be had.
+            RequestError: what the answer is to follow cannot be had, or what has a bias is no token of the model.
         """
-        follows = constraint(self.response_format, self.json_schema, self.grammar)
-        return Wishes(self.sampling(), longest(max_tokens), self.stops(), follows, logprobs, self.n or 1, self.steer_tools)
+        sampling, follows = self.sampling(model), self.constraint()
+        return Wishes(sampling, longest(max_tokens), self.stops(), follows, logprobs, self.n or 1, self.steer_tools)
 
 
 class ChatRequest(Common):
@@ -194,15 +234,44 @@ class ChatRequest(Common):
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="What else its template is given.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    add_generation_prompt: bool | None = Field(default=None, description="Whether the prompt begins the assistant's turn.")
+    continue_final_message: bool | None = Field(
+        default=None, description="That the answer goes on with the last message, as it does where that is the assistant's."
+    )
+
+    @model_validator(mode="after")
+    def _check_end(self) -> ChatRequest:
+        if self.continue_final_message:
+            if self.add_generation_prompt:
+                raise ValueError("add_generation_prompt and continue_final_message cannot both be true.")
+            if self.messages[-1].role != "assistant":
+                raise ValueError("continue_final_message needs a last message of the assistant's.")
+        return self
 
     def template_wishes(self) -> TemplateWishes:
         """What its template is asked for."""
         think = self.think if self.think is not None else self.enable_thinking
-        return TemplateWishes(think, self.reasoning_effort, self.chat_template_kwargs or {})
+        header = self.add_generation_prompt is not False
+        return TemplateWishes(think, self.reasoning_effort, self.chat_template_kwargs or {}, header)
 
 
 class CompletionRequest(Common):
     """POST /v1/completions."""
 
     prompt: Text | list[Text] | list[int] | list[list[int]]
+    suffix: Text | None = Field(default=None, description="What stands behind the answer.")
+    echo: bool | None = Field(default=None, description="Put the prompt before the answer.")
+    best_of: int | None = Field(
+        default=None, ge=1, le=128, description="How many answers are written; the `n` likeliest of them are given."
+    )
     logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _check(self) -> CompletionRequest:
+        if self.echo and (self.suffix or self.logprobs is not None):
+            raise ValueError("echo is not offered together with suffix, nor with logprobs, which a prompt has none of here.")
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise ValueError("best_of is less than n.")
+        if self.best_of is not None and self.best_of > (self.n or 1) and self.stream:
+            raise ValueError("best_of cannot be streamed: which answers are the likeliest is known at their end.")
+        return self

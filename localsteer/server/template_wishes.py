@@ -19,11 +19,13 @@ class TemplateWishes:
         think: whether to think before the answer; or how much, as Ollama's requests may say.
         effort: how much, as OpenAI's say; "none" for not at all.
         variables: `chat_template_kwargs`.
+        header: whether the assistant's next turn is begun.
     """
 
     think: bool | str | None = None
     effort: str | None = None
     variables: Mapping[str, object] = field(default_factory=dict)
+    header: bool = True
 
     def of(self, model: Model) -> tuple[bool | None, dict[str, object]]:
         """Whether the model shall think, and what its template is given.

@@ -13,7 +13,7 @@ from localsteer.errors import LocalsteerError
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.grammar import Grammar
 from localsteer.llama.model import Model
-from localsteer.llama.sampling import Sampler, Sampling, fresh_seed
+from localsteer.llama.sampling import RULED_OUT, Sampler, Sampling, fresh_seed
 from tests.conftest import Floats, next_tokens, random_tokens
 
 PROMPT = random_tokens(12, seed=1)
@@ -141,6 +141,80 @@ def test_penalties_look_back_on_the_end_of_the_prompt(context: Context) -> None:
         assert drawn([], anchored=anchored) == first
         assert drawn([first, *filler[:63]], anchored=anchored) == second
     assert drawn([first, *filler]) == first  # too long ago
+
+
+def test_penalties_look_back_as_far_as_they_are_told(context: Context) -> None:
+    first, second = np.argsort(-logits_of(context))[:2].tolist()
+    settings = Sampling(temperature=0, repeat_penalty=1e6, seed=1)
+    assert draws(context, replace(settings, repeat_last_n=1), 3) == [first, second, first]
+    assert draws(context, replace(settings, repeat_last_n=0), 2) == [first, first]
+    with Sampler(replace(settings, repeat_last_n=1), context.model, recent=[first, second]) as sampler:
+        assert sampler.sample(context, len(PROMPT) - 1) == first
+
+
+def test_typical_p_keeps_what_is_about_as_surprising_as_usual(context: Context) -> None:
+    shares = probabilities(context).astype(np.float64)
+    entropy = -(shares * np.log(shares)).sum()
+    order = np.argsort(np.abs(-np.log(shares) - entropy))
+    kept = set(order[: int(np.searchsorted(np.cumsum(shares[order]), 0.3)) + 1].tolist())
+    assert 1 < len(kept) < 200
+    assert set(draws(context, replace(OPEN, temperature=20.0, typical_p=0.3), 4000)) == kept
+
+
+# What is added to logits
+
+
+@pytest.mark.parametrize(
+    "settings", [OPEN, Sampling(temperature=0, seed=1), Sampling(temperature=0, presence_penalty=0.1, seed=1)]
+)
+@pytest.mark.parametrize("anchored", [False, True])
+def test_a_bias_is_added_to_the_logit_and_to_nobody_elses(context: Context, settings: Sampling, *, anchored: bool) -> None:
+    before = logits_of(context).copy()
+    last = int(before.argmin())
+
+    def drawn(bias: float) -> int:
+        with Sampler(replace(settings, logit_bias=((last, bias),)), context.model, anchored=anchored) as sampler:
+            return sampler.sample(context, len(PROMPT) - 1)
+
+    assert drawn(1000.0) == last
+    assert drawn(-1000.0) != last
+    np.testing.assert_array_equal(logits_of(context), before)
+
+
+def test_a_token_may_be_ruled_out(context: Context) -> None:
+    order = np.argsort(-logits_of(context)).tolist()
+    ruled_out = tuple((token, RULED_OUT) for token in order[:3])
+    assert draws(context, Sampling(temperature=0, logit_bias=ruled_out, seed=1), 2) == [order[3], order[3]]
+    everything = tuple((token, RULED_OUT) for token in order)
+    assert draws(context, replace(OPEN, logit_bias=everything), 3)  # and no crash
+
+
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_what_is_no_token_has_no_bias(tiny: Model, token: int) -> None:
+    with pytest.raises(LocalsteerError, match="no token"):
+        Sampler(replace(OPEN, logit_bias=((token, 1.0),)), tiny)
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_no_end_is_drawn_too_early(context: Context, *, anchored: bool) -> None:
+    model = context.model
+    likely = Sampling(temperature=0, seed=1, logit_bias=tuple((end, 1000.0) for end in model.end_tokens))
+
+    def ends(settings: Sampling) -> list[bool]:
+        with Sampler(settings, model, anchored=anchored) as sampler:
+            return [model.is_end(sampler.sample(context, len(PROMPT) - 1)) for _ in range(4)]
+
+    assert ends(likely) == [True] * 4
+    assert ends(replace(likely, min_tokens=2)) == [False, False, True, True]
+    assert ends(replace(likely, ignore_eos=True)) == [False] * 4
+
+
+def test_a_bias_holds_within_a_grammar(context: Context) -> None:
+    for letter, word in (("y", "yes"), ("n", "no")):
+        settings = replace(OPEN, logit_bias=((ord(letter), 1000.0),))
+        assert written(context, settings, YES_OR_NO) == word
+    # What a grammar wants comes although it is ruled out.
+    assert written(context, replace(OPEN, logit_bias=((ord("y"), RULED_OUT),), min_tokens=9), 'root ::= "yes"') == "yes"
 
 
 def test_what_the_prompt_says_is_nothing_to_a_grammar(context: Context) -> None:

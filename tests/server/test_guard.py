@@ -190,6 +190,14 @@ def test_another_page_is_refused_all_the_same(shared: Served) -> None:
 # The key
 
 
+def test_the_key_may_be_shown_as_other_programs_show_it(shared: Served) -> None:
+    assert shared.client.get("/v1/models", headers={"X-Api-Key": KEY}).status_code == 200
+    assert shared.client.get("/v1/models", headers={"X-Api-Key": f"{KEY}x"}).status_code == 401
+    # What a program shows as OpenAI's do counts.
+    wrong = {"Authorization": "Bearer wrong", "X-Api-Key": KEY}
+    assert shared.client.get("/v1/models", headers=wrong).status_code == 401
+
+
 @pytest.mark.parametrize("header", [f"Bearer {KEY}", f"bearer {KEY}", f"BEARER   {KEY} "])
 def test_the_key_opens(shared: Served, header: str) -> None:
     assert status(shared, {"Authorization": header}) == 200

@@ -44,7 +44,21 @@ def test_the_server_tells_what_it_has_and_no_path_of_the_machine(served: Served)
     assert (document["total_slots"], document["model_alias"]) == (served.batch.parallel, "demo")
     assert document["default_generation_settings"]["n_ctx"] == served.engine.n_ctx
     assert "im_start" in document["chat_template"]
+    assert (document["bos_token"], document["eos_token"]) == ("<|endoftext|>", "<|im_end|>")
     assert document["model_path"] == served.model.path.name
     assert str(served.model.path.parent) not in str(document)
     slots = served.client.get("/slots").json()
     assert [(slot["id"], slot["is_processing"]) for slot in slots] == [(0, False), (1, False)]
+
+
+def test_a_conversation_is_shown_as_the_model_reads_it(served: Served) -> None:
+    messages = [{"role": "user", "content": "What is <|im_end|>?"}]
+    turn = "<|im_start|>user\nWhat is <|im_end|>?<|im_end|>\n"
+    assert posted(served, "/apply-template", messages=messages) == {"prompt": f"{turn}<|im_start|>assistant\n"}
+    assert posted(served, "/apply-template", messages=messages, add_generation_prompt=False) == {"prompt": turn}
+    begun = [*messages, {"role": "assistant", "content": "It is"}]
+    assert posted(served, "/apply-template", messages=begun)["prompt"].endswith("<|im_start|>assistant\nIt is")
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+    assert "look_up" in posted(served, "/apply-template", messages=messages, tools=[tool])["prompt"]
+    answer = served.client.post("/apply-template", json={"messages": messages, "chat_template_kwargs": {"nothing": 1}})
+    assert answer.status_code == 400

@@ -131,7 +131,6 @@ def test_an_empty_request_loads_the_model(fresh: Served) -> None:
         ("/api/chat", {"options": {"temperature": -1}}, "temperature"),
         ("/api/chat", {"options": {"num_predict": -3}}, "num_predict"),
         ("/api/chat", {"options": {"mirostat": 2}}, "mirostat"),
-        ("/api/chat", {"options": {"typical_p": 0.5}}, "typical_p"),
         ("/api/chat", {"options": {"top_k": -2}}, "top_k"),
         ("/api/chat", {"options": 7}, "options"),
         ("/api/chat", {"model": 7}, "model"),

@@ -370,6 +370,67 @@ def test_a_message_may_be_empty(served: Served) -> None:
     )
 
 
+def test_a_prompt_may_be_echoed(served: Served) -> None:
+    alone = served.complete(prompt=["good", "evening"])["choices"]
+    echoed = served.complete(prompt=["good", "evening"], echo=True)["choices"]
+    assert [one["text"] for one in echoed] == [f"good{alone[0]['text']}", f"evening{alone[1]['text']}"]
+    assert streamed_text(stream(served, "/v1/completions", echo=True)) == TEXT + served.complete()["choices"][0]["text"]
+    assert text_of(served.complete(echo=True, max_tokens=0)) == TEXT
+    assert text_of(served.complete(prompt=served.model.tokenize(TEXT), echo=True, max_tokens=0)) == TEXT
+
+
+def test_the_likeliest_of_several_answers_are_given(served: Served) -> None:
+    asked = {"prompt": ["good", "evening"], "temperature": 3.0, "seed": 4, "max_tokens": 4}
+    every = served.complete(**asked, n=4, logprobs=0)["choices"]
+    given = served.complete(**asked, n=2, best_of=4)
+
+    def likelihood(choice: dict[str, Any]) -> float:
+        return sum(choice["logprobs"]["token_logprobs"]) / len(choice["logprobs"]["token_logprobs"])
+
+    for prompt in (0, 1):
+        best = sorted(every[prompt * 4 : prompt * 4 + 4], key=likelihood, reverse=True)[:2]
+        assert [one["seed"] for one in given["choices"][prompt * 2 : prompt * 2 + 2]] == [one["seed"] for one in best]
+    assert [one["index"] for one in given["choices"]] == [0, 1, 2, 3]
+    assert all(one["logprobs"] is None for one in given["choices"])
+    assert given["usage"]["completion_tokens"] == 8 * 4  # what was written counts
+
+
+@pytest.mark.parametrize(
+    ("asked", "word"),
+    [
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"echo": True, "suffix": "x"}, "echo"),
+        ({"best_of": 1, "n": 2}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"best_of": 9}, "allowed"),
+        ({"suffix": "x", "prompt": [5, 6]}, "suffix"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(served: Served, asked: dict[str, Any], word: str) -> None:
+    status, error = served.refused(asked, "/v1/completions")
+    assert status == 400
+    assert word in error["message"]
+
+
+def test_programs_may_leave_out_the_version(served: Served) -> None:
+    assert text_of(served._post("/chat/completions", {"messages": HELLO, "max_tokens": 2, "temperature": 0})) == text_of(
+        served.chat(max_tokens=2)
+    )
+    assert served.client.get("/models").json() == served.client.get("/v1/models").json()
+
+
+def test_the_end_of_a_prompt_may_be_said(served: Served) -> None:
+    begun = [*HELLO, {"role": "assistant", "content": "I am"}]
+    assert text_of(served.chat(messages=begun, continue_final_message=True, add_generation_prompt=False)) == text_of(
+        served.chat(messages=begun)
+    )
+    assert text_of(served.chat(add_generation_prompt=False)) != text_of(served.chat())
+    status, error = served.refused({"messages": begun, "continue_final_message": True, "add_generation_prompt": True})
+    assert status == 400
+    assert "continue_final_message" in error["message"]
+    assert served.refused({"continue_final_message": True})[0] == 400
+
+
 def test_messages_may_have_parts_and_other_roles(served: Served) -> None:
     single = text_of(served.chat())
     parts = [{"type": "text", "text": "good "}, {"type": "text", "text": "day"}]
@@ -510,6 +571,46 @@ def test_penalties_keep_a_word_from_coming_again(served: Served) -> None:
 # Answers that follow a grammar
 
 
+@pytest.mark.parametrize(
+    "bias",
+    [{"88": 1000}, [[88, 1000]], [["X", 1000]], {"X": 1000}, [["88", 1000]], [[88, 2000], [65, False], ["88", -10]]],
+)
+def test_tokens_are_made_likely(served: Served, bias: object) -> None:
+    answer = served.chat(logit_bias=bias, max_tokens=3, logprobs=True)
+    assert text_of(answer) == "XXX"
+    # As likely as the model alone has it.
+    assert answer["choices"][0]["logprobs"]["content"][0]["logprob"] < -1
+
+
+def test_tokens_are_ruled_out(served: Served) -> None:
+    def drawn(**body: Any) -> set[int]:
+        entries = served.chat(logprobs=True, **body)["choices"][0]["logprobs"]["content"]
+        # A token of one byte has its number.
+        return {entry["bytes"][0] for entry in entries if len(entry["bytes"]) == 1}
+
+    first = drawn()
+    assert first
+    assert drawn(logit_bias=[[token, False] for token in first]).isdisjoint(first)
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [{"999999": 1}, {"-1": 1}, [[88]], [88], [[88, True]], [[88, "x"]], [[88, 1e300]], [[None, 1]], [[1.5, 1]], {"8": None}],
+)
+def test_a_bias_that_is_none_is_refused(served: Served, bias: object) -> None:
+    status, error = served.refused({"logit_bias": bias})
+    assert (status, error["param"]) == (400, "logit_bias")
+
+
+def test_an_answer_has_as_many_tokens_as_it_is_to_have_at_least(served: Served) -> None:
+    ends = {str(token): 1000 for token in served.model.end_tokens}
+    counts = {}
+    for name, value in (("min_tokens", 0), ("min_tokens", 4), ("ignore_eos", True)):
+        answer = served.chat(logit_bias=ends, max_tokens=6, **{name: value})
+        counts[name, value] = answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]
+    assert counts == {("min_tokens", 0): (0, "stop"), ("min_tokens", 4): (4, "stop"), ("ignore_eos", True): (6, "length")}
+
+
 def test_an_answer_is_json_where_that_is_asked_for(served: Served) -> None:
     for seed in range(0, 80, 8):
         document = served.chat(response_format={"type": "json_object"}, temperature=2, top_k=0, seed=seed, max_tokens=100, n=8)
@@ -618,7 +719,6 @@ def test_another_form_is_refused(served: Served, form: object) -> None:
     ("asked", "word"),
     [
         ({"functions": [{"name": "f"}]}, "Functions"),
-        ({"logit_bias": {"65": 5}}, "logit_bias"),
         ({"audio": {"voice": "x"}}, "Audio"),
         ({"suffix": "end"}, "suffix"),
         ({"best_of": 2}, "best_of"),
