@@ -150,7 +150,8 @@ class Answering:
         else:
             told, computed = self._told, computed + 1  # the last token of the prompt
         timing = Timing(computed, self._reused, told - self._begun, self.draft.drawn, ended - told)
-        return Answer(self.draft.text, tuple(self.draft.tokens), self.reason, seed, timing, tuple(self.logprobs))
+        tokens, logprobs = tuple(self.draft.tokens), tuple(self.logprobs)
+        return Answer(self.draft.text, tokens, self.reason, seed, timing, logprobs, self.draft.met)
 
     # ---- the prompt
 

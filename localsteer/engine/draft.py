@@ -14,15 +14,20 @@ class TextStream:
 
     Attributes:
         text: all text handed out so far.
-        stopped: whether a stop string was met.
+        met: the stop string that was met; None where none was.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         self.text = ""
-        self.stopped = False
+        self.met: str | None = None
         self._stop = [string for string in stop if string]
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was met."""
+        return self.met is not None
 
     def push(self, data: bytes) -> str:
         """Take the bytes of a token; returns the text that can be shown now."""
@@ -42,10 +47,10 @@ class TextStream:
             return ""
         self._held += fresh
         # The one that ends first, as it would be met token by token.
-        places = [(at + len(string), at) for string in self._stop if (at := self._held.find(string)) >= 0]
+        places = [(at + len(string), at, string) for string in self._stop if (at := self._held.find(string)) >= 0]
         if places:
-            self.stopped = True
-            shown, self._held = self._held[: min(places)[1]], ""
+            _, at, self.met = min(places)
+            shown, self._held = self._held[:at], ""
         else:
             keep = self._open_end()
             cut = len(self._held) - keep
@@ -92,8 +97,13 @@ class Draft:
         return self._stream.text
 
     @property
+    def met(self) -> str | None:
+        """The stop string that was met; None where none was."""
+        return self._stream.met
+
+    @property
     def stopped(self) -> bool:
-        """Whether a stop string was met."""
+        """Whether one was."""
         return self._stream.stopped
 
     @property

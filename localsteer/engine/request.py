@@ -180,6 +180,7 @@ class Answer:
         seed: the seed it was drawn with.
         timing: how long it took.
         logprobs: one for each token, where the request asked for them.
+        stop: the stop string that ended it; None where none did.
     """
 
     text: str
@@ -188,3 +189,4 @@ class Answer:
     seed: int
     timing: Timing
     logprobs: tuple[TokenLogprob, ...] = ()
+    stop: str | None = None

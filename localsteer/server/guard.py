@@ -121,7 +121,7 @@ class Guard:
         if not length.isdecimal() or len(length) > 20 or int(length) > MAX_BODY:
             return 413, *_TOO_LARGE
         if self._key is not None and not any(path == one or (one == "/page/" and path.startswith(one)) for one in _OPEN):
-            scheme, _, key = headers.get("authorization", "").partition(" ")
+            scheme, _, key = headers.get("authorization", f"Bearer {headers.get('x-api-key', '')}").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1"), self._key):
                 return 401, "The API key is missing or wrong.", "invalid_api_key"
         return None

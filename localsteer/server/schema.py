@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
@@ -88,11 +89,36 @@ InAnyCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str
 _TEXTS = ("text", "input_text", "output_text")
 
 
+def refuse_fields(data: object, names: Iterable[str]) -> None:
+    """Refuse a body that says something with one of these fields.
+
+    Raises:
+        ValueError: it does.
+    """
+    if isinstance(data, dict):
+        for name in names:
+            if data.get(name) not in (None, False, [], {}, ""):
+                raise ValueError(f"{name} is not offered here.")
+
+
 class ContentPart(BaseModel):
     """A part of a message; only texts can be read."""
 
     type: str
     text: str = ""
+
+
+def text_of(content: str | list[ContentPart] | None, parameter: str) -> str:
+    """The text of what a message holds.
+
+    Raises:
+        RequestError: a part of it, in this part of the request, is no text.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    if other := next((part.type for part in content if part.type not in _TEXTS), None):
+        raise RequestError(f'A message holds a part of the type "{other}", and only text can be read.', parameter)
+    return "".join(part.text for part in content)
 
 
 class ChatMessage(BaseModel):
@@ -117,24 +143,11 @@ class ChatMessage(BaseModel):
         role: Literal["system", "user", "assistant", "tool"] = "system" if self.role == "developer" else self.role
         calls = tool_calls_of(self.tool_calls) if role == "assistant" else ()
         reasoning = self.reasoning_content if role == "assistant" else None
-        return Message(role, self._text(), reasoning or None, calls, self.name, self.tool_call_id)
-
-    def _text(self) -> str:
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        if other := next((part.type for part in self.content if part.type not in _TEXTS), None):
-            raise RequestError(f'A message holds a part of the type "{other}", and only text can be read.', "messages")
-        return "".join(part.text for part in self.content)
+        return Message(role, text_of(self.content, "messages"), reasoning or None, calls, self.name, self.tool_call_id)
 
 
-class StreamOptions(BaseModel):
-    """Of a streamed answer."""
-
-    include_usage: bool = False
-
-
-class Common(SamplingFields):
-    """What both kinds of completion have."""
+class SteeredFields(SamplingFields):
+    """What every request for an answer has: its model, its steering, and how tokens are drawn."""
 
     model: str | None = Field(
         default=None, max_length=2000, description="The served model, with a steering or preset behind a colon."
@@ -148,6 +161,17 @@ class Common(SamplingFields):
         default=None, description="Let the unsteered model have a say in every token; null: as the server does by default."
     )
     stream: bool = False
+
+
+class StreamOptions(BaseModel):
+    """Of a streamed answer."""
+
+    include_usage: bool = False
+
+
+class Common(SteeredFields):
+    """What both kinds of completion have."""
+
     stream_options: StreamOptions | None = None
     max_tokens: MaxTokens | None = None
     n: int | None = Field(default=None, ge=1, le=128)
