@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from localsteer.llama.chat_template import Message, ToolCall
 from localsteer.server.answers import RequestError, Wishes
-from localsteer.server.constraints import Constraint, constraint
+from localsteer.server.constraints import Constraint, of_schema
 from localsteer.server.conversations import Offer, offer_of
 from localsteer.server.schema import ContentPart, InAnyCase, MaxTokens, SteeredFields, longest, refuse_fields, text_of
 from localsteer.server.template_wishes import TemplateWishes
@@ -178,9 +178,7 @@ class CountRequest(BaseModel):
     def constraint(self) -> Constraint | None:
         """What the answer follows."""
         wanted = self.output_config.format if self.output_config is not None else None
-        if wanted is None:
-            return None
-        return constraint({"type": "json_schema", "json_schema": {"schema": wanted.schema_}}, None, None)
+        return of_schema(wanted.schema_, "output_config") if wanted is not None else None
 
 
 class MessagesRequest(SteeredFields, CountRequest):

@@ -13,6 +13,7 @@ from localsteer.errors import LocalsteerError
 from localsteer.policy.audit import Decision
 from localsteer.server.answers import RequestError
 from localsteer.server.engine import BusyError, StoppingError
+from localsteer.server.kept_responses import UnknownResponseError
 from localsteer.server.steerings import UnknownModelError
 
 # An absolute path, of Windows or not, but none of the API's; its last part may be told.
@@ -51,6 +52,8 @@ def error_document(error: Exception) -> tuple[int, dict[str, Any]]:
         return 503, document(text, "server_error", code="stopping")
     if isinstance(error, UnknownModelError):
         return 404, document(text, "invalid_request_error", "model", "model_not_found")
+    if isinstance(error, UnknownResponseError):
+        return 404, document(text, "invalid_request_error", error.parameter, "response_not_found")
     if isinstance(error, ContextLengthError):
         return 400, document(text, "invalid_request_error", "messages", "context_length_exceeded")
     parameter = error.parameter if isinstance(error, RequestError) else None
