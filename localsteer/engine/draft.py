@@ -47,10 +47,9 @@ class TextStream:
             return ""
         self._held += fresh
         # The one that ends first, as it would be met token by token.
-        places = [(at + len(string), at) for string in self._stop if (at := self._held.find(string)) >= 0]
+        places = [(at + len(string), at, string) for string in self._stop if (at := self._held.find(string)) >= 0]
         if places:
-            end, at = min(places)
-            self.met = self._held[at:end]
+            _, at, self.met = min(places)
             shown, self._held = self._held[:at], ""
         else:
             keep = self._open_end()
@@ -100,14 +99,14 @@ class Draft:
         return self._stream.text
 
     @property
-    def stopped(self) -> bool:
-        """Whether a stop string was met."""
-        return self._stream.stopped
-
-    @property
     def met(self) -> str | None:
         """The stop string that was met; None where none was."""
         return self._stream.met
+
+    @property
+    def stopped(self) -> bool:
+        """Whether one was."""
+        return self._stream.stopped
 
     @property
     def unseen(self) -> int:

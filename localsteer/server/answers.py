@@ -190,9 +190,9 @@ class _EndsAnswers(Response):
 
 
 class EventStream(_EndsAnswers, EventSourceResponse):
-    """As server-sent events."""
+    """As server-sent events; a dictionary has the `event` beside its `data`."""
 
-    def __init__(self, events: AsyncIterator[str], answers: Answers) -> None:
+    def __init__(self, events: AsyncIterator[str] | AsyncIterator[dict[str, str]], answers: Answers) -> None:
         # When the server ends, the engine ends the answers: their streams are not to be torn off before that.
         super().__init__(events, sep="\n", ping=15, shutdown_event=anyio.Event(), shutdown_grace_period=60)
         self.answers = answers

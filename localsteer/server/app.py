@@ -17,7 +17,16 @@ from starlette.requests import Request as HTTPRequest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from localsteer.errors import LocalsteerError
-from localsteer.server import completion_api, embeddings_api, llama_server_api, ollama_api, openai_api, vectors_api
+from localsteer.server import (
+    anthropic_api,
+    completion_api,
+    embeddings_api,
+    llama_server_api,
+    ollama_api,
+    openai_api,
+    responses_api,
+    vectors_api,
+)
 from localsteer.server.answers import Service
 from localsteer.server.engine import BusyError
 from localsteer.server.errors import document, error_document, error_response, without_paths
@@ -47,6 +56,8 @@ def make_app(service: Service, access: Access) -> ASGIApp:
         responses={status: {"description": text, "model": None} for status, text in _REFUSALS.items()},
     )
     app.include_router(openai_api.router(service))
+    app.include_router(responses_api.router(service))
+    app.include_router(anthropic_api.router(service))
     app.include_router(vectors_api.router(service))
     app.include_router(ollama_api.router(service))
     app.include_router(embeddings_api.router(service))

@@ -1,4 +1,4 @@
-"""Errors as the two APIs write them: what went wrong, without a path of this machine."""
+"""Errors as the APIs write them: what went wrong, without a path of this machine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,21 @@ from localsteer.errors import LocalsteerError
 from localsteer.policy.audit import Decision
 from localsteer.server.answers import RequestError
 from localsteer.server.engine import BusyError, StoppingError
+from localsteer.server.kept_responses import UnknownResponseError
 from localsteer.server.steerings import UnknownModelError
 
 # An absolute path, of Windows or not, but none of the API's; its last part may be told.
 _PATH = re.compile(r"(?<![\w.])(?!/v1/)(?:[A-Za-z]:[\\/]|~?/)(?:[^\s\"'<>|:*?\\/]+[\\/])*([^\s\"'<>|:*?\\/]+)")
+
+_ANTHROPICS = "/v1/messages"
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 def without_paths(text: str) -> str:
@@ -41,6 +52,8 @@ def error_document(error: Exception) -> tuple[int, dict[str, Any]]:
         return 503, document(text, "server_error", code="stopping")
     if isinstance(error, UnknownModelError):
         return 404, document(text, "invalid_request_error", "model", "model_not_found")
+    if isinstance(error, UnknownResponseError):
+        return 404, document(text, "invalid_request_error", error.parameter, "response_not_found")
     if isinstance(error, ContextLengthError):
         return 400, document(text, "invalid_request_error", "messages", "context_length_exceeded")
     parameter = error.parameter if isinstance(error, RequestError) else None
@@ -51,7 +64,15 @@ def error_response(path: str, status: int, content: dict[str, Any], headers: Map
     """An error's document in the form of the API that a path belongs to."""
     if path.startswith("/api/"):
         content = {"error": content["error"]["message"]}
+    elif path == _ANTHROPICS or path.startswith(f"{_ANTHROPICS}/"):
+        content = anthropic_document(status, content)
     return JSONResponse(content, status, headers)
+
+
+def anthropic_document(status: int, content: Mapping[str, Any]) -> dict[str, Any]:
+    """An error of OpenAI's form in Anthropic's, which tells the kinds apart by their status."""
+    kind = _ANTHROPIC_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": content["error"]["message"]}}
 
 
 def document(message: str, kind: str, parameter: str | None = None, code: str | None = None) -> dict[str, Any]:

@@ -10,19 +10,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import APIRouter, Response
-from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.request import Answer, FinishReason, TokenLogprob
 from localsteer.llama.model import Model
-from localsteer.server.answers import Answers, EventStream, Finished, Prompt, RequestError, Service, applied, likeliest
+from localsteer.server.answers import EventStream, Finished, Prompt, RequestError, Service, Wishes, likeliest
+from localsteer.server.asking import Asked, ask, timing_document
 from localsteer.server.conversations import chat_prompt, offer_of
 from localsteer.server.errors import decision_documents, error_document
-from localsteer.server.jobs import Ended, Event, Failed, Job
+from localsteer.server.jobs import Ended, Event, Failed
 from localsteer.server.logprobs import logprob_documents
-from localsteer.server.reply import Reading, ReplyReader, Said, parts_of
+from localsteer.server.reply import ReplyReader, Said, parts_of
 from localsteer.server.schema import ChatRequest, Common, CompletionRequest, SteeringHeader
-from localsteer.steering.plan import Plan
 from localsteer.tools.tool import ToolCall
 
 _FINISH: dict[FinishReason, str] = {"stop": "stop", "length": "length", "interrupted": "stop", "policy": "content_filter"}
@@ -116,14 +115,8 @@ class _Reply:
 
     service: Service
     form: _Form
-    plan: Plan | None
-    jobs: Sequence[Job]
+    asked: Asked
     wants_logprobs: bool
-    name: str
-    note: str | None
-    prompt_tokens: int
-    reading: Reading
-    prompts: int = 1
     echoed: Sequence[str] = ()
     kept: int | None = None
     identity: str = field(default_factory=lambda: secrets.token_hex(12))
@@ -134,26 +127,27 @@ class _Reply:
             "id": f"{self.form.prefix}-{self.identity}",
             "object": kind,
             "created": self.created,
-            "model": self.name,
+            "model": self.asked.name,
             "system_fingerprint": self.service.model.fingerprint.content[:16],
         }
 
     def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        read = self.asked.prompt_tokens
         drawn = sum(len(answer.tokens) for answer in answers)
         cached = sum(answer.timing.reused_tokens for answer in answers)
         return {
-            "prompt_tokens": self.prompt_tokens,
+            "prompt_tokens": read,
             "completion_tokens": drawn,
-            "total_tokens": self.prompt_tokens + drawn,
-            "prompt_tokens_details": {"cached_tokens": min(cached, self.prompt_tokens)},
+            "total_tokens": read + drawn,
+            "prompt_tokens_details": {"cached_tokens": min(cached, read)},
         }
 
     def whole(self, finished: Sequence[Finished]) -> dict[str, Any]:
         """All answers in one document."""
         usage = self.usage([one.answer for one in finished])
         if self.kept is not None:
-            finished = likeliest(finished, self.prompts, self.kept)
-        said = [self.reading.of(one.answer.text) for one in finished]
+            finished = likeliest(finished, self.asked.prompts, self.kept)
+        said = [self.asked.reading.of(one.answer.text) for one in finished]
         choices = [
             {
                 "index": number,
@@ -169,21 +163,16 @@ class _Reply:
             **self.head(self.form.whole),
             "choices": choices,
             "usage": usage,
-            "steering": self.steering,
+            "steering": self.asked.steering,
             "policy": decision_documents(decisions),
-            "timing": _timing([one.answer for one in finished]),
+            "timing": timing_document([one.answer for one in finished]),
         }
 
     def _echoing(self, choice: int, count: int, content: dict[str, Any]) -> dict[str, Any]:
         """A choice's text with its prompt before it, where that was asked for."""
         if not self.echoed:
             return content
-        return {"text": self.echoed[choice * self.prompts // count] + content["text"]}
-
-    @property
-    def steering(self) -> dict[str, Any]:
-        request = self.jobs[0].request
-        return applied(self.plan, request.mode, self.note, *request.unheard)
+        return {"text": self.echoed[choice * self.asked.prompts // count] + content["text"]}
 
     def logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         return self.form.logprobs(self.service.model, entries)
@@ -201,16 +190,17 @@ class _Reply:
         choices = [{"index": choice, **content, "finish_reason": finish, "logprobs": logprobs}]
         return {**self.head(self.form.chunk), "choices": choices, **more}
 
-    async def stream(self, answers: Answers, *, include_usage: bool) -> AsyncIterator[str]:
+    async def stream(self, *, include_usage: bool) -> AsyncIterator[str]:
         """The answers as server-sent events."""
+        answers = self.asked.answers
         if self.form is _CHAT:
-            for choice in range(len(self.jobs)):
+            for choice in range(len(answers.jobs)):
                 yield json.dumps(self.chunk(choice, {"delta": {"role": "assistant", "content": ""}}))
         elif self.echoed:
-            for choice in range(len(self.jobs)):
-                yield json.dumps(self.chunk(choice, self._echoing(choice, len(self.jobs), {"text": ""})))
+            for choice in range(len(answers.jobs)):
+                yield json.dumps(self.chunk(choice, self._echoing(choice, len(answers.jobs), {"text": ""})))
         ended: list[Answer] = []
-        telling = [_Telling(self.reading.reader()) for _ in self.jobs]
+        telling = [_Telling(self.asked.reading.reader()) for _ in answers.jobs]
         async for event in answers.events():
             if isinstance(event, Failed):
                 yield json.dumps(error_document(event.error)[1])
@@ -238,8 +228,8 @@ class _Reply:
         content: dict[str, Any] = {"delta": {}} if self.form is _CHAT else {"text": ""}
         finish = _finish(event.answer, calls=telling.calls)
         more = {
-            "steering": self.steering,
-            "timing": _timing([event.answer]),
+            "steering": self.asked.steering,
+            "timing": timing_document([event.answer]),
             "seed": event.answer.seed,
         }
         return [*documents, self.chunk(event.choice, content, finish, **policy, **more)]
@@ -267,15 +257,6 @@ class _Telling:
 
 def _finish(answer: Answer, *, calls: int) -> str:
     return "tool_calls" if calls and answer.finish_reason == "stop" else _FINISH[answer.finish_reason]
-
-
-def _timing(answers: Sequence[Answer]) -> dict[str, float]:
-    slowest = max(answers, key=lambda answer: answer.timing.seconds)
-    return {
-        "prompt_tokens_per_second": slowest.timing.prompt_tokens_per_second,
-        "tokens_per_second": slowest.timing.tokens_per_second,
-        "seconds": slowest.timing.seconds,
-    }
 
 
 def router(service: Service) -> APIRouter:
@@ -374,24 +355,20 @@ async def _answer(
     http: HTTPRequest,
     options: _Options = _Options(),
 ) -> Response | dict[str, Any]:
-    mode = service.mode(steer_prompt=body.steer_prompt, anchored=body.anchored)
-    plan = await service.plan(body.steering, header, body.model, mode, http)
+    prompts: list[Prompt] = []
 
-    def prepare() -> _Reply:
-        prompts, wishes = make_prompts(), body.wishes(service.model, max_tokens=max_tokens, logprobs=logprobs)
+    def make() -> tuple[Sequence[Prompt], Wishes]:
+        prompts.extend(make_prompts())
+        wishes = body.wishes(service.model, max_tokens=max_tokens, logprobs=logprobs)
         if options.best_of is not None:
             wishes = replace(wishes, count=options.best_of, logprobs=logprobs or 0)
-        jobs = service.jobs(prompts, plan, wishes, mode)
-        read = sum(len(prompt.tokens) for prompt in prompts)
-        name, note = service.called(body.model)
-        echoed = [prompt.message for prompt in prompts] if options.echo else []
-        kept = (body.n or 1) if options.best_of is not None else None
-        reading = prompts[0].reading
-        return _Reply(service, form, plan, jobs, logprobs is not None, name, note, read, reading, len(prompts), echoed, kept)
+        return prompts, wishes
 
-    reply = await run_in_threadpool(prepare)  # schemas may have to be converted: not in the loop that serves everybody
-    answers = Answers(service.engine, reply.jobs)
+    asked = await ask(service, body, header, http, make)
+    echoed = [prompt.message for prompt in prompts] if options.echo else []
+    kept = (body.n or 1) if options.best_of is not None else None
+    reply = _Reply(service, form, asked, logprobs is not None, echoed, kept)
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(reply.stream(answers, include_usage=usage), answers)
-    return reply.whole(await answers.all(http))
+        return EventStream(reply.stream(include_usage=usage), asked.answers)
+    return reply.whole(await asked.answers.all(http))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
@@ -114,10 +115,25 @@ _NOT_OFFERED = {
 }
 
 
+# What only a text to go on with can have.
+_OF_TEXTS = ("suffix", "echo", "best_of")
+
 InAnyCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 
 # By OpenAI's newer names, too, which programs for both of its APIs send to either.
 _TEXTS = ("text", "input_text", "output_text")
+
+
+def refuse_fields(data: object, names: Iterable[str]) -> None:
+    """Refuse a body that says something with one of these fields.
+
+    Raises:
+        ValueError: it does.
+    """
+    if isinstance(data, dict):
+        for name in names:
+            if data.get(name) not in (None, False, [], {}, "", 1 if name == "best_of" else None):
+                raise ValueError(f"{name} is not offered here.")
 
 
 class ContentPart(BaseModel):
@@ -125,6 +141,19 @@ class ContentPart(BaseModel):
 
     type: str
     text: str = ""
+
+
+def text_of(content: str | list[ContentPart] | None, parameter: str) -> str:
+    """The text of what a message holds.
+
+    Raises:
+        RequestError: a part of it, in this part of the request, is no text.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    if other := next((part.type for part in content if part.type not in _TEXTS), None):
+        raise RequestError(f'A message holds a part of the type "{other}", and only text can be read.', parameter)
+    return "".join(part.text for part in content)
 
 
 class ChatMessage(BaseModel):
@@ -149,26 +178,13 @@ class ChatMessage(BaseModel):
         role: Literal["system", "user", "assistant", "tool"] = "system" if self.role == "developer" else self.role
         calls = tool_calls_of(self.tool_calls) if role == "assistant" else ()
         reasoning = self.reasoning_content if role == "assistant" else None
-        return Message(role, self._text(), reasoning or None, calls, self.name, self.tool_call_id)
-
-    def _text(self) -> str:
-        if self.content is None and self.role != "assistant":
+        if self.content is None and role != "assistant":
             raise RequestError(f"A message of the role {self.role} has no content.", "messages")
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        if other := next((part.type for part in self.content if part.type not in _TEXTS), None):
-            raise RequestError(f'A message holds a part of the type "{other}", and only text can be read.', "messages")
-        return "".join(part.text for part in self.content)
+        return Message(role, text_of(self.content, "messages"), reasoning or None, calls, self.name, self.tool_call_id)
 
 
-class StreamOptions(BaseModel):
-    """Of a streamed answer."""
-
-    include_usage: bool = False
-
-
-class Common(SamplingFields):
-    """What both kinds of completion have."""
+class SteeredFields(SamplingFields):
+    """What every request for an answer has: its model, its steering, and how tokens are drawn."""
 
     model: str | None = Field(
         default=None, max_length=2000, description="The served model, with a steering or preset behind a colon."
@@ -182,6 +198,17 @@ class Common(SamplingFields):
         default=None, description="Let the unsteered model have a say in every token; null: as the server does by default."
     )
     stream: bool = False
+
+
+class StreamOptions(BaseModel):
+    """Of a streamed answer."""
+
+    include_usage: bool = False
+
+
+class Common(SteeredFields):
+    """What both kinds of completion have."""
+
     stream_options: StreamOptions | None = None
     max_tokens: MaxTokens | None = None
     n: int | None = Field(default=None, ge=1, le=128)
@@ -247,6 +274,12 @@ class ChatRequest(Common):
             if self.messages[-1].role != "assistant":
                 raise ValueError("continue_final_message needs a last message of the assistant's.")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_fields_of_texts(cls, data: Any) -> Any:
+        refuse_fields(data, _OF_TEXTS)
+        return data
 
     def template_wishes(self) -> TemplateWishes:
         """What its template is asked for."""

@@ -328,6 +328,7 @@ def test_a_stop_string_ends_the_answer() -> None:
     shown, texts = stream(["one", " END two", "three"], ["END"])
     assert shown == ["one", " ", "", ""]
     assert texts.stopped
+    assert texts.met == "END"
     assert texts.text == "one "
 
 

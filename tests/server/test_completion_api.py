@@ -133,7 +133,8 @@ def test_it_follows_a_form(served: Served) -> None:
     ],
 )
 def test_what_cannot_be_had_is_refused_by_name(served: Served, name: str, value: object) -> None:
-    assert name in refused(served, **{name: value})
+    asked: dict[str, Any] = {name: value}
+    assert name in refused(served, **asked)
 
 
 def test_what_asks_for_nothing_is_let_through(served: Served) -> None:

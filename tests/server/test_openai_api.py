@@ -385,7 +385,7 @@ def test_the_likeliest_of_several_answers_are_given(served: Served) -> None:
     given = served.complete(**asked, n=2, best_of=4)
 
     def likelihood(choice: dict[str, Any]) -> float:
-        return sum(choice["logprobs"]["token_logprobs"]) / len(choice["logprobs"]["token_logprobs"])
+        return float(sum(choice["logprobs"]["token_logprobs"])) / len(choice["logprobs"]["token_logprobs"])
 
     for prompt in (0, 1):
         best = sorted(every[prompt * 4 : prompt * 4 + 4], key=likelihood, reverse=True)[:2]
@@ -720,9 +720,6 @@ def test_another_form_is_refused(served: Served, form: object) -> None:
     [
         ({"functions": [{"name": "f"}]}, "Functions"),
         ({"audio": {"voice": "x"}}, "Audio"),
-        ({"suffix": "end"}, "suffix"),
-        ({"best_of": 2}, "best_of"),
-        ({"echo": True}, "echo"),
     ],
 )
 def test_what_is_not_offered_is_refused(served: Served, asked: dict[str, Any], word: str) -> None:
@@ -731,6 +728,14 @@ def test_what_is_not_offered_is_refused(served: Served, asked: dict[str, Any], w
         assert status == 400
         assert word in error["message"]
         assert "not offered" in error["message"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("suffix", "end"), ("best_of", 2), ("echo", True)])
+def test_what_texts_alone_have_is_refused_in_chats(served: Served, name: str, value: object) -> None:
+    asked: dict[str, Any] = {name: value}
+    status, error = served.refused(asked)
+    assert status == 400
+    assert f"{name} is not offered" in error["message"]
 
 
 def test_what_asks_for_nothing_is_let_through(served: Served) -> None:

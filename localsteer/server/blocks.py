@@ -1,0 +1,97 @@
+"""A reply as a row of blocks: a text, a piece of reasoning or a call of a tool each, told while they are written."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Protocol
+
+from localsteer.policy.audit import Decision
+from localsteer.server.answers import Finished
+from localsteer.server.asking import Asked
+from localsteer.server.jobs import Ended, Failed
+from localsteer.server.reply import Reasoning, Said
+
+Document = dict[str, Any]
+
+
+class Writer(Protocol):
+    """Writes one reply as the events of an API; `index` counts its blocks."""
+
+    def begin(self, index: int, first: Said) -> Iterator[Document]:
+        """A block begins; nothing of it is told yet."""
+        ...
+
+    def more(self, index: int, piece: Said) -> Iterator[Document]:
+        """More of it."""
+        ...
+
+    def end(self, index: int, whole: Said, *, cut: bool) -> Iterator[Document]:
+        """It is whole, or was cut off."""
+        ...
+
+    def finish(self, finished: Finished) -> Iterator[Document]:
+        """The reply is at its end."""
+        ...
+
+    def fail(self, error: Exception) -> Iterator[Document]:
+        """It cannot be given."""
+        ...
+
+
+class _Blocks:
+    """Divides one reply into blocks: texts that follow one another are one, and so is reasoning; a call is always one."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._index = -1
+        self._open: Said | None = None
+
+    def push(self, said: Sequence[Said]) -> Iterator[Document]:
+        for piece in said:
+            joined = _joined(self._open, piece)
+            if joined is None:
+                yield from self.close()
+                self._index += 1
+                yield from self._writer.begin(self._index, piece)
+            self._open = joined if joined is not None else piece
+            yield from self._writer.more(self._index, piece)
+
+    def close(self, *, cut: bool = False) -> Iterator[Document]:
+        if self._open is not None:
+            yield from self._writer.end(self._index, self._open, cut=cut)
+            self._open = None
+
+
+def _joined(one: Said | None, other: Said) -> Said | None:
+    if isinstance(one, str) and isinstance(other, str):
+        return one + other
+    if isinstance(one, Reasoning) and isinstance(other, Reasoning):
+        return Reasoning(one.text + other.text)
+    return None
+
+
+def written(asked: Asked, finished: Finished, writer: Writer) -> list[Document]:
+    """All events of a reply that is whole."""
+    blocks = _Blocks(writer)
+    cut = finished.answer.finish_reason == "length"
+    said = asked.reading.of(finished.answer.text)
+    return [*blocks.push(said), *blocks.close(cut=cut), *writer.finish(finished)]
+
+
+async def streamed(asked: Asked, writer: Writer) -> AsyncIterator[Document]:
+    """The events of a reply while it comes."""
+    blocks, reader = _Blocks(writer), asked.reading.reader()
+    decisions: list[Decision] = []
+    async for event in asked.answers.events():
+        if isinstance(event, Failed):
+            for document in writer.fail(event.error):
+                yield document
+            return
+        decisions += event.decisions
+        said = reader.finish() if isinstance(event, Ended) else reader.push(event.text)
+        for document in blocks.push(said):
+            yield document
+        if isinstance(event, Ended):
+            cut = event.answer.finish_reason == "length"
+            for document in (*blocks.close(cut=cut), *writer.finish(Finished(event.answer, tuple(decisions)))):
+                yield document
