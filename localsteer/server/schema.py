@@ -103,6 +103,10 @@ Text = Annotated[str, Field(max_length=10**6)]
 _NOT_OFFERED = {
     "functions": "Functions are",
     "audio": "Audio is",
+    # Of texts to go on with alone.
+    "suffix": "suffix is",
+    "best_of": "best_of is",
+    "echo": "echo is",
     # Of llama-server and vLLM.
     "grammar_lazy": "grammar_lazy is",
     "grammar_triggers": "grammar_triggers are",
@@ -194,7 +198,8 @@ class Common(SamplingFields):
     def _refuse(cls, data: Any) -> Any:
         if isinstance(data, dict):
             for name, what in _NOT_OFFERED.items():
-                if data.get(name) not in (None, False, [], {}, ""):
+                idle = (None, False, [], {}, "", 1 if name == "best_of" else None)
+                if name not in cls.model_fields and data.get(name) not in idle:
                     raise ValueError(f"{what} not offered here.")
         return data
 
