@@ -711,9 +711,6 @@ def test_another_form_is_refused(served: Served, form: object) -> None:
     [
         ({"functions": [{"name": "f"}]}, "Functions"),
         ({"audio": {"voice": "x"}}, "Audio"),
-        ({"suffix": "end"}, "suffix"),
-        ({"best_of": 2}, "best_of"),
-        ({"echo": True}, "echo"),
     ],
 )
 def test_what_is_not_offered_is_refused(served: Served, asked: dict[str, Any], word: str) -> None:
@@ -722,6 +719,21 @@ def test_what_is_not_offered_is_refused(served: Served, asked: dict[str, Any], w
         assert status == 400
         assert word in error["message"]
         assert "not offered" in error["message"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("suffix", "end"), ("best_of", 2), ("echo", True)])
+def test_what_texts_alone_have_is_refused_elsewhere(served: Served, name: str, value: object) -> None:
+    for path in ("/v1/chat/completions", "/completion"):
+        status, error = served.refused({name: value}, path)
+        assert status == 400
+        assert f"{name} is not offered" in error["message"]
+
+
+@pytest.mark.parametrize("name", ["mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range", "top_n_sigma"])
+def test_a_sampler_that_is_not_there_is_refused(served: Served, name: str) -> None:
+    status, error = served.refused({name: 1.5})
+    assert status == 400
+    assert f"{name} is not offered" in error["message"]
 
 
 def test_what_asks_for_nothing_is_let_through(served: Served) -> None:
