@@ -74,7 +74,7 @@ class SamplingFields(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_samplers(cls, data: Any) -> Any:
-        for name, idle in _IDLE.items() if isinstance(data, dict) else ():
+        for name, idle in _IDLE.items() if isinstance(data, dict) else []:
             if data.get(name) not in (None, *idle):
                 raise ValueError(f"{name} is not offered here.")
         return data
@@ -104,6 +104,10 @@ Text = Annotated[str, Field(max_length=10**6)]
 _NOT_OFFERED = {
     "functions": "Functions are",
     "audio": "Audio is",
+    # Of texts to go on with alone.
+    "suffix": "suffix is",
+    "best_of": "best_of is",
+    "echo": "echo is",
     # Of llama-server and vLLM.
     "grammar_lazy": "grammar_lazy is",
     "grammar_triggers": "grammar_triggers are",
@@ -114,9 +118,6 @@ _NOT_OFFERED = {
     "structured_outputs": "structured_outputs are",
 }
 
-
-# What only a text to go on with can have.
-_OF_TEXTS = ("suffix", "echo", "best_of")
 
 InAnyCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 
@@ -132,7 +133,7 @@ def refuse_fields(data: object, names: Iterable[str]) -> None:
     """
     if isinstance(data, dict):
         for name in names:
-            if data.get(name) not in (None, False, [], {}, "", 1 if name == "best_of" else None):
+            if data.get(name) not in (None, False, [], {}, ""):
                 raise ValueError(f"{name} is not offered here.")
 
 
@@ -223,7 +224,8 @@ class Common(SteeredFields):
     def _refuse(cls, data: Any) -> Any:
         if isinstance(data, dict):
             for name, what in _NOT_OFFERED.items():
-                if data.get(name) not in (None, False, [], {}, ""):
+                idle: tuple[object, ...] = (None, False, [], {}, "", 1 if name == "best_of" else None)
+                if name not in cls.model_fields and data.get(name) not in idle:
                     raise ValueError(f"{what} not offered here.")
         return data
 
@@ -274,12 +276,6 @@ class ChatRequest(Common):
             if self.messages[-1].role != "assistant":
                 raise ValueError("continue_final_message needs a last message of the assistant's.")
         return self
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_fields_of_texts(cls, data: Any) -> Any:
-        refuse_fields(data, _OF_TEXTS)
-        return data
 
     def template_wishes(self) -> TemplateWishes:
         """What its template is asked for."""

@@ -134,7 +134,7 @@ def test_an_empty_request_loads_the_model(fresh: Served) -> None:
         ("/api/chat", {"options": {"top_k": -2}}, "top_k"),
         ("/api/chat", {"options": 7}, "options"),
         ("/api/chat", {"model": 7}, "model"),
-        ("/api/generate", {"suffix": "x"}, "suffix"),
+        ("/api/generate", {"suffix": "x"}, "fill in"),
         ("/api/generate", {"template": "x"}, "template"),
         ("/api/generate", {"context": [1]}, "context"),
         ("/api/generate", {"images": ["aGk="]}, "images"),

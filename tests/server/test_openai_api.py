@@ -731,8 +731,17 @@ def test_what_is_not_offered_is_refused(served: Served, asked: dict[str, Any], w
 
 
 @pytest.mark.parametrize(("name", "value"), [("suffix", "end"), ("best_of", 2), ("echo", True)])
-def test_what_texts_alone_have_is_refused_in_chats(served: Served, name: str, value: object) -> None:
+def test_what_texts_alone_have_is_refused_elsewhere(served: Served, name: str, value: object) -> None:
     asked: dict[str, Any] = {name: value}
+    for path in ("/v1/chat/completions", "/completion"):
+        status, error = served.refused(asked, path)
+        assert status == 400
+        assert f"{name} is not offered" in error["message"]
+
+
+@pytest.mark.parametrize("name", ["mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range", "top_n_sigma"])
+def test_a_sampler_that_is_not_there_is_refused(served: Served, name: str) -> None:
+    asked: dict[str, Any] = {name: 1.5}
     status, error = served.refused(asked)
     assert status == 400
     assert f"{name} is not offered" in error["message"]
