@@ -184,3 +184,10 @@ def test_other_models_are_refused_where_that_is_asked_for(serve: Serve) -> None:
     for path in (PATH, f"{PATH}/count_tokens"):
         answer = served.client.post(path, json={"messages": HELLO, "model": "claude-opus", "max_tokens": 2})
         assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")
+
+
+def test_a_stream_that_fails_says_so(fresh: Served) -> None:
+    fresh.batch.failure = ValueError("/secret/place is wrong")
+    last = stream(fresh)[-1]
+    assert (last["type"], last["error"]["type"]) == ("error", "api_error")
+    assert "secret" not in last["error"]["message"]

@@ -218,3 +218,12 @@ def test_what_cannot_be_had_is_refused_by_name(served: Served, asked: dict[str, 
     answer = served.client.post(PATH, json={"input": "good day", **asked})
     assert answer.status_code == 400, answer.text
     assert named in answer.json()["error"]["message"]
+
+
+def test_a_stream_that_fails_says_so(fresh: Served) -> None:
+    fresh.batch.failure = ValueError("/secret/place is wrong")
+    last = stream(fresh)[-1]
+    assert last["type"] == "response.failed"
+    assert (last["response"]["status"], last["response"]["error"]["code"]) == ("failed", "server_error")
+    assert "secret" not in last["response"]["error"]["message"]
+    assert fresh.client.get(f"{PATH}/{last['response']['id']}").status_code == 404
