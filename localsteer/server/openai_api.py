@@ -193,7 +193,8 @@ class _Reply:
         """The answers as server-sent events."""
         if self.form is _CHAT:
             for choice in range(len(self.jobs)):
-                yield json.dumps(self.chunk(choice, {"delta": {"role": "assistant", "content": ""}}))
+                # null, as llama-server has it: programs that count deltas take an empty text for one.
+                yield json.dumps(self.chunk(choice, {"delta": {"role": "assistant", "content": None}}))
         ended: list[Answer] = []
         telling = [_Telling(self.reading.reader()) for _ in self.jobs]
         async for event in answers.events():
