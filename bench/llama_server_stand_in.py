@@ -35,7 +35,7 @@ _LEFT_OUT_FLAGS = ("--no-slots", "--no-jinja", "--verbose")
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The arguments of llama-server that are understood, and the others."""
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    for option in (*_MODEL, *_SAME, *_LAYOUT, *_LEFT_OUT, "--chat-template", "--chat-template-file", "--pooling"):
+    for option in (*_MODEL, *_SAME, *_LAYOUT, *_LEFT_OUT, "--chat-template", "--chat-template-file", "--pooling", "--reasoning"):
         parser.add_argument(option)
     for option in (*_DONE, *_LEFT_OUT_FLAGS):
         parser.add_argument(option, action="store_true")
@@ -53,9 +53,12 @@ def translated(arguments: Sequence[str], model: Path) -> list[str]:
     given, others = parse(arguments)
     if given.pooling not in (None, "mean", "last"):
         others.append(f"--pooling {given.pooling}")
+    if given.reasoning not in (None, "auto"):
+        others.append(f"--reasoning {given.reasoning}")
     if others:
         sys.exit(f"localsteer serve has no {' '.join(others)}")
     command = ["serve", "-m", str(model), "--parallel", str(given.parallel), "--list-steerings", "0", *ONE_THREAD]
+    command += ["--allow-origin", "*"]  # as llama-server has it where nothing is said
     if given.ctx_size:
         command += ["--context", str(given.ctx_size if given.kv_unified else given.ctx_size // given.parallel)]
     for option in _SAME:

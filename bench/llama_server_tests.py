@@ -47,11 +47,6 @@ REQUIREMENTS = (
 )
 PORT = 8471  # far from what people run
 LIMIT = 60  # seconds for a test: the longest that passes takes 20
-# Why a test fails that llama-server passes with this model, by what its name begins with; the first that fits counts.
-EXPLAINED: Mapping[str, str] = {
-    "test_security.py::test_cors": "on purpose: pages of other origins are let in by name only (`--allow-origin`)",
-}
-
 WORDS = "the model's own words are compared; llama-server with the demo model fails it too"
 MODEL = "another model's tokens are counted, or another kind of model is needed; llama-server with the demo model fails it too"
 OPTION = "an option of llama-server that `localsteer serve` does not have"
@@ -92,9 +87,6 @@ def read_results(path: Path) -> dict[str, Result]:
 
 def reason(ours: Result, control: Result | None) -> str:
     """Why a test failed, as far as it can be told from what was printed."""
-    for name, why in EXPLAINED.items():
-        if ours.test.startswith(name):
-            return why
     if "localsteer serve has no " in ours.said:
         return OPTION
     if control is not None and control.outcome == "failed":
@@ -107,20 +99,25 @@ def reason(ours: Result, control: Result | None) -> str:
 def table(ours: Mapping[str, Result], control: Mapping[str, Result]) -> str:
     """The results as Markdown: numbers by file, then every test that fails under the reason for it."""
     run = [result for result in ours.values() if result.outcome != "skipped"]
-    # What neither can pass with this model says nothing about a server.
-    fair = [one for one in run if one.test not in control or control[one.test].outcome == "passed"]
     passed = Counter(one.file for one in run if one.outcome == "passed")
-    theirs = Counter(one.file for one in control.values() if one.outcome == "passed" and one.test in ours)
-    well = sum(one.outcome == "passed" for one in fair)
+    # What llama-server fails as well says nothing about a server.
+    compared = [one for one in run if one.test in control]
+    fair = [one for one in compared if control[one.test].outcome == "passed"]
+    theirs = Counter(one.file for one in fair)
+    total, well = sum(passed.values()), sum(one.outcome == "passed" for one in fair)
     lines = [
-        f"{sum(passed.values())} of {len(run)} tests pass ({sum(passed.values()) / max(len(run), 1):.0%}). llama-server passes "
-        f"{sum(theirs.values())} with the same model, ours {well} of those ({well / max(len(fair), 1):.0%}).",
+        f"{total} of {len(run)} tests pass ({total / max(len(run), 1):.0%}). llama-server was given {len(compared)} of them "
+        f"and passes {len(fair)}; of these {well} pass here ({well / max(len(fair), 1):.0%}).",
         "",
         "| tests | run | pass | llama-server |",
         "|---|--:|--:|--:|",
     ]
     counts = Counter(one.file for one in run)
-    lines += [f"| `test_{name}.py` | {counts[name]} | {passed[name]} | {theirs[name]} |" for name in sorted(counts)]
+    tried = {one.file for one in compared}
+    lines += [
+        f"| `test_{name}.py` | {counts[name]} | {passed[name]} | {theirs[name] if name in tried else 'not run'} |"
+        for name in sorted(counts)
+    ]
     failed = [(reason(one, control.get(one.test)), one) for one in run if one.outcome == "failed"]
     for why in sorted({why for why, _ in failed}, key=lambda why: (why in (WORDS, MODEL), why)):
         tests = [one for found, one in failed if found == why]
@@ -140,7 +137,7 @@ def _told(result: Result) -> str:
         if line.startswith("localsteer serve has no "):
             return f"`{line.removeprefix('localsteer serve has no ')}`"
     said = [line.strip() for line in result.said.splitlines() if line.strip().startswith('"message": ')]
-    text = " ".join(result.message.split())[:100] + (f" ({said[-1][11:][:120]})" if said else "")
+    text = " ".join(result.message.partition("\n")[0].split())[:100] + (f" ({said[-1][11:][:120]})" if said else "")
     return f"`{text.replace('`', chr(39))}`"
 
 
@@ -185,6 +182,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; default: all")
     parser.add_argument("--control", action="store_true", help="run llama-server itself")
     parser.add_argument("--again", choices=["all", "failed"], help="forget these results first")
+    parser.add_argument("--table", action="store_true", help="run nothing, write the table of what has been run")
     given = parser.parse_args()
     names = given.names or NAMES
     if unknown := set(names) - set(NAMES):
@@ -202,7 +200,9 @@ def main() -> int:
         kept = [line for line in lines if json.loads(line)["test"].removeprefix("unit/") not in forgotten]
         chosen.write_text("".join(kept), encoding="utf-8")
     try:
-        run_tests(names, chosen, server=llama_programs(["llama-server"])["llama-server"] if given.control else None)
+        if not given.table:
+            server = llama_programs(["llama-server"])["llama-server"] if given.control else None
+            run_tests(names, chosen, server=server)
     except ToolsError as error:
         print(f"bench.llama_server_tests: {error}", file=sys.stderr)
         return 1
