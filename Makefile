@@ -17,7 +17,7 @@ export CFLAGS := $(CFLAGS) $(NO_AMX)
 export CXXFLAGS := $(CXXFLAGS) $(NO_AMX)
 endif
 
-.PHONY: demo test checks tests test-models bench bench-tools quality exports clean
+.PHONY: demo test checks tests test-models bench bench-tools quality exports compatibility clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -71,6 +71,12 @@ quality: .venv/.dev
 exports: .venv/.dev bench-tools
 	LOCALSTEER_EXPORTS=all $(BIN)/pytest -s -m models tests/end_to_end/test_export.py
 	$(BIN)/python -m bench.exports $(EXPORTS)
+
+# llama.cpp's own server tests, pointed at `localsteer serve`, and at llama-server with the same model: into docs/compatibility.md.
+# Some 40 minutes, once; an interrupted run goes on, and COMPATIBILITY="--again failed" runs what failed.
+compatibility: .venv/.dev
+	$(BIN)/python -m bench.llama_server_tests --control
+	$(BIN)/python -m bench.llama_server_tests $(COMPATIBILITY)
 
 clean:
 	rm -rf .venv build dist

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from platformdirs import user_cache_path
 
 from bench.measure import run_process
-from bench.tools import ToolsError, llama_programs
+from bench.tools import llama_programs
+from bench.venvs import is_made, venv_python
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.llama.model import Model
 from localsteer.vector.file import read_vector
@@ -60,24 +58,9 @@ def repeng(model: Path, prompts: tuple[Path, Path], output: Path) -> None:
 
 def repeng_is_installed() -> bool:
     """Whether `repeng` runs at once, without a gigabyte of torch to be fetched first."""
-    return (_repeng_venv() / "finished").exists()
-
-
-def _repeng_venv() -> Path:
-    return user_cache_path("localsteer") / "bench-tools" / "repeng"
+    return is_made("repeng")
 
 
 def _repeng_python() -> Path:
     """The Python of a venv with repeng, made at first use (some 1 GB; torch is no dependency of ours)."""
-    venv = _repeng_venv()
-    python = venv / "bin" / "python"
-    if not repeng_is_installed():
-        print("installing repeng and torch into a venv of their own ...", file=sys.stderr, flush=True)
-        for command in (
-            [sys.executable, "-m", "venv", str(venv)],
-            [str(python), "-m", "pip", "install", "--quiet", *_REQUIREMENTS],
-        ):
-            if subprocess.run(command).returncode:
-                raise ToolsError(f"{' '.join(command)} failed.")
-        (venv / "finished").touch()
-    return python
+    return venv_python("repeng", _REQUIREMENTS)

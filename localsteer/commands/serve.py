@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any that is free.")
 @click.option("--api-key", envvar="LOCALSTEER_API_KEY", help="What requests must show. Also from $LOCALSTEER_API_KEY.")
 @click.option("--allow-host", multiple=True, help="A further name that requests may call the server by.")
-@click.option("--allow-origin", multiple=True, help="A web page elsewhere that may use it, such as http://localhost:3000.")
+@click.option(
+    "--allow-origin", multiple=True, help="A web page elsewhere that may use it, such as http://localhost:3000; * for all."
+)
 @click.option("--parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Answers at once.")
 @click.option("--queue", type=click.IntRange(0), default=32, show_default=True, help="Answers that may wait.")
 @click.option(
@@ -175,7 +177,19 @@ def _access(host: str, api_key: str | None, hosts: tuple[str, ...], origins: tup
     if api_key is not None and not api_key.isascii():
         raise LocalsteerError("The API key can only hold ASCII characters.", hint="Take another one.")
     own = (socket.gethostname(), host) if not is_loopback(host) else (host,)
-    return Access((*LOOPBACK, *own, *hosts), origins, api_key or None)
+    return Access((*LOOPBACK, *own, *hosts), tuple(one for named in origins for one in _origins(named)), api_key or None)
+
+
+def _origins(named: str) -> tuple[str, ...]:
+    """What browsers call the pages that --allow-origin names; a bare host stands for its pages with and without encryption."""
+    if named == "*":
+        return (named,)
+    scheme, marked, host = named.lower().removesuffix("/").rpartition("://")
+    if not host or any(character in host for character in "/?#@* "):
+        raise LocalsteerError(
+            f'--allow-origin "{named}" is no origin of a web page.', hint="Give one such as http://localhost:3000, or * for all."
+        )
+    return (f"{scheme}://{host}",) if marked else (f"http://{host}", f"https://{host}")
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -32,7 +32,7 @@ class Access:
 
     Attributes:
         hosts: names and addresses that requests may call it by, without ports.
-        origins: web pages elsewhere that may talk to it, such as "http://localhost:3000".
+        origins: web pages elsewhere that may talk to it, such as "http://localhost:3000"; "*" for all.
         api_key: what requests must show; None for nothing.
     """
 
@@ -130,7 +130,7 @@ class Guard:
 
     def _is_own(self, origin: str, host: str) -> bool:
         """Whether a page comes from this server, or is allowed."""
-        if origin in self._access.origins:
+        if "*" in self._access.origins or origin in self._access.origins:
             return True
         try:
             parts = urlsplit(origin)

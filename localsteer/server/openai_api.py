@@ -195,7 +195,8 @@ class _Reply:
         answers = self.asked.answers
         if self.form is _CHAT:
             for choice in range(len(answers.jobs)):
-                yield json.dumps(self.chunk(choice, {"delta": {"role": "assistant", "content": ""}}))
+                # null, as llama-server has it: programs that count deltas take an empty text for one.
+                yield json.dumps(self.chunk(choice, {"delta": {"role": "assistant", "content": None}}))
         elif self.echoed:
             for choice in range(len(answers.jobs)):
                 yield json.dumps(self.chunk(choice, self._echoing(choice, len(answers.jobs), {"text": ""})))

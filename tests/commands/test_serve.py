@@ -48,6 +48,12 @@ def test_a_key_that_no_header_can_hold_is_refused(capfd: Capture, monkeypatch: p
     assert_one_clear_line(run(capfd, "serve", *NO_MODEL), "ASCII")
 
 
+@pytest.mark.parametrize("named", ["http://localhost:3000/page", "*.example.com", "http://", ""])
+def test_an_origin_that_no_browser_would_send_is_refused(capfd: Capture, named: str) -> None:
+    result = run(capfd, "serve", "--allow-origin", named, "-m", "missing.gguf")
+    assert_one_clear_line(result, f'"{named}"', "http://localhost:3000")
+
+
 def test_a_port_in_use_is_told_before_the_model_is_loaded(capfd: Capture) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

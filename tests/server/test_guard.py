@@ -181,6 +181,12 @@ def test_an_allowed_page_may_be_of_another_site(shared: Served) -> None:
     assert status(shared, headers) == 200
 
 
+def test_every_page_may_be_allowed(serve: Serve) -> None:
+    answer = serve(access=Access(origins=("*",))).client.get("/v1/models", headers={"Origin": "http://anywhere.example"})
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
 def test_another_page_is_refused_all_the_same(shared: Served) -> None:
     answer = shared.client.get("/v1/models", headers={"Origin": "http://evil.example", "Authorization": f"Bearer {KEY}"})
     assert answer.status_code == 403

@@ -55,7 +55,7 @@ def stream(served: Served, path: str = "/v1/chat/completions", **body: Any) -> E
 
 def streamed_text(events: Events, choice: int = 0) -> str:
     choices = [one for event in events for one in event["choices"] if one["index"] == choice]
-    return "".join(one["delta"].get("content", "") if "delta" in one else one["text"] for one in choices)
+    return "".join(one["delta"].get("content") or "" if "delta" in one else one["text"] for one in choices)
 
 
 # Which steering counts
@@ -237,7 +237,7 @@ def test_a_stream_holds_the_same_as_the_answer(served: Served, path: str) -> Non
         assert [one["finish_reason"] for one in of_choice[:-1]] == [None] * (len(of_choice) - 1)
         assert of_choice[-1]["finish_reason"] == "length"
         if path.endswith("chat/completions"):
-            assert of_choice[0]["delta"] == {"role": "assistant", "content": ""}
+            assert of_choice[0]["delta"] == {"role": "assistant", "content": None}
     lasts = [event for event in events if event["choices"][0]["finish_reason"] is not None]
     assert [event["steering"] for event in lasts] == [whole["steering"]] * 3
     assert sorted(event["seed"] for event in lasts) == [one["seed"] for one in whole["choices"]]
