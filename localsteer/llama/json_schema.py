@@ -33,7 +33,7 @@ MAX_CHARACTERS = 200_000
 _MAX_REFERENCES = 500
 # Each is compared with each.
 _MAX_ALTERNATIVES = 40
-# Names and constants that are looked at for it in a schema: half a second. By references a short schema can have them without end.
+# Names and constants that are looked at for it in a schema: half a second. By references a short schema has them without end.
 _MAX_COMPARED = 200_000
 # Rounds in which it is asked what can be complete, given what can: a chain that needs more takes seconds, and is let through.
 _MAX_ROUNDS = 50

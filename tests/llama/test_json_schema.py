@@ -143,7 +143,7 @@ def test_alternatives_that_refer_to_others_again_and_again_are_not_compared_for_
     names = [f"a{number}" for number in range(300)]
 
     def defined(depth: int) -> Schema:
-        return {"type": "object", "required": names, "properties": dict.fromkeys(names, {"$ref": f"#/$defs/{depth + 1}"})}
+        return {"type": "object", "required": names, "properties": {name: {"$ref": f"#/$defs/{depth + 1}"} for name in names}}
 
     definitions = {str(depth): defined(depth) if depth < 4 else NULL for depth in range(5)}
     assert '"oneOf"' in rule_of({"oneOf": [{"$ref": "#/$defs/0"}, {"$ref": "#/$defs/0"}], "$defs": definitions})
