@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import time
 from typing import Any
 
 import numpy as np
@@ -123,12 +121,9 @@ PATTERNS = [{"type": "string", "pattern": f"a{number}"} for number in range(300)
     ],
     ids=range(9),
 )
-def test_what_is_too_much_is_an_error_soon(tiny: Model, lark: str) -> None:
-    begun = time.perf_counter()
+def test_what_is_too_much_is_an_error(tiny: Model, lark: str) -> None:
     with pytest.raises(LocalsteerError, match="grammar"):
         Grammar(tiny, lark)
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        assert time.perf_counter() - begun < 5
 
 
 @pytest.mark.parametrize(
