@@ -151,7 +151,7 @@ def test_a_text_that_is_too_long_is_not_looked_into(tiny: Model) -> None:
         Grammar.from_text(tiny, "x" * 1_000_000)
 
 
-# Where the work grew with the square of the lines, the first took hours; where it grew with tokens times names, the second took 10 s.
+# Where the work grew with the square of the lines, the first took hours; where with tokens times names, the second took 10 s.
 def test_what_is_long_and_says_little_is_read_soon(tiny: Model) -> None:
     assert allowed(Grammar(tiny, 'start: "a"' + "\n" * 350_000).matcher()) == {ord("a")}
 
