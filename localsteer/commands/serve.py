@@ -147,7 +147,8 @@ def command(
             # Tried here, in a thread that ends, and known from then on: a request's thread that has once computed keeps OpenMP's
             # threads, more than there are cores then, and every decode takes twice as long.
             steerability(model)
-            vocabulary(model)  # so that the first request that wants JSON need not wait for it
+            with contextlib.suppress(LocalsteerError):  # where it cannot be had, the requests that want it are told
+                vocabulary(model)  # so that the first request that wants JSON need not wait for it
             return steerings, armed, RunningBatch(model, parallel=parallel, n_ctx=n_ctx, cache_ram=cache_ram)
 
         steerings, armed, batch = compute_apart(prepare)

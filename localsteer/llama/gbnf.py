@@ -10,8 +10,8 @@ from localsteer.errors import LocalsteerError
 
 _NAME = re.compile(r"[A-Za-z0-9-]+")
 # Lark as llama.cpp knows it by its first line, or by the rule that llguidance begins with.
-_LARK = re.compile(r"^\s*(%llguidance\b|start\s*(\[[^\]\n]*\])?\s*:(?!:=))", re.MULTILINE)
-_COUNTS = re.compile(r"\{\s*(\d+)\s*(?:(,)\s*(\d+)?\s*)?\}")
+_LARK = re.compile(r"^[ \t]*(%llguidance\b|start\s*(\[[^\]\n]*\]\s*)?:(?!:=))", re.MULTILINE)
+_COUNTS = re.compile(r"\{\s*(\d{1,9})\s*(?:(,)\s*(?:(\d{1,9})\s*)?)?\}")
 _SPACE = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
 _SPACE_IN_LINE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
 _TOKEN = re.compile(r"(!?)<(\[\d+\]|[^<>\s]+)>")
@@ -83,12 +83,24 @@ _Rules = dict[str, list[list[_Item]]]
 def _ending(rules: _Rules) -> set[str]:
     """The rules that a text can complete."""
     ending: set[str] = set()
-    before = -1
-    while before < len(ending):
-        before = len(ending)
-        for name, alternatives in rules.items():
-            if any(all(item.rule is None or item.optional or item.rule in ending for item in one) for one in alternatives):
-                ending.add(name)
+    waiting: dict[str, list[tuple[str, set[str]]]] = {}
+    found = []
+    for name, alternatives in rules.items():
+        for one in alternatives:
+            needed = {item.rule for item in one if item.rule is not None and not item.optional}
+            for rule in needed:
+                waiting.setdefault(rule, []).append((name, needed))
+            if not needed:
+                found.append(name)
+    while found:
+        rule = found.pop()
+        if rule in ending:
+            continue
+        ending.add(rule)
+        for name, needed in waiting.get(rule, []):
+            needed.remove(rule)
+            if not needed:
+                found.append(name)
     return ending
 
 
@@ -189,16 +201,18 @@ class _Parser:
         negated = "^" if self._take("^") else ""
         codes = self._characters("]", ranges=True)
         parts = []
-        while codes:
-            first = codes.pop(0)
-            if len(codes) > 1 and codes[0] == _RANGE:
-                last = codes[1]
-                del codes[:2]
+        at = 0
+        while at < len(codes):
+            first = codes[at]
+            if at + 2 < len(codes) and codes[at + 1] == _RANGE:
+                last = codes[at + 2]
                 if last < first:
                     self._fail("a range ends before it begins")
                 parts.append(f"{_code(first)}-{_code(last)}")
+                at += 3
             else:
                 parts.append(_code(first if first != _RANGE else ord("-")))
+                at += 1
         if not parts:
             self._fail("a class is empty")
         return f"/[{negated}{''.join(parts)}]/"

@@ -5,28 +5,32 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama.gbnf import is_lark, to_lark
-from localsteer.llama.grammar_trial import LIMITS, TooMuchError, try_apart
+from localsteer.llama.grammar_trial import NotTriedError, TooMuchError, limits, try_apart
 from localsteer.llama.json_schema import MAX_CHARACTERS, of_schema
 from localsteer.llama.model import Model
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 # The model cuts a text into tokens as it likes, as where nothing is asked of it; not as the tokenizer would.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 # What no sampler here can do, on the head of a rule.
-_TEMPERATURE = re.compile(r"^\s*[\w-]+\s*\[[^\]\n]*\btemperature\s*=", re.MULTILINE)
+_TEMPERATURE = re.compile(r"^[ \t]*[\w-]+\s*\[[^\]\n]*\btemperature\s*=", re.MULTILINE)
 _LONGEST_REASON = 300
 # Tokens that an answer is followed through before anybody waits for one: where nothing can come next, that shows.
 _REHEARSED = 8
-# A token by its number.
-_NUMBERED = r"<\[[\d^,*-]+\]>"
+# A token by its name, or by its number.
+_TOKEN = re.compile(r"<[^<>\s]+>")
+_NUMBERED = re.compile(r"<\[[\d^,*-]+\]>")
 _ANY = "<[*]>"
 # Marks a token that stands for no text.
 _SPECIAL = b"\xff"
@@ -41,12 +45,11 @@ class Grammar:
             text is `<|its name|>` or `<[its number]>`.
 
     Raises:
-        LocalsteerError: it cannot be read, nothing follows it, or it is too much for the parser.
+        LocalsteerError: it cannot be read, nothing follows it, it is too much for the parser, or there is no parser.
     """
 
     def __init__(self, model: Model, lark: str) -> None:
-        if len(lark) > 2 * MAX_CHARACTERS:  # what is made of a schema is longer than the schema
-            raise LocalsteerError(f"The grammar has {len(lark):,} characters, and {2 * MAX_CHARACTERS:,} are allowed.")
+        _check_length(lark, 2 * MAX_CHARACTERS)  # what is made of a schema is longer than the schema
         try:
             lark.encode()
         except UnicodeEncodeError as error:
@@ -56,10 +59,12 @@ class Grammar:
         lark += _OPTIONS
         known = vocabulary(model)
         try:
-            try_apart(known.special.sub(_ANY, lark))
+            try_apart(_TOKEN.sub(lambda found: _ANY if known.is_special(found[0]) else found[0], lark))
         except TooMuchError as error:
             raise LocalsteerError(f"The grammar cannot be used: {error}.") from error
-        self._pristine = LLMatcher(known.tokenizer, lark, limits=LIMITS, log_level=0)
+        except NotTriedError as error:
+            raise LocalsteerError(f"No grammar can be used here: {error}.") from error
+        self._pristine: LLMatcher = _llguidance().LLMatcher(known.tokenizer, lark, limits=limits(), log_level=0)
         if self._pristine.is_error():
             raise LocalsteerError(f"The grammar cannot be used: {_reason(self._pristine)}.")
         self._n_vocab = model.n_vocab
@@ -84,6 +89,7 @@ class Grammar:
         Raises:
             LocalsteerError: as above.
         """
+        _check_length(text, MAX_CHARACTERS)
         return cls(model, text if is_lark(text) else to_lark(text))
 
     def matcher(self) -> Matcher:
@@ -145,23 +151,31 @@ class Vocabulary:
 
     Attributes:
         tokenizer: as llguidance takes them.
-        special: finds in a grammar what stands for one that adds no text.
+        special: names of those that add no text.
     """
 
     tokenizer: LLTokenizer
-    special: re.Pattern[str]
+    special: frozenset[str]
+
+    def is_special(self, token: str) -> bool:
+        """Whether this stands in a grammar for a token that adds no text."""
+        return token in self.special or _NUMBERED.fullmatch(token) is not None
 
 
 _vocabularies: WeakKeyDictionary[Model, Vocabulary] = WeakKeyDictionary()
 
 
 def vocabulary(model: Model) -> Vocabulary:
-    """A model's tokens, read once: 0.6 s for 49k of them, 1.8 s for 152k."""
+    """A model's tokens, read once: 0.6 s for 49k of them, 1.8 s for 152k.
+
+    Raises:
+        LocalsteerError: llguidance is not there.
+    """
     if model not in _vocabularies:
+        make = _llguidance().LLTokenizer
         tokens = [model.token_bytes(token) or _special(model, token) for token in range(model.n_vocab)]
-        names = [token[len(_SPECIAL) :].decode(errors="replace") for token in tokens if token.startswith(_SPECIAL + b"<")]
-        special = re.compile("|".join([_NUMBERED, *map(re.escape, names)]))
-        _vocabularies[model] = Vocabulary(LLTokenizer(_Tokens(tokens), eos_token=list(model.end_tokens)), special)
+        special = frozenset(token[len(_SPECIAL) :].decode(errors="replace") for token in tokens if token.startswith(_SPECIAL))
+        _vocabularies[model] = Vocabulary(make(_Tokens(tokens), eos_token=list(model.end_tokens)), special)
     return _vocabularies[model]
 
 
@@ -170,7 +184,7 @@ def _special(model: Model, token: int) -> bytes:
     return _SPECIAL + name if name else b""
 
 
-class _Tokens(TokenizerWrapper):
+class _Tokens:
     """What llguidance asks of a tokenizer: the bytes that each token adds to a text. It never has a text cut into tokens."""
 
     is_tokenizer_wrapper = True
@@ -180,6 +194,23 @@ class _Tokens(TokenizerWrapper):
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
         self.tokens = tokens
+
+
+def _llguidance() -> ModuleType:
+    """The package, which only answers that follow something need; it is not everywhere."""
+    try:
+        import llguidance
+    except ImportError as error:
+        raise LocalsteerError(
+            f"Answers that follow a schema or a grammar, or call tools, need llguidance, which cannot be imported ({error}).",
+            hint="Run `pip install llguidance`; where there is no wheel of it for the system, pip needs Rust (https://rustup.rs).",
+        ) from error
+    return llguidance
+
+
+def _check_length(grammar: str, allowed: int) -> None:
+    if len(grammar) > allowed:
+        raise LocalsteerError(f"The grammar has {len(grammar):,} characters, and {allowed:,} are allowed.")
 
 
 def _reason(matcher: LLMatcher) -> str:

@@ -33,6 +33,8 @@ MAX_CHARACTERS = 200_000
 _MAX_REFERENCES = 500
 # Each is compared with each.
 _MAX_ALTERNATIVES = 40
+# Names and constants that are looked at for it in a schema: half a second. By references a short schema has them without end.
+_MAX_COMPARED = 200_000
 # Rounds in which it is asked what can be complete, given what can: a chain that needs more takes seconds, and is let through.
 _MAX_ROUNDS = 50
 # Numbers are floats in llguidance: not every whole number beyond this is one.
@@ -177,6 +179,7 @@ class _References:
         if len(self._found) > _MAX_REFERENCES:
             raise ValueError(f"it has {len(self._found)} references, and {_MAX_REFERENCES} are allowed")
         self._ending: set[str] = set()
+        self._left_to_compare = _MAX_COMPARED
 
     def _find(self, reference: str) -> object:
         """What stands there; True, which says nothing, where it is no place in the schema."""
@@ -231,14 +234,19 @@ class _References:
         one, other = self._followed(one), self._followed(other)
         if not isinstance(one, dict) or not isinstance(other, dict) or depth > 3:
             return False
-        if not _types(one) & _types(other):
+        self._left_to_compare -= sum(1 + len(_list(each, "required")) + len(_values(each) or ()) for each in (one, other))
+        if self._left_to_compare < 0:
+            return False
+        types = _types(one) & _types(other)
+        if not types:
             return True
         values, others = _values(one), _values(other)
-        if values is not None and others is not None and not any(value in others for value in values):
+        if values is not None and others is not None and _texts(values).isdisjoint(_texts(others)):
             return True
-        if _types(one) & _types(other) != {"object"}:
+        if types != {"object"}:
             return False
-        common = [name for name in _list(one, "required") if name in _list(other, "required")]
+        required = set(_list(other, "required"))
+        common = [name for name in _list(one, "required") if name in required]
         return any(
             self._apart(_dict(one, "properties").get(name), _dict(other, "properties").get(name), depth + 1) for name in common
         )
@@ -266,6 +274,11 @@ def _values(schema: Schema) -> list[Any] | None:
     if "const" in schema:
         return [schema["const"]]
     return schema["enum"] if isinstance(schema.get("enum"), list) else None
+
+
+def _texts(values: list[Any]) -> set[str]:
+    """Constants as JSON, the same for those that are equal: 1 and 1.0, and objects whose properties stand in another order."""
+    return {json.dumps(value, sort_keys=True) for value in json.loads(json.dumps(values), parse_int=float)}
 
 
 def _type_of(value: object) -> str:

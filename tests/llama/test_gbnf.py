@@ -64,6 +64,7 @@ def test_tokens_are_named_as_lark_names_them() -> None:
         ('root ::= ("a"', "line 1"),
         ('root ::= "a"{1000000}', "2,000"),
         ('root ::= "a"{3,1}', "3"),
+        (f'root ::= "a"{{{"9" * 5000}}}', "line 1"),
         ("root ::= [z-a]", "range"),
         ("root ::= []", "empty"),
         (r'root ::= "\q"', "escape"),
@@ -78,6 +79,29 @@ def test_what_is_none_is_an_error_that_says_where(grammar: str, problem: str) ->
     with pytest.raises(LocalsteerError) as caught:
         to_lark(grammar)
     assert problem in str(caught.value)
+
+
+# Where the work grew with the square of the length, each of these took minutes.
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        "root ::= r0\n" + "\n".join(f"r{number} ::= r{number + 1}" for number in range(30_000)) + '\nr30000 ::= "a"',
+        f"root ::= [{'a-b' * 200_000}]",
+        'root ::= "a"' + "\n" * 400_000,
+    ],
+    ids=("chain", "class", "lines"),
+)
+def test_a_long_one_is_read_soon(grammar: str) -> None:
+    assert not is_lark(grammar)
+    assert is_lark(to_lark(grammar))
+
+
+@pytest.mark.parametrize("end", ["start", 'root ::= "a"{1,'])
+def test_a_long_space_is_passed_soon(end: str) -> None:
+    grammar = end + " " * 400_000
+    assert not is_lark(grammar)
+    with pytest.raises(LocalsteerError, match="line 1"):
+        to_lark(grammar)
 
 
 def test_lark_is_told_from_it() -> None:

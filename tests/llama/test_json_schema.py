@@ -128,6 +128,27 @@ def test_alternatives_of_which_one_must_hold_may_be_told_apart_by_type_or_consta
         fits({"oneOf": [animal({"type": "string"}), animal({"const": "cat"})]}, None)
 
 
+@pytest.mark.parametrize(("one", "other"), [(1, 1.0), ({"a": 1, "b": [2]}, {"b": [2.0], "a": 1}), ("é", "\u00e9")])
+def test_alternatives_with_equal_constants_are_not_apart(one: object, other: object) -> None:
+    with pytest.raises(LocalsteerError, match="oneOf"):
+        fits({"oneOf": [{"const": one}, {"enum": ["x", other]}]}, None)
+
+
+def test_alternatives_of_long_enums_are_told_apart() -> None:
+    enums = [{"enum": [f"{number}{letter}" for number in range(8000)]} for letter in "ab"]
+    assert '"anyOf"' in rule_of({"oneOf": enums})
+
+
+def test_alternatives_that_refer_to_others_again_and_again_are_not_compared_for_ever() -> None:
+    names = [f"a{number}" for number in range(300)]
+
+    def defined(depth: int) -> Schema:
+        return {"type": "object", "required": names, "properties": {name: {"$ref": f"#/$defs/{depth + 1}"} for name in names}}
+
+    definitions = {str(depth): defined(depth) if depth < 4 else NULL for depth in range(5)}
+    assert '"oneOf"' in rule_of({"oneOf": [{"$ref": "#/$defs/0"}, {"$ref": "#/$defs/0"}], "$defs": definitions})
+
+
 def test_formats_are_kept_and_what_is_none_says_nothing() -> None:
     assert fits({"type": "string", "format": "date"}, "2026-11-29")
     assert not fits({"type": "string", "format": "date"}, "2026-13-29")

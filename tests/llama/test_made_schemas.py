@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
@@ -81,13 +80,10 @@ def walk(grammar: Grammar, model: Model, seed: int) -> str | None:
 def outcome(generator: Generator, seed: int) -> str:
     """What became of one schema: "refused", or "valid" with a document that was read, or "endless", or what should not be."""
     schema, model = make_schema(seed), generator.model
-    begun = time.perf_counter()
     try:
         grammar = Grammar.from_schema(model, schema)
     except LocalsteerError as error:
         return "refused" if NAMED.search(str(error)) else f"refused: {error}"
-    finally:
-        assert time.perf_counter() - begun < 5
     request = Request(PROMPT, None, Sampling(temperature=1.5, top_k=0, seed=seed), 200, grammar=grammar)
     answer = generator.generate(request)
     texts = [answer.text] if answer.finish_reason == "stop" else []
