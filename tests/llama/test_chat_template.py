@@ -180,6 +180,12 @@ def test_a_template_of_ollama_that_cannot_be_read_is_refused(template: str) -> N
         ChatTemplate(template, bos="", eos="", of_ollama=True)
 
 
+def test_blanks_in_a_template_of_ollama_cost_no_time() -> None:
+    blanks = " " * 10**4  # of which a pattern that tries every division would not see the end
+    template = ChatTemplate(f"{{{{{blanks}.Prompt{blanks}}}}}{{{{{blanks}", bos="", eos="", of_ollama=True)
+    assert template.render([USER]) == "Hello{{" + blanks
+
+
 # ---- going on with an answer
 
 
