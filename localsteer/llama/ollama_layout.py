@@ -114,19 +114,18 @@ def _parsed(source: str) -> list[Any]:
 
 def _actions(source: str) -> Iterator[tuple[str, str | None]]:
     """Each text and the action behind it, without the blanks that the action takes away; behind the last text None."""
-    rest = source
-    while True:
-        text, opens, behind = rest.partition("{{")
-        action, closes, behind = behind.partition("}}")
-        if not opens or not closes:
-            yield rest, None
-            return
+    place = 0
+    while (opens := source.find("{{", place)) >= 0 and (closes := source.find("}}", opens + 2)) >= 0:
+        text, action = source[place:opens], source[opens + 2 : closes]
+        place = closes + 2
         if action[:1] == "-" and action[1:2].isspace():
             text, action = text.rstrip(), action[1:]
         if action[-1:] == "-" and action[-2:-1].isspace():
-            behind, action = behind.lstrip(), action[:-1]
+            action = action[:-1]
+            while source[place : place + 1].isspace():
+                place += 1
         yield text, action.strip()
-        rest = behind
+    yield source[place:], None
 
 
 def _write(nodes: list[Any], exchange: Mapping[str, str], written: list[str], *, cut: bool) -> bool:
