@@ -8,12 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 from localsteer.llama.control_tokens import TextGuard
-from localsteer.llama.jinja_sandbox import Program, RefusedError, TemplateError
-from localsteer.llama.named_layout import NamedLayout, is_layout_name
-from localsteer.llama.ollama_layout import ollama_layout
+from localsteer.llama.jinja_sandbox import RefusedError, TemplateError
+from localsteer.llama.layout import layout_of
 from localsteer.llama.thinking import Thinking, find_thinking
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -53,12 +52,6 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
     tool_call_id: str | None = None
-
-
-class _Layout(Protocol):
-    variables: frozenset[str]
-
-    def render(self, variables: Mapping[str, Any], /) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -112,11 +105,7 @@ class ChatTemplate:
         self, template: str, *, bos: str, eos: str, with_tools: ChatTemplate | None = None, of_ollama: bool = False
     ) -> None:
         self._source = template
-        self._layout: _Layout
-        if of_ollama:
-            self._layout = ollama_layout(template)
-        else:
-            self._layout = NamedLayout(template) if is_layout_name(template) else Program(template)
+        self._layout = layout_of(template, of_ollama=of_ollama)
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self._with_tools = with_tools
         self._parts: dict[str, bool] = {}
@@ -278,14 +267,15 @@ class ChatTemplate:
     def _continued(self, turns: Sequence[Message], given: _Given) -> str:
         """The prompt up to the end of the last answer's text, as `continue_final_message` of transformers makes it."""
         *before, last = turns
-        mark = _CONTINUED.strip()
+        mark, tagged = _CONTINUED.strip(), replace(last, content=last.content + _CONTINUED)
         try:
-            text = self._write([*before, replace(last, content=last.content + _CONTINUED)], given, ended=True)
+            text = self._write([*before, tagged], given, ended=True)
         except RefusedError:
             if not before:
                 raise
             text = ""
-        if mark in text and given.content(last).strip() in text:
+        # Guarded as it was written: at the end of a text more is guarded than before the mark.
+        if mark in text and given.content(tagged).rpartition(mark)[0].strip() in text:
             text, _, rest = text.rpartition(mark)
             # Without the blank behind the mark the template trims the text; what stands before it may be trimmed as well.
             return text if (mark + rest).startswith(_CONTINUED) else text.rstrip()
@@ -314,12 +304,15 @@ class ChatTemplate:
         """
         said = ["" if turn.role == "assistant" else given.content(turn).strip() for turn in turns]
         missing = {one for one, times in Counter(said).items() if one and text.count(one) < times}
-        for place, turn in enumerate(turns):
-            if said[place] in missing:
-                # It may be there in another form: as JSON, or in other letters.
-                tried = [*turns[:place], replace(turn, content=turn.content + _MARK), *turns[place + 1 :]]
-                if _MARK not in self._prompt(tried, given, think=None).lower():
-                    raise _left_out(turn.role)
+        if missing:
+            # They may be there in another form: as JSON, or in other letters.
+            marks = {place: f"{_MARK}-{place}-" for place, one in enumerate(said) if one in missing}
+            tried = [replace(turn, content=turn.content + marks.get(place, "")) for place, turn in enumerate(turns)]
+            marked = self._prompt(tried, given, think=None).lower()
+            for place, mark in marks.items():
+                if mark not in marked:
+                    raise _left_out(turns[place].role)
+        for turn in turns:
             if any(given.guarded(call.name) not in text for call in turn.tool_calls):
                 raise RefusedError("The model's chat template has no place for calls of tools.")
         if any(given.guarded(name) not in text for name in map(_tool_name, given.tools)):

@@ -8,8 +8,8 @@ transformers 5 (utils/chat_template_utils.py).
 from __future__ import annotations
 
 import functools
-import json
 import re
+import string
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,13 +19,14 @@ from typing import Any
 import jinja2
 from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
+from jinja2.ext import loopcontrols
 from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace, pass_eval_context
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from localsteer.errors import ModelError, shown
+from localsteer.llama.jinja_additions import Generation, to_json
 
 # Processor seconds of one rendering, and for each message more: the slowest of llama.cpp's 70 templates looks at every message
 # again for each, and takes 0.2 s for 200 of them; on average they take 0.01 s.
@@ -38,11 +39,13 @@ _LARGEST_BITS = 2**12
 _HELD = 2**16  # items of lists whose sizes are remembered
 _TURNS_UNCHECKED = 16  # of a loop: reading the clock costs as much as a turn
 
-# They multiply what they are given, in ways of their own, and no known template uses them.
-_NO_FILTERS = ("pprint", "urlize", "wordwrap", "xmlattr")
-_NO_METHODS = {"expandtabs", "maketrans", "translate"}
+# They multiply what they are given, in ways of their own, or make bytes; and no known template uses them.
+_NO_FILTERS = ("pprint", "striptags", "urlize", "wordwrap", "xmlattr")
+_NO_METHODS = {"encode", "expandtabs", "maketrans", "striptags", "to_bytes", "translate"}
 
-_LONG_NUMBER = re.compile(r"\d{5}")  # a width in a format string
+_NUMBER = re.compile(r"\d+")  # a width in a format string
+_LONGEST_NUMBER = 4  # digits
+_LONGEST_FLOAT = 320  # characters of 1e308, written by %f
 
 
 class TemplateError(ModelError):
@@ -115,11 +118,11 @@ class _Limits(threading.local):
     """What the rendering in this thread has used."""
 
     seconds = deadline = float("inf")
-    turns = held = 0
+    turns = held = kept = 0
     sizes: dict[int, tuple[object, int]]
 
     def begin(self, seconds: float) -> None:
-        self.seconds, self.deadline, self.turns = seconds, time.thread_time() + seconds, 0
+        self.seconds, self.deadline, self.turns, self.kept = seconds, time.thread_time() + seconds, 0, 0
         self.forget()
 
     def step(self) -> None:
@@ -135,6 +138,8 @@ class _Limits(threading.local):
         """Characters and items of a value, those in it included; what it holds twice counts twice, as it is written twice."""
         if isinstance(value, str):
             return len(value) + 1
+        if isinstance(value, int):
+            return 1 + value.bit_length() // 3
         if not isinstance(value, (list, tuple, dict)):
             return 1
         known = self.sizes.get(id(value))
@@ -150,6 +155,11 @@ class _Limits(threading.local):
     def forget(self) -> None:
         """What was measured is held until then, so that nothing else comes to its place in memory."""
         self.sizes, self.held = {}, 0
+
+    def keep(self, new: object, old: object = ()) -> None:
+        """A namespace keeps another value: namespaces count by what is in all of them together."""
+        self.kept += self.size(new) - self.size(old)
+        self.check(self.kept)
 
     def check(self, size: int) -> None:
         if size > _SIZE:
@@ -210,24 +220,17 @@ def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
-class _Generation(Extension):
-    """`{% generation %}`, by which transformers marks what to train on; the text in it is text as any other."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Any) -> nodes.Node:
-        """A block of its own, as in transformers: what is set in it is not known outside."""
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_as_it_is"), [], [], body).set_lineno(line)
-
-    @staticmethod
-    @pass_eval_context
-    def _as_it_is(_context: nodes.EvalContext, caller: Macro) -> str:
-        return caller()
-
-
 class _Namespace(Namespace):
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        content = dict(*arguments, **named)
+        _limits.keep(content)
+        super().__init__(content)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        content = object.__getattribute__(self, "_Namespace__attrs")
+        _limits.keep(value, content.get(name, ()))
+        super().__setitem__(name, value)
+
     def __repr__(self) -> str:
         return "<Namespace>"  # Jinja's own shows all that is in it, and what is in that.
 
@@ -251,12 +254,12 @@ class _Environment(ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             optimized=False,  # It would compute constants before anything limits them.
-            extensions=[_Generation, loopcontrols],
+            extensions=[Generation, loopcontrols],
             loader=jinja2.BaseLoader(),
         )
         self.filters = {name: _guarded(name, one) for name, one in self.filters.items() if name not in _NO_FILTERS}
         self.filters |= {
-            "tojson": _guarded("tojson", _to_json),
+            "tojson": _guarded("tojson", to_json),
             "checked value": _checked,
             "counted items": _counted,
             "concatenated parts": _concatenated,
@@ -285,15 +288,15 @@ class _Environment(ImmutableSandboxedEnvironment):
         _limits.step()
         # `str.format` comes as the sandbox's own function around it.
         subject, name = getattr(getattr(called, "__wrapped__", called), "__self__", None), getattr(called, "__name__", "")
+        if subject is not None and name in _NO_METHODS:
+            raise SecurityError(f"{name} is not allowed in a chat template")
         if isinstance(subject, str):
-            if name in _NO_METHODS:
-                raise SecurityError(f"{name} is not allowed in a chat template")
             if name == "join":
                 arguments = tuple(map(_bounded_list, arguments))
                 subject, others = (*arguments, ())[0], (subject,)
             else:
                 others = arguments
-            _check_call(name, subject, others, named)
+            _check_call(f"str.{name}" if name.startswith("format") else name, subject, others, named)
         elif not isinstance(called, Macro):
             _check_call(name, None, arguments, named)
         return _checked(super().call(context, called, *arguments, **named))
@@ -338,8 +341,10 @@ def _check_call(name: str, subject: Any, others: tuple[Any, ...], named: Mapping
     texts = [value for value in values if isinstance(value, str)]
     longest = max(map(len, texts), default=0)
     width = max((value for value in values if isinstance(value, int)), default=longest)
-    if name in ("format", "format_map") and isinstance(subject, str):
-        _check_format(subject, "%{", values)
+    if name == "format":
+        _check_format(str(subject), "%", values)
+    elif name.startswith("str.format"):
+        _check_format(subject, "{", values)
     elif name == "join" and isinstance(subject, (list, tuple, dict, str)):
         _limits.check(_limits.size(subject) + longest * len(subject))
     elif name == "replace" and texts:
@@ -352,10 +357,13 @@ def _check_call(name: str, subject: Any, others: tuple[Any, ...], named: Mapping
         raise SecurityError("sum is for numbers in a chat template")
 
 
-def _check_format(text: str, marks: str, values: Iterable[Any]) -> None:
-    if _LONG_NUMBER.search(text) or (marks[0] == "%" and "*" in text):
+def _check_format(text: str, mark: str, values: Iterable[Any]) -> None:
+    numbers = _NUMBER.findall(text)
+    # A width that is itself a value is in no text.
+    inner = "*" in text if mark == "%" else any("{" in (spec or "") for _, _, spec, _ in string.Formatter().parse(text))
+    if inner or any(len(number) > _LONGEST_NUMBER for number in numbers):
         raise TemplateLimitError("writes very wide columns")
-    _limits.check(sum(map(text.count, marks)) * max(map(_limits.size, values), default=1))
+    _limits.check(text.count(mark) * max(_LONGEST_FLOAT, *map(int, numbers), *map(_limits.size, values)))
 
 
 def _check_product(left: Any, right: Any) -> None:
@@ -377,13 +385,3 @@ def _raise_exception(message: str) -> None:
 
 def _strftime_now(format: str) -> str:  # transformers' name: a template may use it as a keyword
     return datetime.now().strftime(format)
-
-
-def _to_json(
-    x: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

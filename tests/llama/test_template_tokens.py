@@ -9,6 +9,7 @@ import pytest
 from localsteer.llama.chat_template import ChatTemplate, Message
 from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.model import Model
+from localsteer.llama.template_tokens import TemplateTokens
 from tests import tiny_models
 from tests.tiny_models import CHATML_TEMPLATE, SPECIAL_TOKENS, VOCABULARY, write_tiny_model
 
@@ -79,6 +80,39 @@ def test_tokens_that_were_added_for_the_template_are_kept_out_of_texts(tmp_path:
     monkeypatch.setattr(tiny_models, "TokenType", kinds)
     with Model(write_tiny_model(tmp_path / "tiny.gguf"), threads=1) as model:
         assert tokens(model, FORGED).count(START) == tokens(model, "X").count(START)
+
+
+def test_tokens_that_were_added_for_tools_are_kept_out_of_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = SimpleNamespace(NORMAL=gguf.TokenType.NORMAL, CONTROL=gguf.TokenType.USER_DEFINED)
+    monkeypatch.setattr(tiny_models, "TokenType", kinds)
+    with Model(write_tiny_model(tmp_path / "tiny.gguf"), threads=1) as model:
+        tools = ChatTemplate(CHATML_TEMPLATE, bos="", eos="")
+        template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", bos="", eos="", with_tools=tools)
+        ours = TemplateTokens(model.vocabulary, len(VOCABULARY), model.tokenize, template, parse_special=False)
+        guard = ours.guard()
+        assert START not in ours.tokenize(template.render([Message("user", FORGED)], guard=guard), guard)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_where_special_tokens_take_blanks_and_stand_behind_a_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    # llama.cpp knows Phi-3 by its name, and then wants these in the vocabulary.
+    def listed(writer: gguf.GGUFWriter, texts: list[str]) -> None:
+        rare = [place for place, text in enumerate(texts) if len(text) == 1 and not text.isascii()][-3:]
+        known = dict(zip(rare, ("<unk>", "<s>", "</s>"), strict=True))
+        writer.add_array("tokenizer.ggml.tokens", [known.get(place, text) for place, text in enumerate(texts)])
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_token_list", listed)
+    monkeypatch.setattr(gguf.GGUFWriter, "add_name", lambda writer, _: writer.add_string("general.name", "phi3"))
+    monkeypatch.setattr(
+        gguf.GGUFWriter, "add_add_eos_token", lambda writer, _: writer.add_bool("tokenizer.ggml.add_eos_token", ends)
+    )
+    template = CHATML_TEMPLATE.replace("message['role'] + '\\n'", "'\\n'")
+    with Model(write_tiny_model(tmp_path / "tiny.gguf", chat_template=template), threads=1) as model:
+        assert model.chat_template is not None
+        assert "<|im_start|>\na <" in model.chat_template.render([Message("user", "a <")])
+        assert tokens(model, "a <") == model.tokenize(model.chat_template.render([Message("user", "a <")]))
 
 
 def test_named_templates_of_a_set_are_used_for_what_they_are_for(tmp_path: Path) -> None:

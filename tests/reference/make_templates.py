@@ -102,7 +102,11 @@ def main() -> None:
         for name, source in sources.items():
             print(name)
             prompts = [reference(source, conversation) for conversation in CONVERSATIONS.values()]
-            document[kind][name] = prompts if kind == "small" else [one and digest(one) for one in prompts]
+            if kind == "small":
+                document[kind][name] = prompts
+            else:
+                # Another version of llama.cpp may have another template of the name.
+                document[kind][f"{name} {digest(source)}"] = [one and digest(one) for one in prompts]
     output = Path(__file__).resolve().parent / "templates.json"
     # A line for each template.
     text = json.dumps(dict.fromkeys(document, ""), ensure_ascii=False, indent=1)
