@@ -37,6 +37,7 @@ class ToolCallParser:
         self._reading = False
         self._bare = form.kind == "bare"  # whether the call that is being read stands there without marks
         self._fenced = False  # whether the block of code of a call is still to be closed
+        self._over = False  # whether brackets may still come that close nothing
         self._at_start = True
         self._has_called = False
 
@@ -81,7 +82,7 @@ class ToolCallParser:
             calls, length = read
             found += calls
             self._has_called = True
-            self._fenced = "```" in self._mark
+            self._fenced, self._over = "```" in self._mark, self._bare
             self._held, self._mark, self._reading = self._held[length:], "", False
         return _joined(found)
 
@@ -92,6 +93,9 @@ class ToolCallParser:
                 return ""
             fence = _FENCE_ENDS.match(self._held)
             self._held, self._fenced = self._held[fence.end() if fence is not None else 0 :], False
+        if self._over:
+            self._held = self._held.lstrip(" \n}]")
+            self._over = not self._held
         held, begin = self._held, self._form.begin
         if self._at_start:
             bare = _BARE.match(held)

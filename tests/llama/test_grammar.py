@@ -158,8 +158,7 @@ def test_what_is_long_and_says_little_is_read_soon(tiny: Model) -> None:
     class ManyTokens:
         n_vocab = 40_000
 
-        def is_end(self, token: int) -> bool:
-            return token == 256
+        end_tokens = frozenset({256})
 
         def token_bytes(self, token: int, *, special: bool = False) -> bytes:
             return bytes([token]) if token < 256 else f"<unused{token}>".encode() if special else b""

@@ -95,6 +95,7 @@ def test_a_call_of_what_is_no_tool_is_text() -> None:
         (QWEN_CODER, '```\n[{"name": "move", "arguments": {}}]\n```'),
         (GENERIC, '```json\n{"name": "move", "arguments": {}}\n```'),
         (HERMES, '{{"name": "move", "arguments": {}}}'),
+        (HERMES, '{"name": "move", "arguments": {}}\n}'),
         (GENERIC, '{"name": "move",\n "arguments": {}}'),
         (HERMES, '<tool_call>\n{{"name": "move", "arguments": {}}}\n</tool_call>'),
     ],
