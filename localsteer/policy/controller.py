@@ -61,8 +61,7 @@ class Controller:
         """
         self._answers += 1
         base = plan.effect if plan is not None else None
-        # Whether it may come together with every rule.
-        join_removals([edit.removed for edit in (base, *(rule.plan.edit for rule in self.policy.rules)) if edit is not None])
+        self.policy.check_beside(base)
         self.latest = AnswerGate(self, message, base, self._answers, self._on)
         return self.latest
 

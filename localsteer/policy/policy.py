@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from localsteer.errors import LocalsteerError, PolicyError
+from localsteer.llama.residual import Edit
 from localsteer.policy.classifier import Classifier, OnError
 from localsteer.policy.condition import Condition
 from localsteer.steering.dose import DoseLimit
-from localsteer.steering.plan import Plan
+from localsteer.steering.plan import Plan, join_removals
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,15 @@ class Policy:
     stride: int = 1
     audit_text: bool = False
     limit: DoseLimit | None = None
+
+    def check_beside(self, edit: Edit | None) -> None:
+        """Make sure that all rules may come together, with steering that is on anyway beside them.
+
+        Raises:
+            VectorError: what they remove cannot be removed together.
+        """
+        edits = [rule.plan.edit for rule in self.rules] + ([edit] if edit is not None else [])
+        join_removals([one.removed for one in edits])
 
     def layers(self, watch: str) -> frozenset[int]:
         """The layers that classifiers of the prompt or the output read."""
