@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -246,7 +248,12 @@ def test_results_in_another_form_cost_one_more_rendering_together(monkeypatch: p
     template.render([USER, CALL, *results], tools=[TIME])  # what is tried once, is known
     renderings: list[object] = []
     render_once = Program.render
-    monkeypatch.setattr(Program, "render", lambda self, given: renderings.append(given) or render_once(self, given))
+
+    def render(program: Program, given: Mapping[str, Any]) -> str:
+        renderings.append(given)
+        return render_once(program, given)
+
+    monkeypatch.setattr(Program, "render", render)
     assert template.render([USER, CALL, *results], tools=[TIME]).count("[tool]") == 20
     assert len(renderings) == 2
 

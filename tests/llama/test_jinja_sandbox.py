@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from localsteer.llama.jinja_sandbox import Program, RefusedError, TemplateError, TemplateLimitError
@@ -71,6 +73,19 @@ def test_a_template_that_does_not_end_is_stopped(source: str) -> None:
 def test_a_template_that_makes_too_much_is_stopped(source: str) -> None:
     with pytest.raises(TemplateLimitError):
         Program(source).render({"messages": []})
+
+
+@pytest.mark.parametrize("name", ["width from a value", "many widths", "many widths of a % format"])
+def test_what_a_format_would_make_is_known_before_it_is_made(name: str) -> None:
+    program = Program(TOO_MUCH[name])
+    tracemalloc.start()
+    try:
+        with pytest.raises(TemplateLimitError):
+            program.render({"messages": []})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**24
 
 
 @pytest.mark.parametrize("source", REFUSED.values(), ids=REFUSED)
