@@ -81,7 +81,7 @@ def _tried(lark: str) -> str:
     except subprocess.TimeoutExpired as error:
         if not (error.stdout or b"").startswith(_STARTED):
             raise NotTriedError(f"{command[0]}, which tries it, has not started within {_LONGEST:g} s") from error
-        return "it takes too long to read"
+        raise TooMuchError("it takes too long to read") from error  # not remembered: the machine may have had much else to do
     except OSError as error:
         raise NotTriedError(f"{command[0]}, which tries it, does not start ({error.strerror})") from error
     if not tried.stdout.startswith(_STARTED):
