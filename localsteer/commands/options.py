@@ -65,14 +65,14 @@ def gathered(name: str, kind: type) -> Callable[[Command], Command]:
 
     Args:
         name: of the function's parameter.
-        kind: a dataclass, whose fields are the parameters of the options.
+        kind: a dataclass, whose fields are the parameters of the options; those that no option is for keep their defaults.
     """
     keys = [field.name for field in fields(kind)]
 
     def wrapped(function: Command) -> Command:
         @functools.wraps(function)
         def command(**given: Any) -> Any:
-            return function(**{name: kind(**{key: given.pop(key) for key in keys}), **given})
+            return function(**{name: kind(**{key: given.pop(key) for key in keys if key in given}), **given})
 
         return cast(Command, command)
 

@@ -117,7 +117,8 @@ def test_openais_client_streams(running: Running) -> None:
 def test_openais_client_is_told_what_is_wrong(running: Running) -> None:
     create = running.openai.chat.completions.create
     with pytest.raises(NotFoundError, match="demo"):
-        create(model="gpt-4o", messages=MESSAGES)
+        create(model="gpt-4o:happy=1", messages=MESSAGES)
+    assert create(model="gpt-4o", messages=MESSAGES, max_tokens=1).model == "demo"
     with pytest.raises(BadRequestError, match="happy"):
         create(model="demo", messages=MESSAGES, extra_body={"steering": "0.5 hapy"})
     assert [one.id for one in running.openai.models.list()] == ["demo", "demo:cheerful"]
