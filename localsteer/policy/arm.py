@@ -25,7 +25,7 @@ from localsteer.policy.policy_file import ClassifierSpec, PolicyDocument, ProbeS
 from localsteer.policy.probe_classifier import ProbeClassifier
 from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import Steering
-from localsteer.steering.plan import Plan, join_removals, resolve
+from localsteer.steering.plan import Plan, resolve
 from localsteer.vector.calibration import Mode
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import read_vector
@@ -189,7 +189,6 @@ class ArmedPolicy(Closing):
                     raise PolicyError("A policy steers the answer, not the reasoning.", hint="Leave out @thinking.")
             hold = None if spec.hold == "response" else spec.hold
             rules.append(Rule(spec.name, spec.when, plan, hold, spec.ramp, spec.rewind))
-        join_removals([rule.plan.edit.removed for rule in rules])  # whether all of them may come together
         return tuple(rules)
 
     def _plan(self, steering: Steering, progress: Progress | None, mode: Mode) -> Plan:

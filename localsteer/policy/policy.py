@@ -46,6 +46,9 @@ class Policy:
         stride: rules are looked at after every so many tokens.
         audit_text: whether decisions carry texts.
         limit: the largest relative dose of all that is added to a token; None for any. No rule alone is above it.
+
+    Raises:
+        VectorError: what the rules remove cannot be removed together.
     """
 
     classifiers: Mapping[str, Classifier]
@@ -54,6 +57,9 @@ class Policy:
     stride: int = 1
     audit_text: bool = False
     limit: DoseLimit | None = None
+
+    def __post_init__(self) -> None:
+        self.check_beside(None)
 
     def check_beside(self, edit: Edit | None) -> None:
         """Make sure that all rules may come together, with steering that is on anyway beside them.

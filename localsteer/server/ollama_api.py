@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
-from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 from starlette.requests import Request as HTTPRequest
 
@@ -17,11 +17,12 @@ from localsteer.engine.request import Answer, TokenLogprob
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.audit import Decision
-from localsteer.server.answers import Answers, JSONLines, Prompt, RequestError, Service, Wishes, applied
+from localsteer.server.answers import JSONLines, Prompt, RequestError, Service, Wishes
+from localsteer.server.asking import ask
 from localsteer.server.constraints import Constraint, any_json, of_schema
 from localsteer.server.conversations import chat_prompt, offer_of, tool_calls_of
 from localsteer.server.errors import decision_documents, error_document
-from localsteer.server.jobs import Ended, Failed, Job
+from localsteer.server.jobs import Ended, Failed
 from localsteer.server.logprobs import logprob_documents
 from localsteer.server.reply import Said, parts_of
 from localsteer.server.schema import InAnyCase, MaxTokens, SamplingFields, SteeringHeader, longest
@@ -225,6 +226,16 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
+@dataclass
+class _Steered:
+    """How a request is steered, by its body or its options; see `asking.Asking`."""
+
+    model: str | None
+    steering: str | None
+    steer_prompt: bool
+    anchored: bool | None
+
+
 async def _answer(
     service: Service,
     body: _Common,
@@ -238,16 +249,9 @@ async def _answer(
     steering = body.steering if body.steering is not None else options.steering
     steer_prompt = body.steer_prompt if body.steer_prompt is not None else options.steer_prompt
     anchored = body.anchored if body.anchored is not None else options.anchored
-    mode = service.mode(steer_prompt=steer_prompt is True, anchored=anchored)
-    plan = await service.plan(steering, header, body.model, mode, http)
-
-    def prepare() -> tuple[Prompt, list[Job]]:
-        prompt = make_prompt()
-        return prompt, service.jobs([prompt], plan, body.wishes(service.model), mode)
-
-    prompt, jobs = await run_in_threadpool(prepare)
-    answers = Answers(service.engine, jobs)
-    name, note = service.called(body.model)
+    steered = _Steered(body.model, steering, steer_prompt is True, anchored)
+    asked = await ask(service, steered, header, http, lambda: ([make_prompt()], body.wishes(service.model)))
+    answers = asked.answers
 
     def logprobs(entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         return {"logprobs": logprob_documents(service.model, entries)} if body.logprobs and entries else {}
@@ -255,24 +259,24 @@ async def _answer(
     def last(answer: Answer, decisions: Sequence[Decision], said: Sequence[Said]) -> dict[str, Any]:
         timing = answer.timing
         return {
-            "model": name,
+            "model": asked.name,
             "created_at": _now(),
             **part(said),
             "done": True,
             "done_reason": "length" if answer.finish_reason == "length" else "stop",
             "total_duration": int(timing.seconds * _NANOSECONDS),
             "load_duration": 0,
-            "prompt_eval_count": len(prompt.tokens),
+            "prompt_eval_count": asked.prompt_tokens,
             "prompt_eval_duration": int(timing.prompt_seconds * _NANOSECONDS),
             "eval_count": len(answer.tokens),
             "eval_duration": int(timing.answer_seconds * _NANOSECONDS),
             "seed": answer.seed,
-            "steering": applied(plan, jobs[0].request.mode, note, *jobs[0].request.unheard),
+            "steering": asked.steering,
             "policy": decision_documents(decisions),
         }
 
     async def lines() -> AsyncIterator[str]:
-        reader = prompt.reading.reader()
+        reader = asked.reading.reader()
         async for event in answers.events():
             if isinstance(event, Failed):
                 yield json.dumps({"error": error_document(event.error)[1]["error"]["message"]}) + "\n"
@@ -281,7 +285,7 @@ async def _answer(
             said = reader.finish() if isinstance(event, Ended) else reader.push(event.text)
             policy = {"policy": decision_documents(event.decisions)} if event.decisions and not ends else {}
             if said or policy or (event.logprobs and body.logprobs):
-                head = {"model": name, "created_at": _now(), **part(said), "done": False}
+                head = {"model": asked.name, "created_at": _now(), **part(said), "done": False}
                 yield json.dumps({**head, **policy, **logprobs(event.logprobs)}) + "\n"
             if isinstance(event, Ended):
                 yield json.dumps(last(event.answer, event.decisions, ())) + "\n"
@@ -289,7 +293,7 @@ async def _answer(
     if body.stream:
         return JSONLines(lines(), answers)
     (finished,) = await answers.all(http)
-    document = last(finished.answer, finished.decisions, prompt.reading.of(finished.answer.text))
+    document = last(finished.answer, finished.decisions, asked.reading.of(finished.answer.text))
     return {**document, **logprobs(finished.answer.logprobs)}
 
 

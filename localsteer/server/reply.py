@@ -9,7 +9,7 @@ from typing import Literal
 from localsteer.engine.phases import Division
 from localsteer.llama.thinking import Thinking
 from localsteer.tools.form import Form
-from localsteer.tools.parser import ToolCallParser
+from localsteer.tools.parser import ToolCallParser, open_end
 from localsteer.tools.tool import Tool, ToolCall
 
 # How every channel of gpt-oss begins.
@@ -155,11 +155,6 @@ class ReplyReader:
 
     def _enter(self, part: Literal["thinking", "between", "answer"], rest: str) -> None:
         self._at, self._held, self._trims = part, rest, True
-
-
-def open_end(text: str, mark: str) -> int:
-    """Length of the longest end of a text that a mark begins with."""
-    return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if mark.startswith(text[-size:])), 0)
 
 
 def parts_of(said: Sequence[Said]) -> tuple[str, str, list[ToolCall]]:

@@ -109,9 +109,7 @@ class ToolCallParser:
         if at >= 0:
             self._held, self._mark, self._reading, self._bare = held[at + len(begin) :], begin, True, self._form.kind == "bare"
             return held[:at].rstrip()
-        longest = min(len(begin) - 1, len(held))
-        open_end = next((size for size in range(longest, 0, -1) if begin.startswith(held[-size:])), 0)
-        certain = len(held) - open_end
+        certain = len(held) - open_end(held, begin)
         certain = len(held[:certain].rstrip())
         self._held = held[certain:]
         return held[:certain]
@@ -119,6 +117,11 @@ class ToolCallParser:
     def _begins_a_call(self, text: str) -> bool:
         names = "|".join(map(re.escape, self._tools))
         return bool(self._mark) or re.match(rf'\s*\[?\s*\{{\s*"name"\s*:\s*"({names})"', text) is not None
+
+
+def open_end(text: str, mark: str) -> int:
+    """Length of the longest end of a text that a mark begins with."""
+    return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if mark.startswith(text[-size:])), 0)
 
 
 def _joined(found: list[str | ToolCall]) -> list[str | ToolCall]:

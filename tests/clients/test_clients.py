@@ -25,7 +25,6 @@ MAKERS: Mapping[str, Callable[[], Client]] = {
     "node_openai": partial(node_client, "openai", "openai@6.49.0"),
     "node_ai_sdk": partial(node_client, "ai_sdk", "ai@6.0.326", "@ai-sdk/openai-compatible@2.0.92", "zod@4.6.7"),
 }
-NO_MESSAGES = pytest.mark.xfail(strict=False, reason="there is no /v1/messages yet")
 CHATTING = [
     "openai",
     "ollama",
@@ -33,7 +32,7 @@ CHATTING = [
     "langchain",
     "pydantic_ai",
     "llm",
-    pytest.param("anthropic", marks=NO_MESSAGES),
+    "anthropic",
     "node_openai",
     "node_ai_sdk",
 ]
