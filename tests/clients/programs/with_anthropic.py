@@ -5,24 +5,26 @@ from typing import Any
 from anthropic import Anthropic
 from scene import MAX_TOKENS, MESSAGES, MODEL, ORDER, PARAMETERS, STEERED, URL, WEATHER_QUESTION, WITH_TOOLS, tell, weather
 
+# In the body: the client's own calls take no `temperature` in 2.14.0.
+GREEDY = {"temperature": 0}
 client = Anthropic(base_url=URL, api_key="none")
 TOOL: Any = {"name": "get_weather", "description": "Current weather of a city.", "input_schema": PARAMETERS}
 
 
 def chat(model: str) -> str:
-    answer = client.messages.create(model=model, messages=MESSAGES, max_tokens=MAX_TOKENS, temperature=0)
+    answer = client.messages.create(model=model, messages=MESSAGES, max_tokens=MAX_TOKENS, extra_body=GREEDY)
     return "".join(block.text for block in answer.content if block.type == "text")
 
 
 def streamed() -> str:
-    with client.messages.stream(model=MODEL, messages=MESSAGES, max_tokens=MAX_TOKENS, temperature=0) as stream:
+    with client.messages.stream(model=MODEL, messages=MESSAGES, max_tokens=MAX_TOKENS, extra_body=GREEDY) as stream:
         return "".join(stream.text_stream)
 
 
 def agent(model: str, stream: bool) -> dict[str, Any]:
     """Two steps: the model calls, reads the result, and answers."""
     messages: list[Any] = [{"role": "user", "content": WEATHER_QUESTION}]
-    given: dict[str, Any] = {"model": model, "max_tokens": 120, "temperature": 0, "system": ORDER, "tools": [TOOL]}
+    given: dict[str, Any] = {"model": model, "max_tokens": 120, "system": ORDER, "tools": [TOOL], "extra_body": GREEDY}
 
     def ask() -> Any:
         if not stream:
