@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from localsteer.engine.checks import check_anchored
 from localsteer.engine.generate import Generator
@@ -12,11 +13,46 @@ from localsteer.engine.phases import division_of
 from localsteer.engine.request import Answer, Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.sampling import Sampling
+from localsteer.policy.audit import Decision
 from localsteer.policy.controller import Controller
 from localsteer.policy.policy import Policy
 from localsteer.reading.prompt import changed_span, chat_stop, chat_tokens
 from localsteer.steering.plan import Plan
+from localsteer.tools.reply import Reading, Reasoning, Said, parts_of
+from localsteer.tools.tool import ToolCall
 from localsteer.vector.calibration import Mode
+
+if TYPE_CHECKING:
+    from localsteer.policy.arm import ArmedPolicy
+
+
+Heard = Callable[[str, bool], None]
+"""Called with a piece of what the model says, and whether that is reasoning."""
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """The latest answer, and what led to it.
+
+    Attributes:
+        question: what was asked.
+        request: how it was asked.
+        answer: what came out, marks of reasoning and all.
+        text: what was said.
+        reasoning: what was thought before.
+        decisions: the policy's.
+        kept: whether it is part of the conversation: an answer without text is not.
+        dropped: whether the oldest turns were left out for it, for the first time.
+    """
+
+    question: str
+    request: Request
+    answer: Answer
+    text: str
+    reasoning: str
+    decisions: tuple[Decision, ...]
+    kept: bool
+    dropped: bool
 
 
 @dataclass(eq=False)
@@ -32,9 +68,10 @@ class Conversation:
         sampling: how tokens are drawn.
         max_tokens: longest answer.
         mode: what is steered; the plan must have the doses for it.
-        opposite_for: the plan of the other way, to compare with; None where there is none.
         turns: user and assistant messages so far, one of each in turn.
         dropped_turns: how many of the oldest are left out, because the context is full.
+        latest: the latest answer; None before there is one.
+        prompt_length: tokens of the latest prompt and its answer.
 
     Raises:
         LocalsteerError: this model, or what is drawn in this way, cannot be anchored.
@@ -49,9 +86,10 @@ class Conversation:
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 512
     mode: Mode = "response"
-    opposite_for: Callable[[Plan], Plan | None] | None = None
     turns: list[Message] = field(default_factory=list, init=False)
     dropped_turns: int = field(default=0, init=False)
+    latest: Exchange | None = field(default=None, init=False)
+    prompt_length: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.set_mode(self.mode, self.plan, None)
@@ -60,50 +98,90 @@ class Conversation:
         self,
         text: str,
         *,
-        on_text: Callable[[str], None] | None = None,
+        seed: int | None = None,
+        on_text: Heard | None = None,
         should_stop: Callable[[], bool] | None = None,
-    ) -> Answer:
+    ) -> Exchange:
         """Answer the next user message; both become part of the conversation, unless there is no text in the answer.
+
+        Args:
+            text: the message.
+            seed: draw the answer with this one; None for that of the sampling.
+            on_text: told what is said as it comes.
+            should_stop: asked before every token; True ends the answer.
 
         Raises:
             LocalsteerError: the message alone does not fit the context.
         """
         turns = [*self.turns, Message("user", text)]
         request, dropped = self._request(turns)
+        if seed is not None:
+            request = replace(request, sampling=replace(request.sampling, seed=seed))
         gate = self.controller.answer(text, self.plan) if self.controller is not None else None
-        answer = self.generator.generate(request, gate=gate, on_text=on_text, should_stop=should_stop)
+        reader = Reading(request.division).reader()
+
+        def heard(said: Sequence[Said]) -> None:
+            for one in said:
+                if on_text is not None and not isinstance(one, ToolCall):
+                    on_text(one.text if isinstance(one, Reasoning) else one, isinstance(one, Reasoning))
+
+        answer = self.generator.generate(
+            request, gate=gate, on_text=lambda piece: heard(reader.push(piece)), should_stop=should_stop
+        )
+        heard(reader.finish())
+        reasoning, reply, _ = parts_of(Reading(request.division).of(answer.text))
+        self.prompt_length = len(request.prompt) + len(answer.tokens)
+        newly_dropped = False
         # Templates refuse an assistant's turn without text, and two user's turns in a row.
-        if reply := answer.text.strip():
-            self.turns = [*turns, Message("assistant", reply)]
-            self.dropped_turns = dropped
-        return answer
+        if reply := reply.strip():
+            self.turns = [*turns, Message("assistant", reply, reasoning=reasoning or None)]
+            newly_dropped, self.dropped_turns = dropped > self.dropped_turns, dropped
+        decisions = tuple(gate.decisions) if gate is not None else ()
+        self.latest = Exchange(text, request, answer, reply, reasoning, decisions, bool(reply), newly_dropped)
+        return self.latest
 
-    def compare(self, text: str | None = None, *, should_stop: Callable[[], bool] | None = None) -> list[tuple[str, Answer]]:
-        """Answer a message (or the last one again) against, without and with the steering, leaving the conversation as it is.
+    def side_by_side(
+        self,
+        plans: Sequence[Plan | None],
+        text: str | None = None,
+        *,
+        on_text: Callable[[int, str], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Answer]:
+        """Answer a message (or the last one again) once under each of several steerings, in one batch and with one seed.
 
-        A policy has no part in it.
+        The conversation stays as it is; a policy has no part in it.
+
+        Args:
+            plans: the steerings, None for none.
+            text: the message; None for the last one again.
+            on_text: told the number of the plan, and what is said under it as it comes.
+            should_stop: asked before every token; True ends all answers.
 
         Returns:
-            A title and an answer for each way; nothing where there is no message yet.
+            An answer for each; nothing where there is no message yet.
         """
         turns = self.turns[:-1] if text is None else [*self.turns, Message("user", text)]
         if not turns:
             return []
         request = self._request(turns)[0].seeded()
-        opposite = self.opposite_for(self.plan) if self.opposite_for is not None and self.plan is not None else None
-        plans = [opposite, None, self.plan] if opposite is not None else [None, self.plan]
-        answers: list[tuple[str, Answer]] = []
-        for plan in plans if self.plan is not None else [None]:
-            if should_stop is not None and should_stop():
-                break
-            title = str(plan.steering) if plan is not None else "unsteered"
-            answers.append((title, self.generator.generate(replace(request, plan=plan), should_stop=should_stop)))
-        return answers
+        ways = [replace(request, plan=plan, mode=plan.mode if plan is not None else "response") for plan in plans]
+        return self.generator.side_by_side(ways, on_text=on_text, should_stop=should_stop)
+
+    def take_back(self) -> str | None:
+        """Forget the last question and its answer; returns the question, None where there is none."""
+        if not self.turns:
+            return None
+        question = self.turns[-2].content
+        self.turns = self.turns[:-2]
+        self.dropped_turns = min(self.dropped_turns, max(len(self.turns) - 2, 0))
+        return question
 
     def reset(self) -> None:
         """Forget all turns; the system message, the steering and the policy stay."""
         self.turns = []
-        self.dropped_turns = 0
+        self.dropped_turns = self.prompt_length = 0
+        self.latest = None
         if self.controller is not None:
             self.controller.reset()
 
@@ -124,6 +202,19 @@ class Conversation:
         self.plan = plan
         if self.controller is not None and policy is not None:
             self.controller.policy = policy
+
+    def move(self, generator: Generator, plan: Plan | None, armed: ArmedPolicy | None) -> None:
+        """Go on with another model.
+
+        Raises:
+            LocalsteerError: it cannot be anchored.
+        """
+        if self.mode == "anchored":
+            check_anchored(generator.model, self.sampling)
+        self.generator, self.plan = generator, plan
+        self.dropped_turns = self.prompt_length = 0
+        if self.controller is not None and armed is not None:
+            self.controller.policy = armed.for_answers(self.mode)
 
     def _request(self, turns: list[Message]) -> tuple[Request, int]:
         """The request to answer the last of these turns, and how many of the first ones are left out."""

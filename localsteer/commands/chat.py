@@ -2,69 +2,109 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
 import click
+import platformdirs
 
 from localsteer.chat.conversation import Conversation
-from localsteer.chat.terminal import Terminal
+from localsteer.chat.screen import PlainScreen, Screen
+from localsteer.chat.session import Opened, Session
+from localsteer.chat.terminal import can_draw, run_plain
 from localsteer.commands.answering import (
     AnswerOptions,
     armed_policy,
     limit_for,
-    make_opposite,
-    make_plan,
     new_controller,
     open_generator,
-    policy_for,
     with_answer_options,
 )
 from localsteer.commands.options import ModelOptions, parse_special_option, with_model_options
-from localsteer.commands.output import interrupt_stops_answer, note, print_side_by_side
-from localsteer.steering.expression import Steering
-from localsteer.steering.plan import Plan
+from localsteer.commands.output import note, progress_bar
 from localsteer.vector.calibration import Mode
 
 
 @click.command()
 @with_answer_options
+@click.option("--plain", is_flag=True, help="Show answers as they are written, without rendering Markdown.")
 @parse_special_option
 @with_model_options
-def command(answering: AnswerOptions, parse_special: bool, model_options: ModelOptions) -> None:
-    """Chat in the terminal, steered. /help lists the commands."""
-    with model_options.open(parse_special=parse_special) as opened:
-        limit = limit_for(opened, answering.max_dose)
+def command(answering: AnswerOptions, plain: bool, parse_special: bool, model_options: ModelOptions) -> None:
+    """Chat in the terminal, steered. /help lists the commands.
 
-        def plan_for(steering: Steering, mode: Mode) -> Plan | None:
-            return make_plan(steering, opened, mode=mode, limit=limit)
+    Lines from a pipe are answered one after the other. What is piped in while the output is a terminal is context for the first
+    message: git diff | localsteer chat.
+    """
 
-        def opposite_for(plan: Plan) -> Plan | None:
-            return make_opposite(plan.steering, opened, mode=plan.mode, limit=limit)
+    @contextlib.contextmanager
+    def open_model(name: str | None, mode: Mode) -> Iterator[Opened]:
+        options = model_options if name is None else replace(model_options, model=name)
+        with options.open(parse_special=parse_special) as model:
+            limit = limit_for(model, answering.max_dose)
+            with (
+                armed_policy(answering.policy_file, model, limit, mode) as armed,
+                open_generator(model, answering.n_ctx) as generator,
+            ):
+                yield Opened(model, generator, limit, armed)
 
-        mode: Mode = "anchored" if answering.anchored else "response"
-        plan = plan_for(answering.steering, mode)
-        with (
-            armed_policy(answering.policy_file, opened, limit, mode) as armed,
-            open_generator(opened, answering.n_ctx) as generator,
-        ):
-            conversation = Conversation(
-                generator,
-                system=answering.system,
-                think=answering.think,
-                plan=plan,
-                controller=new_controller(armed, mode),
-                sampling=answering.sampling,
-                max_tokens=answering.max_tokens,
-                mode=mode,
-                opposite_for=opposite_for,
-            )
-            note(f"{opened.name}. /help lists the commands.")
-            if opened.chat_template is None:
-                note("A base model without a chat template: the conversation is given to it as plain text.")
-            Terminal(
-                conversation,
-                make_plan=plan_for,
-                stoppable=interrupt_stops_answer,
-                show_compared=lambda answers: print_side_by_side(
-                    [(title, answer.text, answer.timing.seconds) for title, answer in answers]
-                ),
-                policy_for=None if armed is None else lambda mode: policy_for(armed, mode),
-            ).run()
+    piped = _context_from_pipe()
+    mode: Mode = "anchored" if answering.anchored else "response"
+    live = can_draw()
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_model(None, mode))
+        screen: Screen
+        if live:
+            from localsteer.chat.live import Chat
+            from localsteer.chat.live_screen import LiveScreen
+
+            screen = drawn = LiveScreen(plain=plain)
+        else:
+            screen = PlainScreen(progress_bar)
+        conversation = Conversation(
+            opened.generator,
+            system=answering.system,
+            think=answering.think,
+            controller=new_controller(opened.armed, mode),
+            sampling=answering.sampling,
+            max_tokens=answering.max_tokens,
+            mode=mode,
+        )
+        session = Session(screen, opened, conversation, open_model, stack, model_options.model)
+        session.steer(answering.steering)
+        note(*session.introduction())
+        if piped:
+            session.attach("the piped text", piped)
+        if live:
+            Chat(session, drawn, _line_history()).run()
+        else:
+            run_plain(session, sys.stdin)
+
+
+def _context_from_pipe() -> str:
+    """What is piped in where there is a terminal to talk on, which takes the pipe's place; "" where there is none."""
+    if sys.stdin.isatty() or not sys.stdout.isatty():
+        return ""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY)
+    except OSError:
+        return ""
+    text = sys.stdin.read()
+    os.dup2(terminal, 0)
+    os.close(terminal)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    return text
+
+
+def _line_history() -> Path | None:
+    """Where the lines of earlier chats are; None where that folder cannot be written."""
+    folder = platformdirs.user_data_path("localsteer")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder / "chat-lines"

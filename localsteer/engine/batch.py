@@ -134,14 +134,25 @@ class RunningBatch(Closing):
                 slot.free = True
         self._lanes.remove(lane)
 
-    def widen(self, parallel: int) -> None:
+    def widen(self, parallel: int, n_cells: int | None = None) -> None:
         """Have at least so many places from now on.
+
+        Args:
+            parallel: how many.
+            n_cells: tokens that all of them hold together; None means as many for each as before.
 
         Raises:
             ModelError: there is not enough memory.
         """
         if parallel > self.parallel:
+            self._n_cells = n_cells
             self._remake(parallel, tapped=self._context.tap is not None)
+
+    def narrow(self) -> None:
+        """Have one place again, and no tap before something needs one: both slow down whoever goes on alone."""
+        if self.parallel > 1:
+            self._n_cells = None
+            self._remake(1, tapped=False)
 
     def step(self) -> list[Lane]:
         """Run the next tokens of all answers together; returns those that came to their end, which have left."""

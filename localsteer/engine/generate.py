@@ -6,6 +6,7 @@ included. In the mode "prompt" it applies to the whole prompt too, as in llama.c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 from localsteer.engine.batch import RunningBatch, check_request, places_for
@@ -67,9 +68,7 @@ class Generator(Closing):
         """
         # Before there is a context: what a model allows is tried in one of its own, and both together would need more memory.
         check_request(self.model, request, gate, n_ctx=self.n_ctx, parallel=2)
-        if self._batch is None:
-            self._batch = RunningBatch(self.model, parallel=1, n_ctx=self.n_ctx, cache_ram=self._cache_ram)
-        batch = self._batch
+        batch = self._running()
         batch.widen(places_for(request, gate))
         lane = batch.join(request, gate=gate, on_text=on_text)
         try:
@@ -82,6 +81,50 @@ class Generator(Closing):
             self.close()
             raise
         return lane.end()
+
+    def side_by_side(
+        self,
+        requests: Sequence[Request],
+        *,
+        on_text: Callable[[int, str], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Answer]:
+        """Answer several requests at once, in one batch: what their prompts begin alike with is read once.
+
+        Args:
+            requests: what to answer.
+            on_text: called with the number of the request and each piece of text as soon as it is certain.
+            should_stop: asked before every step; True ends all answers as "interrupted".
+
+        Raises:
+            LocalsteerError: as `generate`, or there is not enough memory for all of them.
+        """
+        places = sum(places_for(request) for request in requests)
+        for request in requests:
+            check_request(self.model, request, None, n_ctx=self.n_ctx, parallel=places)
+        batch = self._running()
+        try:
+            batch.widen(places, self.n_ctx + _cells(self.model, requests))
+            tellers = [functools.partial(on_text, number) if on_text is not None else None for number in range(len(requests))]
+            lanes = [batch.join(request, on_text=tell) for request, tell in zip(requests, tellers, strict=True)]
+            running = list(lanes)
+            while running and not (should_stop is not None and should_stop()):
+                for lane in batch.step():
+                    running.remove(lane)
+                    if lane.error is not None:
+                        raise lane.error
+            for lane in running:
+                batch.leave(lane)
+            batch.narrow()
+        except BaseException:
+            self.close()
+            raise
+        return [lane.end() for lane in lanes]
+
+    def _running(self) -> RunningBatch:
+        if self._batch is None:
+            self._batch = RunningBatch(self.model, parallel=1, n_ctx=self.n_ctx, cache_ram=self._cache_ram)
+        return self._batch
 
 
 def generate_many(

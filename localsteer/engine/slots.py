@@ -100,17 +100,23 @@ class Slots:
         slot.written = Written()
 
     def move(self, context: Context) -> Context:
-        """Hold the same in another context of the same model, which may have more sequences; the one before is closed.
+        """Hold the same in another context of the same model; the one before is closed.
+
+        Where that has fewer sequences, those that are in use and those that hold most go along.
 
         Raises:
             ModelError: there is no room for what is in use.
         """
+        if len(self._slots) > context.n_seq:
+            self._slots = sorted(self._slots, key=lambda slot: (slot.free, -len(slot.written)))[: context.n_seq]
         self._slots += [Slot(number) for number in range(len(self._slots), context.n_seq)]
-        for slot in self._slots:
-            if len(slot.written) and not context.restore_sequence(slot.sequence, self._context.sequence_state(slot.sequence)):
+        for number, slot in enumerate(self._slots):
+            if len(slot.written) and not context.restore_sequence(number, self._context.sequence_state(slot.sequence)):
                 if not slot.free:
                     raise ModelError(f"llama.cpp cannot copy the KV cache of {context.model.path}.")
                 slot.written = Written()
+            slot.sequence = number
+        self._in_order = self._in_order or len(self._slots) == 1
         self._context.close()
         self._context = context
         return context

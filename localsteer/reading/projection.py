@@ -22,10 +22,12 @@ class Projected:
         tokens: (n_tokens,) the tokens.
         along: by vector (n_tokens,): the mean over its layers of the hidden state's component along the direction, in shares of
             the layer's mean hidden norm over the text, less its mean over the text; 0 for a token that nothing stands before.
+        level: by vector that mean.
     """
 
     tokens: tuple[int, ...]
     along: Mapping[str, NDArray[np.float32]]
+    level: Mapping[str, float]
 
 
 def project(model: Model, texts: Sequence[str], vectors: Mapping[str, ControlVector], *, n_ctx: int) -> list[Projected]:
@@ -59,6 +61,7 @@ def project(model: Model, texts: Sequence[str], vectors: Mapping[str, ControlVec
         skipped.append(len(tokens) - len(model.tokenize(text, add_special=False)))
         spans.append(Span(tokens, start=1))
     along = [{name: np.zeros(len(span.tokens), np.float32) for name in vectors} for span in spans]
+    levels: list[dict[str, float]] = [dict.fromkeys(vectors, 0.0) for _ in spans]
 
     def keep(part: Part) -> NDArray[np.float32]:
         kept = np.empty((len(part.nll), len(units), 2), np.float32)
@@ -71,8 +74,9 @@ def project(model: Model, texts: Sequence[str], vectors: Mapping[str, ControlVec
         shares = kept[:, :, 0] / np.maximum(kept[:, :, 1].mean(axis=0), 1e-12)
         for name in {name for name, _, _ in units}:
             mean = shares[:, [own == name for own, _, _ in units]].mean(axis=1)
-            along[number][name][1:] = mean - mean.mean()
+            levels[number][name] = float(mean.mean()) if len(mean) else 0.0
+            along[number][name][1:] = mean - levels[number][name]
     return [
-        Projected(span.tokens[first:], {name: values[first:] for name, values in own.items()})
-        for span, own, first in zip(spans, along, skipped, strict=True)
+        Projected(span.tokens[first:], {name: values[first:] for name, values in own.items()}, level)
+        for span, own, level, first in zip(spans, along, levels, skipped, strict=True)
     ]

@@ -18,8 +18,8 @@ from localsteer.server.asking import Asked, ask, timing_document
 from localsteer.server.blocks import Document, streamed, written
 from localsteer.server.conversations import chat_prompt
 from localsteer.server.errors import anthropic_document, decision_documents, error_document
-from localsteer.server.reply import Reasoning, Said
 from localsteer.server.schema import SteeringHeader
+from localsteer.tools.reply import Reasoning, Said
 from localsteer.tools.tool import ToolCall
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "interrupted": "end_turn", "policy": "refusal"}

@@ -9,7 +9,7 @@ from localsteer.policy.audit import Decision
 from localsteer.server.answers import Finished
 from localsteer.server.asking import Asked
 from localsteer.server.jobs import Ended, Failed
-from localsteer.server.reply import Reasoning, Said
+from localsteer.tools.reply import Reasoning, Said
 
 Document = dict[str, Any]
 

@@ -17,11 +17,11 @@ from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.model import Model
 from localsteer.reading.prompt import changed_span, chat_stop, chat_tokens
 from localsteer.server.answers import Prompt, RequestError
-from localsteer.server.reply import Reading
 from localsteer.server.template_wishes import TemplateWishes
 from localsteer.tools.form import GENERIC, Form, form_of
 from localsteer.tools.generic import described
 from localsteer.tools.grammar import tool_grammar
+from localsteer.tools.reply import Reading
 from localsteer.tools.tool import Tool, tool_of
 
 MAX_TOOLS = 128

@@ -53,8 +53,8 @@ def test_a_second_turn_reuses_the_first_and_answers_as_a_fresh_run(tiny: Model, 
     turns = [Message("user", "Hello there"), Message("assistant", first.text.strip()), Message("user", "And now?")]
     assert conversation.turns[:-1] == turns
     # The first question at least is still in the cache; a steered answer in it is not, for it is read unsteered now.
-    assert second.timing.reused_tokens >= len(prompt_tokens(tiny, turns[:1])) - 1
-    assert second.tokens == fresh_answer(tiny, turns, plan, 8)
+    assert second.answer.timing.reused_tokens >= len(prompt_tokens(tiny, turns[:1])) - 1
+    assert second.answer.tokens == fresh_answer(tiny, turns, plan, 8)
 
 
 def test_steering_may_change_between_turns(tiny: Model) -> None:
@@ -64,26 +64,44 @@ def test_steering_may_change_between_turns(tiny: Model) -> None:
         conversation.plan = push(tiny)
         second = conversation.ask("Hello")
         turns = [Message("user", "Hello"), Message("assistant", first.text.strip()), Message("user", "Hello")]
-        assert second.tokens == fresh_answer(tiny, turns, conversation.plan, 8)
+        assert second.answer.tokens == fresh_answer(tiny, turns, conversation.plan, 8)
 
 
-def test_compare_leaves_the_conversation_as_it_is(tiny: Model) -> None:
+def test_answers_side_by_side_leave_the_conversation_as_it_is(tiny: Model) -> None:
+    heard = ["", "", ""]
+
+    def tell(number: int, piece: str) -> None:
+        heard[number] += piece
+
     with Generator(tiny) as generator:
-        conversation = Conversation(
-            generator,
-            plan=push(tiny),
-            sampling=SAMPLING,
-            max_tokens=6,
-            opposite_for=lambda plan: push(tiny, f"-{plan.steering}"),
-        )
-        assert conversation.compare() == []
-        answer = conversation.ask("Hello")
+        plan, opposite = push(tiny), push(tiny, "-push.gguf")
+        conversation = Conversation(generator, plan=plan, sampling=SAMPLING, max_tokens=6)
+        assert conversation.side_by_side([opposite, None, plan]) == []
+        exchange = conversation.ask("Hello")
         before = list(conversation.turns)
-        compared = conversation.compare()
+        against, without, steered = conversation.side_by_side([opposite, None, plan], on_text=tell)
         assert conversation.turns == before
-    assert [title for title, _ in compared] == ["-push.gguf", "unsteered", "push.gguf"]
-    assert compared[2][1].tokens == answer.tokens
-    assert compared[1][1].tokens == fresh_answer(tiny, [Message("user", "Hello")], None, 6)
+        again = conversation.side_by_side([None], "Hello", should_stop=lambda: True)
+        assert [answer.finish_reason for answer in again] == ["interrupted"]
+        following = conversation.ask("And now?")
+    assert steered.tokens == exchange.answer.tokens != without.tokens != against.tokens
+    assert without.tokens == fresh_answer(tiny, [Message("user", "Hello")], None, 6)
+    assert heard == [against.text, without.text, steered.text]
+    # What the conversation had read is still there.
+    turns = [Message("user", "Hello"), Message("assistant", exchange.text), Message("user", "And now?")]
+    assert following.answer.timing.reused_tokens >= len(prompt_tokens(tiny, turns[:1])) - 1
+    assert following.answer.tokens == fresh_answer(tiny, turns, plan, 6)
+
+
+def test_what_was_asked_last_is_taken_back(tiny: Model) -> None:
+    with Generator(tiny) as generator:
+        conversation = Conversation(generator, sampling=SAMPLING, max_tokens=6)
+        assert conversation.take_back() is None
+        first = conversation.ask("Hello")
+        conversation.ask("More")
+        assert conversation.take_back() == "More"
+        assert [turn.content for turn in conversation.turns] == ["Hello", first.text]
+        assert conversation.ask("More", seed=9).answer.seed == 9
 
 
 def test_the_oldest_turns_make_room(tiny: Model) -> None:
@@ -112,7 +130,7 @@ def test_past_the_end_of_the_context_the_prefix_is_reused(tiny: Model, controlle
         )
         reading, left_out, reused = [], [], []
         for number in range(n_turns):
-            timing = conversation.ask(f"Question number {number}").timing
+            timing = conversation.ask(f"Question number {number}").answer.timing
             reading.append(timing.prompt_tokens)
             reused.append(timing.reused_tokens)
             left_out.append(conversation.dropped_turns)
@@ -165,7 +183,7 @@ def test_a_long_message_drops_what_is_said_for_itself_alone(tiny: Model) -> None
         assert before[1] == 0
         with pytest.raises(LocalsteerError):
             conversation.ask("x" * 500)
-        conversation.compare("x" * 180)
+        conversation.side_by_side([None], "x" * 180)
         assert (conversation.turns, conversation.dropped_turns) == before
         conversation.ask("x" * 180)
         assert conversation.dropped_turns == 6
@@ -186,9 +204,9 @@ def test_after_an_answer_without_text_the_next_message_is_answered(tmp_path: Pat
     with Model(path, threads=1) as strict, Generator(strict) as generator:
         conversation = Conversation(generator, sampling=SAMPLING, max_tokens=4)
         first = conversation.ask("Hello")
-        assert conversation.ask("Are you", should_stop=lambda: True).tokens == ()
+        assert conversation.ask("Are you", should_stop=lambda: True).answer.tokens == ()
         assert [turn.content for turn in conversation.turns] == ["Hello", first.text.strip()]
-        assert len(conversation.compare()) == 1
+        assert len(conversation.side_by_side([None])) == 1
         again = conversation.ask("Are you there?")
         assert [turn.content for turn in conversation.turns[2:]] == ["Are you there?", again.text.strip()]
 
@@ -199,7 +217,7 @@ def test_reset_forgets_the_turns_and_keeps_the_system_message(tiny: Model) -> No
         first = conversation.ask("Hello")
         conversation.ask("More")
         conversation.reset()
-        assert conversation.ask("Hello").tokens == first.tokens
+        assert conversation.ask("Hello").answer.tokens == first.answer.tokens
 
 
 # A policy
@@ -240,7 +258,7 @@ def test_the_policy_hears_the_users_message_and_steers_the_answer_to_it(tiny: Mo
             answer = conversation.ask(message)
             heard += actions(controller)
             plan = push(tiny) if heard[-1] == "fire" else None
-            assert answer.tokens == fresh_answer(tiny, turns, plan, 8)
+            assert answer.answer.tokens == fresh_answer(tiny, turns, plan, 8)
     # The system message and what was said before are not the user's latest message.
     assert heard == ["pass", "fire", "fire", "pass"]
 
@@ -278,9 +296,6 @@ def test_the_policy_is_told_where_the_message_stands(
             head = "".join(f"<|im_start|>{one.role}\n{one.content}<|im_end|>\n" for one in before) + "<|im_start|>user\n"
             parts = (head, message, "<|im_end|>\n<|im_start|>assistant\n")
             assert message_in(asked[-1]) == tuple(tuple(tiny.tokenize(part)) for part in parts)
-        # What is compared is asked of the same message.
-        conversation.compare()
-        assert asked[-1].message == asked[-2].message
 
 
 def test_the_message_is_found_where_the_oldest_turns_were_dropped(
@@ -325,7 +340,7 @@ def test_a_probe_scores_the_latest_message_of_a_conversation(tiny: Model, asked:
         for message in ("Hello there", "And now?", "And now?"):
             turns = [*conversation.turns, Message("user", message)]
             answer = conversation.ask(message)
-            assert answer.tokens == fresh_answer(tiny, turns, None, 8)
+            assert answer.answer.tokens == fresh_answer(tiny, turns, None, 8)
             rows = run_alone(tiny, prompt_tokens(tiny, turns)).rows[2][slice(*latest_message(tiny, turns))]
             assert controller.latest is not None
             assert controller.latest.scores["probe"] == pytest.approx(probe.score(rows.mean(axis=0)), abs=10 * ROW_NOISE)
@@ -334,10 +349,10 @@ def test_a_probe_scores_the_latest_message_of_a_conversation(tiny: Model, asked:
 def test_a_steering_of_ones_own_is_on_beside_the_policy(tiny: Model, controller: Controller) -> None:
     with Generator(tiny) as generator:
         conversation = Conversation(generator, plan=push(tiny), controller=controller, sampling=SAMPLING, max_tokens=8)
-        assert conversation.ask("A hen").tokens == fresh_answer(tiny, [Message("user", "A hen")], push(tiny), 8)
+        assert conversation.ask("A hen").answer.tokens == fresh_answer(tiny, [Message("user", "A hen")], push(tiny), 8)
         conversation.reset()
         twice = push(tiny, "2 push.gguf")
-        assert conversation.ask("A pig").tokens == fresh_answer(tiny, [Message("user", "A pig")], twice, 8)
+        assert conversation.ask("A pig").answer.tokens == fresh_answer(tiny, [Message("user", "A pig")], twice, 8)
 
 
 def test_a_comparison_goes_without_the_policy(tiny: Model, controller: Controller) -> None:
@@ -345,9 +360,9 @@ def test_a_comparison_goes_without_the_policy(tiny: Model, controller: Controlle
         conversation = Conversation(generator, controller=controller, sampling=SAMPLING, max_tokens=8)
         answer = conversation.ask("A pig")
         before = list(controller.decisions)
-        ((title, unsteered),) = conversation.compare()
-    assert (title, controller.decisions) == ("unsteered", before)
-    assert unsteered.tokens == fresh_answer(tiny, [Message("user", "A pig")], None, 8) != answer.tokens
+        (unsteered,) = conversation.side_by_side([None])
+    assert controller.decisions == before
+    assert unsteered.tokens == fresh_answer(tiny, [Message("user", "A pig")], None, 8) != answer.answer.tokens
 
 
 def test_reset_begins_a_conversation_anew_for_the_policy_too(tiny: Model, controller: Controller) -> None:
@@ -375,7 +390,7 @@ def test_a_policy_may_end_the_answer(tiny: Model, controller: Controller, monkey
         controller.policy = replace(controller.policy, on_error="stop")
         conversation = Conversation(generator, controller=controller, sampling=SAMPLING, max_tokens=8)
         answer = conversation.ask("A pig")
-        assert (answer.finish_reason, answer.tokens) == ("policy", ())
+        assert (answer.answer.finish_reason, answer.answer.tokens) == ("policy", ())
         assert conversation.turns == []  # an answer without text is not kept, nor what it answers
         controller.policy = replace(controller.policy, on_error="pass")
-        assert conversation.ask("A pig").finish_reason == "length"
+        assert conversation.ask("A pig").answer.finish_reason == "length"

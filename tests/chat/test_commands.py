@@ -1,26 +1,28 @@
-"""The chat from a pipe, as a user with a script has it."""
+"""The chat and its commands from a pipe, as a user with a script has them."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from localsteer.chat.commands import COMMANDS, carry_out
 from localsteer.chat.conversation import Conversation
-from localsteer.chat.terminal import COMMANDS, Terminal
+from localsteer.chat.screen import PlainScreen, harmless
+from localsteer.chat.session import Opened, Session
+from localsteer.commands.output import progress_bar
 from localsteer.engine.generate import Generator
 from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
-from localsteer.policy.arm import arm
+from localsteer.policy.arm import ArmedPolicy, arm
 from localsteer.policy.controller import Controller
-from localsteer.policy.policy import Policy
 from localsteer.vector.calibration import Mode
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import write_vector
@@ -38,6 +40,19 @@ def chat(tiny_path: TinyPath, capfd: pytest.CaptureFixture[str], monkeypatch: py
         return run(capfd, "chat", "-m", tiny_path("llama"), "-n", "6", "--seed", "2", *options)
 
     return talk
+
+
+def session_with(generator: Generator, *, screen: PlainScreen | None = None, armed: ArmedPolicy | None = None) -> Session:
+    """A chat of short answers."""
+    conversation = Conversation(generator, sampling=Sampling(seed=2), max_tokens=6)
+
+    @contextlib.contextmanager
+    def other(_name: str | None, _mode: Mode) -> Iterator[Opened]:
+        raise LocalsteerError("There is no other model.")
+        yield
+
+    opened = Opened(generator.model, generator, armed=armed)
+    return Session(screen or PlainScreen(progress_bar), opened, conversation, other, contextlib.ExitStack())
 
 
 @pytest.fixture
@@ -148,16 +163,20 @@ def test_that_the_context_is_full_is_said_when_it_happens_and_not_again(chat: Ch
 
 
 def test_that_an_answer_had_no_text_is_said(tiny: Model, capfd: pytest.CaptureFixture[str]) -> None:
+    class Impatient(PlainScreen):
+        @contextlib.contextmanager
+        def stoppable(self) -> Iterator[Callable[[], bool]]:
+            yield lambda: True
+
     with Generator(tiny) as generator:
-        conversation = Conversation(generator, sampling=Sampling(seed=2), max_tokens=6)
-        Terminal(conversation, lambda *_: None, lambda: nullcontext(lambda: True), lambda _: None)._answer("Hello")
+        session_with(generator, screen=Impatient(progress_bar)).ask("Hello")
     assert "[stopped; without text: your message is not kept either]" in capfd.readouterr().err
 
 
 def test_help_lists_every_command(chat: Chat) -> None:
     out = chat("/help").out
     for name in COMMANDS:
-        assert f"\n{name} " in f"\n{out}"
+        assert f"\n{name} " in f"\n{out}", name
 
 
 # A policy
@@ -218,41 +237,27 @@ def test_policy_without_one_says_how_to_get_one(chat: Chat) -> None:
     assert result.out == chat("Hello").out
 
 
-def test_the_toolbar_shows_the_steering_and_what_the_policy_did(
-    tiny: Model, policy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_status_shows_the_steering_and_what_the_policy_did(tiny: Model, policy: Path) -> None:
     with arm(policy, tiny) as armed, Generator(tiny) as generator:
-        conversation = Conversation(generator, sampling=Sampling(seed=2), max_tokens=6)
-        terminal = Terminal(conversation, lambda *_: None, lambda: nullcontext(lambda: False), lambda _: None)
-        assert terminal._toolbar() == "unsteered"
-        conversation.controller = Controller(armed.policy)
-        assert terminal._toolbar() == "unsteered | policy: armed"
-        terminal._answer("A pig")
-        assert terminal._toolbar() == "unsteered | policy: calm, back"
-        terminal._answer("A hen")
-        assert terminal._toolbar() == "unsteered | policy: armed"
+        session = session_with(generator)
+        assert (session.status(), session.policy_state) == ("unsteered", None)
+        session.conversation.controller = Controller(armed.policy)
+        assert session.policy_state == "policy: armed"
+        session.ask("A pig")
+        assert session.policy_state == "policy: calm, back"
+        session.ask("A hen")
+        assert session.policy_state == "policy: armed"
 
 
 def test_a_policy_changes_its_doses_with_anchored_answers(tiny: Model, policy: Path) -> None:
     with arm(policy, tiny) as armed, Generator(tiny) as generator:
-        conversation = Conversation(generator, controller=Controller(armed.policy))
-        allowed = True
-
-        def policy_for(mode: Mode) -> Policy:
-            if not allowed:
-                raise LocalsteerError("too strong")
-            return armed.for_answers(mode)
-
-        terminal = Terminal(conversation, lambda *_: None, lambda: nullcontext(lambda: False), lambda _: None, policy_for)
-        assert conversation.controller is not None
-        terminal._command("/anchored on")
-        assert terminal._toolbar() == "unsteered, anchored | policy: armed"
+        session = session_with(generator, armed=armed)
+        conversation = session.conversation
+        conversation.controller = Controller(armed.policy)
+        carry_out(session, "/anchored on")
+        assert (session.status(), session.policy_state) == ("unsteered, anchored", "policy: armed")
         assert (conversation.mode, conversation.controller.policy) == ("anchored", armed.for_answers("anchored"))
-        terminal._command("/anchored off")
-        assert (conversation.mode, conversation.controller.policy) == ("response", armed.policy)
-        allowed = False
-        with pytest.raises(LocalsteerError, match="too strong"):
-            terminal._command("/anchored on")
+        carry_out(session, "/anchored off")
         assert (conversation.mode, conversation.controller.policy) == ("response", armed.policy)
 
 
@@ -268,3 +273,78 @@ def test_a_chat_writes_one_conversation_into_the_audit_log(chat: Chat, policy: P
 def test_help_and_the_hint_for_a_slip_know_the_policy(chat: Chat) -> None:
     assert "/policy" in chat("/help").out
     assert "Did you mean /policy?" in chat("/polcy").err
+
+
+def test_several_lines_are_one_message_between_quotes(chat: Chat) -> None:
+    assert chat('"""One', "", 'two"""', "/undo").out.endswith("Forgotten: One\n\ntwo\n")
+
+
+def test_undo_and_retry(chat: Chat) -> None:
+    first = chat("Hello").out
+    assert chat("Hello", "/retry").out == first * 2
+    other = chat("Hello", "/retry 9").out
+    assert other.startswith(first)
+    assert other != first * 2
+    result = chat("/undo", "/retry", "/retry seven", "Hello", "/undo", "/undo")
+    assert result.out == f"{first}Forgotten: Hello\n"
+    for said in ("nothing to undo", "no question yet", '"seven" is no seed'):
+        assert said in result.err
+
+
+def test_the_last_knob_is_turned_by_steps(chat: Chat, vector: Path) -> None:
+    result = chat("/steer +0.1", f"/steer 0.5 {vector}", "/steer +0.25", "/steer -1")
+    assert "no knob to turn" in result.err
+    assert result.out == f"Steering: 0.5 {vector}\nSteering: 0.75 {vector}\nSteering: -0.25 {vector}\n"
+
+
+def test_a_sweep_shows_every_strength(chat: Chat, vector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(vector.parent)
+    out = chat("Hello", "/sweep push.gguf -1 1 3").out
+    for title in ("-1 push.gguf", "0 push.gguf", "1 push.gguf"):
+        assert f" {title} " in out
+    err = chat("Hello", "/sweep", "/sweep push.gguf 1", "/sweep push.gguf a 1", "/sweep push.gguf -1 1 90", "/sweep hapy").err
+    for said in ("takes a vector", '"a" is no number', "2 to 9 strengths, not 90", "Did you mean happy?"):
+        assert said in err
+
+
+def test_the_course_of_a_trait_is_shown_after_every_answer(chat: Chat, vector: Path) -> None:
+    result = chat(f"/watch {vector}", "Hello", "/watch off", "Hello", f"/heat {vector}", "/heat")
+    assert result.out.startswith(f"Watched: {vector}\n")
+    assert result.err.count(f"{vector} ") == 1
+    assert any(bar in result.err for bar in "▁▂▃▄▅▆▇█")
+    assert "standard deviations of everyday text" in result.out.replace("\n", " ")
+    assert "/heat needs a vector" in result.err
+
+
+def test_why_tells_what_was_added(chat: Chat, vector: Path) -> None:
+    result = chat("/why", "Hello", "/why", options=("-s", f"0.5 {vector}"))
+    assert "no answer yet" in result.err
+    assert f"  0.5 {vector}: added at layers 1\n" in result.out
+    assert "seed 2" in result.out
+    assert "Nothing was added" in chat("Hello", "/why").out
+
+
+def test_a_file_and_a_command_go_with_the_next_message(chat: Chat, tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("Pigs can swim.")
+    result = chat(f"/file {file}", "!echo two words", "/file", "What can pigs do?", "/undo", "/file")
+    assert f"With the next message: {file}, $ echo two words\n" in result.out
+    assert f"Forgotten: {file}:\n\nPigs can swim.\n\n$ echo two words:\n\ntwo words\n\nWhat can pigs do?\n" in result.out
+    assert result.out.endswith("With the next message: nothing\n")
+    (tmp_path / "picture").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty").write_text(" \n")
+    refused = chat(f"/file {tmp_path}/none", f"/file {tmp_path}/picture", f"/file {tmp_path}/empty", "/file")
+    for said in ("No such file", "no text in UTF-8", "is empty"):
+        assert said in refused.err
+    assert refused.out == "With the next message: nothing\n"
+
+
+def test_what_a_model_says_cannot_command_a_terminal() -> None:
+    assert harmless("a\x1b[2Jb\x9b31mc\td\r\ne") == "a\ufffd[2Jb\ufffd31mc\td\ne"
+
+
+def test_another_model_goes_on_with_the_conversation(chat: Chat, tiny_path: TinyPath) -> None:
+    result = chat("Hello", f"/model {tiny_path('qwen2')}", "And now?", "/undo", "/undo", "/model nosuchmodel", "/model")
+    assert "Forgotten: And now?\nForgotten: Hello\n" in result.out
+    assert "nosuchmodel" in result.err
+    assert result.out.rstrip().endswith("unsteered")

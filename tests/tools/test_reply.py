@@ -4,9 +4,9 @@ import pytest
 
 from localsteer.engine.phases import Division
 from localsteer.llama.thinking import Thinking
-from localsteer.server.reply import Reading, Reasoning, Said
 from localsteer.tools.form import HARMONY as FORM
 from localsteer.tools.form import HERMES
+from localsteer.tools.reply import Reading, Reasoning, Said
 from localsteer.tools.tool import ToolCall
 from tests.tools.made import TOOLS
 

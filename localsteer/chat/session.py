@@ -1,0 +1,340 @@
+"""A chat: a model, a conversation with it, and what a user has set; whatever it is shown on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from localsteer.building.library import loader
+from localsteer.chat.conversation import Conversation, Exchange
+from localsteer.chat.screen import Screen
+from localsteer.chat.trait import Trait, TraitReader
+from localsteer.engine.generate import Generator
+from localsteer.engine.request import Answer
+from localsteer.errors import LocalsteerError
+from localsteer.llama.model import Model
+from localsteer.policy.audit import FIRED
+from localsteer.steering.dose import DoseLimit
+from localsteer.steering.expression import NOTHING, Steering, Term, parse_steering
+from localsteer.steering.plan import Plan, resolve, resolve_opposite
+from localsteer.vector.calibration import Mode
+from localsteer.vector.control_vector import ControlVector
+
+if TYPE_CHECKING:
+    from localsteer.policy.arm import ArmedPolicy
+
+# Of a file that is given as context: more than the longest default context holds.
+_MOST_CONTEXT = 1_000_000
+_ENDED = {"length": "cut at the limit", "interrupted": "stopped", "policy": "ended by the policy"}
+# One step of /steer +0.1 and of Alt-Up.
+STEP = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A model that is ready to talk.
+
+    Attributes:
+        model: the model.
+        generator: its answers.
+        limit: the largest dose; None for any.
+        armed: the policy; None for none.
+    """
+
+    model: Model
+    generator: Generator
+    limit: DoseLimit | None = None
+    armed: ArmedPolicy | None = None
+
+
+OpenModel = Callable[[str | None, Mode], AbstractContextManager[Opened]]
+"""Opens a model by the name or path that -m takes (None for the one that the chat was started with) in a mode."""
+
+
+@dataclass(eq=False)
+class Session:
+    """What the commands of a chat work on.
+
+    Attributes:
+        screen: where it is shown.
+        opened: the model.
+        conversation: what was said.
+        context: texts that go in front of the next message, with their names.
+        watched: vectors whose course is shown after every answer.
+        stack: what is to be closed at the end.
+        open_model: opens another one.
+        model_name: what the model was asked for as.
+    """
+
+    screen: Screen
+    opened: Opened
+    conversation: Conversation
+    open_model: OpenModel
+    stack: ExitStack
+    model_name: str | None = None
+    context: list[tuple[str, str]] = field(default_factory=list)
+    watched: list[str] = field(default_factory=list)
+    _readers: dict[int, TraitReader] = field(default_factory=dict, init=False)
+
+    # ---- steering
+
+    def plan_for(self, steering: Steering, mode: Mode | None = None) -> Plan | None:
+        """The plan of an expression, its vectors found, or built with a progress bar; None for the empty one.
+
+        Raises:
+            LocalsteerError: a vector is not there or does not fit, or the limit does not allow it.
+        """
+        if not steering:
+            return None
+        with self.screen.progress() as progress:
+            load = loader(self.opened.model, progress)
+            return resolve(steering, self.opened.model.fingerprint, load, mode or self.conversation.mode, self.opened.limit)
+
+    def opposite_of(self, plan: Plan) -> Plan | None:
+        """The plan of the other way; None where there is none.
+
+        Raises:
+            LocalsteerError: the limit does not allow it.
+        """
+        model = self.opened.model
+        return resolve_opposite(plan.steering, model.fingerprint, loader(model), plan.mode, self.opened.limit)
+
+    def steer(self, steering: Steering, *, quiet: bool = False) -> None:
+        """Steer so from the next answer on; nothing changes where that cannot be.
+
+        Args:
+            steering: the expression.
+            quiet: leave out what is to be known of it.
+
+        Raises:
+            LocalsteerError: as `plan_for`.
+        """
+        plan = self.plan_for(steering)
+        self.conversation.plan = plan
+        for said in plan.notes if plan is not None and not quiet else ():
+            self.screen.note(said)
+
+    def turn(self, change: float, *, quiet: bool = False) -> None:
+        """Turn the last knob of the expression; see `steer`.
+
+        Raises:
+            LocalsteerError: there is none, or it has no strength.
+        """
+        terms = self.steering.terms
+        if not terms:
+            raise LocalsteerError("There is no knob to turn.", hint="Set one first, such as /steer 0.5 happy.")
+        if terms[-1].ablate:
+            raise LocalsteerError(f"{terms[-1]} removes something, which has no strength.", hint="Give a whole expression.")
+        strength = round(terms[-1].strength + change, 6)
+        self.steer(Steering((*terms[:-1], replace(terms[-1], strength=strength))), quiet=quiet)
+
+    @property
+    def steering(self) -> Steering:
+        """The expression."""
+        plan = self.conversation.plan
+        return plan.steering if plan is not None else NOTHING
+
+    def set_mode(self, mode: Mode) -> None:
+        """Steer in another way; both the expression and the policy have doses of their own for it.
+
+        Raises:
+            LocalsteerError: one of them is refused; nothing has changed then.
+        """
+        plan = self.plan_for(self.steering, mode)
+        policy = self.opened.armed.for_answers(mode) if self.opened.armed is not None else None
+        self.conversation.set_mode(mode, plan, policy)
+
+    def swept(self, name: str, strengths: Sequence[float]) -> list[Plan | None]:
+        """The steering with one vector at several strengths, and whatever else is on.
+
+        Raises:
+            LocalsteerError: as `plan_for`.
+        """
+        terms = list(self.steering.terms)
+        place = next((number for number, term in enumerate(terms) if term.vector == name and not term.ablate), len(terms))
+        term = terms[place] if place < len(terms) else Term(name)
+        plans = []
+        for strength in strengths:
+            others = [*terms[:place], replace(term, strength=strength), *terms[place + 1 :]]
+            plans.append(self.plan_for(Steering(tuple(one for one in others if one.strength))))
+        return plans
+
+    def introduction(self) -> Iterator[str]:
+        """What a chat begins with: the model, its context, the steering, and what that is worth; a line each."""
+        model, conversation = self.opened.model, self.conversation
+        parts = [f"{model.name}, {self.n_ctx} tokens of context", self.status()]
+        if (state := self.policy_state) is not None:
+            parts.append(state)
+        yield f"{'; '.join(parts)}. /help lists the commands."
+        yield from conversation.plan.worth if conversation.plan is not None else ()
+        if model.chat_template is None:
+            yield "A base model without a chat template: the conversation is given to it as plain text."
+
+    # ---- talking
+
+    def ask(self, text: str, *, seed: int | None = None) -> None:
+        """Answer a message; what is to be known of the answer is remarked.
+
+        Raises:
+            LocalsteerError: it does not fit the context.
+        """
+        given, before = self.context, list(self.conversation.turns)
+        message = "\n\n".join([*(f"{name}:\n\n{content}" for name, content in given), text])
+        with self.screen.stoppable() as should_stop, self.screen.answer() as heard:
+            exchange = self.conversation.ask(message, seed=seed, on_text=heard, should_stop=should_stop)
+        if self.conversation.turns != before:
+            self.context = []
+        if remarks := _remarks(exchange, self.conversation.dropped_turns):
+            self.screen.note(f"[{'; '.join(remarks)}]")
+        if exchange.text and self.watched:
+            self.show_course()
+
+    def answer_side_by_side(self, titles: Sequence[str], plans: Sequence[Plan | None], text: str | None) -> list[Answer]:
+        """Answer a message (or the last one again) under several steerings, in one batch.
+
+        Raises:
+            LocalsteerError: there is nothing to answer yet.
+        """
+        if text is None and not self.conversation.turns:
+            raise LocalsteerError("There is nothing to compare yet.", hint="Say something first, or give a text.")
+        with self.screen.stoppable() as should_stop, self.screen.side_by_side(titles) as tell:
+            return self.conversation.side_by_side(plans, text, on_text=tell, should_stop=should_stop)
+
+    def attach(self, name: str, text: str) -> None:
+        """Give a text as context with the next message.
+
+        Raises:
+            LocalsteerError: there is nothing in it, or too much.
+        """
+        if not text.strip():
+            raise LocalsteerError(f"{name} is empty.")
+        if len(text) > _MOST_CONTEXT:
+            raise LocalsteerError(f"{name} has {len(text):,} characters, and at most {_MOST_CONTEXT:,} can be given.")
+        self.context.append((name, text.rstrip()))
+        tokens = len(self.opened.model.tokenize(text, add_special=False))
+        self.screen.note(f"{name} goes with your next message ({tokens} tokens of the {self.opened.generator.n_ctx}).")
+
+    def change_model(self, name: str) -> None:
+        """Talk to another model from now on; what was said stays, and so does the steering where it has vectors for it.
+
+        Raises:
+            LocalsteerError: there is none of that name, or it cannot be opened; the one before goes on then.
+        """
+        with contextlib.ExitStack() as stack:
+            opened = stack.enter_context(self.open_model(name, self.conversation.mode))
+            before, self.opened = self.opened, opened
+            try:
+                plan = self.plan_for(self.steering)
+                self.conversation.move(opened.generator, plan, opened.armed)
+            except BaseException:
+                self.opened = before
+                raise
+            self.stack.close()
+            self.stack.push(stack.pop_all())
+        self.model_name = name
+
+    # ---- looking
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of context."""
+        return self.opened.generator.n_ctx
+
+    @property
+    def policy_state(self) -> str | None:
+        """What the policy does; None without one."""
+        controller = self.conversation.controller
+        if controller is None:
+            return None
+        fired = list(dict.fromkeys(one.rule for one in controller.decisions if one.action in FIRED and one.rule))
+        return f"policy: {', '.join(fired) or 'armed'}"
+
+    def status(self) -> str:
+        """The steering in words."""
+        plan, conversation = self.conversation.plan, self.conversation
+        if plan is None:
+            anchors = conversation.mode == "anchored" and conversation.controller is not None
+            return "unsteered, anchored" if anchors else "unsteered"
+        dose = "" if plan.relative_dose is None else f", relative dose {plan.relative_dose:.2f}"
+        return f"{plan.steering}{dose}{', anchored' if conversation.mode == 'anchored' else ''}"
+
+    def vectors(self, names: Sequence[str]) -> dict[str, ControlVector]:
+        """Vectors by name or path.
+
+        Raises:
+            LocalsteerError: one is not there, or does not fit the model.
+        """
+        found = {}
+        for name in names:
+            with self.screen.progress() as progress:
+                found[name] = loader(self.opened.model, progress)(name)
+            found[name].check_fits(self.opened.model.fingerprint, name=name)
+        return found
+
+    def traits(self, names: Sequence[str]) -> list[Trait]:
+        """The latest answer along vectors.
+
+        Raises:
+            LocalsteerError: there is none yet, or as `vectors`.
+        """
+        latest = self.conversation.latest
+        if latest is None or not latest.text:
+            raise LocalsteerError("There is no answer to look at yet.", hint="Say something first.")
+        model = self.opened.model
+        reader = self._readers.setdefault(id(model), TraitReader(model, self.n_ctx))
+        return reader.read(latest.text, self.vectors(names))
+
+    def show_course(self) -> None:
+        """A line for every watched vector: the course of the trait over the latest answer."""
+        for trait in self.traits(self.watched):
+            room = max(self.screen.width - len(trait.name) - 12, 8)
+            self.screen.note(f"{trait.name} {trait.mean:+.2f} {trait.line(min(room, 60))}")
+
+
+def _remarks(exchange: Exchange, dropped: int) -> Iterator[str] | list[str]:
+    answer = exchange.answer
+    remarks = [_ENDED[answer.finish_reason]] if answer.finish_reason in _ENDED else []
+    remarks += [str(decision) for decision in exchange.decisions if decision.action != "pass"]
+    if not exchange.kept:
+        remarks.append("without text: your message is not kept either")
+    if exchange.dropped:
+        remarks.append(f"the context is full: the oldest {dropped} messages are left out from now on")
+    return remarks
+
+
+def read_context(path: str) -> str:
+    """A text file's text.
+
+    Raises:
+        LocalsteerError: it cannot be read, is no text, or is too long.
+    """
+    file = Path(os.path.expanduser(path))
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(_MOST_CONTEXT * 4 + 1)
+    except OSError as error:
+        raise LocalsteerError(f"{path} cannot be read: {error.strerror}.") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise LocalsteerError(f"{path} is no text in UTF-8.") from None
+
+
+_STRENGTH = re.compile(r"[+-](?:\d+\.?\d*|\.\d+)")
+
+
+def parsed_steering(session: Session, argument: str) -> Steering | float:
+    """What is behind /steer: an expression, or by how much the last knob is to be turned.
+
+    Raises:
+        ExpressionError: it is neither.
+    """
+    if _STRENGTH.fullmatch(argument):
+        return float(argument)
+    return NOTHING if argument == "off" else parse_steering(argument)
