@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from localsteer.chat import settings
 from localsteer.chat.markdown import code_blocks
 from localsteer.chat.session import Session, parsed_steering, read_context
 from localsteer.chat.why import why
@@ -42,6 +43,8 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {}
+# What other chats call them.
+_ALIASES = {"/clear": "/reset", "/new": "/reset", "/?": "/help"}
 
 
 def _command(name: str, usage: str, text: str, *, takes: str = "") -> Callable[[Action], Action]:
@@ -64,7 +67,7 @@ def carry_out(session: Session, line: str) -> bool:
     name, _, argument = line.partition(" ")
     if name in ("/quit", "/exit", "/bye"):
         return False
-    command = COMMANDS.get(name)
+    command = COMMANDS.get(_ALIASES.get(name, name))
     if command is None:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"Did you mean {near[0]}?" if near else "/help lists the commands."
@@ -314,6 +317,18 @@ def _copy(session: Session, argument: str) -> None:
     text = blocks[int(argument) - 1] if argument else "\n\n".join(blocks) or latest.text
     session.screen.copy(text)
     session.screen.note(f"[copied: {'code' if blocks else 'the answer'}, {len(text)} characters]")
+
+
+@_command("set", "[NAME VALUE]", "set temperature, top_p, seed, max_tokens, think and the like; alone it shows them")
+def _set(session: Session, argument: str) -> None:
+    name, _, value = argument.partition(" ")
+    if argument and not value:
+        raise LocalsteerError(f"/set {name} needs a value.", hint=f"Such as /set {name} on." if name == "think" else None)
+    if argument:
+        settings.change(session.conversation, name, value.strip())
+    for line in settings.told(session.conversation):
+        if not argument or line.startswith(f"{name.replace('-', '_')} "):
+            session.screen.say(line)
 
 
 @_command("reset", "", "forget the conversation; steering, policy and system message stay")

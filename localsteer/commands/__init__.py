@@ -55,13 +55,19 @@ class _LazyGroup(click.Group):
             formatter.write_dl(sorted(_COMMANDS.items()))
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="localsteer", message="%(version)s")
 @click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log and other details on stderr.")
-def command(verbose: bool) -> None:
+@click.pass_context
+def command(context: click.Context, verbose: bool) -> None:
     """Volume knobs for the behaviour of a local language model.
 
     localsteer builds control vectors for GGUF models from contrastive prompts, and adds them, scaled, while the model answers.
+    Without a command it chats with a model of this machine.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -71,6 +77,13 @@ def command(verbose: bool) -> None:
     if not verbose:
         # llama.cpp's warnings are about its own tuning; what matters to a user is said in our errors.
         logging.getLogger("localsteer.llama").setLevel(logging.CRITICAL)
+    if context.invoked_subcommand is None:
+        from localsteer.commands.first_run import can_ask, offer
+
+        if can_ask():
+            offer(context)
+        else:
+            click.echo(context.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -348,3 +348,21 @@ def test_another_model_goes_on_with_the_conversation(chat: Chat, tiny_path: Tiny
     assert "Forgotten: And now?\nForgotten: Hello\n" in result.out
     assert "nosuchmodel" in result.err
     assert result.out.rstrip().endswith("unsteered")
+
+
+def test_how_tokens_are_drawn_can_be_set(chat: Chat) -> None:
+    plain, other = chat("Hello").out, chat("Hello", options=("--seed", "5")).out
+    result = chat("/set seed 5", "Hello", "/clear", "/set max-tokens 2", "/set seed 2", "/set", "/set think maybe")
+    assert result.out.startswith(f"seed 5\n{other}The conversation begins anew.\nmax_tokens 2\nseed 2\n")
+    assert other != plain
+    assert "temperature 0.7\n" in result.out
+    assert 'think is on, off or auto (as the template says), not "maybe"' in result.err
+    for line, said in (
+        ("/set temprature 1", "Did you mean temperature?"),
+        ("/set top_p 2", "from 0 to 1, not 2"),
+        ("/set top_k 1.5", "a whole number"),
+        ("/set temperature inf", "from 0, not inf"),
+        ("/set seed", "needs a value"),
+        ("/set colour red", "What can: temperature"),
+    ):
+        assert said in chat(line).err
