@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +18,7 @@ import platformdirs
 from localsteer.chat.history_database import Database, reason
 from localsteer.chat.transcript import SavedMessage, Transcript, displayable, now, one_line, transcript_of
 from localsteer.errors import LocalsteerError, shown
-from localsteer.files.json_values import json_text, read_json
+from localsteer.files.json_values import build, json_text, read_json
 
 
 @dataclass(frozen=True)
@@ -271,12 +271,14 @@ class History:
         rows = self._database.execute(
             "SELECT role, text, reasoning, cut, steering FROM messages WHERE conversation = ? ORDER BY place", (id,)
         )
-        return [SavedMessage(role, text, reasoning, bool(cut), steering) for role, text, reasoning, cut, steering in rows]
+        names = ("role", "text", "reasoning", "cut", "steering")
+        # Built as from a document: of a damaged file a text may come as a number.
+        return [build(SavedMessage, {**dict(zip(names, row, strict=True)), "cut": bool(row[3])}) for row in rows]
 
     def _growing(self, id: int) -> SavedMessage | None:
         """The answer that was being written."""
         pieces = self._database.execute(
-            "SELECT text, thought FROM pieces WHERE conversation = ? ORDER BY rowid", (id,)
+            "SELECT CAST(text AS TEXT), thought FROM pieces WHERE conversation = ? ORDER BY rowid", (id,)
         ).fetchall()
         said, thought = ("".join(text for text, kind in pieces if kind == wanted) for wanted in (0, 1))
         return SavedMessage("assistant", said, thought or None, cut=True) if said.strip() or thought.strip() else None
@@ -313,7 +315,8 @@ class History:
             f"WHERE {' AND '.join(['1', *[occurs] * len(words)])} ORDER BY updated DESC, id DESC LIMIT ?",
             (*parameters, -1 if limit is None else limit),
         ).fetchall()
-        return [Entry(*(*row, self._excerpt(row[0], words))) for row in rows]
+        names = [one.name for one in fields(Entry)]
+        return [build(Entry, dict(zip(names, (*row, self._excerpt(row[0], words)), strict=True))) for row in rows]
 
     def _excerpt(self, id: int, words: Sequence[str], around: int = 40) -> str:
         growing = self._growing(id)

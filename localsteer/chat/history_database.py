@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from localsteer.errors import LocalsteerError
+from localsteer.errors import LocalsteerError, shown
 from localsteer.files.atomic import writable
 
 VERSION = 1
@@ -45,6 +45,9 @@ CREATE TRIGGER IF NOT EXISTS message_removed AFTER DELETE ON messages BEGIN
     INSERT INTO words (words, rowid, text) VALUES ('delete', old.id, old.text);
 END;
 """
+
+# SQLite's module for full-text search, which a build may lack.
+_FULL_TEXT = "fts5"
 
 # Milliseconds to wait for another program that writes. A change takes less than one of these; what takes long is the emptying of
 # the file after a deletion, and a token does not wait for that: it is written with the next one.
@@ -92,6 +95,7 @@ class Database:
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         with self.told("opened"):
             self._connection = sqlite3.connect(path, timeout=_PATIENCE / 1000, isolation_level=None, check_same_thread=False)
+            self._connection.text_factory = lambda data: data.decode("utf-8", "replace")
             try:
                 self.has_words = self._prepare()
             except BaseException:
@@ -109,7 +113,7 @@ class Database:
 
     @contextlib.contextmanager
     def told(self, what: str) -> Iterator[None]:
-        """Around the use of it: what goes wrong there is told as a person needs it.
+        """Around the use of it: what goes wrong there, or is wrong in it, is told as a person needs it.
 
         Args:
             what: "read", for one.
@@ -120,10 +124,10 @@ class Database:
         try:
             with self.lock:
                 yield
-        except sqlite3.Error as problem:
+        except (sqlite3.Error, ValueError) as problem:
             code = reason(problem)
             hint = "Move it away: a new one is begun then." if code in _DAMAGED else None
-            raise LocalsteerError(f"{self.path} cannot be {what}: {_REASONS.get(code, problem)}.", hint=hint) from problem
+            raise LocalsteerError(shown(f"{self.path} cannot be {what}: {_REASONS.get(code, problem)}."), hint=hint) from problem
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
@@ -186,7 +190,7 @@ class Database:
             raise LocalsteerError(f"{self.path} lies where several programs cannot share a database.")
         # A power cut may take the last seconds, and leaves a whole database.
         self.execute("PRAGMA synchronous = NORMAL")
-        has_fts = self.execute("SELECT 1 FROM pragma_module_list WHERE name = 'fts5'").fetchone() is not None
+        has_fts = self.execute("SELECT 1 FROM pragma_module_list WHERE name = ?", (_FULL_TEXT,)).fetchone() is not None
         if not version:
             self._connection.executescript(_SCHEMA.format(words=_WORDS if has_fts else ""))
         has_words = self.execute("SELECT 1 FROM sqlite_master WHERE name = 'words'").fetchone() is not None
@@ -214,6 +218,6 @@ class Database:
         self.execute(f"PRAGMA wal_autocheckpoint = {log_pages}")
 
 
-def reason(problem: sqlite3.Error) -> int:
+def reason(problem: Exception) -> int:
     """SQLite's primary result code; 0 where there is none."""
     return (getattr(problem, "sqlite_errorcode", None) or 0) & 0xFF

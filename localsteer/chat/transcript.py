@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -161,7 +161,7 @@ def save_transcript(transcript: Transcript, path: Path) -> None:
     """
     moment = now()
     dated = replace(transcript, created=transcript.created or moment, updated=transcript.updated or moment)
-    _write(path, json_text(dated.document()) + "\n")
+    _write(path, lambda: json_text(dated.document()) + "\n")
 
 
 def load_transcript(path: Path) -> Transcript:
@@ -195,7 +195,7 @@ def export_markdown(transcript: Transcript, path: Path) -> None:
     Raises:
         LocalsteerError: it cannot be written.
     """
-    _write(path, to_markdown(transcript))
+    _write(path, lambda: to_markdown(transcript))
 
 
 def to_markdown(transcript: Transcript) -> str:
@@ -220,11 +220,11 @@ def to_markdown(transcript: Transcript) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: Callable[[], str]) -> None:
     try:
         with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="replace", newline="\n")
-    except ValueError as problem:  # a name that no system takes
+            temporary.write_text(text(), encoding="utf-8", errors="replace", newline="\n")
+    except ValueError as problem:  # a name that no system takes, or an infinite temperature
         raise LocalsteerError(shown(f"{path} cannot be written: {problem}.")) from problem
 
 

@@ -13,7 +13,7 @@ import click
 from localsteer.chat.history import Entry, History, history_path
 from localsteer.chat.transcript import Transcript, export_markdown, one_line, save_transcript, to_markdown
 from localsteer.commands.options import json_option
-from localsteer.commands.output import note, print_json, print_folded_table
+from localsteer.commands.output import note, print_folded_table, print_json
 from localsteer.errors import LocalsteerError
 
 _HEADERS = ("id", "when", "model", "steering", "messages", "title")
