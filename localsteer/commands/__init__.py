@@ -24,6 +24,7 @@ _COMMANDS = {
     "export": "Steering for llama.cpp's programs, Ollama, LM Studio and others.",
     "extract": "Build a control vector from contrastive prompts.",
     "generate": "Answer one prompt, steered.",
+    "history": "Conversations of the chat: list, search, show, export and delete them.",
     "models": "GGUF models on this machine.",
     "policy": "Steering that switches itself on: check, fit, run.",
     "serve": "An HTTP server: OpenAI's API and Ollama's, steered for each request.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shlex
 import signal
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from localsteer.files.json_values import json_text
 from localsteer.vector.calibration import without_nan
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def for_this_model(text: str) -> str:
 
 def print_json(document: Any) -> None:
     """The one JSON document of --json."""
-    click.echo(json.dumps(without_nan(document), ensure_ascii=False, indent=2))
+    click.echo(json_text(without_nan(document)))
 
 
 def console() -> Console:

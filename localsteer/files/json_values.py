@@ -1,16 +1,33 @@
-"""JSON text that was not written here -> frozen dataclasses: every value is of the type that its field names, or refused."""
+"""JSON text that was not written here -> frozen dataclasses: every value is of the type that its field names, or refused.
+
+And JSON text for people, which a terminal can show.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
 import math
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Value = TypeVar("Value")
+
+# JSON need not escape these; some terminals take them for commands, and halves of characters cannot be written at all.
+_RAW = re.compile("[\x7f-\x9f\ud800-\udfff]")
+
+
+def json_text(document: Any) -> str:
+    """A document for people and programs: indented, letters as they are, and nothing in it that commands a terminal.
+
+    Raises:
+        ValueError: it holds a number that JSON has no word for.
+    """
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2)
+    return _RAW.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def read_json(text: str) -> Any:
