@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from localsteer.chat import settings
+from localsteer.chat.keeping import go_on, transcript_of
 from localsteer.chat.markdown import code_blocks
 from localsteer.chat.session import Session, parsed_steering, read_context
+from localsteer.chat.transcript import Transcript, export_markdown, load_transcript, save_transcript
 from localsteer.chat.why import why
 from localsteer.errors import LocalsteerError
 from localsteer.steering.expression import Steering, parse_steering
@@ -230,6 +234,7 @@ def _policy(session: Session, _argument: str) -> None:
 def _undo(session: Session, _argument: str) -> None:
     if (question := session.conversation.take_back()) is None:
         raise LocalsteerError("There is nothing to undo.")
+    session.keep()
     session.screen.say(f"Forgotten: {question}")
 
 
@@ -263,6 +268,7 @@ def _again(session: Session, changed: Callable[[str], str], seed: int | None) ->
     finally:
         if not conversation.turns or conversation.turns[:-2] != before[0][:-2] or len(conversation.turns) < len(before[0]):
             conversation.turns, conversation.dropped_turns = before
+            session.keep()
 
 
 @_command("system", "TEXT|off", "set the system message, or remove it")
@@ -306,6 +312,59 @@ def _shell(session: Session, command: str) -> None:
         session.screen.note(f"[{command} ended with {done.returncode} and said nothing]")
 
 
+@_command("save", "FILE", "write the conversation and its settings as JSON", takes="files")
+def _save(session: Session, argument: str) -> None:
+    path = _file_for("/save", argument or f"{_slug(session)}.json")
+    save_transcript(_said(session), path)
+    session.screen.say(f"Saved: {path}")
+
+
+@_command("load", "FILE", "go on with a conversation that was saved", takes="files")
+def _load(session: Session, argument: str) -> None:
+    if not argument:
+        raise LocalsteerError("/load needs a file.", hint="One that /save wrote.")
+    transcript = load_transcript(_file_for("/load", argument))
+    before = session.conversation.plan
+    try:
+        told = list(go_on(session, transcript))
+    except LocalsteerError:
+        session.conversation.plan = before
+        raise
+    if session.keeper is not None:
+        session.keeper.leave()
+    session.keep()
+    for line in told:
+        session.screen.note(line)
+    session.screen.say(f"Steering: {session.status()}")
+
+
+@_command("export", "FILE.md", "write the conversation as Markdown, for people", takes="files")
+def _export(session: Session, argument: str) -> None:
+    path = _file_for("/export", argument or f"{_slug(session)}.md")
+    export_markdown(_said(session), path)
+    session.screen.say(f"Written: {path}")
+
+
+def _said(session: Session) -> Transcript:
+    transcript = transcript_of(session)
+    if not transcript.messages:
+        raise LocalsteerError("Nothing was said yet.")
+    return transcript
+
+
+def _file_for(name: str, argument: str) -> Path:
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        raise LocalsteerError(f"{argument} is a folder.", hint=f"Give a file, such as {name} {argument.rstrip('/')}/talk.json.")
+    return path
+
+
+def _slug(session: Session) -> str:
+    """A file's name from the first words."""
+    words = re.findall(r"[a-z0-9]+", transcript_of(session).title.lower())
+    return "-".join(words[:5]) or "conversation"
+
+
 @_command("copy", "[NUMBER]", "copy the last answer's code (or the whole answer) to the clipboard")
 def _copy(session: Session, argument: str) -> None:
     latest = session.conversation.latest
@@ -333,7 +392,7 @@ def _set(session: Session, argument: str) -> None:
 
 @_command("reset", "", "forget the conversation; steering, policy and system message stay")
 def _reset(session: Session, _argument: str) -> None:
-    session.conversation.reset()
+    session.begin_anew()
     session.screen.say("The conversation begins anew.")
 
 

@@ -30,6 +30,19 @@ Heard = Callable[[str, bool], None]
 """Called with a piece of what the model says, and whether that is reasoning."""
 
 
+@dataclass(frozen=True)
+class Reply(Message):
+    """An assistant's turn of this conversation.
+
+    Attributes:
+        cut: whether it ended before its time.
+        steering: the expression that it was written under; None where that is not known.
+    """
+
+    cut: bool = False
+    steering: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Exchange:
     """The latest answer, and what led to it.
@@ -134,7 +147,9 @@ class Conversation:
         newly_dropped = False
         # Templates refuse an assistant's turn without text, and two user's turns in a row.
         if reply := reply.strip():
-            self.turns = [*turns, Message("assistant", reply, reasoning=reasoning or None)]
+            steering = str(request.plan.steering) if request.plan is not None else ""
+            cut = answer.finish_reason != "stop"
+            self.turns = [*turns, Reply("assistant", reply, reasoning or None, cut=cut, steering=steering)]
             newly_dropped, self.dropped_turns = dropped > self.dropped_turns, dropped
         decisions = tuple(gate.decisions) if gate is not None else ()
         self.latest = Exchange(text, request, answer, reply, reasoning, decisions, bool(reply), newly_dropped)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from localsteer.building.library import loader
 from localsteer.chat.conversation import Conversation, Exchange
@@ -57,6 +57,22 @@ OpenModel = Callable[[str | None, Mode], AbstractContextManager[Opened]]
 """Opens a model by the name or path that -m takes (None for the one that the chat was started with) in a mode."""
 
 
+class Keeps(Protocol):
+    """Keeps a conversation as it goes (`localsteer.chat.keeping`)."""
+
+    def keep(self, session: Session, question: str | None = None) -> None:
+        """The conversation is so now, with a question that is about to be answered."""
+
+    def grow(self, piece: str, reasoning: bool) -> None:
+        """A piece of the answer that is being written."""
+
+    def leave(self) -> None:
+        """What follows is another conversation."""
+
+    def told(self) -> str | None:
+        """What went wrong, once."""
+
+
 @dataclass(eq=False)
 class Session:
     """What the commands of a chat work on.
@@ -70,6 +86,9 @@ class Session:
         stack: what is to be closed at the end.
         open_model: opens another one.
         model_name: what the model was asked for as.
+        policy_file: the policy's file, if any.
+        created: when the conversation was begun, where it was kept before.
+        keeper: keeps the conversation as it goes; None keeps nothing.
     """
 
     screen: Screen
@@ -78,6 +97,9 @@ class Session:
     open_model: OpenModel
     stack: ExitStack
     model_name: str | None = None
+    policy_file: str | None = None
+    created: str = ""
+    keeper: Keeps | None = None
     context: list[tuple[str, str]] = field(default_factory=list)
     watched: list[str] = field(default_factory=list)
     _readers: dict[int, TraitReader] = field(default_factory=dict, init=False)
@@ -186,14 +208,40 @@ class Session:
         """
         given, before = self.context, list(self.conversation.turns)
         message = "\n\n".join([*(f"{name}:\n\n{content}" for name, content in given), text])
-        with self.screen.stoppable() as should_stop, self.screen.answer() as heard:
-            exchange = self.conversation.ask(message, seed=seed, on_text=heard, should_stop=should_stop)
+        keeper = self.keeper
+        if keeper is not None:
+            keeper.keep(self, message)
+        try:
+            with self.screen.stoppable() as should_stop, self.screen.answer() as show:
+
+                def hear(piece: str, reasoning: bool) -> None:
+                    show(piece, reasoning)
+                    if keeper is not None:
+                        keeper.grow(piece, reasoning)
+
+                exchange = self.conversation.ask(message, seed=seed, on_text=hear, should_stop=should_stop)
+        finally:
+            self.keep()
         if self.conversation.turns != before:
             self.context = []
         if remarks := _remarks(exchange, self.conversation.dropped_turns):
             self.screen.note(f"[{'; '.join(remarks)}]")
         if exchange.text and self.watched:
             self.show_course()
+
+    def keep(self) -> None:
+        """Write the conversation as it is now where conversations are kept."""
+        if self.keeper is not None:
+            self.keeper.keep(self)
+            if (failure := self.keeper.told()) is not None:
+                self.screen.note(failure)
+
+    def begin_anew(self) -> None:
+        """Forget what was said; what was kept of it stays kept."""
+        self.conversation.reset()
+        self.created = ""
+        if self.keeper is not None:
+            self.keeper.leave()
 
     def answer_side_by_side(self, titles: Sequence[str], plans: Sequence[Plan | None], text: str | None) -> list[Answer]:
         """Answer a message (or the last one again) under several steerings, in one batch.

@@ -13,6 +13,7 @@ import click
 import platformdirs
 
 from localsteer.chat.conversation import Conversation
+from localsteer.chat.keeping import Keeper, go_on
 from localsteer.chat.screen import PlainScreen, Screen
 from localsteer.chat.session import Opened, Session
 from localsteer.chat.terminal import can_draw, run_plain
@@ -31,10 +32,20 @@ from localsteer.vector.calibration import Mode
 
 @click.command()
 @with_answer_options
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="latest",
+    metavar="[ID]",
+    help="Go on with the latest conversation, or with one that `localsteer history` lists.",
+)
+@click.option("--no-log", is_flag=True, help="Keep nothing of this conversation.")
 @click.option("--plain", is_flag=True, help="Show answers as they are written, without rendering Markdown.")
 @parse_special_option
 @with_model_options
-def command(answering: AnswerOptions, plain: bool, parse_special: bool, model_options: ModelOptions) -> None:
+def command(
+    answering: AnswerOptions, resume: str | None, no_log: bool, plain: bool, parse_special: bool, model_options: ModelOptions
+) -> None:
     """Chat in the terminal, steered. /help lists the commands.
 
     Lines from a pipe are answered one after the other. What is piped in while the output is a terminal is context for the first
@@ -52,6 +63,12 @@ def command(answering: AnswerOptions, plain: bool, parse_special: bool, model_op
             ):
                 yield Opened(model, generator, limit, armed)
 
+    if resume is not None and no_log:
+        raise click.UsageError("--resume goes on with a conversation that is kept: leave out --no-log.")
+    keeper = Keeper() if not no_log and (can_draw() or resume is not None) else None
+    kept = keeper.resume(_number(resume)) if keeper is not None and resume is not None else None
+    if kept is not None and model_options.model is None and Path(kept.model_path).is_file():
+        model_options = replace(model_options, model=kept.model_path)
     piped = _context_from_pipe()
     mode: Mode = "anchored" if answering.anchored else "response"
     live = can_draw()
@@ -74,15 +91,33 @@ def command(answering: AnswerOptions, plain: bool, parse_special: bool, model_op
             max_tokens=answering.max_tokens,
             mode=mode,
         )
-        session = Session(screen, opened, conversation, open_model, stack, model_options.model)
-        session.steer(answering.steering)
-        note(*session.introduction())
+        session = Session(
+            screen, opened, conversation, open_model, stack, model_options.model, policy_file=answering.policy_file, keeper=keeper
+        )
+        told = list(go_on(session, kept, settings=not answering.steering)) if kept is not None else []
+        if answering.steering or kept is None:
+            session.steer(answering.steering)
+        note(*session.introduction(), *told)
+        if keeper is not None and keeper.is_new and keeper.file is not None:
+            note(f"Conversations are kept in {keeper.file}; `localsteer history` shows and deletes them, --no-log keeps none.")
         if piped:
             session.attach("the piped text", piped)
-        if live:
-            Chat(session, drawn, _line_history()).run()
-        else:
-            run_plain(session, sys.stdin)
+        try:
+            if live:
+                Chat(session, drawn, None if no_log else _line_history()).run()
+            else:
+                run_plain(session, sys.stdin)
+        finally:
+            if keeper is not None:
+                keeper.close()
+
+
+def _number(resume: str) -> int | None:
+    if resume == "latest":
+        return None
+    if not resume.isdecimal() or int(resume) < 1:
+        raise click.UsageError(f'--resume takes a number that `localsteer history` lists, not "{resume}".')
+    return int(resume)
 
 
 def _context_from_pipe() -> str:

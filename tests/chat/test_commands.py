@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from localsteer.chat import history
 from localsteer.chat.commands import COMMANDS, carry_out
 from localsteer.chat.conversation import Conversation
+from localsteer.chat.keeping import Keeper
 from localsteer.chat.screen import PlainScreen, harmless
 from localsteer.chat.session import Opened, Session
 from localsteer.commands.output import progress_bar
@@ -366,3 +368,66 @@ def test_how_tokens_are_drawn_can_be_set(chat: Chat) -> None:
         ("/set colour red", "What can: temperature"),
     ):
         assert said in chat(line).err
+
+
+def test_a_conversation_is_saved_and_loaded(chat: Chat, vector: Path, tmp_path: Path) -> None:
+    saved, page = tmp_path / "talk.json", tmp_path / "talk.md"
+    said = chat("Hello", "/system Be brief.", f"/save {saved}", f"/export {page}", options=("-s", f"0.5 {vector}"))
+    assert f"Saved: {saved}\nWritten: {page}\n" in said.out
+    assert "## Question\n\nHello\n" in page.read_text()
+    result = chat(f"/load {saved}", "/system", "/undo", "/undo")
+    assert f"Steering: 0.5 {vector}\nSystem message: Be brief.\nForgotten: Hello\n" in result.out
+    assert "Hello: 1 question and answer." in result.err
+    assert "nothing to undo" in result.err
+    (tmp_path / "other.json").write_text("{}")
+    refused = chat("Hello", "/load", f"/load {tmp_path}", f"/load {tmp_path}/other.json", "/save", "/undo")
+    for words in ("needs a file", "is a folder", "is not a saved conversation"):
+        assert words in refused.err
+    assert refused.out.endswith("Forgotten: Hello\n")
+    assert "Nothing was said yet" in chat(f"/save {saved}").err
+
+
+def test_a_conversation_whose_steering_is_not_here_is_not_loaded(chat: Chat, vector: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "talk.json"
+    chat("Other", f"/save {saved}", options=("-s", f"0.5 {vector}"))
+    vector.unlink()
+    result = chat("Hello", f"/load {saved}", "/steer", "/undo")
+    assert "push.gguf" in result.err
+    assert result.out.endswith("Steering: unsteered\nForgotten: Hello\n")
+
+
+def test_a_kept_conversation_goes_on(chat: Chat, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "history_path", lambda: tmp_path / "history.db")
+    with Generator(tiny) as generator:
+        session = session_with(generator)
+        session.keeper = keeper = Keeper()
+        carry_out(session, "/reset")
+        session.ask("Hello")
+        answer = session.conversation.turns[1].content
+        session.begin_anew()
+        session.ask("Another")
+        session.ask("And more")
+        carry_out(session, "/undo")
+        keeper.close()
+    assert chat("/undo", "/undo", options=("--resume",)).out == "Forgotten: Another\n"
+    first = chat("/undo", options=("--resume", "1"))
+    assert first.out == "Forgotten: Hello\n"
+    assert "Hello: 1 question and answer." in first.err
+    assert answer
+    assert "There is no conversation 7" in chat(options=("--resume", "7")).err
+    assert chat(options=("--resume", "x")).code == 2
+    assert chat(options=("--resume", "--no-log")).code == 2
+
+
+def test_that_nothing_can_be_kept_is_told_and_ends_nothing(
+    tiny: Model, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "history.db").write_text("This is no database, whatever it is called.")
+    monkeypatch.setattr(history, "history_path", lambda: tmp_path / "history.db")
+    with Generator(tiny) as generator:
+        session = session_with(generator)
+        session.keeper = Keeper()
+        session.ask("Hello")
+        session.ask("And now?")
+    assert capfd.readouterr().err.count("This conversation is not kept: ") == 1
+    assert len(session.conversation.turns) == 4
