@@ -311,7 +311,7 @@ class History:
         parameters = [one for pair in zip(given, (word.casefold() for word in words), strict=True) for one in pair]
         rows = self._database.execute(
             "SELECT id, title, model, steering, created, updated, (SELECT count(*) FROM messages WHERE conversation = c.id) + "
-            "EXISTS (SELECT 1 FROM pieces WHERE conversation = c.id) FROM conversations c "
+            "(id IN (SELECT conversation FROM pieces)) FROM conversations c "
             f"WHERE {' AND '.join(['1', *[occurs] * len(words)])} ORDER BY updated DESC, id DESC LIMIT ?",
             (*parameters, -1 if limit is None else limit),
         ).fetchall()

@@ -141,7 +141,7 @@ class Database:
             try:
                 yield
             finally:
-                self.execute("ROLLBACK")
+                self._roll_back()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -156,8 +156,7 @@ class Database:
                 yield
                 self.execute("COMMIT")
             except BaseException:
-                if self._connection.in_transaction:  # a full disk has ended it already
-                    self.execute("ROLLBACK")
+                self._roll_back()
                 raise
 
     def clean(self) -> None:
@@ -200,6 +199,10 @@ class Database:
         self._connection.create_function("casefold", 1, lambda text: str(text).casefold(), deterministic=True)
         self._wait(_PATIENCE_OF_A_TOKEN, log_pages=0)
         return has_words
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:  # a full disk, or damage, has ended it already
+            self.execute("ROLLBACK")
 
     def _pragma(self, pragma: str) -> Any:
         return self.execute(f"PRAGMA {pragma}").fetchone()[0]

@@ -17,10 +17,13 @@ from localsteer.commands.output import note, print_folded_table, print_json
 from localsteer.errors import LocalsteerError
 
 _HEADERS = ("id", "when", "model", "steering", "messages", "title")
+# With it the table of most conversations fits 80 characters, but for the title, which goes below.
+_LONGEST_NAME = 20
 _EXPORTS: dict[str, Callable[[Transcript, Path], None]] = {".md": export_markdown, ".json": save_transcript}
 
-id_type = click.IntRange(1)
-limit_option = click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="List so many at most.")
+_id = click.IntRange(1)
+_limit = click.IntRange(1, 1_000_000)
+limit_option = click.option("--limit", type=_limit, default=50, show_default=True, help="List so many at most.")
 
 
 class _ListByDefault(click.Group):
@@ -58,7 +61,7 @@ def search(words: Sequence[str], limit: int, as_json: bool) -> None:
 
 
 @command.command("show")
-@click.argument("id", type=id_type)
+@click.argument("id", type=_id)
 @json_option
 def show(id: int, as_json: bool) -> None:
     """Conversation ID, as Markdown; --json as `/save` of a chat writes it."""
@@ -70,7 +73,7 @@ def show(id: int, as_json: bool) -> None:
 
 
 @command.command("export")
-@click.argument("id", type=id_type)
+@click.argument("id", type=_id)
 @click.argument("file", type=click.Path(path_type=Path))
 def export(id: int, file: Path) -> None:
     """Write conversation ID to FILE: as Markdown (.md), or as JSON (.json) that `/load` of a chat reads."""
@@ -82,7 +85,7 @@ def export(id: int, file: Path) -> None:
 
 
 @command.command("delete")
-@click.argument("ids", metavar="[ID]...", nargs=-1, type=id_type)
+@click.argument("ids", metavar="[ID]...", nargs=-1, type=_id)
 @click.option("--all", "everything", is_flag=True, help="Delete all of them.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(ids: Sequence[int], everything: bool, yes: bool) -> None:
@@ -92,8 +95,9 @@ def delete(ids: Sequence[int], everything: bool, yes: bool) -> None:
     ids = tuple(dict.fromkeys(ids))
     what = "all conversations" if everything else f"conversation{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}"
     with _opened() as history:
-        if not yes:
-            _ask(what)
+        if not yes and not _confirmed(what):
+            note("Nothing was deleted.")
+            return
         if everything:
             history.delete_all()
         else:
@@ -137,17 +141,23 @@ def _print_entries(words: str, limit: int, as_json: bool) -> None:
     if not entries:
         note("No conversation holds that." if words else "No conversations are kept yet.")
         return
-    rows = [_row(entry) for entry in entries]
     if sys.stdout.isatty():
-        print_folded_table((*_HEADERS, *(["found"] if words else [])), rows)
+        print_folded_table(_HEADERS, [_cells(entry) for entry in entries])
     else:
-        for row in rows:
-            click.echo("\t".join(row))
+        for entry in entries:
+            click.echo("\t".join([*_row(entry), *([entry.excerpt] if words else [])]))
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    texts = (entry.model, entry.steering, str(entry.messages), entry.title, *([entry.excerpt] if entry.excerpt else []))
-    return str(entry.id), _when(entry.updated), *map(one_line, texts)
+    texts = map(one_line, (entry.model, entry.steering, str(entry.messages), entry.title))
+    return str(entry.id), _when(entry.updated), *texts
+
+
+def _cells(entry: Entry) -> tuple[str, ...]:
+    """The same for a table: a long name of a model is cut, and what was found stands below the title."""
+    id, when, model, steering, messages, title = _row(entry)
+    name = model if len(model) <= _LONGEST_NAME else f"{model[: _LONGEST_NAME - 1]}…"
+    return id, when, name, steering, messages, f"{title}\n{entry.excerpt}" if entry.excerpt else title
 
 
 def _when(time: str) -> str:
@@ -158,13 +168,12 @@ def _when(time: str) -> str:
         return one_line(time)
 
 
-def _ask(what: str) -> None:
-    """Make sure of it.
+def _confirmed(what: str) -> bool:
+    """Whether the user wants it, who is asked.
 
     Raises:
-        click.Abort: the user does not want it.
         click.UsageError: there is nobody to ask.
     """
     if not sys.stdin.isatty():
         raise click.UsageError(f"To delete {what} without a terminal, give --yes.")
-    click.confirm(f"Delete {what}?", abort=True, err=True)
+    return click.confirm(f"Delete {what}?", err=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from localsteer.files.json_values import build, read_json
+from localsteer.files.json_values import build, json_text, read_json
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,17 @@ TEXT = (
     '{"name": "n", "count": 3, "pair": [1, 2], "inner": [{"number": 1, "word": "a"}, {"number": null, "word": "b"}], '
     '"by_name": {"x": {"number": 0.5, "word": "b"}}, "perhaps": null}'
 )
+
+
+def test_a_text_for_people_commands_no_terminal_and_can_be_read_back() -> None:
+    document = {"größe": ["a\x1b[2J", "\x9b2J\x7f", "\ud83d", 1]}
+    text = json_text(document)
+    assert "größe" in text
+    assert all(character.isprintable() or character == "\n" for character in text)
+    assert text.encode()
+    assert read_json(text) == document
+    with pytest.raises(ValueError, match="float"):
+        json_text(math.inf)
 
 
 def test_a_document_becomes_what_its_fields_say() -> None:
