@@ -28,8 +28,9 @@ from localsteer.chat.session import STEP, Session
 from localsteer.chat.terminal import handle, is_open
 from localsteer.errors import LocalsteerError
 
-# Past these relative doses text begins to suffer on most models, and to fall apart (bench/QUALITY.md).
-_STRONG, _TOO_STRONG = 0.6, 1.0
+# Past strength 1 in all, which is measured to hold, text begins to suffer; past the second it falls apart on most models
+# (bench/QUALITY.md).
+_STRONG, _TOO_STRONG = 1.0, 1.5
 _STYLE = Style.from_dict(
     {
         "bottom-toolbar": "noreverse bg:default",
@@ -181,10 +182,10 @@ class Chat:
     def _toolbar(self) -> AnyFormattedText:
         session, screen = self._session, self._screen
         plan, conversation = session.conversation.plan, session.conversation
-        dose = plan.relative_dose if plan is not None else None
+        strength = sum(abs(term.strength) for term in session.steering.terms if not term.ablate)
         style = "bar" if plan is None else "bar.steered"
-        if dose is not None and dose > _STRONG:
-            style = "bar.too-strong" if dose > _TOO_STRONG else "bar.strong"
+        if round(strength, 3) > _STRONG:
+            style = "bar.too-strong" if strength > _TOO_STRONG else "bar.strong"
         parts = [(f"class:{style}", f" {session.status()}")]
         if (state := session.policy_state) is not None:
             parts.append(("class:bar.steered" if state != "policy: armed" else "class:bar", f" | {state}"))
@@ -199,6 +200,6 @@ class Chat:
         parts.append(("class:bar", f" | context {conversation.prompt_length}/{session.n_ctx}"))
         if self._notice:
             parts.append(("class:bar.strong", f" | {self._notice}"))
-        if screen.busy:
-            parts.append(("class:bar", f" | {screen.busy}"))
+        if screen.busy or self._working:
+            parts.append(("class:bar", f" | {screen.busy or 'working'}"))
         return FormattedText(parts)

@@ -21,8 +21,10 @@ BARS = "▁▂▃▄▅▆▇█"
 FULL = 2.5
 # Everyday texts of many kinds that are read once for a vector; some 300 tokens, 0.3 s on SmolLM2-135M, 3 s on a 1.5B.
 _TEXTS = 10
-# The colours of a heat map, from far against the trait to far along it: readable on dark and on light, also for the colour-blind.
-_COLD, _WARM = (33, 102, 172), (178, 24, 43)
+# The colours of a heat map, by steps from a little to far along the trait or against it, of the 256 that every terminal has: blue
+# and red, which the colour-blind tell apart as well.
+_WARM, _COLD = (224, 217, 210, 203, 160), (189, 153, 111, 69, 26)
+_DARK = 3  # from this step on white letters are read better
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +137,8 @@ def _words(pieces: Sequence[str], along: NDArray[np.float32]) -> list[tuple[str,
 
 
 def _colour(value: float) -> Style:
-    """White on the colour itself where it is strong; nothing where a word is as everyday text is."""
-    share = min(abs(value) / FULL, 1.0)
-    if share < 0.2:
+    """On the colour itself; nothing where a word is as everyday text is."""
+    step = round(min(abs(value) / FULL, 1.0) * len(_WARM)) - 1
+    if step < 0:
         return Style()
-    red, green, blue = (round(255 + (full - 255) * share) for full in (_WARM if value > 0 else _COLD))
-    return Style(color="white" if share > 0.6 else "black", bgcolor=f"rgb({red},{green},{blue})")
+    return Style(color="white" if step >= _DARK else "black", bgcolor=f"color({(_WARM if value > 0 else _COLD)[step]})")
