@@ -116,6 +116,14 @@ def _vectors(session: Session, _argument: str) -> None:
     session.screen.show(vector_table(session.opened.model, session.screen.width))
 
 
+@_command("knobs", "", "turn the vectors with the arrow keys, and see at once how the last question is answered")
+def _knobs(session: Session, _argument: str) -> None:
+    from localsteer.chat.knob_screen import turn_knobs
+
+    turn_knobs(session)
+    session.screen.say(f"Steering: {session.status()}")
+
+
 @_command("layers", "", "the layers that are steered, and how much at each")
 def _layers(session: Session, _argument: str) -> None:
     from localsteer.chat.tables import layer_table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -182,6 +183,40 @@ class Conversation:
         request = self._request(turns)[0].seeded()
         ways = [replace(request, plan=plan, mode=plan.mode if plan is not None else "response") for plan in plans]
         return self.generator.side_by_side(ways, on_text=on_text, should_stop=should_stop)
+
+    def preview(
+        self,
+        plan: Plan | None,
+        text: str,
+        *,
+        seed: int,
+        max_tokens: int,
+        on_text: Callable[[str], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Answer:
+        """Begin to answer the last message again, under another steering and without thinking before.
+
+        The conversation stays as it is; a policy has no part in it.
+
+        Args:
+            plan: the steering, None for none.
+            text: the message where there is none yet.
+            seed: draws the answer.
+            max_tokens: longest answer.
+            on_text: told what is said as it comes.
+            should_stop: asked before every token; True ends the answer.
+
+        Raises:
+            LocalsteerError: the message alone does not fit the context.
+        """
+        other = copy.copy(self)
+        other.plan, other.mode, other.controller = plan, plan.mode if plan is not None else "response", None
+        other.sampling, other.max_tokens = replace(self.sampling, seed=seed), max_tokens
+        template = self.generator.model.chat_template
+        if template is not None and template.thinking is not None:
+            other.think = False
+        request, _ = other._request(self.turns[:-1] or [Message("user", text)])
+        return self.generator.generate(request, on_text=on_text, should_stop=should_stop)
 
     def take_back(self) -> str | None:
         """Forget the last question and its answer; returns the question, None where there is none."""

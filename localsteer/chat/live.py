@@ -22,15 +22,13 @@ from prompt_toolkit.styles import Style
 from rich.text import Text
 
 from localsteer.chat.completion import SessionCompleter
+from localsteer.chat.knobs import warning
 from localsteer.chat.live_screen import KEPT_LINES, LiveScreen
 from localsteer.chat.markdown import ansi
 from localsteer.chat.session import STEP, Session
 from localsteer.chat.terminal import handle, is_open
 from localsteer.errors import LocalsteerError
 
-# Past strength 1 in all, which is measured to hold, text begins to suffer; past the second it falls apart on most models
-# (bench/QUALITY.md).
-_STRONG, _TOO_STRONG = 1.0, 1.5
 _STYLE = Style.from_dict(
     {
         "bottom-toolbar": "noreverse bg:default",
@@ -182,10 +180,9 @@ class Chat:
     def _toolbar(self) -> AnyFormattedText:
         session, screen = self._session, self._screen
         plan, conversation = session.conversation.plan, session.conversation
-        strength = sum(abs(term.strength) for term in session.steering.terms if not term.ablate)
         style = "bar" if plan is None else "bar.steered"
-        if round(strength, 3) > _STRONG:
-            style = "bar.too-strong" if strength > _TOO_STRONG else "bar.strong"
+        if warned := warning(session.steering):
+            style = f"bar.{warned}"
         parts = [(f"class:{style}", f" {session.status()}")]
         if (state := session.policy_state) is not None:
             parts.append(("class:bar.steered" if state != "policy: armed" else "class:bar", f" | {state}"))

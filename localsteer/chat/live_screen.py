@@ -144,15 +144,26 @@ class LiveScreen:
         encoded = base64.b64encode(text.encode()).decode()
         self._print(f"\x1b]52;c;{encoded}\x07")
 
-    def run_full_screen(self, application: Application[str | None]) -> str | None:
-        """Another application in the prompt's place, until it ends."""
+    def run_full_screen(self, application: Application[None], meanwhile: Callable[[], None], ended: Callable[[], None]) -> None:
+        """In the prompt's place."""
         assert self.loop is not None
 
-        async def run() -> str | None:
-            async with in_terminal():
-                return await application.run_async()
+        async def run() -> None:
+            try:
+                async with in_terminal():
+                    await application.run_async()
+            except EOFError:  # the terminal is gone, which the prompt sees as well
+                pass
+            finally:
+                ended()
 
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result()
+        running = asyncio.run_coroutine_threadsafe(run(), self.loop)
+        try:
+            meanwhile()
+        except BaseException:
+            running.cancel()
+            raise
+        running.result()
 
     # ---- drawing
 

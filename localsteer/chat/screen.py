@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import FrameType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import click
 from rich.console import Console, RenderableType
@@ -18,6 +18,9 @@ from localsteer.building.own_answers import Progress
 from localsteer.chat.columns import columns
 from localsteer.chat.conversation import Heard
 from localsteer.errors import LocalsteerError
+
+if TYPE_CHECKING:
+    from prompt_toolkit.application import Application
 
 ShouldStop = Callable[[], bool]
 
@@ -66,6 +69,15 @@ class Screen(Protocol):
 
     def copy(self, text: str) -> None:
         """Put a text on the clipboard."""
+
+    def run_full_screen(self, application: Application[None], meanwhile: Callable[[], None], ended: Callable[[], None]) -> None:
+        """Something that fills the terminal.
+
+        Args:
+            application: what is shown, until it ends.
+            meanwhile: done beside it in this thread.
+            ended: called when the application has ended, however it did, so that `meanwhile` ends as well.
+        """
 
 
 class PlainScreen:
@@ -140,3 +152,7 @@ class PlainScreen:
     def copy(self, text: str) -> None:
         """A pipe has no clipboard."""
         raise LocalsteerError("Nothing can be copied from here.", hint="/copy works in a terminal.")
+
+    def run_full_screen(self, application: Application[None], meanwhile: Callable[[], None], ended: Callable[[], None]) -> None:
+        """There is none."""
+        raise LocalsteerError("This fills a terminal, and there is none here.")
