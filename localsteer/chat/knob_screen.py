@@ -140,7 +140,7 @@ class _Drawing:
                 _line(self._sum),
                 _line(self._heading),
                 Window(rows, height=Dimension(min=1, preferred=high, max=high)),
-                Window(FormattedTextControl(self._worth), height=Dimension(min=0, preferred=3, max=3)),
+                Window(FormattedTextControl(self._worth), height=self._worth_height),
                 _line(lambda: [("class:chosen", f"> {' '.join(knobs.question.split())}")]),
                 Window(FormattedTextControl(self._said), height=Dimension(min=1, preferred=6), wrap_lines=True),
                 Window(
@@ -148,6 +148,11 @@ class _Drawing:
                 ),
             ]
         )
+
+    def _worth_height(self) -> Dimension:
+        """Always as much, so that nothing leaps when another knob is chosen."""
+        lines = 3 if self._width >= 80 else 4
+        return Dimension(min=0, preferred=lines, max=lines)
 
     @property
     def _width(self) -> int:

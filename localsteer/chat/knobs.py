@@ -117,8 +117,8 @@ class Knobs:
         strength = round(min(max(strength, -furthest), furthest), 6) + 0.0
         if strength != term.strength:
             self._put(self.chosen, strength)
-            self.problem, self.stale = "", True
             self._turned.set()
+            self.problem, self.stale = "", True
 
     def _put(self, number: int, strength: float) -> None:
         self.terms = (*self.terms[:number], replace(self.terms[number], strength=strength), *self.terms[number + 1 :])
@@ -165,10 +165,10 @@ class Knobs:
         vector, strength = self._vectors[term.vector], term.strength or 1.0
         positive, negative = (pole_name(vector, pole) for pole in POLES)
         dose = self._doses[term.vector][strength > 0]
-        told = [] if dose is None else [f"relative dose {abs(strength) * dose:.2f}"]
-        told += ["past what was measured"] if abs(strength) > MEASURED else []
+        told = "" if dose is None else f"; {strength:+g} has a relative dose of {abs(strength) * dose:.2f}"
+        told += ", past what was measured" if abs(strength) > MEASURED else ""
         known = worth_of(vector, strength, self._session.conversation.mode) or "What it does was not measured."
-        return f"{strength:+g} of {negative} to {positive}{''.join(f', {one}' for one in told)}. {known}"
+        return f"-1 is {negative}, +1 {positive}{told}. {known}"
 
     def _plan(self) -> Plan | None:
         """What is set, as far as it is built; None where that is nothing."""
@@ -241,13 +241,16 @@ class Knobs:
         self._learn(name, vector)
 
     def _answer(self) -> None:
-        plan = self._plan()
+        text = ""
 
         def hear(piece: str) -> None:
-            self.said = harmless(piece) if self.stale else self.said + harmless(piece)
-            self.stale = False
-            self.redraw()
+            nonlocal text
+            text += harmless(piece)
+            # What still comes of an answer after a turn is not of the new setting.
+            if not self._turned.is_set():
+                self.said, self.stale = text.lstrip(), False
+                self.redraw()
 
-        self._session.conversation.preview(
-            plan, self.question, seed=self._seed, max_tokens=_TOKENS, on_text=hear, should_stop=self._turned.is_set
-        )
+        conversation, stop = self._session.conversation, self._turned.is_set
+        conversation.preview(self._plan(), self.question, seed=self._seed, max_tokens=_TOKENS, on_text=hear, should_stop=stop)
+        hear("")
