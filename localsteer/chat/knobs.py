@@ -165,10 +165,10 @@ class Knobs:
         vector, strength = self._vectors[term.vector], term.strength or 1.0
         positive, negative = (pole_name(vector, pole) for pole in POLES)
         dose = self._doses[term.vector][strength > 0]
-        told = "" if dose is None else f"; {strength:+g} has a relative dose of {abs(strength) * dose:.2f}"
+        told = "" if dose is None else f"; {strength:+g} is a relative dose of {abs(strength) * dose:.2f}"
         told += ", past what was measured" if abs(strength) > MEASURED else ""
         known = worth_of(vector, strength, self._session.conversation.mode) or "What it does was not measured."
-        return f"-1 is {negative}, +1 {positive}{told}. {known}"
+        return f"-1 {negative}, +1 {positive}{told}\n{known}"
 
     def _plan(self) -> Plan | None:
         """What is set, as far as it is built; None where that is nothing."""
@@ -232,10 +232,12 @@ class Knobs:
                 wanted = any(term.vector == name for term in self.steering.terms)
                 if self.kept is False or not wanted:
                     raise _UnwantedError
-                self.building = f"{name} is built: {what} {done}/{total}"
+                self.building = f"Building {name}: {what} {done}/{total}"
                 self.redraw()
                 progress(what, done, total)
 
+            self.building = f"Building {name}"
+            self.redraw()
             vector = loader(model, tell)(name)
             vector.check_fits(model.fingerprint, name=name)
         self._learn(name, vector)
