@@ -13,7 +13,7 @@ from prompt_toolkit.layout import Dimension, FormattedTextControl, HSplit, Layou
 from prompt_toolkit.styles import Style
 from rich.text import Text
 
-from localsteer.chat.knobs import FURTHEST, MEASURED, STRONG, TOO_STRONG, Knobs, is_fixed
+from localsteer.chat.knobs import FURTHEST, MEASURED, Knobs, is_fixed, warning
 from localsteer.chat.markdown import ansi
 from localsteer.chat.session import STEP, Session
 from localsteer.steering.expression import Term
@@ -23,6 +23,7 @@ _LEAP = 0.5
 # Columns: a mark, the strength, and what is at the right: doses, or that there are none yet.
 _MARK, _STRENGTH, _RIGHT = 2, 6, 18
 _NARROW = 56
+_WARNINGS = {"strong": "text begins to suffer", "too-strong": "text falls apart"}
 _NOT_BUILT = "built at first use"
 _SHORT = "Enter keeps, Esc leaves all as it was, ? tells the keys"
 _LONG = "↑↓ choose, ←→ by 0.1, Shift or PgUp/PgDn by 0.5, 0 off"
@@ -167,16 +168,12 @@ class _Drawing:
         return names, min(max((left - 1) // 4 * 4 + 1, 9), 41), right
 
     def _sum(self) -> StyleAndTextTuples:
-        dose, _ = self._knobs.weigh()
-        steering = str(self._knobs.steering) or "unsteered"
-        if dose is None:
-            return [("class:chosen", steering)]
-        style, said = "class:on", ""
-        if dose > STRONG:
-            style, said = "class:strong", ", text begins to suffer"
-        if dose > TOO_STRONG:
-            style, said = "class:too-strong", ", text falls apart"
-        return [(style, f"relative dose {dose:.2f}{said}"), ("", "  "), ("class:chosen", steering)]
+        steering, (dose, _) = self._knobs.steering, self._knobs.weigh()
+        warned = warning(steering)
+        told = [] if dose is None else [f"relative dose {dose:.2f}"]
+        told += [_WARNINGS[warned]] if warned else []
+        shown: StyleAndTextTuples = [(f"class:{warned or 'on'}", f"{', '.join(told)}  ")] if told else []
+        return [*shown, ("class:chosen", str(steering) or "unsteered")]
 
     def _heading(self) -> StyleAndTextTuples:
         names, cells, right = self._columns()

@@ -24,10 +24,9 @@ from localsteer.steering.worth import pole_name, worth_of
 from localsteer.vector.calibration import POLES
 from localsteer.vector.control_vector import ControlVector
 
-# Past these relative doses text begins to suffer on most models, and to fall apart (bench/QUALITY.md).
-STRONG, TOO_STRONG = 0.6, 1.0
-# Up to strength 1 was measured; text is seldom whole at twice that.
-MEASURED, FURTHEST = 1.0, 2.0
+# Past strength 1 in all, which is measured to hold, text begins to suffer; past the second it falls apart on most models
+# (bench/QUALITY.md). A knob ends where text is seldom whole.
+MEASURED, _TOO_STRONG, FURTHEST = 1.0, 1.5, 2.0
 # Seconds without a turn before an answer is begun: arrow keys repeat ten and more times a second.
 _QUIET = 0.3
 # Of an answer that is begun: two sentences or so, which show the tone.
@@ -41,6 +40,12 @@ class _UnwantedError(Exception):
 def is_fixed(term: Term) -> bool:
     """Whether a term is no knob: it removes something, or is for some layers or the thinking alone."""
     return term.ablate or term.layers is not None or term.phase != "answer"
+
+
+def warning(steering: Steering) -> str:
+    """How much text suffers from all strengths together: "", "strong" or "too-strong"."""
+    strength = round(sum(abs(term.strength) for term in steering.terms if not term.ablate), 3)
+    return "" if strength <= MEASURED else "strong" if strength <= _TOO_STRONG else "too-strong"
 
 
 class Knobs:

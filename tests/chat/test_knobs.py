@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 import threading
 import time
@@ -190,12 +191,14 @@ def test_a_vector_is_built_when_it_is_first_turned(session: Session) -> None:
     knobs = Knobs(session, quiet=0.01)
     names = [term.vector for term in knobs.terms]
     assert not knobs.is_built("loud")
+    told = []
+    knobs.redraw = lambda: told.append(knobs.building)
     with previewed(knobs) as wait:
         knobs.choose(names.index("loud"))
         assert "is built for this model when it is first turned" in knobs.worth()
         knobs.turn(0.5)
-        wait(lambda: knobs.building.startswith("Building loud"))
         wait(lambda: knobs.is_built("loud") and not knobs.stale)
+        assert any(re.fullmatch(r"Building loud: .+ \d+/\d+", one) for one in told)
         assert (knobs.building, knobs.problem) == ("", "")
         assert knobs.weigh()[0]
         knobs.choose(names.index("broken") - knobs.chosen)
@@ -248,18 +251,18 @@ def drawn(knobs: Knobs, columns: int, lines: int, keys: str = "") -> list[str]:
     output = Vt100_Output(written, lambda: Size(rows=lines, columns=columns), term="xterm")
     with create_pipe_input() as typed, create_app_session(input=typed, output=output):
         shown = application(knobs)
-        shown.erase_when_done = False
         typed.send_text(f"{keys}q")
         shown.run()
-    screen = pyte.Screen(columns, lines)
+    # At its end it goes to a line below the last one.
+    screen = pyte.Screen(columns, lines + 1)
     pyte.Stream(screen).feed(written.getvalue().partition("\x1b[?1049l")[0])
-    return [line.rstrip() for line in screen.display]
+    return [line.rstrip() for line in screen.display[:lines]]
 
 
 def test_everything_fits_sixty_columns_and_24_lines(session: Session) -> None:
     knobs = knobs_at(session, "0.5 loud.gguf + !push.gguf")
     lines = drawn(knobs, 60, 24, SHIFT_RIGHT * 2)
-    assert lines[0].startswith("relative dose 0.45  1.5 loud.gguf + !push.gguf")
+    assert lines[0].startswith("relative dose 0.45, text begins to suffer  1.5 loud.gguf + !push.gguf")
     assert lines[2] == "> loud.gguf    ────┊───┃━━━┊━●──  +1.5! 0.40  0.30"
     assert lines[3] == "  !push.gguf, which stays as it is"
     assert any("built at first use" in line for line in lines)
@@ -294,19 +297,25 @@ def test_a_pipe_has_no_knobs(session: Session) -> None:
 def test_knobs_in_a_terminal(tiny_path: TinyPath, session: Session) -> None:
     command = [str(ROOT / "cli.py"), "chat", "-m", str(tiny_path("llama")), "-n", "6", "-s", "0.5 loud.gguf", "--threads", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
-    process = pexpect.spawn(sys.executable, command, dimensions=(24, 60), env=environment, timeout=60, encoding="utf-8")
-    process.expect_exact("0.5 loud.gguf")
-    process.send("/knobs\r")
-    process.expect_exact("Enter keeps")
-    process.send(f"{RIGHT}{RIGHT}")
-    process.expect_exact("0.7 loud.gguf")
-    process.send(ENTER)
-    process.expect_exact("Steering: 0.7 loud.gguf")
-    process.send("/knobs\r")
-    process.expect_exact("Enter keeps")
-    process.send(f"{RIGHT}q")
-    process.expect_exact("Steering: 0.7 loud.gguf")
-    process.send("\x04")
-    process.expect(pexpect.EOF)
-    process.close()
+    process = pexpect.spawn(sys.executable, command, dimensions=(24, 60), env=environment)
+    screen = pyte.Screen(60, 24)
+    stream = pyte.ByteStream(screen)
+
+    def see(text: str) -> None:
+        end = time.monotonic() + 60
+        while text not in "\n".join(screen.display):
+            assert time.monotonic() < end, screen.display
+            with contextlib.suppress(pexpect.TIMEOUT):
+                stream.feed(process.read_nonblocking(65536, timeout=0.05))
+
+    with contextlib.closing(process):
+        see("context 0/")
+        process.send("/knobs\r")
+        see("> loud.gguf    ────┊───┃━●─┊────   +0.5 0.40  0.30")
+        process.send(f"{RIGHT}{RIGHT}")
+        see("> loud.gguf    ────┊───┃━━●┊────   +0.7 0.40  0.30")
+        process.send(ENTER)
+        see("Steering: 0.7 loud.gguf")
+        process.send("\x04")
+        process.expect(pexpect.EOF)
     assert process.exitstatus == 0
