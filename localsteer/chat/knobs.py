@@ -225,6 +225,7 @@ class Knobs:
                         number for number, one in enumerate(self.terms) if one.vector == term.vector and not is_fixed(one)
                     )
                     self._put(number, 0.0)
+                    self._turned.set()
                     raise
                 finally:
                     self.building = ""

@@ -75,7 +75,7 @@ def previewed(knobs: Knobs) -> Iterator[Callable[[Callable[[], object]], None]]:
             failed.append(error)
 
     def wait(until: Callable[[], object]) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 20
         while not until():
             assert time.monotonic() < end
             assert not failed, failed
@@ -185,27 +185,28 @@ def test_a_turn_ends_the_answer_and_several_at_once_begin_one(session: Session, 
 
 
 def test_a_vector_is_built_when_it_is_first_turned(session: Session) -> None:
-    for name, text in (("loud", CONCEPT), ("broken", "name: [")):
-        (user_folder() / name).mkdir(parents=True)
-        (user_folder() / name / "concept.yaml").write_text(text)
+    (user_folder() / "loud").mkdir(parents=True)
+    (user_folder() / "loud" / "concept.yaml").write_text(CONCEPT)  # a tiny model sees no difference there
     knobs = Knobs(session, quiet=0.01)
     names = [term.vector for term in knobs.terms]
-    assert not knobs.is_built("loud")
+    assert not knobs.is_built("cautious")
     told = []
     knobs.redraw = lambda: told.append(knobs.building)
     with previewed(knobs) as wait:
-        knobs.choose(names.index("loud"))
+        knobs.choose(names.index("cautious"))
         assert "is built for this model when it is first turned" in knobs.worth()
         knobs.turn(0.5)
-        wait(lambda: knobs.is_built("loud") and not knobs.stale)
-        assert any(re.fullmatch(r"Building loud: .+ \d+/\d+", one) for one in told)
+        wait(lambda: knobs.is_built("cautious") and not knobs.stale)
+        assert any(re.fullmatch(r"Building cautious: .+ \d+/\d+", one) for one in told)
         assert (knobs.building, knobs.problem) == ("", "")
         assert knobs.weigh()[0]
-        knobs.choose(names.index("broken") - knobs.chosen)
+        knobs.choose(names.index("loud") - knobs.chosen)
         knobs.turn(0.5)
-        wait(lambda: knobs.problem)
-    assert str(knobs.steering) == "0.5 loud"
-    assert Knobs(session).terms[0].vector == "loud"
+        assert knobs.stale
+        wait(lambda: not knobs.stale)
+        assert "do not differ" in knobs.problem
+    assert str(knobs.steering) == "0.5 cautious"
+    assert Knobs(session).terms[0].vector == "cautious"
 
 
 # ---- keys
@@ -262,7 +263,7 @@ def drawn(knobs: Knobs, columns: int, lines: int, keys: str = "") -> list[str]:
 def test_everything_fits_sixty_columns_and_24_lines(session: Session) -> None:
     knobs = knobs_at(session, "0.5 loud.gguf + !push.gguf")
     lines = drawn(knobs, 60, 24, SHIFT_RIGHT * 2)
-    assert lines[0].startswith("relative dose 0.45, text begins to suffer  1.5 loud.gguf + !push.gguf")
+    assert lines[0].startswith("relative dose 0.45, text begins to suffer  1.5 loud.gguf + !")
     assert lines[2] == "> loud.gguf    ────┊───┃━━━┊━●──  +1.5! 0.40  0.30"
     assert lines[3] == "  !push.gguf, which stays as it is"
     assert any("built at first use" in line for line in lines)
@@ -306,7 +307,10 @@ def test_knobs_in_a_terminal(tiny_path: TinyPath, session: Session) -> None:
         while text not in "\n".join(screen.display):
             assert time.monotonic() < end, screen.display
             with contextlib.suppress(pexpect.TIMEOUT):
-                stream.feed(process.read_nonblocking(65536, timeout=0.05))
+                data = process.read_nonblocking(65536, timeout=0.05)
+                stream.feed(data)
+                if b"\x1b[6n" in data:  # where the cursor is
+                    process.send(f"\x1b[{screen.cursor.y + 1};{screen.cursor.x + 1}R")
 
     with contextlib.closing(process):
         see("context 0/")
