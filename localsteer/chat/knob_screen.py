@@ -23,7 +23,7 @@ _LEAP = 0.5
 # Columns: a mark, the strength, and what is at the right: doses, or that there are none yet.
 _MARK, _STRENGTH, _RIGHT = 2, 6, 18
 _NARROW = 56
-_WARNINGS = {"strong": "text begins to suffer", "too-strong": "text falls apart"}
+_WARNINGS = {"strong": "text may suffer", "too-strong": "text may fall apart"}
 _NOT_BUILT = "built at first use"
 _SHORT = "Enter keeps, Esc leaves all as it was, ? tells the keys"
 _LONG = "↑↓ choose, ←→ by 0.1, Shift or PgUp/PgDn by 0.5, 0 off"
@@ -96,12 +96,12 @@ class _Drawing:
             for name in names:
                 keys.add(name)(lambda _event: action())
 
-        bind(lambda: knobs.choose(-1), "up", "k")
-        bind(lambda: knobs.choose(1), "down", "j")
+        bind(lambda: knobs.choose(-1), "up")
+        bind(lambda: knobs.choose(1), "down")
         bind(lambda: knobs.choose(-len(knobs.terms)), "home")
         bind(lambda: knobs.choose(len(knobs.terms)), "end")
-        bind(lambda: knobs.turn(-STEP), "left", "h", "-")
-        bind(lambda: knobs.turn(STEP), "right", "l", "+")
+        bind(lambda: knobs.turn(-STEP), "left")
+        bind(lambda: knobs.turn(STEP), "right")
         bind(lambda: knobs.turn(-_LEAP), "s-left", "pagedown")
         bind(lambda: knobs.turn(_LEAP), "s-right", "pageup")
         bind(knobs.reset, "0")

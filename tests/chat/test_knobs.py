@@ -263,7 +263,7 @@ def drawn(knobs: Knobs, columns: int, lines: int, keys: str = "") -> list[str]:
 def test_everything_fits_sixty_columns_and_24_lines(session: Session) -> None:
     knobs = knobs_at(session, "0.5 loud.gguf + !push.gguf")
     lines = drawn(knobs, 60, 24, SHIFT_RIGHT * 2)
-    assert lines[0].startswith("relative dose 0.45, text begins to suffer  1.5 loud.gguf + !")
+    assert lines[0].startswith("relative dose 0.45, text may suffer  1.5 loud.gguf + !push.g")
     assert lines[2] == "> loud.gguf    ────┊───┃━━━┊━●──  +1.5! 0.40  0.30"
     assert lines[3] == "  !push.gguf, which stays as it is"
     assert any("built at first use" in line for line in lines)
