@@ -63,7 +63,7 @@ class Terminal:
     @property
     def _works(self) -> bool:
         """Whether the status line says so."""
-        return self.screen.display[-1].rstrip().rpartition("| ")[2].startswith(("answering", "working", "reading"))
+        return str(self.screen.display[-1]).rstrip().rpartition("| ")[2].startswith(("answering", "working", "reading"))
 
     def close(self) -> None:
         """Leave."""

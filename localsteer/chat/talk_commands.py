@@ -1,0 +1,190 @@
+"""The commands of the chat that are about what is said: what goes with the next message, and what becomes of the last ones."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from localsteer.chat import settings
+from localsteer.chat.command import command
+from localsteer.chat.keeping import go_on, transcript_of
+from localsteer.chat.markdown import code_blocks
+from localsteer.chat.session import Session, read_context
+from localsteer.chat.transcript import Transcript, export_markdown, load_transcript, save_transcript
+from localsteer.errors import LocalsteerError
+
+# A command of the system that takes longer is no context for a message.
+_SHELL_SECONDS = 60
+
+
+@command("undo", "", "forget the last question and its answer")
+def _undo(session: Session, _argument: str) -> None:
+    if (question := session.conversation.take_back()) is None:
+        raise LocalsteerError("There is nothing to undo.")
+    session.keep()
+    session.screen.say(f"Forgotten: {question}")
+
+
+@command("retry", "[SEED]", "answer the last question once more")
+def _retry(session: Session, argument: str) -> None:
+    if argument and not argument.isdecimal():
+        raise LocalsteerError(f'"{argument}" is no seed.', hint="A seed is a whole number, such as /retry 7.")
+    _again(session, lambda question: question, int(argument) if argument else None)
+
+
+@command("edit", "", "write the next message in $EDITOR; with nothing typed, the last question once more")
+def _edit(session: Session, argument: str) -> None:
+    last = session.conversation.turns[-2].content if session.conversation.turns else ""
+    written = session.screen.edit(argument or last)
+    if written is None or not written.strip():
+        raise LocalsteerError("Nothing was written.")
+    if argument or not last:
+        session.ask(written.strip())
+    else:
+        _again(session, lambda _question: written.strip(), None)
+
+
+def _again(session: Session, changed: Callable[[str], str], seed: int | None) -> None:
+    """Ask the last question anew, changed; where that fails the conversation is as it was."""
+    conversation = session.conversation
+    before = conversation.turns, conversation.dropped_turns
+    if (question := conversation.take_back()) is None:
+        raise LocalsteerError("There is no question yet.", hint="Say something first.")
+    try:
+        session.ask(changed(question), seed=seed)
+    finally:
+        if not conversation.turns or conversation.turns[:-2] != before[0][:-2] or len(conversation.turns) < len(before[0]):
+            conversation.turns, conversation.dropped_turns = before
+            session.keep()
+
+
+@command("system", "TEXT|off", "set the system message, or remove it")
+def _system(session: Session, argument: str) -> None:
+    if argument:
+        session.conversation.system = None if argument == "off" else argument
+    session.screen.say(f"System message: {session.conversation.system or 'none'}")
+
+
+@command("model", "NAME", "talk to another model; what was said stays", takes="models")
+def _model(session: Session, argument: str) -> None:
+    if argument:
+        session.change_model(argument)
+    session.screen.say(f"Model: {session.opened.model.name}, {session.n_ctx} tokens of context; {session.status()}")
+
+
+@command("file", "PATH", "give a text file as context with the next message; off takes back what was given", takes="files")
+def _file(session: Session, argument: str) -> None:
+    if argument == "off":
+        session.context = []
+    elif argument:
+        session.attach(argument, read_context(argument))
+    if argument in ("", "off"):
+        session.screen.say(f"With the next message: {', '.join(name for name, _ in session.context) or 'nothing'}")
+
+
+def shell(session: Session, line: str) -> None:
+    """What a line behind an exclamation mark does.
+
+    Raises:
+        LocalsteerError: it does not end.
+    """
+    if not line:
+        raise LocalsteerError("! runs a command and gives its output as context.", hint="Such as !git diff.")
+    try:
+        done = subprocess.run(
+            line, shell=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SHELL_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise LocalsteerError(f"{line} did not end within {_SHELL_SECONDS} seconds, and was ended.") from None
+    output = (done.stdout + done.stderr).decode("utf-8", errors="replace")
+    if output.strip():
+        session.screen.say(output.rstrip())
+        session.attach(f"$ {line}", output)
+    else:
+        session.screen.note(f"[{line} ended with {done.returncode} and said nothing]")
+
+
+@command("save", "FILE", "write the conversation and its settings as JSON", takes="files")
+def _save(session: Session, argument: str) -> None:
+    path = _file_for("/save", argument or f"{_slug(session)}.json")
+    save_transcript(_said(session), path)
+    session.screen.say(f"Saved: {path}")
+
+
+@command("load", "FILE", "go on with a conversation that was saved", takes="files")
+def _load(session: Session, argument: str) -> None:
+    if not argument:
+        raise LocalsteerError("/load needs a file.", hint="One that /save wrote.")
+    transcript = load_transcript(_file_for("/load", argument))
+    before = session.conversation.plan
+    try:
+        told = list(go_on(session, transcript))
+    except LocalsteerError:
+        session.conversation.plan = before
+        raise
+    if session.keeper is not None:
+        session.keeper.leave()
+    session.keep()
+    for line in told:
+        session.screen.note(line)
+    session.screen.say(f"Steering: {session.status()}")
+
+
+@command("export", "FILE.md", "write the conversation as Markdown, for people", takes="files")
+def _export(session: Session, argument: str) -> None:
+    path = _file_for("/export", argument or f"{_slug(session)}.md")
+    export_markdown(_said(session), path)
+    session.screen.say(f"Written: {path}")
+
+
+def _said(session: Session) -> Transcript:
+    transcript = transcript_of(session)
+    if not transcript.messages:
+        raise LocalsteerError("Nothing was said yet.")
+    return transcript
+
+
+def _file_for(name: str, argument: str) -> Path:
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        raise LocalsteerError(f"{argument} is a folder.", hint=f"Give a file, such as {name} {argument.rstrip('/')}/talk.json.")
+    return path
+
+
+def _slug(session: Session) -> str:
+    """A file's name from the first words."""
+    words = re.findall(r"[a-z0-9]+", transcript_of(session).title.lower())
+    return "-".join(words[:5]) or "conversation"
+
+
+@command("copy", "[NUMBER]", "copy the last answer's code (or the whole answer) to the clipboard")
+def _copy(session: Session, argument: str) -> None:
+    latest = session.conversation.latest
+    if latest is None or not latest.text:
+        raise LocalsteerError("There is no answer to copy yet.")
+    blocks = code_blocks(latest.text)
+    if argument and not (argument.isdecimal() and 1 <= int(argument) <= len(blocks)):
+        raise LocalsteerError(f"The last answer has {len(blocks)} blocks of code, and no block {argument}.")
+    text = blocks[int(argument) - 1] if argument else "\n\n".join(blocks) or latest.text
+    session.screen.copy(text)
+    session.screen.note(f"[copied: {'code' if blocks else 'the answer'}, {len(text)} characters]")
+
+
+@command("set", "[NAME VALUE]", "set temperature, top_p, seed, max_tokens, think and the like; alone it shows them")
+def _set(session: Session, argument: str) -> None:
+    name, _, value = argument.partition(" ")
+    if argument and not value:
+        raise LocalsteerError(f"/set {name} needs a value.", hint=f"Such as /set {name} on." if name == "think" else None)
+    if argument:
+        settings.change(session.conversation, name, value.strip())
+    for line in settings.told(session.conversation):
+        if not argument or line.startswith(f"{name.replace('-', '_')} "):
+            session.screen.say(line)
+
+
+@command("reset", "", "forget the conversation; steering, policy and system message stay")
+def _reset(session: Session, _argument: str) -> None:
+    session.begin_anew()
+    session.screen.say("The conversation begins anew.")
