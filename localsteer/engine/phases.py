@@ -59,13 +59,13 @@ class Division:
         return "answer"
 
 
-def division_of(model: Model, prompt: Sequence[int], *, call: tuple[str, str] | None = None) -> Division | None:
+def division_of(model: Model, prompt: Sequence[int], *, call: Sequence[str] | None = None) -> Division | None:
     """How the reply to a prompt that the model's chat template has written is divided; None where it is all answer.
 
     Args:
         model: the model.
         prompt: tokens.
-        call: the marks of calls of tools, see `Division`; None where there are none.
+        call: the marks of calls of tools, see `Division`, and what else is written in them; None where there are no tools.
     """
     thinking = model.chat_template.thinking if model.chat_template is not None else None
     tail = b"".join(model.token_bytes(token, special=True) for token in prompt[-_TAIL:]).decode("utf-8", errors="replace")
@@ -75,13 +75,8 @@ def division_of(model: Model, prompt: Sequence[int], *, call: tuple[str, str] | 
         return None
     begun = thinking is not None and thinking.is_open(tail)
     marks = [*(call or ()), *((thinking.opens, thinking.closes, thinking.answers) if thinking is not None else ())]
-    return Division(thinking, begun, call, shown=marks_shown(model, *marks))
-
-
-def marks_shown(model: Model, *marks: str) -> frozenset[int]:
-    """The control tokens of these marks: a reply's text has no place for them otherwise."""
-    tokens = (token for mark in marks if mark for token in model.tokenize(mark, add_special=False))
-    return frozenset(token for token in tokens if not model.token_bytes(token))
+    shown = frozenset(model.control_tokens_in(*marks).values())
+    return Division(thinking, begun, (call[0], call[1]) if call is not None else None, shown=shown)
 
 
 def _in_call(answer: str, begin: str, end: str) -> bool:

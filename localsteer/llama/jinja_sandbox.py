@@ -313,7 +313,8 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if name == "join":
             value = _bounded_list(value)
         elif isinstance(value, Iterator):
-            value = _bounded(value)
+            # As llama.cpp does; transformers' JSON has no place for what `map` gives.
+            value = list(_bounded(value)) if name == "tojson" else _bounded(value)
         _check_call(name, value, others, named)
         return _checked(function(*before, value, *others, **named))
 

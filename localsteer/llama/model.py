@@ -248,6 +248,12 @@ class Model(Closing):
             size = self._llama.llama_token_to_piece(self.vocabulary, token, buffer, len(buffer), 0, special)
         return buffer.raw[:size]
 
+    def control_tokens_in(self, *texts: str) -> dict[str, int]:
+        """The tokens in these texts that add no text to an answer, by what they look like."""
+        tokens = {token for text in texts if text for token in self.tokenize(text, add_special=False)}
+        hidden = (token for token in tokens if not self.token_bytes(token))
+        return {self.token_bytes(token, special=True).decode("utf-8", errors="replace"): token for token in hidden}
+
     def detokenize(self, tokens: list[int] | NDArray[np.int32]) -> str:
         """The text of tokens, special tokens left out."""
         return b"".join(self.token_bytes(int(token)) for token in tokens).decode("utf-8", errors="replace")

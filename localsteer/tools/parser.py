@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from localsteer.tools.form import GENERIC, Form, NoCallError, read_calls
+from localsteer.tools.form import GENERIC, Form
+from localsteer.tools.reading import NoCallError, read_calls
 from localsteer.tools.tool import Tool, ToolCall
 
 # Whatever form their template teaches, small models write a call as plain JSON, too, and put it into a block of code.

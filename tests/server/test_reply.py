@@ -6,9 +6,8 @@ from localsteer.engine.phases import Division
 from localsteer.llama.thinking import Thinking
 from localsteer.server.reply import Reading, Reasoning, Said
 from localsteer.tools.form import HARMONY as FORM
-from localsteer.tools.form import HERMES
 from localsteer.tools.tool import ToolCall
-from tests.tools.made import TOOLS
+from tests.tools.made import HERMES, TOOLS
 
 THINK = Thinking("<think>", "</think>")
 HARMONY = Thinking("<|channel|>analysis<|message|>", "<|end|>", "<|channel|>final<|message|>")

@@ -19,6 +19,16 @@ TURNS = """{% for m in messages %}<|im_start|>{{ m.role }}
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 """
 WITH_TOOLS = "{% for t in tools %}{{ t | tojson }}{% endfor %}" + TURNS + "{% endif %}"
+# The name stands outside, arguments have tags, and the mark of a call is a token that adds no text.
+TAGS = (
+    "{% for t in tools %}{{ t | tojson }}{% endfor %}"
+    + TURNS.replace(
+        "<tool_call>{{ c.function | tojson }}</tool_call>",
+        "<|im_start|>call {{ c.function.name }}{% for k, v in c.function.arguments.items() %}"
+        "<k>{{ k }}</k><v>{{ v if v is string else v | tojson }}</v>{% endfor %}</call>",
+    )
+    + "{% endif %}"
+)
 THINKS = TURNS + "<think>\n{% endif %}{# </think> #}"
 PAINT = {
     "type": "function",
@@ -50,16 +60,14 @@ def model_of(folder: Path, template: str) -> Model:
     return Model(write_tiny_model(folder / "model.gguf", chat_template=template), threads=1)
 
 
-@pytest.fixture
-def with_tools(tmp_path: Path) -> Iterator[Model]:
-    with model_of(tmp_path, WITH_TOOLS) as model:
-        yield model
-
-
-@pytest.fixture(params=["own", "explained"])
-def calling(request: pytest.FixtureRequest, serve: Serve, with_tools: Model) -> Served:
-    """A model whose template knows tools, and one to which they are explained."""
-    return serve(model=with_tools, vectors=None) if request.param == "own" else serve(n_ctx=1024)
+@pytest.fixture(params=["own", "tags", "explained"])
+def calling(request: pytest.FixtureRequest, serve: Serve, tmp_path: Path) -> Iterator[Served]:
+    """Models whose templates know tools, and one to which they are explained."""
+    if request.param == "explained":
+        yield serve(n_ctx=1024)
+        return
+    with model_of(tmp_path, WITH_TOOLS if request.param == "own" else TAGS) as model:
+        yield serve(model=model, vectors=None)
 
 
 def assert_call(call: dict[str, Any]) -> None:
@@ -75,6 +83,14 @@ def test_a_call_that_has_to_be_made_is_made(calling: Served) -> None:
     assert choice["message"]["content"] is None
     (call,) = choice["message"]["tool_calls"]
     assert_call(call)
+
+
+def test_a_template_that_cannot_do_without_a_description_has_an_empty_one(tmp_path: Path, serve: Serve) -> None:
+    strict = WITH_TOOLS.replace("{{ t | tojson }}", "{{ t.function.name + ': ' + t.function.description }}")
+    with model_of(tmp_path, strict) as model:
+        served = serve(model=model, vectors=None)
+        few = served.chat(tools=[SINK])["usage"]["prompt_tokens"] - served.chat()["usage"]["prompt_tokens"]
+        assert 0 < few < 20  # explained in words it takes a hundred
 
 
 def test_a_call_is_streamed(calling: Served) -> None:
