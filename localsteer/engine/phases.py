@@ -103,7 +103,9 @@ class Phased:
         self._division = division
         self._thinking = thinking
         self._steer_forms = steer_forms
+        self._steered = 0  # tokens of the parts that are
         self._answers = division.part("") == "answer"
+        self._steers = self._is_steered("")
 
     @property
     def hold_back(self) -> int:
@@ -116,18 +118,25 @@ class Phased:
 
     def after_token(self, draft: Draft, *, final: bool) -> Verdict:
         """A token was drawn."""
+        if not self._steers:
+            draft.aside = len(draft.tokens) - self._steered
         answers = self._division.part(draft.text) == "answer"
         if not (answers and self._answers):
             draft.fixed = len(draft.tokens)  # what is not steered is not written anew, either, nor what ends it
-        self._answers = answers
-        return self._in_part(draft.text, self._gate.after_token(draft, final=final))
+        self._answers, self._steers = answers, self._is_steered(draft.text)
+        verdict = self._gate.after_token(draft, final=final)
+        self._steered = len(draft.tokens) - draft.aside
+        return self._in_part(draft.text, verdict)
 
     def after_run(self, draft: Draft, rows: Mapping[int, Rows]) -> Verdict:
         """The latest token was run."""
         return self._in_part(draft.text, self._gate.after_run(draft, rows))
 
-    def _in_part(self, text: str, verdict: Verdict) -> Verdict:
+    def _is_steered(self, text: str) -> bool:
         part = self._division.part(text)
-        if part == "answer" or (part == "form" and self._steer_forms):
+        return part == "answer" or (part == "form" and self._steer_forms)
+
+    def _in_part(self, text: str, verdict: Verdict) -> Verdict:
+        if self._is_steered(text):
             return verdict
-        return replace(verdict, edit=self._thinking if part == "thinking" else None)
+        return replace(verdict, edit=self._thinking if self._division.part(text) == "thinking" else None)
