@@ -61,9 +61,12 @@ class Conversation:
         text: str,
         *,
         on_text: Callable[[str], None] | None = None,
+        on_reasoning: Callable[[str], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Answer:
         """Answer the next user message; both become part of the conversation, unless there is no text in the answer.
+
+        The callbacks are those of `Generator.generate`.
 
         Raises:
             LocalsteerError: the message alone does not fit the context.
@@ -71,7 +74,7 @@ class Conversation:
         turns = [*self.turns, Message("user", text)]
         request, dropped = self._request(turns)
         gate = self.controller.answer(text, self.plan) if self.controller is not None else None
-        answer = self.generator.generate(request, gate=gate, on_text=on_text, should_stop=should_stop)
+        answer = self.generator.generate(request, gate=gate, on_text=on_text, on_reasoning=on_reasoning, should_stop=should_stop)
         # Templates refuse an assistant's turn without text, and two user's turns in a row.
         if reply := answer.text.strip():
             self.turns = [*turns, Message("assistant", reply)]

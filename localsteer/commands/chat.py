@@ -19,6 +19,10 @@ from localsteer.commands.answering import (
 )
 from localsteer.commands.options import ModelOptions, parse_special_option, with_model_options
 from localsteer.commands.output import interrupt_stops_answer, note, print_side_by_side
+from localsteer.engine.phases import division_of
+from localsteer.engine.request import Request
+from localsteer.llama.chat_template import Message
+from localsteer.reading.prompt import chat_tokens
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import Mode
@@ -33,8 +37,14 @@ def command(answering: AnswerOptions, parse_special: bool, model_options: ModelO
     with model_options.open(parse_special=parse_special) as opened:
         limit = limit_for(opened, answering.max_dose)
 
+        # Of any conversation: whether the model thinks here is its template's matter.
+        hello = chat_tokens(opened, [Message("user", "Hello")], think=answering.think)
+        division = division_of(opened, hello)
+
         def plan_for(steering: Steering, mode: Mode) -> Plan | None:
-            return make_plan(steering, opened, mode=mode, limit=limit)
+            plan = make_plan(steering, opened, mode=mode, limit=limit)
+            note(*Request(hello, plan, division=division).unheard)
+            return plan
 
         def opposite_for(plan: Plan) -> Plan | None:
             return make_opposite(plan.steering, opened, mode=plan.mode, limit=limit)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from localsteer.engine.draft import Draft
 from localsteer.engine.gate import Gate, Verdict
+from localsteer.llama.channels import ENDS, kind_behind
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, Rows
 from localsteer.llama.thinking import Thinking
@@ -48,12 +49,14 @@ class Division:
 
     def part(self, text: str) -> Part:
         """The part of the reply that goes on behind this text."""
+        if self.thinking is not None and self.thinking.in_channels:
+            kind = kind_behind(text, begun=self.begun)
+            if kind == "answer":
+                return "form" if self.formed else "answer"
+            return "form" if kind == "call" else "thinking"
         start = self.thinking.answer_at(text, begun=self.begun) if self.thinking is not None else 0
         if start is None:
-            assert self.thinking is not None
-            # gpt-oss calls tools in a channel between those of the reasoning and of the answer.
-            behind = text.rpartition(self.thinking.closes)[2] if self.thinking.answers and self.thinking.closes in text else ""
-            return "form" if self.call is not None and self.call[0] and self.call[0] in behind else "thinking"
+            return "thinking"
         if self.formed or (self.call is not None and _in_call(text[start:], *self.call)):
             return "form"
         return "answer"
@@ -75,6 +78,7 @@ def division_of(model: Model, prompt: Sequence[int], *, call: Sequence[str] | No
         return None
     begun = thinking is not None and thinking.is_open(tail)
     marks = [*(call or ()), *((thinking.opens, thinking.closes, thinking.answers) if thinking is not None else ())]
+    marks += ENDS if thinking is not None and thinking.in_channels else ()
     shown = frozenset(model.control_tokens_in(*marks).values())
     return Division(thinking, begun, (call[0], call[1]) if call is not None else None, shown=shown)
 
