@@ -26,7 +26,7 @@ from localsteer.engine.reply import parts_of
 from localsteer.engine.request import Answer, Request
 from localsteer.errors import ModelError
 from localsteer.llama.chat_template import Message
-from localsteer.llama.jinja_sandbox import TemplateError
+from localsteer.llama.template_errors import TemplateError
 from localsteer.reading.prompt import chat_stop, latest_message, prompt_tokens
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import Mode

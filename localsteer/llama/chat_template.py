@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 
 from localsteer.llama.control_tokens import TextGuard
 from localsteer.llama.given import CALL_STYLES, CallStyle, Given
-from localsteer.llama.jinja_sandbox import RefusedError, TemplateError
 from localsteer.llama.layout import layout_of
+from localsteer.llama.template_errors import RefusedError, TemplateError
 from localsteer.llama.thinking import Thinking, find_thinking
 
 Role = Literal["system", "user", "assistant", "tool"]

@@ -15,8 +15,8 @@ from localsteer.llama import library
 from localsteer.llama.chat_template import ChatTemplate
 from localsteer.llama.closing import Closing
 from localsteer.llama.fingerprint import Fingerprint, hash_texts
-from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.model_file import check_model_file, content_hash, why_not
+from localsteer.llama.template_errors import TemplateError
 from localsteer.llama.template_tokens import TemplateTokens
 from localsteer.llama.threads import interrupts_after
 

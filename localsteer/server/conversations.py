@@ -13,8 +13,8 @@ from localsteer.engine.phases import division_of
 from localsteer.errors import LocalsteerError
 from localsteer.llama.chat_template import Message, ToolCall
 from localsteer.llama.grammar import Grammar
-from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.model import Model
+from localsteer.llama.template_errors import TemplateError
 from localsteer.reading.prompt import changed_span, chat_stop, chat_tokens
 from localsteer.server.answers import Prompt, RequestError
 from localsteer.server.reply import Reading

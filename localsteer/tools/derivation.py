@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from localsteer.llama.chat_template import ChatTemplate, Message, ToolCall
-from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.model import Model
+from localsteer.llama.template_errors import TemplateError
 from localsteer.tools.form import GRANITE, HARMONY, IDENTITY, LLAMA, Form, Tags
 
 _HELLO = Message("user", "Hello")
