@@ -113,6 +113,8 @@ class _Writer:
         required = tool.parameters.get("required", [])
         if not isinstance(properties, dict) or not isinstance(required, list):
             raise LocalsteerError("properties is no object, or required no list.")
+        if stray := next((key for key in required if key not in properties), None):
+            raise LocalsteerError(f'The argument "{stray}" is required, and nothing says what it is.')
         definitions = {key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters}
         rules, parts = [], []
         for number, (key, schema) in enumerate(properties.items()):
@@ -128,7 +130,9 @@ class _Writer:
                 # No text holds a token without a text; what ends at a text ends at the first one.
                 rules += [f"{part}: {before} {part}text", f"{part}text{'' if '<[' in after else '[lazy]'}: /(?s:.*)/ {after}"]
             elif schema.keys() & {"enum", "const"}:
-                texts = schema["enum"] if "enum" in schema else [schema["const"]]
+                texts = [text for text in schema.get("enum", [schema.get("const")]) if isinstance(text, str)]
+                if not texts:
+                    raise LocalsteerError(f'The argument "{key}" is a text, and no text is allowed.')
                 rules.append(f"{part}: {before} ({' | '.join(json.dumps(text) for text in texts)}) {after}")
             else:
                 said = ", ".join(sorted(_says_more(schema)))

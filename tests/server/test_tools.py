@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from localsteer.llama.model import Model
-from tests.server.conftest import HELLO, Serve, Served
+from tests.server.conftest import HELLO, PATIENCE, Listen, Serve, Served, wait_until
 from tests.server.test_openai_api import steering_of, stream
 from tests.tiny_models import write_tiny_model
 
@@ -156,6 +156,96 @@ def test_an_answer_in_a_form_is_steered_only_where_that_is_asked_for(served: Ser
     assert document["choices"] == unsteered
     assert "steer_tools" in document["steering"]["notes"][0]
     assert served.chat(**asked, steering="4 happy", steer_tools=True)["choices"] != unsteered
+
+
+# A tool whose calls are long.
+LONG: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "paint",
+        "description": "",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "in": {"type": "array", "minItems": 200, "items": {"type": "integer", "minimum": 1000, "maximum": 9999}}
+            },
+            "required": ["in"],
+        },
+    },
+}
+CUT = {"max_tokens": 40, "temperature": 0}
+
+
+def test_a_call_that_is_cut_at_its_limit_is_none_and_no_text(calling: Served) -> None:
+    (choice,) = calling.chat(tools=[LONG], tool_choice="required", **CUT)["choices"]
+    assert (choice["finish_reason"], choice["message"]["content"] or "") == ("length", "")
+    assert not choice["message"].get("tool_calls")
+    events = stream(calling, "/v1/chat/completions", tools=[LONG], tool_choice="required", **CUT)
+    assert events[-1]["choices"][0]["finish_reason"] == "length"
+    assert not any(event["choices"][0]["delta"].get(part) for event in events for part in ("content", "tool_calls"))
+    response = calling.client.post(
+        "/v1/responses",
+        json={
+            "input": "Hello",
+            "tools": [{"type": "function", **LONG["function"]}],
+            "tool_choice": "required",
+            "max_output_tokens": 40,
+        },
+    ).json()
+    assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+    assert not [item for item in response["output"] if item["type"] == "function_call"]
+    message = calling.client.post(
+        "/v1/messages",
+        json={
+            "messages": HELLO,
+            "max_tokens": 40,
+            "tools": [{"name": "paint", "input_schema": LONG["function"]["parameters"]}],
+            "tool_choice": {"type": "any"},
+        },
+    ).json()
+    assert message["stop_reason"] == "max_tokens"
+    assert not [block for block in message["content"] if block["type"] == "tool_use"]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        False,
+        {"type": "string", "const": 1},
+        {"type": "integer", "minimum": 5, "maximum": 3},
+        {"type": "object", "properties": {}, "required": ["a"], "additionalProperties": False},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}}},
+    ],
+)
+@pytest.mark.parametrize("calling", ["own", "tags"], indirect=True)
+def test_what_nobody_can_satisfy_is_refused_at_once(calling: Served, schema: object) -> None:
+    parameters = {"type": "object", "properties": {"in": schema}, "required": ["in"]}
+    if isinstance(schema, dict) and "$defs" in schema:
+        parameters["$defs"] = schema["$defs"]
+    tool = {"type": "function", "function": {"name": "paint", "parameters": parameters}}
+    status, error = calling.refused({"tools": [tool], "tool_choice": "required", "max_tokens": 9999})
+    assert status == 400
+    assert "call0" not in error["message"]  # our own words
+    assert calling.chat(max_tokens=2)["choices"]
+
+
+def test_who_hangs_up_in_the_middle_of_a_call_frees_the_place(listen: Listen, long_model: Model) -> None:
+    live = listen(model=long_model, vectors=None, parallel=1, n_ctx=20_000)
+    batch = live.served.batch
+    body = {"messages": HELLO, "stream": True, "max_tokens": 20_000, "tools": [LONG], "tool_choice": "required"}
+    data = json.dumps(body).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with live.connect() as connection:
+        connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        live.wait_until(lambda health: health["running"] == 1)
+        drawn = live.served.engine.counters.steps
+        wait_until(lambda: live.served.engine.counters.steps > drawn + 20)
+        batch.go.clear()
+        assert batch.standing.wait(PATIENCE)
+    batch.go.set()
+    live.wait_until(lambda health: health["running"] == 0)
+    assert live.served.engine.counters.answers == {"cancelled": 1}
+    assert live.served.chat(max_tokens=2)["choices"]
 
 
 @pytest.mark.parametrize(

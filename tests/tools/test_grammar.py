@@ -135,6 +135,20 @@ def test_what_a_schema_wants_and_cannot_be_had_is_refused_with_the_tools_name() 
         tool_grammar(QWEN_CODER, [tool({"type": "string", "pattern": "^a"})], choice="auto")
 
 
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"properties": {"a": {"type": "string", "const": 1}}, "required": ["a"]}, "no text"),
+        ({"properties": {"a": {"type": "string", "enum": []}}, "required": ["a"]}, "no text"),
+        ({"properties": {"a": {"type": "string"}}, "required": ["b"]}, '"b" is required'),
+    ],
+)
+def test_arguments_in_tags_that_nobody_can_give_are_refused(parameters: dict[str, object], said: str) -> None:
+    tool = tool_of({"type": "function", "function": {"name": "bad", "parameters": {"type": "object", **parameters}}})
+    with pytest.raises(LocalsteerError, match=f'"bad".*{said}'):
+        tool_grammar(QWEN_CODER, [tool], choice="required")
+
+
 def test_without_a_tool_there_is_nothing_to_call() -> None:
     with pytest.raises(LocalsteerError, match="no tool"):
         tool_grammar(GENERIC, [], choice="auto")
