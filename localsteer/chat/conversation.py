@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from localsteer.engine.checks import check_anchored
 from localsteer.engine.generate import Generator
 from localsteer.engine.phases import division_of
+from localsteer.engine.reply import parts_of
 from localsteer.engine.request import Answer, Request
 from localsteer.llama.chat_template import Message
 from localsteer.llama.sampling import Sampling
@@ -19,8 +20,6 @@ from localsteer.policy.controller import Controller
 from localsteer.policy.policy import Policy
 from localsteer.reading.prompt import changed_span, chat_stop, chat_tokens
 from localsteer.steering.plan import Plan
-from localsteer.tools.reply import Reading, Reasoning, Said, parts_of
-from localsteer.tools.tool import ToolCall
 from localsteer.vector.calibration import Mode
 
 if TYPE_CHECKING:
@@ -132,18 +131,15 @@ class Conversation:
         if seed is not None:
             request = replace(request, sampling=replace(request.sampling, seed=seed))
         gate = self.controller.answer(text, self.plan) if self.controller is not None else None
-        reader = Reading(request.division).reader()
-
-        def heard(said: Sequence[Said]) -> None:
-            for one in said:
-                if on_text is not None and not isinstance(one, ToolCall):
-                    on_text(one.text if isinstance(one, Reasoning) else one, isinstance(one, Reasoning))
-
+        tell = on_text if on_text is not None else lambda _piece, _reasoning: None
         answer = self.generator.generate(
-            request, gate=gate, on_text=lambda piece: heard(reader.push(piece)), should_stop=should_stop
+            request,
+            gate=gate,
+            on_text=lambda piece: tell(piece, False),
+            on_reasoning=lambda piece: tell(piece, True),
+            should_stop=should_stop,
         )
-        heard(reader.finish())
-        reasoning, reply, _ = parts_of(Reading(request.division).of(answer.text))
+        reasoning, reply = parts_of(request.division, answer.text)
         self.prompt_length = len(request.prompt) + len(answer.tokens)
         newly_dropped = False
         # Templates refuse an assistant's turn without text, and two user's turns in a row.

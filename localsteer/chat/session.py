@@ -16,10 +16,13 @@ from localsteer.chat.conversation import Conversation, Exchange
 from localsteer.chat.screen import Screen
 from localsteer.chat.trait import Trait, TraitReader
 from localsteer.engine.generate import Generator
-from localsteer.engine.request import Answer
+from localsteer.engine.phases import division_of
+from localsteer.engine.request import Answer, Request
 from localsteer.errors import LocalsteerError
+from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.audit import FIRED
+from localsteer.reading.prompt import chat_tokens
 from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import NOTHING, Steering, Term, parse_steering
 from localsteer.steering.plan import Plan, resolve, resolve_opposite
@@ -139,8 +142,14 @@ class Session:
         """
         plan = self.plan_for(steering)
         self.conversation.plan = plan
-        for said in plan.notes if plan is not None and not quiet else ():
+        for said in (*plan.notes, *self._unheard(plan)) if plan is not None and not quiet else ():
             self.screen.note(said)
+
+    def _unheard(self, plan: Plan) -> tuple[str, ...]:
+        """What of a steering does nothing in this chat: whether the model thinks first is the same for any message."""
+        model = self.opened.model
+        hello = chat_tokens(model, [Message("user", "Hello")], think=self.conversation.think)
+        return Request(hello, plan, division=division_of(model, hello)).unheard
 
     def turn(self, change: float, *, quiet: bool = False) -> None:
         """Turn the last knob of the expression; see `steer`.

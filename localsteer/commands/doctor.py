@@ -14,9 +14,9 @@ from localsteer.commands.output import print_facts, print_json
 from localsteer.concepts.names import concepts
 from localsteer.errors import LocalsteerError
 from localsteer.llama import library
-from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.model import Model
 from localsteer.llama.steerability import steerability
+from localsteer.llama.template_errors import TemplateError
 from localsteer.steering.worth import worth
 from localsteer.vector.calibration import SIGN
 

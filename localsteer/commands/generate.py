@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +19,14 @@ from localsteer.commands.answering import (
     with_answer_options,
 )
 from localsteer.commands.options import ModelOptions, json_option, parse_special_option, with_model_options
-from localsteer.commands.output import interrupt_stops_answer, note, print_json, print_side_by_side
+from localsteer.commands.output import Thoughts, interrupt_stops_answer, note, print_json, print_side_by_side
 from localsteer.commands.piped import with_stdin
 from localsteer.engine.phases import division_of
+from localsteer.engine.reply import parts_of
 from localsteer.engine.request import Answer, Request
 from localsteer.errors import ModelError
 from localsteer.llama.chat_template import Message
-from localsteer.llama.jinja_sandbox import TemplateError
+from localsteer.llama.template_errors import TemplateError
 from localsteer.reading.prompt import chat_stop, latest_message, prompt_tokens
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import Mode
@@ -46,6 +48,11 @@ def _one_prompt(_context: click.Context, _parameter: click.Parameter, words: tup
 @click.option("--stop", multiple=True, help="End the answer at this text. May be given several times.")
 @click.option("--raw", is_flag=True, help="Continue PROMPT as plain text, without the chat template.")
 @click.option("--compare", is_flag=True, help="Answer three times: steered the other way, unsteered, steered.")
+@click.option(
+    "--show-thinking/--hide-thinking",
+    default=None,
+    help="Whether what a model thinks first is shown before the answer. Default: on a terminal, not in a pipe.",
+)
 @click.option("--steer-prompt", is_flag=True, help="Steer the prompt as well, as llama.cpp's own programs do.")
 @parse_special_option
 @json_option
@@ -56,6 +63,7 @@ def command(
     stop: tuple[str, ...],
     raw: bool,
     compare: bool,
+    show_thinking: bool | None,
     steer_prompt: bool,
     parse_special: bool,
     as_json: bool,
@@ -118,18 +126,21 @@ def command(
                 _print_compared(answers, requests, name, as_json)
                 return
             gate = controller.answer(prompt, plan) if controller is not None else None
-            answer = generator.generate(request, gate=gate, on_text=None if as_json else _write, should_stop=interrupt)
+            shown = Thoughts(shown=sys.stdout.isatty() if show_thinking is None else show_thinking)
+            answer = generator.generate(
+                request,
+                gate=gate,
+                on_text=None if as_json else shown.answer,
+                on_reasoning=None if as_json else shown.think,
+                should_stop=interrupt,
+            )
     decisions = gate.decisions if gate is not None else []
     if as_json:
         print_json({**_document(answer, request, name), "policy": [decision.document() for decision in decisions]})
     else:
-        click.echo()
+        shown.end()
         note(*(f"[{decision}]" for decision in decisions if decision.action != "pass"))
         note(_footer(answer, request))
-
-
-def _write(text: str) -> None:
-    click.echo(text, nl=False)
 
 
 def _three_ways(request: Request, opposite: Plan | None) -> dict[str, Request]:
@@ -140,8 +151,10 @@ def _three_ways(request: Request, opposite: Plan | None) -> dict[str, Request]:
 
 def _document(answer: Answer, request: Request, model: str) -> dict[str, Any]:
     plan = request.plan
+    reasoning, text = parts_of(request.division, answer.text)
     return {
-        "text": answer.text,
+        "text": text,
+        **({"reasoning": reasoning} if reasoning else {}),
         "tokens": list(answer.tokens),
         "finish_reason": answer.finish_reason,
         "steering": str(plan.steering) if plan is not None else "",
@@ -181,7 +194,13 @@ def _print_compared(answers: dict[str, Answer], requests: dict[str, Request], mo
     columns = []
     for name, answer in answers.items():
         plan = requests[name].plan
-        columns.append((str(plan.steering) if plan is not None else name, answer.text, answer.timing.seconds))
+        columns.append(
+            (
+                str(plan.steering) if plan is not None else name,
+                parts_of(requests[name].division, answer.text)[1],
+                answer.timing.seconds,
+            )
+        )
     print_side_by_side(columns)
     for name in ("opposite", "steered"):
         plan = requests[name].plan if name in answers else None

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -45,6 +45,42 @@ def for_this_model(text: str) -> str:
 def print_json(document: Any) -> None:
     """The one JSON document of --json."""
     click.echo(json_text(without_nan(document)))
+
+
+class Thoughts:
+    """Prints what a model thinks, dimmed, before what it answers, as it comes.
+
+    Args:
+        shown: print what it thinks; else the answer alone.
+    """
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown
+        self._part: Literal["nothing", "thinking", "answer"] = "nothing"
+
+    def think(self, text: str) -> None:
+        """A piece of the reasoning."""
+        if self._shown:
+            click.secho(text if self._part == "thinking" else f"Thinking...\n{text}", nl=False, dim=True)
+        self._part = "thinking"
+
+    def answer(self, text: str) -> None:
+        """A piece of the answer."""
+        self._end_thinking()
+        self._part = "answer"
+        click.echo(text, nl=False)
+
+    def end(self) -> None:
+        """The reply is at its end."""
+        self._end_thinking()
+        if self._part == "thinking":
+            note("It ended before the answer began: give it more by --max-tokens, or use --no-think.")
+        else:
+            click.echo()
+
+    def _end_thinking(self) -> None:
+        if self._shown and self._part == "thinking":
+            click.secho("\n...done thinking.\n", dim=True)
 
 
 def console() -> Console:

@@ -78,12 +78,14 @@ class Draft:
     Attributes:
         tokens: the answer so far.
         drawn: how many tokens were drawn for it, those that were taken back included.
+        aside: how many tokens are of parts that are not steered; none of them is taken back.
         fixed: how many of the first tokens stay as they are, whether anybody has seen them or not.
     """
 
     def __init__(self, token_bytes: Callable[[int], bytes], stop: Sequence[str], on_text: Callable[[str], None] | None) -> None:
         self.tokens: list[int] = []
         self.drawn = 0
+        self.aside = 0
         self.fixed = 0
         self._token_bytes = token_bytes
         self._stop = stop

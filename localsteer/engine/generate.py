@@ -13,6 +13,7 @@ from localsteer.engine.batch import RunningBatch, check_request, places_for
 from localsteer.engine.checks import default_context
 from localsteer.engine.gate import Gate
 from localsteer.engine.prefix_cache import WORTH_KEEPING
+from localsteer.engine.reply import apart
 from localsteer.engine.request import Answer, Request
 from localsteer.llama.closing import Closing
 from localsteer.llama.model import Model
@@ -53,6 +54,7 @@ class Generator(Closing):
         *,
         gate: Gate | None = None,
         on_text: Callable[[str], None] | None = None,
+        on_reasoning: Callable[[str], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Answer:
         """Answer one request.
@@ -61,6 +63,7 @@ class Generator(Closing):
             request: what to answer.
             gate: decides how the answer is steered while it is written; without one, the request's plan does.
             on_text: called with each piece of text as soon as it is certain.
+            on_reasoning: likewise, with what the model thinks; `on_text` then gets what it answers, both without marks.
             should_stop: asked before every step; True ends the answer as "interrupted".
 
         Raises:
@@ -70,6 +73,9 @@ class Generator(Closing):
         check_request(self.model, request, gate, n_ctx=self.n_ctx, parallel=2)
         batch = self._running()
         batch.widen(places_for(request, gate))
+        finish = None
+        if on_text is not None and on_reasoning is not None:
+            on_text, finish = apart(request.division, on_text, on_reasoning)
         lane = batch.join(request, gate=gate, on_text=on_text)
         try:
             while should_stop is None or not should_stop():
@@ -80,7 +86,10 @@ class Generator(Closing):
         except BaseException:  # Ctrl-C in the middle of a step: what the cache holds is unknown
             self.close()
             raise
-        return lane.end()
+        answer = lane.end()
+        if finish is not None:
+            finish()
+        return answer
 
     def side_by_side(
         self,

@@ -12,6 +12,7 @@ from typing import Literal
 
 from localsteer.engine.draft import Draft
 from localsteer.engine.gate import Gate, Verdict
+from localsteer.llama.channels import ENDS, kind_behind
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, Rows
 from localsteer.llama.thinking import Thinking
@@ -48,24 +49,26 @@ class Division:
 
     def part(self, text: str) -> Part:
         """The part of the reply that goes on behind this text."""
+        if self.thinking is not None and self.thinking.in_channels:
+            kind = kind_behind(text, begun=self.begun)
+            if kind == "answer":
+                return "form" if self.formed else "answer"
+            return "form" if kind == "call" else "thinking"
         start = self.thinking.answer_at(text, begun=self.begun) if self.thinking is not None else 0
         if start is None:
-            assert self.thinking is not None
-            # gpt-oss calls tools in a channel between those of the reasoning and of the answer.
-            behind = text.rpartition(self.thinking.closes)[2] if self.thinking.answers and self.thinking.closes in text else ""
-            return "form" if self.call is not None and self.call[0] and self.call[0] in behind else "thinking"
+            return "thinking"
         if self.formed or (self.call is not None and _in_call(text[start:], *self.call)):
             return "form"
         return "answer"
 
 
-def division_of(model: Model, prompt: Sequence[int], *, call: tuple[str, str] | None = None) -> Division | None:
+def division_of(model: Model, prompt: Sequence[int], *, call: Sequence[str] | None = None) -> Division | None:
     """How the reply to a prompt that the model's chat template has written is divided; None where it is all answer.
 
     Args:
         model: the model.
         prompt: tokens.
-        call: the marks of calls of tools, see `Division`; None where there are none.
+        call: the marks of calls of tools, see `Division`, and what else is written in them; None where there are no tools.
     """
     thinking = model.chat_template.thinking if model.chat_template is not None else None
     tail = b"".join(model.token_bytes(token, special=True) for token in prompt[-_TAIL:]).decode("utf-8", errors="replace")
@@ -75,13 +78,9 @@ def division_of(model: Model, prompt: Sequence[int], *, call: tuple[str, str] | 
         return None
     begun = thinking is not None and thinking.is_open(tail)
     marks = [*(call or ()), *((thinking.opens, thinking.closes, thinking.answers) if thinking is not None else ())]
-    return Division(thinking, begun, call, shown=marks_shown(model, *marks))
-
-
-def marks_shown(model: Model, *marks: str) -> frozenset[int]:
-    """The control tokens of these marks: a reply's text has no place for them otherwise."""
-    tokens = (token for mark in marks if mark for token in model.tokenize(mark, add_special=False))
-    return frozenset(token for token in tokens if not model.token_bytes(token))
+    marks += ENDS if thinking is not None and thinking.in_channels else ()
+    shown = frozenset(model.control_tokens_in(*marks).values())
+    return Division(thinking, begun, (call[0], call[1]) if call is not None else None, shown=shown)
 
 
 def _in_call(answer: str, begin: str, end: str) -> bool:
@@ -108,7 +107,9 @@ class Phased:
         self._division = division
         self._thinking = thinking
         self._steer_forms = steer_forms
+        self._steered = 0  # tokens of the parts that are
         self._answers = division.part("") == "answer"
+        self._steers = self._is_steered("")
 
     @property
     def hold_back(self) -> int:
@@ -121,18 +122,25 @@ class Phased:
 
     def after_token(self, draft: Draft, *, final: bool) -> Verdict:
         """A token was drawn."""
+        if not self._steers:
+            draft.aside = len(draft.tokens) - self._steered
         answers = self._division.part(draft.text) == "answer"
         if not (answers and self._answers):
             draft.fixed = len(draft.tokens)  # what is not steered is not written anew, either, nor what ends it
-        self._answers = answers
-        return self._in_part(draft.text, self._gate.after_token(draft, final=final))
+        self._answers, self._steers = answers, self._is_steered(draft.text)
+        verdict = self._gate.after_token(draft, final=final)
+        self._steered = len(draft.tokens) - draft.aside
+        return self._in_part(draft.text, verdict)
 
     def after_run(self, draft: Draft, rows: Mapping[int, Rows]) -> Verdict:
         """The latest token was run."""
         return self._in_part(draft.text, self._gate.after_run(draft, rows))
 
-    def _in_part(self, text: str, verdict: Verdict) -> Verdict:
+    def _is_steered(self, text: str) -> bool:
         part = self._division.part(text)
-        if part == "answer" or (part == "form" and self._steer_forms):
+        return part == "answer" or (part == "form" and self._steer_forms)
+
+    def _in_part(self, text: str, verdict: Verdict) -> Verdict:
+        if self._is_steered(text):
             return verdict
-        return replace(verdict, edit=self._thinking if part == "thinking" else None)
+        return replace(verdict, edit=self._thinking if self._division.part(text) == "thinking" else None)

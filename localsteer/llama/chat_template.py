@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from localsteer.llama.control_tokens import TextGuard
-from localsteer.llama.jinja_sandbox import RefusedError, TemplateError
+from localsteer.llama.given import CALL_STYLES, CallStyle, Given
 from localsteer.llama.layout import layout_of
+from localsteer.llama.template_errors import RefusedError, TemplateError
 from localsteer.llama.thinking import Thinking, find_thinking
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -52,25 +54,6 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
     tool_call_id: str | None = None
-
-
-@dataclass(frozen=True)
-class _Given:
-    """What a prompt is made with, besides its turns; `kept` are control tokens that may stand in an answer."""
-
-    tools: Sequence[Mapping[str, Any]] = ()
-    variables: Mapping[str, object] = field(default_factory=dict)
-    guard: TextGuard | None = None
-    kept: tuple[str, ...] = ()
-    header: bool = True
-
-    def guarded(self, value: Any, keep: Sequence[str] = ()) -> Any:
-        """A value of JSON, with all texts in it guarded."""
-        return value if self.guard is None else self.guard.within(value, keep)
-
-    def content(self, turn: Message) -> str:
-        """The text of a turn, guarded."""
-        return str(self.guarded(turn.content, self.kept if turn.role == "assistant" else ()))
 
 
 # transformers' own: templates know it.
@@ -146,7 +129,7 @@ class ChatTemplate:
         thinking = self.thinking
         # What an answer thought is cut out by the template itself, by its marks; those of channels are gone before.
         kept = (thinking.opens, thinking.closes) if thinking is not None and not thinking.answers else ()
-        given = _Given(tools, variables, guard, kept, header)
+        given = Given(tools, variables, guard, kept, header)
         refused: TemplateError | None = None
         for turns in self._arrangements(messages):
             try:
@@ -199,7 +182,7 @@ class ChatTemplate:
         """The variable that turns thinking on and off."""
         for name in _SWITCHES:
             if name in self.variables:
-                on, off = (self._write([_HELLO], _Given(variables={name: value})) for value in (True, False))
+                on, off = (self._write([_HELLO], Given(variables={name: value})) for value in (True, False))
                 if on != off:
                     return name
         return None
@@ -217,7 +200,7 @@ class ChatTemplate:
             for parts in (False, True) if role != "tool" else ():
                 forms = {one: parts if one == role else others for one in get_args(Role)}
                 try:
-                    if _MARK in self._write(tried.get(role, [Message("user", _MARK)]), _Given(), forms=forms).lower():
+                    if _MARK in self._write(tried.get(role, [Message("user", _MARK)]), Given(), forms=forms).lower():
                         self._parts[role] = parts
                         break
                 except RefusedError:
@@ -226,6 +209,25 @@ class ChatTemplate:
                 raise _left_out("user")
             self._parts.setdefault(role, others)
         return self._parts[role]
+
+    @functools.cached_property
+    def _call_style(self) -> CallStyle | None:
+        """How calls have to be given so that they show; None where they never do, or the template takes them with texts only."""
+        called = Message("assistant", "", tool_calls=(ToolCall(_MARK, {_MARK: _OTHER}, "call7f3a0"),))
+        turns = [_HELLO, called, Message("tool", _MARK, name=_MARK, tool_call_id="call7f3a0")]
+        tool = {
+            "type": "function",
+            "function": {"name": "tool", "description": "", "parameters": {"type": "object", "properties": {}}},
+        }
+        for tools in ((), (tool,)):
+            for style in CALL_STYLES:
+                try:
+                    text = self._write(turns, Given(tools, calls=style))
+                except RefusedError:
+                    continue
+                if _OTHER in text.lower():
+                    return style
+        return None
 
     @functools.cached_property
     def _has_system_role(self) -> bool:
@@ -258,13 +260,13 @@ class ChatTemplate:
 
     # ---- prompts
 
-    def _prompt(self, turns: Sequence[Message], given: _Given, *, think: bool | None) -> str:
+    def _prompt(self, turns: Sequence[Message], given: Given, *, think: bool | None) -> str:
         if turns and turns[-1].role == "assistant" and not turns[-1].tool_calls:
             return self._continued(turns, given)
         text = self._write(turns, given, ended=not given.header)
         return text if think is not False or not given.header else text + self._skipped(text)
 
-    def _continued(self, turns: Sequence[Message], given: _Given) -> str:
+    def _continued(self, turns: Sequence[Message], given: Given) -> str:
         """The prompt up to the end of the last answer's text, as `continue_final_message` of transformers makes it."""
         *before, last = turns
         mark, tagged = _CONTINUED.strip(), replace(last, content=last.content + _CONTINUED)
@@ -275,13 +277,13 @@ class ChatTemplate:
                 raise
             text = ""
         # Guarded as it was written: at the end of a text more is guarded than before the mark.
-        if mark in text and given.content(tagged).rpartition(mark)[0].strip() in text:
+        if mark in text and given.content(tagged.content, tagged.role).rpartition(mark)[0].strip() in text:
             text, _, rest = text.rpartition(mark)
             # Without the blank behind the mark the template trims the text; what stands before it may be trimmed as well.
             return text if (mark + rest).startswith(_CONTINUED) else text.rstrip()
         # A template may show answers to questions only, or cut them.
         text = self._write(before, given)
-        return text + self._skipped(text) + given.content(last)
+        return text + self._skipped(text) + given.content(last.content, last.role)
 
     def _skipped(self, text: str) -> str:
         """What ends the reasoning behind a prompt, or forestalls it."""
@@ -296,13 +298,13 @@ class ChatTemplate:
             raise TemplateError("The model does not think before it answers: its chat template has no place for that.")
         return {}
 
-    def _check_whole(self, text: str, turns: Sequence[Message], given: _Given) -> None:
+    def _check_whole(self, text: str, turns: Sequence[Message], given: Given) -> None:
         """Nothing that was said is missing in the prompt.
 
         Raises:
             RefusedError: something is.
         """
-        said = ["" if turn.role == "assistant" else given.content(turn).strip() for turn in turns]
+        said = ["" if turn.role == "assistant" else given.content(turn.content, turn.role).strip() for turn in turns]
         missing = {one for one, times in Counter(said).items() if one and text.count(one) < times}
         if missing:
             # They may be there in another form: as JSON, or in other letters.
@@ -312,21 +314,20 @@ class ChatTemplate:
             for place, mark in marks.items():
                 if mark not in marked:
                     raise _left_out(turns[place].role)
-        for turn in turns:
-            if any(given.guarded(call.name) not in text for call in turn.tool_calls):
-                raise RefusedError("The model's chat template has no place for calls of tools.")
+        if any(given.guarded(call.name) not in text for turn in turns for call in turn.tool_calls):
+            raise RefusedError("The model's chat template has no place for calls of tools.")
         if any(given.guarded(name) not in text for name in map(_tool_name, given.tools)):
             raise RefusedError("The model's chat template has no place for tools.")
 
     def _tried(self, turns: Sequence[Message], *, ended: bool = False) -> str:
         """A prompt, or nothing where the template refuses it."""
         try:
-            return self._write(turns, _Given(), ended=ended)
+            return self._write(turns, Given(), ended=ended)
         except RefusedError:
             return ""
 
     def _write(
-        self, turns: Sequence[Message], given: _Given, *, ended: bool = False, forms: Mapping[str, bool] | None = None
+        self, turns: Sequence[Message], given: Given, *, ended: bool = False, forms: Mapping[str, bool] | None = None
     ) -> str:
         """What the template makes of these turns; not `ended`, with the header of an answer. `forms` says what takes parts."""
         tools = list(given.guarded(given.tools))
@@ -344,35 +345,28 @@ class ChatTemplate:
         try:
             return self._layout.render(variables)
         except RefusedError:
-            if tools:
-                raise
             # Some cannot do without a list of tools; FireFunction has them and the time of day under names of its own.
-            former = {"tools": [], "functions": "[]", "datetime": f"{datetime.now():%B %d %Y %H:%M:%S}"}
-            return self._layout.render({**former, **variables, "tools": []})
+            functions = json.dumps([tool.get("function", tool) for tool in tools], ensure_ascii=False)
+            former = {"functions": functions, "datetime": f"{datetime.now():%B %d %Y %H:%M:%S}"}
+            return self._layout.render({**former, **variables, "tools": tools})
 
-    def _document(self, turn: Message, given: _Given, *, parts: bool) -> dict[str, Any]:
+    def _document(self, turn: Message, given: Given, *, parts: bool) -> dict[str, Any]:
         """A turn as transformers hands it to a template."""
-        content = given.content(turn)
+        content: str | None = given.content(turn.content, turn.role)
         thought = {} if turn.reasoning is None else {"reasoning": given.guarded(turn.reasoning, given.kept)}
+        style = given.calls or (self._call_style if turn.tool_calls else None) or CALL_STYLES[0]
+        if turn.tool_calls and style.no_content:
+            content = content or None
+        calls = [style.document(call.name, call.arguments, call.id) for call in turn.tool_calls]
         return {
             **({"thinking": thought["reasoning"]} if thought else {}),
             "role": turn.role,
-            "content": [{"type": "text", "text": content}] if parts else content,
+            "content": [{"type": "text", "text": content}] if parts and content is not None else content,
             **thought,
-            **({"tool_calls": given.guarded([_call_document(call) for call in turn.tool_calls])} if turn.tool_calls else {}),
+            **({"tool_calls": given.guarded(calls)} if calls else {}),
             **{key: given.guarded(value) for key in ("name", "tool_call_id") if (value := getattr(turn, key)) is not None},
             **({"reasoning_content": thought["reasoning"]} if thought else {}),
         }
-
-
-def _divided(turns: Sequence[Message], thinking: Thinking | None) -> list[Message]:
-    """The turns with the answers in their parts, where the marks of reasoning are still in them."""
-    divided = list(turns)
-    for place, turn in enumerate(turns):
-        if thinking is not None and turn.role == "assistant" and not turn.reasoning:
-            reasoning, content = thinking.divided(turn.content)
-            divided[place] = replace(turn, content=content, reasoning=reasoning or None)
-    return divided
 
 
 def _left_out(role: str) -> RefusedError:
@@ -383,9 +377,14 @@ def _tool_name(tool: Mapping[str, Any]) -> str:
     return str(tool.get("function", tool).get("name", ""))
 
 
-def _call_document(call: ToolCall) -> dict[str, Any]:
-    identity = {"id": call.id} if call.id is not None else {}
-    return {**identity, "type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+def _divided(turns: Sequence[Message], thinking: Thinking | None) -> list[Message]:
+    """The turns with the answers in their parts, where the marks of reasoning are still in them."""
+    divided = list(turns)
+    for place, turn in enumerate(turns):
+        if thinking is not None and turn.role == "assistant" and not turn.reasoning:
+            reasoning, content = thinking.divided(turn.content)
+            divided[place] = replace(turn, content=content, reasoning=reasoning or None)
+    return divided
 
 
 def _joined(turns: Sequence[Message]) -> list[Message]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 # What no sampler here can do, on the head of a rule.
 _TEMPERATURE = re.compile(r"^[ \t]*[\w-]+\s*\[[^\]\n]*\btemperature\s*=", re.MULTILINE)
+# How it begins to show the lines of a grammar.
+_LISTING = re.compile(r"\n\s*\d+ \|")
 _LONGEST_REASON = 300
 # Tokens that an answer is followed through before anybody waits for one: where nothing can come next, that shows.
 _REHEARSED = 8
@@ -215,7 +217,7 @@ def _check_length(grammar: str, allowed: int) -> None:
 
 def _reason(matcher: LLMatcher) -> str:
     """What llguidance says, without the grammar and the places in what was made of it."""
-    text = matcher.get_error().split("\n   1 |")[0].split("\n<")[0]
+    text = _LISTING.split(matcher.get_error())[0].split("\n<")[0]
     if text.startswith("NoExtension"):
         return "no token of the model's vocabulary can come next"
     if text.startswith("panic"):

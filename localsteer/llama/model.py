@@ -15,8 +15,8 @@ from localsteer.llama import library
 from localsteer.llama.chat_template import ChatTemplate
 from localsteer.llama.closing import Closing
 from localsteer.llama.fingerprint import Fingerprint, hash_texts
-from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.model_file import check_model_file, content_hash, why_not
+from localsteer.llama.template_errors import TemplateError
 from localsteer.llama.template_tokens import TemplateTokens
 from localsteer.llama.threads import interrupts_after
 
@@ -247,6 +247,12 @@ class Model(Closing):
             buffer = ctypes.create_string_buffer(-size)
             size = self._llama.llama_token_to_piece(self.vocabulary, token, buffer, len(buffer), 0, special)
         return buffer.raw[:size]
+
+    def control_tokens_in(self, *texts: str) -> dict[str, int]:
+        """The tokens in these texts that add no text to an answer, by what they look like."""
+        tokens = {token for text in texts if text for token in self.tokenize(text, add_special=False)}
+        hidden = (token for token in tokens if not self.token_bytes(token))
+        return {self.token_bytes(token, special=True).decode("utf-8", errors="replace"): token for token in hidden}
 
     def detokenize(self, tokens: list[int] | NDArray[np.int32]) -> str:
         """The text of tokens, special tokens left out."""

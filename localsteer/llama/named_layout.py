@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from localsteer.llama import library
-from localsteer.llama.jinja_sandbox import RefusedError, TemplateError
+from localsteer.llama.template_errors import RefusedError, TemplateError
 
 _MOST = 1000  # There are some 60.
 

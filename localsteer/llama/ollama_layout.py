@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.named_layout import NamedLayout
+from localsteer.llama.template_errors import TemplateError
 
 _FIELD = re.compile(r"\.(System|Prompt|Response)")
 _CONDITION = re.compile(r"if\s+(?:(and|or|not)\s+)?((?:\.(?:System|Prompt|Response)\s*)+)")

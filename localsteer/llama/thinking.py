@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from localsteer.llama.channels import MESSAGE
+
 
 @dataclass(frozen=True)
 class Thinking:
@@ -19,6 +21,11 @@ class Thinking:
     opens: str
     closes: str
     answers: str = ""
+
+    @property
+    def in_channels(self) -> bool:
+        """Whether a reply is made of messages with headers (`localsteer.llama.channels`)."""
+        return MESSAGE in self.opens
 
     def is_open(self, prompt: str) -> bool:
         """Whether a prompt ends inside the reasoning: the reply begins with it, unmarked."""
@@ -99,3 +106,8 @@ def find_thinking(written: str) -> Thinking | None:
         written: its source, and what it makes of a conversation.
     """
     return next((thinking for mark, thinking in _KNOWN if mark in written), None)
+
+
+def open_end(text: str, mark: str) -> int:
+    """Length of the longest end of a text that a mark begins with."""
+    return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if mark.startswith(text[-size:])), 0)

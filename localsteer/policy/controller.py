@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from localsteer.engine.draft import Draft
 from localsteer.engine.gate import Verdict
 from localsteer.llama.residual import Edit, Rows
+from localsteer.policy.activity import Activity, Moment
 from localsteer.policy.audit import Action, AuditLog, Decision
 from localsteer.policy.classifier import Classifier, Seen
 from localsteer.policy.policy import Policy, Rule
@@ -76,47 +76,6 @@ class Controller:
             self._audit.write(decision)
 
 
-@dataclass(eq=False)
-class _Activity:
-    """Where a rule stands within an answer.
-
-    Attributes:
-        rule: the rule.
-        active: whether it steers; its strength may still fall after that.
-        fired: whether it ever steered in this answer.
-        steps: how far up its ramp it is.
-        until: position at which its hold ends.
-        held: what its condition was last time: a rewind needs it to turn true.
-    """
-
-    rule: Rule
-    active: bool = False
-    fired: bool = False
-    steps: int = 0
-    until: float = 0.0
-    held: bool = False
-
-    @property
-    def level(self) -> float:
-        """0 to 1, how much of its steering is applied."""
-        return self.steps / max(self.rule.ramp, 1)
-
-
-@dataclass(frozen=True)
-class _Moment:
-    """What was so at one token of an answer, for a rewind to go back to.
-
-    Attributes:
-        length: of the answer's text.
-        on: the classifiers of the output that were true.
-        held: the rules whose condition was.
-    """
-
-    length: int
-    on: frozenset[str]
-    held: frozenset[_Activity]
-
-
 class _FailedError(Exception):
     """A classifier whose score is needed has failed."""
 
@@ -148,17 +107,18 @@ class AnswerGate:
         self._on = {name: on.get(name, False) for name, one in policy.classifiers.items() if one.watch == "prompt"}
         self._on_in_conversation = on
         self._now: dict[str, float] = {}
-        self._asked: dict[str, int] = {}  # the position that the latest score of a classifier is about
+        self._asked: dict[str, int] = {}  # the place that the latest score of a classifier is about
         self._observers = {name: one.observer() for name, one in policy.classifiers.items()}
-        self._activities = [_Activity(rule) for rule in policy.rules]
+        self._activities = [Activity(rule) for rule in policy.rules]
         self._on_prompt, self._on_output = (
             [one for one in self._activities if watch in policy.watched(one.rule)] for watch in ("prompt", "output")
         )
         self._combined: dict[tuple[float, ...], Edit | None] = {}
-        self._removed: dict[tuple[_Activity, ...], Mapping[int, Rows]] = {}
+        self._removed: dict[tuple[Activity, ...], Mapping[int, Rows]] = {}
         self._seen = Seen(message)
+        self._aside = 0  # tokens in parts that are not steered
         self._heard = 0  # length of the answer's text that text classifiers have seen
-        self._moments: list[_Moment] = []  # one for each position
+        self._moments: list[Moment] = []  # one for each position
         self._begun = False
         self._stopped = False
 
@@ -178,7 +138,8 @@ class AnswerGate:
         self._look(self._on_prompt)
         self._tell_passes(one for one in self._on_prompt if one not in self._on_output)
         self._begun = True
-        self._step(self._activities)
+        for activity in self._activities:
+            activity.step()
         self._remember(0, 0)
         return self._verdict()
 
@@ -186,6 +147,7 @@ class AnswerGate:
         """A token was drawn, or the answer is about to end."""
         position, text = len(draft.tokens), draft.text
         taken_back = 0
+        steered, self._aside = draft.aside == self._aside, draft.aside
         if final or position % self._policy.stride == 0:
             self._seen = Seen(self._message, text, text[self._heard :], position, final=final)
             self._heard = len(text)
@@ -193,7 +155,11 @@ class AnswerGate:
             taken_back = self._look(self._activities, draft.unseen)
             if final and not taken_back:
                 self._tell_passes(self._on_output)
-        self._step(self._activities)
+        for activity in self._activities:
+            if steered:
+                activity.step()
+            else:
+                activity.begin()
         self._remember(position, len(text))
         self._rewind(taken_back)
         return self._verdict(rewind=taken_back)
@@ -208,7 +174,8 @@ class AnswerGate:
         if position % self._policy.stride == 0:
             taken_back = self._look(self._on_output, draft.unseen)
         fired = [one for one in idle if one.active]
-        self._step(fired)
+        for activity in fired:
+            activity.step()
         self._remember(position, len(draft.text))
         self._rewind(taken_back)
         return self._verdict(rewind=taken_back, again=bool(fired))
@@ -217,6 +184,11 @@ class AnswerGate:
     def active(self) -> list[tuple[str, float]]:
         """The rules that steer now, each with its level of 0 to 1."""
         return [(one.rule.name, one.level) for one in self._activities if one.level > 0]
+
+    @property
+    def _place(self) -> int:
+        """How many tokens of the parts that are steered there are."""
+        return self._seen.position - self._aside
 
     # ---- classifiers
 
@@ -241,7 +213,7 @@ class AnswerGate:
             self._fail(one, error)
             return
         self._now[one.name] = score
-        self._asked[one.name] = self._seen.position
+        self._asked[one.name] = self._place
         self.scores[one.name] = max(score, self.scores.get(one.name, -math.inf))
         self._on[one.name] = one.is_on(score, self._on.get(one.name, False))
         if one.watch == "prompt":
@@ -268,9 +240,9 @@ class AnswerGate:
 
     # ---- rules
 
-    def _look(self, activities: Iterable[_Activity], most: int = 0) -> int:
+    def _look(self, activities: Iterable[Activity], most: int = 0) -> int:
         """Fire, hold and release rules; returns how many tokens are to be taken back, of the `most` that can be."""
-        fires: list[tuple[_Activity, bool, int, bool]] = []
+        fires: list[tuple[Activity, bool, int, bool]] = []
         for activity in activities:
             failed = False
             try:
@@ -283,7 +255,7 @@ class AnswerGate:
             if holds:
                 may_rewind = turned and not failed and self.rewinds < MAX_REWINDS
                 fires.append((activity, turned, min(activity.rule.rewind, most) if may_rewind else 0, failed))
-            elif activity.active and self._seen.position >= activity.until:
+            elif activity.active and self._place >= activity.until:
                 activity.active = False
                 self._decide("release", self._deciding(activity.rule), activity)
         taken_back = max((count for _, _, count, _ in fires), default=0)
@@ -291,18 +263,18 @@ class AnswerGate:
             self._fire(activity, turned, taken_back, count > 0, failed)
         return taken_back
 
-    def _tell_passes(self, activities: Iterable[_Activity]) -> None:
+    def _tell_passes(self, activities: Iterable[Activity]) -> None:
         for activity in activities:
             if not activity.fired:
                 self._decide("pass", self._deciding(activity.rule), activity)
 
-    def _fire(self, activity: _Activity, turned: bool, taken_back: int, rewinds: bool, failed: bool) -> None:
+    def _fire(self, activity: Activity, turned: bool, taken_back: int, rewinds: bool, failed: bool) -> None:
         rule, begins = activity.rule, not activity.active
         activity.active = activity.fired = True
         # A score of the residual stream is about the token that was run, also when rules are looked at after the next one.
         classifiers = (self._policy.classifiers[name] for name in rule.condition.names)
         asked = [self._asked[one.name] for one in classifiers if one.watch == "output" and one.name in self._asked]
-        latest = max(asked, default=self._seen.position)
+        latest = max(asked, default=self._place)
         activity.until = math.inf if rule.hold is None else latest - taken_back + rule.hold
         one = self._deciding(rule)
         if rewinds:
@@ -312,16 +284,10 @@ class AnswerGate:
         elif begins:
             self._decide("fire", one, activity, detail="the classifier failed" if failed else "")
 
-    @staticmethod
-    def _step(activities: Iterable[_Activity]) -> None:
-        """One token further: up the ramp where a rule steers, and down it where it does so no more."""
-        for one in activities:
-            one.steps = min(one.steps + 1, max(one.rule.ramp, 1)) if one.active else max(one.steps - 1, 0)
-
     def _remember(self, position: int, length: int) -> None:
         on = frozenset(name for name, one in self._policy.classifiers.items() if one.watch == "output" and self._on.get(name))
         held = frozenset(activity for activity in self._activities if activity.held)
-        self._moments[position:] = [_Moment(length, on, held)]
+        self._moments[position:] = [Moment(length, on, held)]
 
     def _rewind(self, count: int) -> None:
         if not count:
@@ -333,7 +299,7 @@ class AnswerGate:
         for name, one in self._policy.classifiers.items():
             self._observers[name].rewind(position, answer)
             if one.watch == "output":
-                self._on[name], self._asked[name] = name in moment.on, position
+                self._on[name], self._asked[name] = name in moment.on, position - self._aside
         for activity in self._activities:
             activity.held = activity in moment.held
         self._seen = Seen(self._message, answer, "", position)
@@ -373,7 +339,7 @@ class AnswerGate:
         failed = [one for one in classifiers if one.name in self.failures]
         return (failed or on or asked or classifiers)[-1]
 
-    def _decide(self, action: Action, one: Classifier, activity: _Activity | None = None, *, detail: str = "") -> None:
+    def _decide(self, action: Action, one: Classifier, activity: Activity | None = None, *, detail: str = "") -> None:
         rule = activity.rule if activity is not None else None
         score = self._now.get(one.name)
         if action == "pass" and one.watch == "output":

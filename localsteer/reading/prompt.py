@@ -10,8 +10,8 @@ from typing import Any
 
 from localsteer.errors import LocalsteerError
 from localsteer.llama.chat_template import ChatTemplate, Message
-from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.model import Model
+from localsteer.llama.template_errors import TemplateError
 from localsteer.reading.prefix_tree import common_beginning
 
 # What stands between the turns of a conversation where a base model reads them as plain text.

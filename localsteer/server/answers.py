@@ -31,9 +31,9 @@ from localsteer.policy.controller import Controller
 from localsteer.server.beside import Beside, while_connected
 from localsteer.server.engine import Engine
 from localsteer.server.jobs import Ended, Event, Failed, Job, Ticket
+from localsteer.server.reply import Reading
 from localsteer.server.steerings import Steerings, parse_requested
 from localsteer.steering.plan import Plan
-from localsteer.tools.reply import Reading
 from localsteer.vector.calibration import Mode
 
 MAX_CHOICES = 8

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request as HTTPRequest
 
+from localsteer.engine.reply import Reasoning
 from localsteer.engine.request import Answer
 from localsteer.server.answers import EventStream, Finished, Prompt, Service, Wishes
 from localsteer.server.anthropic_schema import CountRequest, MessagesRequest
@@ -18,8 +19,8 @@ from localsteer.server.asking import Asked, ask, timing_document
 from localsteer.server.blocks import Document, streamed, written
 from localsteer.server.conversations import chat_prompt
 from localsteer.server.errors import anthropic_document, decision_documents, error_document
+from localsteer.server.reply import Said
 from localsteer.server.schema import SteeringHeader
-from localsteer.tools.reply import Reasoning, Said
 from localsteer.tools.tool import ToolCall
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "interrupted": "end_turn", "policy": "refusal"}

@@ -12,8 +12,8 @@ from starlette.requests import Request as HTTPRequest
 from localsteer.engine.request import Answer
 from localsteer.server.answers import Answers, Prompt, Service, Wishes, applied
 from localsteer.server.jobs import Job
+from localsteer.server.reply import Reading
 from localsteer.steering.plan import Plan
-from localsteer.tools.reply import Reading
 
 
 class Asking(Protocol):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import math
 import threading
 import time
 from collections.abc import Callable, Coroutine, Hashable
@@ -43,11 +42,14 @@ class Beside(Generic[T]):
     Args:
         what: what requests wait for, in words.
         seconds: what one takes, as long as none has been done.
+        clock: tells the time, in seconds.
     """
 
-    def __init__(self, what: str, seconds: float) -> None:
+    def __init__(self, what: str, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._what = what
         self._seconds = seconds
+        self._clock = clock
+        self._began = 0.0  # what is being done
         self._lock = threading.Lock()
         self._works: dict[Hashable, _Work[T]] = {}  # the first is being done
         self._apart: Apart[None] | None = None
@@ -69,8 +71,10 @@ class Beside(Generic[T]):
             if self._stopping:
                 raise _stopping()
             if sum(work.waiting for work in self._works.values()) >= _MOST_WAITING:
-                retry_after = max(1, math.ceil(self._seconds * len(self._works)))
-                raise BusyError(f"{_MOST_WAITING} requests wait already for {self._what}.", retry_after)
+                # Those who wait for what is being done are gone when it is; what takes longer than usual may take as long again.
+                elapsed = self._clock() - self._began
+                left = self._seconds - elapsed if elapsed < self._seconds else elapsed
+                raise BusyError(f"{_MOST_WAITING} requests wait already for {self._what}.", max(1, round(left)))
             work = self._works.setdefault(name, _Work(do))
             work.waiting += 1
             if self._apart is None:
@@ -111,7 +115,7 @@ class Beside(Generic[T]):
                 work.done.set_exception(error)
 
     def _run(self, name: Hashable, work: _Work[T]) -> None:
-        began = time.monotonic()
+        self._began = self._clock()
         try:
             tell = functools.partial(work.done.set_result, work.do())
         except BaseException as error:
@@ -119,7 +123,7 @@ class Beside(Generic[T]):
         with self._lock:
             if self._stopping:
                 return  # who waited has been told
-            self._seconds = time.monotonic() - began
+            self._seconds = self._clock() - self._began
             del self._works[name]
             self._begin()
         tell()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Protocol
 
+from localsteer.engine.reply import Reasoning
 from localsteer.policy.audit import Decision
 from localsteer.server.answers import Finished
 from localsteer.server.asking import Asked
 from localsteer.server.jobs import Ended, Failed
-from localsteer.tools.reply import Reasoning, Said
+from localsteer.server.reply import Said
 
 Document = dict[str, Any]
 

@@ -13,15 +13,16 @@ from localsteer.engine.phases import division_of
 from localsteer.errors import LocalsteerError
 from localsteer.llama.chat_template import Message, ToolCall
 from localsteer.llama.grammar import Grammar
-from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.model import Model
+from localsteer.llama.template_errors import TemplateError
 from localsteer.reading.prompt import changed_span, chat_stop, chat_tokens
 from localsteer.server.answers import Prompt, RequestError
+from localsteer.server.reply import Reading
 from localsteer.server.template_wishes import TemplateWishes
-from localsteer.tools.form import GENERIC, Form, form_of
+from localsteer.tools.derivation import form_for
+from localsteer.tools.form import GENERIC, Form
 from localsteer.tools.generic import described
 from localsteer.tools.grammar import tool_grammar
-from localsteer.tools.reply import Reading
 from localsteer.tools.tool import Tool, tool_of
 
 MAX_TOOLS = 128
@@ -142,8 +143,7 @@ def chat_prompt(
     tokens, tokens_of, form = _rendered(model, turns, render, offer)
     last = max((place for place, message in enumerate(messages) if message.role == "user"), default=None)
     span = changed_span(tokens, tokens_of, turns, last) if with_span and last is not None else None
-    marks = (form.begin, form.end) if form is not None else None
-    division = division_of(model, tokens, call=marks)
+    division = division_of(model, tokens, call=(form.begin, form.end, *form.texts) if form is not None else None)
     tools = offer.tools if offer is not None else ()
     said = messages[last].content if last is not None else ""
     if form is not None and form.kind == "channel" and think is False:
@@ -162,14 +162,16 @@ def _rendered(
     has_tools = bool(documents) or any(turn.role == "tool" or turn.tool_calls for turn in turns)
     if not has_tools:
         return render(turns), render, None
-    own = functools.partial(render, tools=documents)
-    template = model.chat_template
-    if template is not None:
-        form = form_of(template.for_tools.written) if offer is not None else None
-        # Where it has no place for tools, or teaches a form that is not read here, they are explained instead.
-        with contextlib.suppress(TemplateError):
-            if form is not None or offer is None:
-                return own(turns), own, form
+    if model.chat_template is not None:
+        form = form_for(model) if offer is not None else None
+        # Some templates cannot do without a description.
+        filled = [{**one, "function": {"description": "", **one["function"]}} for one in documents]
+        for shown in (documents, filled) if filled != documents else (documents,):
+            own = functools.partial(render, tools=shown)
+            # Where it has no place for tools, or teaches a form that is not read here, they are explained instead.
+            with contextlib.suppress(TemplateError):
+                if form is not None or offer is None:
+                    return own(turns), own, form
     tools = offer.tools if offer is not None else ()
 
     def explained(others: Sequence[Message]) -> Tokens:
@@ -183,12 +185,11 @@ def _grammar(model: Model, form: Form, offer: Offer) -> Callable[[Model], Gramma
         if offer.choice == "required":
             raise RequestError("The form in which this model calls tools leaves the choice to it.", "tool_choice")
         return None
-    begins = model.tokenize(form.begin, add_special=False) if form.begin else []
-    token = begins[0] if len(begins) == 1 and not model.token_bytes(begins[0]) else None
+    marks = model.control_tokens_in(*form.texts)
 
     def made(model: Model) -> Grammar:
         try:
-            return Grammar(model, tool_grammar(form, offer.tools, choice=offer.choice, parallel=offer.parallel, token=token))
+            return Grammar(model, tool_grammar(form, offer.tools, choice=offer.choice, parallel=offer.parallel, marks=marks))
         except LocalsteerError as error:
             raise RequestError(error.message, "tools", hint=error.hint) from error
 

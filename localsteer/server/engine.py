@@ -9,11 +9,11 @@ import contextlib
 import functools
 import itertools
 import logging
-import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from localsteer.engine.batch import RunningBatch, places_for
 from localsteer.engine.gate import Gate
@@ -23,14 +23,9 @@ from localsteer.errors import LocalsteerError
 from localsteer.policy.audit import Decision
 from localsteer.policy.controller import AnswerGate
 from localsteer.server.jobs import Ended, Event, Failed, Job, Piece, Ticket
+from localsteer.server.pace import Pace, Work
 
 logger = logging.getLogger("localsteer.server")
-
-# Share of the newest answer in the running mean of how long one takes: the last ten or so count.
-_MEMORY = 0.1
-
-# What an answer is taken to last before one has ended, seconds.
-_FIRST_GUESS = 5.0
 
 
 class BusyError(LocalsteerError):
@@ -66,6 +61,12 @@ class _Running:
     @property
     def gate(self) -> AnswerGate | None:
         return self.job.gate
+
+    def work(self, places: int, n_ctx: int) -> Work:
+        """What is left of it to do."""
+        work, lane = Work.of(self.job.request, places, n_ctx), self.lane
+        drawn = len(lane.answering.draft.tokens) if lane is not None else 0
+        return replace(work, prompt=0, drawn=drawn) if drawn else work
 
     def news(self) -> tuple[tuple[TokenLogprob, ...], tuple[Decision, ...], tuple[int, ...]]:
         """What has come since it was last asked for."""
@@ -114,20 +115,22 @@ class Engine:
     Args:
         batch: what runs the answers; only the engine's thread touches it from here on.
         queue: how many answers may wait.
+        clock: tells the time, in seconds.
 
     Attributes:
         counters: what was done.
     """
 
-    def __init__(self, batch: RunningBatch, *, queue: int = 32) -> None:
+    def __init__(self, batch: RunningBatch, *, queue: int = 32, clock: Callable[[], float] = time.perf_counter) -> None:
         self.counters = Counters()
+        self._clock = clock
+        self._pace = Pace()
         self._batch = batch
         self._limit = queue
         self._changed = threading.Condition()
         self._queue: deque[Ticket] = deque()
         self._running: list[_Running] = []
         self._stopping = False
-        self._seconds = _FIRST_GUESS
         self._thread = threading.Thread(target=self._run, name="localsteer-engine", daemon=True)
 
     def __enter__(self) -> Engine:
@@ -202,9 +205,9 @@ class Engine:
         with self._changed:
             if self._stopping:
                 raise StoppingError("The server is stopping.", hint="Start it again.")
-            if self._count_left_over(jobs) > self._limit:
+            if (excess := self._count_left_over(jobs) - self._limit) > 0:
                 waiting = self._count_waiting()
-                raise BusyError(f"{waiting} answers wait already, and {self._limit} may.", self._retry_after(waiting))
+                raise BusyError(f"{waiting} answers wait already, and {self._limit} may.", self._retry_after(excess))
             self._queue.append(ticket)
             self._changed.notify()
         return ticket
@@ -220,7 +223,7 @@ class Engine:
 
     def _count_left_over(self, jobs: Sequence[Job]) -> int:
         """How many of those that wait, and of these behind them, do not get one of the places that are free."""
-        waiting = [ticket.jobs[choice] for ticket in self._queue if not ticket.cancelled for choice in ticket.waiting]
+        waiting = self._waiting_jobs()
         free = self._batch.parallel - sum(self._places(running.job) for running in list(self._running))
         wanted = itertools.accumulate(self._places(job) for job in [*waiting, *jobs])
         return sum(places > free for places in wanted)
@@ -229,8 +232,14 @@ class Engine:
         """How many places a job takes; one that takes more than there are fails when it joins."""
         return min(places_for(job.request, job.gate), self._batch.parallel)
 
-    def _retry_after(self, waiting: int) -> int:
-        return max(1, math.ceil(self._seconds * (waiting + 1) / self._batch.parallel))
+    def _waiting_jobs(self) -> list[Job]:
+        return [ticket.jobs[choice] for ticket in self._queue if not ticket.cancelled for choice in ticket.waiting]
+
+    def _retry_after(self, excess: int) -> int:
+        """Whole seconds until so many of those that wait have left the queue."""
+        running = [one.work(self._places(one.job), self.n_ctx) for one in list(self._running)]
+        waiting = [Work.of(job.request, self._places(job), self.n_ctx) for job in self._waiting_jobs()]
+        return max(1, round(self._pace.until_free(running, waiting, self._batch.parallel, excess)))
 
     # ---- the thread
 
@@ -259,7 +268,9 @@ class Engine:
         for running in joining:
             self._join(running)
         if self._running:
+            began = self._clock()
             ended = self._batch.step()
+            self._pace.stepped(self._clock() - began)
             self.counters.steps += 1
             for lane in ended:
                 self._end(next(one for one in self._running if one.lane is lane))
@@ -315,7 +326,7 @@ class Engine:
             self.counters.count("error")
             _tell(running.ticket, Failed(running.choice, error))
             return
-        self._seconds += _MEMORY * (answer.timing.seconds - self._seconds)
+        self._pace.ended(answer)
         self._count_decisions(running)
         logprobs, decisions, tokens = running.news()
         # As long as it is among those that run, a mistake above is told to who waits for it.

@@ -24,9 +24,9 @@ from localsteer.server.conversations import chat_prompt, offer_of, tool_calls_of
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Failed
 from localsteer.server.logprobs import logprob_documents
+from localsteer.server.reply import Said, parts_of
 from localsteer.server.schema import InAnyCase, MaxTokens, SamplingFields, SteeringHeader, longest
 from localsteer.server.template_wishes import TemplateWishes
-from localsteer.tools.reply import Said, parts_of
 from localsteer.tools.tool import ToolCall
 
 _NANOSECONDS = 1e9

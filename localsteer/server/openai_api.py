@@ -20,8 +20,8 @@ from localsteer.server.conversations import chat_prompt, offer_of
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Event, Failed
 from localsteer.server.logprobs import logprob_documents
+from localsteer.server.reply import ReplyReader, Said, parts_of
 from localsteer.server.schema import ChatRequest, Common, CompletionRequest, SteeringHeader
-from localsteer.tools.reply import ReplyReader, Said, parts_of
 from localsteer.tools.tool import ToolCall
 
 _FINISH: dict[FinishReason, str] = {"stop": "stop", "length": "length", "interrupted": "stop", "policy": "content_filter"}

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from starlette.requests import Request as HTTPRequest
 
+from localsteer.engine.reply import Reasoning
 from localsteer.engine.request import Answer
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
@@ -20,9 +21,9 @@ from localsteer.server.blocks import Document, streamed, written
 from localsteer.server.conversations import chat_prompt
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.kept_responses import Kept, KeptResponses
+from localsteer.server.reply import Said
 from localsteer.server.responses_schema import Item, ResponsesRequest, joined
 from localsteer.server.schema import SteeringHeader
-from localsteer.tools.reply import Reasoning, Said
 from localsteer.tools.tool import ToolCall
 
 _INCOMPLETE = {"length": "max_output_tokens", "policy": "content_filter"}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from localsteer.tools.form import GENERIC, Form, NoCallError, read_calls
+from localsteer.llama.thinking import open_end
+from localsteer.tools.form import GENERIC, Form
+from localsteer.tools.reading import NoCallError, read_calls
 from localsteer.tools.tool import Tool, ToolCall
 
 # Whatever form their template teaches, small models write a call as plain JSON, too, and put it into a block of code.
@@ -117,11 +119,6 @@ class ToolCallParser:
     def _begins_a_call(self, text: str) -> bool:
         names = "|".join(map(re.escape, self._tools))
         return bool(self._mark) or re.match(rf'\s*\[?\s*\{{\s*"name"\s*:\s*"({names})"', text) is not None
-
-
-def open_end(text: str, mark: str) -> int:
-    """Length of the longest end of a text that a mark begins with."""
-    return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if mark.startswith(text[-size:])), 0)
 
 
 def _joined(found: list[str | ToolCall]) -> list[str | ToolCall]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import write_vector
 from tests.calibration.made import DOSES, calibrated_on
 from tests.commands.runner import assert_one_clear_line, run
-from tests.tiny_models import UNSTEERABLE_ARCHITECTURE
+from tests.tiny_models import UNSTEERABLE_ARCHITECTURE, write_tiny_model
 
 TinyPath = Callable[[str], Path]
 
@@ -101,6 +102,62 @@ def test_text_goes_to_stdout_and_the_rest_to_stderr(tiny_path: TinyPath, capfd: 
     assert "seed 1" in result.err
 
 
+THINKS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+<think>
+{% endif %}{# </think> #}"""
+
+
+@pytest.fixture
+def thinking(tmp_path: Path) -> Path:
+    """A model that thinks first, and, as its weights are random, to the end."""
+    return write_tiny_model(tmp_path / "thinking.gguf", chat_template=THINKS)
+
+
+def test_what_a_model_thinks_stays_out_of_a_pipe_unless_asked_for(thinking: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    common = ("generate", "Hello", "-m", thinking, "-n", "6", "--seed", "3")
+    document = run(capfd, *common, "--json").document
+    assert (document["text"], bool(document["reasoning"])) == ("", True)
+    hidden = run(capfd, *common)
+    assert hidden.out == ""
+    assert "--no-think" in hidden.err
+    shown = run(capfd, *common, "--show-thinking")
+    assert shown.out == f"Thinking...\n{document['reasoning']}\n...done thinking.\n\n"
+    answered = run(capfd, *common, "--no-think", "--json").document
+    assert answered["text"]
+    assert "reasoning" not in answered
+    assert run(capfd, *common, "--no-think").out == f"{answered['text']}\n"
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_steering_of_a_reasoning_that_there_is_not_is_told(
+    tiny_path: TinyPath,
+    thinking: Path,
+    vector: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
+    common = (command, *(["Hello"] if command == "generate" else []), "-n", "4", "-s", f"0.1 {vector}@thinking")
+    for model, options, told in (
+        (tiny_path("llama"), (), True),
+        (thinking, (), False),
+        (thinking, ("--no-think",), True),
+    ):
+        result = run(capfd, *common, "-m", model, *options)
+        assert result.code == 0
+        assert ("@thinking steers nothing" in result.err) == told
+
+
+def test_a_steering_that_is_changed_in_a_chat_is_told_of_as_well(
+    tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"/steer 0.1 {vector}@thinking\n"))
+    assert "@thinking steers nothing" in run(capfd, "chat", "-m", tiny_path("llama")).err
+
+
 def test_stop_ends_the_answer_before_the_text(tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ("generate", "Hello", "-m", tiny_path("llama"), "-n", "30", "--temperature", "0", "--json")
     whole = run(capfd, *arguments).document["text"]
@@ -111,8 +168,6 @@ def test_stop_ends_the_answer_before_the_text(tiny_path: TinyPath, capfd: pytest
 
 
 def test_a_base_model_gets_plain_text_and_it_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from tests.tiny_models import write_tiny_model
-
     base = write_tiny_model(tmp_path / "base.gguf", chat_template=None)
     arguments = ("generate", "Hello", "-m", base, "-n", "5", "--seed", "1", "--json")
     plain = run(capfd, *arguments)

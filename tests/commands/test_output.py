@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from localsteer.commands.output import print_folded_table
+from localsteer.commands.output import Thoughts, print_folded_table
 
 HEADERS = ("name", "from", "description")
 TEXT = "Cheerful, delighted and hopeful against sad, gloomy and hopeless."
@@ -42,3 +42,28 @@ def test_no_word_is_cut_where_columns_must_be_narrower(
     assert "…" not in printed
     assert set(" ".join(row).split()) <= set(printed.split())
     assert max(map(len, printed.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("shown", "parts", "out", "remark"),
+    [
+        (True, (["So", " on."], ["Be", "cause."]), "Thinking...\nSo on.\n...done thinking.\n\nBecause.\n", False),
+        (False, (["So", " on."], ["Be", "cause."]), "Because.\n", False),
+        (True, ([], ["Because."]), "Because.\n", False),
+        (True, (["So"], []), "Thinking...\nSo\n...done thinking.\n\n", True),
+        (False, (["So"], []), "", True),
+        (False, ([], []), "\n", False),
+    ],
+)
+def test_thoughts_are_apart_from_the_answer(
+    capsys: pytest.CaptureFixture[str], shown: bool, parts: tuple[list[str], list[str]], out: str, remark: bool
+) -> None:
+    thoughts = Thoughts(shown=shown)
+    for piece in parts[0]:
+        thoughts.think(piece)
+    for piece in parts[1]:
+        thoughts.answer(piece)
+    thoughts.end()
+    printed = capsys.readouterr()
+    assert printed.out == out
+    assert ("--max-tokens" in printed.err) == remark

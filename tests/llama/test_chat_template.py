@@ -9,7 +9,8 @@ import pytest
 from localsteer.llama import library
 from localsteer.llama.chat_template import ChatTemplate, Message, ToolCall
 from localsteer.llama.control_tokens import ControlTokens, TextGuard
-from localsteer.llama.jinja_sandbox import Program, TemplateError
+from localsteer.llama.jinja_sandbox import Program
+from localsteer.llama.template_errors import TemplateError
 from tests.tiny_models import CHATML_TEMPLATE
 
 SYSTEM = Message("system", "Be brief.")

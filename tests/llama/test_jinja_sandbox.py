@@ -4,7 +4,8 @@ import tracemalloc
 
 import pytest
 
-from localsteer.llama.jinja_sandbox import Program, RefusedError, TemplateError, TemplateLimitError
+from localsteer.llama.jinja_sandbox import Program
+from localsteer.llama.template_errors import RefusedError, TemplateError, TemplateLimitError
 
 # Each would run for minutes, or fill gigabytes.
 ENDLESS = {
@@ -61,6 +62,84 @@ REFUSED = {
     "sum of lists": "{{ [[1], [2]] | sum(start=[]) }}",
     "lipsum": "{{ lipsum(n=10 ** 5) }}",
 }
+
+
+def _many(each: str) -> str:
+    """A template that keeps as many values as it can: each in a variable of its own."""
+    return "".join(f"{{% set x{number} = {each} %}}" for number in range(500))
+
+
+# Each stays below the size that any one value may have, and keeps many such.
+HIDDEN = {
+    "what a macro writes": "{% macro f() %}{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}{% endmacro %}{{ f() }}",
+    "what a caller writes": "{% macro f() %}{{ caller() }}{% endmacro %}"
+    "{% call f() %}{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}{% endcall %}",
+    "what a caller of callers writes": "{% macro f() %}{% for i in range(999) %}{{ caller() }}{% endfor %}{% endmacro %}"
+    + "{% call f() %}" * 4
+    + "x"
+    + "{% endcall %}" * 4,
+    "what a block of `set` writes": "{% set y %}{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}{% endset %}",
+    "what a block of `filter` writes": "{% filter upper %}{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}"
+    "{% endfilter %}",
+    "what a `generation` writes": "{% generation %}{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}{% endgeneration %}",
+    "how a list looks": "{% set l = ['\u0001' * 10 ** 6] %}{% set y %}{% for i in range(999) %}{{ l }}{% endfor %}{% endset %}",
+    "what a recursive macro writes": "{% macro f(n) %}{{ 'x' * 10 ** 6 }}{% set y = f(n - 1) if n %}{% endmacro %}{{ f(150) }}",
+    "what a recursive macro is given": "{% macro f(n, s) %}{{ f(n - 1, s[1:] ~ 'x') if n }}{% endmacro %}"
+    "{{ f(150, 'x' * 2 * 10 ** 6) }}",
+    "what a recursive macro sets": "{% macro f(n) %}{% set y = 'x' * 2 * 10 ** 6 %}{{ f(n - 1) if n }}{{ y[:1] }}{% endmacro %}"
+    "{{ f(150) }}",
+    "what it has by default": "{% macro f(n, y='x' * 2 * 10 ** 6) %}{{ f(n - 1) if n }}{{ y[:1] }}{% endmacro %}{{ f(150) }}",
+    "more and more arguments": "{% macro f() %}{{ f('x' * 2 * 10 ** 6, *varargs) if varargs | length < 200 }}{% endmacro %}"
+    "{{ f() }}",
+    "macros in a namespace": "{% set ns = namespace(x=[]) %}{% macro f(s) %}{% macro g() %}{{ s }}{% endmacro %}"
+    "{% set ns.x = ns.x + [g] %}{% endmacro %}{% for i in range(500) %}{{ f('x' * 2 * 10 ** 6) }}{% endfor %}",
+    "what a recursive loop sets": "{% for i in "
+    + "[" * 40
+    + "1"
+    + "]" * 40
+    + " recursive %}{% set y = 'x' * 2 * 10 ** 6 %}{{ loop(i) if i is iterable }}{{ y[:1] }}{% endfor %}",
+    "what `with` sets": "".join(f"{{% with x{number} = 'x' * 2 * 10 ** 6 %}}" for number in range(40)) + "{% endwith %}" * 40,
+    "cycles": "{% for i in range(500) %}{% set y = loop.cycle('x' * 2 * 10 ** 6, 'y' * 2 * 10 ** 6) %}{% endfor %}",
+    "products": _many("'x' * 2 * 10 ** 6"),
+    "products of wide letters": _many("'\U0001f600' * 2 * 10 ** 6"),
+    "sums": _many("('x' * 10 ** 6) + ('y' * 10 ** 6)"),
+    "texts put together": _many("('x' * 10 ** 6) ~ ('y' * 10 ** 6)"),
+    "slices": "{% set y = 'x' * 2 * 10 ** 6 %}" + _many("y[1:]"),
+    "joins": _many("(['abc'] * 10 ** 5) | join('xyz')"),
+    "replaced": _many("('x' * 10 ** 6).replace('x', 'abc')"),
+    "replaced by a filter": _many("('x' * 10 ** 6) | replace('x', 'abc')"),
+    "formats": _many("'{}'.format('x' * 10 ** 6)"),
+    "formats with %": _many("'%s' % ('x' * 10 ** 6)"),
+    "formats by a filter": _many("'%s' | format('x' * 10 ** 6)"),
+    "centred": _many("'x' | center(10 ** 6)"),
+    "indented": _many("('\n' * 10 ** 5) | indent(30)"),
+    "JSON": _many("('\u0001' * 10 ** 5) | tojson"),
+    "JSON with an indent": _many("([1] * 10 ** 5) | tojson(indent=9)"),
+    "JSON with separators": "{{ ([1] * 10 ** 5) | tojson(separators=('x' * 10 ** 5, 'y' * 10 ** 5)) }}",
+    "words": "{% set y = 'x ' * 10 ** 6 %}" + _many("y.split()"),
+    "letters": "{% set y = '\u6f22' * 10 ** 6 %}" + _many("y | list"),
+    "ranges": _many("range(99999) | list"),
+    "batches": _many("range(9) | batch(99999, 'x') | list"),
+    "dictionaries": _many("dict.fromkeys(range(99999), 1)"),
+}
+
+
+@pytest.mark.parametrize("source", HIDDEN.values(), ids=HIDDEN)
+def test_what_a_template_keeps_is_limited_as_a_whole(source: str) -> None:
+    program = Program(source)
+    tracemalloc.start()
+    try:
+        with pytest.raises(TemplateLimitError):
+            program.render({"messages": []})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 300e6
+
+
+def test_words_wrapped_are_not_offered() -> None:
+    with pytest.raises(TemplateError, match="wordwrap"):
+        Program("{{ 'x' | wordwrap(1, wrapstring='y' * 10 ** 6) }}")
 
 
 @pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS)

@@ -7,8 +7,8 @@ import gguf
 import pytest
 
 from localsteer.llama.chat_template import ChatTemplate, Message
-from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.model import Model
+from localsteer.llama.template_errors import TemplateError
 from localsteer.llama.template_tokens import TemplateTokens
 from tests import tiny_models
 from tests.tiny_models import CHATML_TEMPLATE, SPECIAL_TOKENS, VOCABULARY, write_tiny_model

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from localsteer.engine.draft import Draft
+from localsteer.engine.gate import Gate
 from localsteer.engine.generate import Generator
+from localsteer.engine.phases import Division, Phased
 from localsteer.engine.request import Request
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, Rows
 from localsteer.llama.sampling import Sampling
+from localsteer.llama.thinking import Thinking
 from localsteer.policy.audit import Action, AuditLog, Decision
 from localsteer.policy.classifier import Classifier, Observer, OnError, Seen
 from localsteer.policy.condition import parse_condition
@@ -149,12 +152,12 @@ class Written:
     stopped: bool
 
 
-def write(gate: AnswerGate, count: int = 12) -> Written:
+def write(gate: Gate, count: int = 12) -> Written:
     """Write an answer of `count` tokens, one letter of the alphabet after the other, asking the gate as the generator does."""
     return interleaved([gate], count)[0]
 
 
-def interleaved(gates: Sequence[AnswerGate], count: int = 12) -> list[Written]:
+def interleaved(gates: Sequence[Gate], count: int = 12) -> list[Written]:
     """Write answers at the same time: a token of each in turn."""
     results: dict[int, Written] = {}
     writers = [_write(gate, count) for gate in gates]
@@ -168,7 +171,7 @@ def interleaved(gates: Sequence[AnswerGate], count: int = 12) -> list[Written]:
     return [results[index] for index in range(len(gates))]
 
 
-def _write(gate: AnswerGate, count: int) -> Steps[None, None, Written]:
+def _write(gate: Gate, count: int) -> Steps[None, None, Written]:
     letters = "abcdefghijklmnopqrstuvwxyz"
     shown: list[str] = []
     draft = Draft(lambda token: letters[token % len(letters)].encode(), (), shown.append)
@@ -248,6 +251,31 @@ def test_the_token_after_a_firing_is_the_first_steered_one() -> None:
     gate = Controller(policy_of([of_text(trues(4))], rule_of("leaking"))).answer("Hello")
     assert steered(write(gate).edits) == list(range(5, 13))
     assert told(gate.decisions) == [(4, "leaking", "fire")]
+
+
+# The model thinks up to the letter d; from g to i it calls a tool.
+PARTS = Division(Thinking("<", "d"), begun=True, call=("g", "i"))
+
+
+@pytest.mark.parametrize(
+    ("classifier", "rule", "steer_forms", "expected"),
+    [
+        (of_prompt(), rule_of("hostile", hold=2), False, {5: 1.0, 6: 1.0}),
+        (of_prompt(), rule_of("hostile", hold=4), False, {5: 1.0, 6: 1.0, 7: 1.0, 10: 1.0}),
+        (of_prompt(), rule_of("hostile", hold=4), True, {5: 1.0, 6: 1.0, 7: 1.0, 8: 1.0}),
+        (of_prompt(), rule_of("hostile", hold=2, ramp=2), False, {5: 0.5, 6: 1.0, 7: 0.5}),
+        (of_text(trues(2)), rule_of("leaking", hold=2), False, {5: 1.0, 6: 1.0}),
+        (of_text(trues(2)), rule_of("leaking", hold=3, ramp=2), False, {5: 0.5, 6: 1.0, 7: 1.0, 10: 0.5}),
+        (of_text(trues(8)), rule_of("leaking", hold=2), False, {10: 1.0, 11: 1.0}),
+        (of_rows(trues(3)), rule_of("drifting", hold=3), False, {5: 1.0, 6: 1.0, 7: 1.0}),
+    ],
+)
+def test_what_is_not_steered_takes_nothing_of_a_hold_or_a_ramp(
+    classifier: Scripted, rule: Rule, steer_forms: bool, expected: Mapping[int, float]
+) -> None:
+    gate = Controller(policy_of([classifier], rule)).answer("1")
+    edits = write(Phased(gate, PARTS, None, steer_forms=steer_forms)).edits
+    assert {place: level for place, level in enumerate(levels_of(edits), 1) if level} == expected
 
 
 @pytest.mark.parametrize("hold", [1, 2, 5])

@@ -6,8 +6,8 @@ import pytest
 
 from localsteer.errors import LocalsteerError
 from localsteer.llama.chat_template import Message
-from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.model import Model
+from localsteer.llama.template_errors import TemplateError
 from localsteer.reading.prompt import chat_stop, chat_tokens, prompt_tokens
 from tests.tiny_models import write_tiny_model
 

@@ -117,13 +117,18 @@ def test_who_leaves_leaves_the_others_and_what_nobody_waits_for_is_not_begun() -
 
 def test_too_many_are_sent_away_and_told_when_to_come_back() -> None:
     async def run() -> None:
-        beside, work = Beside[int]("vectors that are being built", 7), Held()
+        now = [0.0]
+        beside, work = Beside[int]("vectors that are being built", 7, clock=lambda: now[0]), Held()
         waiting = [asyncio.create_task(beside.wait_for(number % 2, work)) for number in range(32)]
         await work.begins()
         await soon()
         with pytest.raises(BusyError, match="vectors that are being built") as refused:
             await beside.wait_for(0, work)
-        assert refused.value.retry_after == 14
+        assert refused.value.retry_after == 7
+        for now[0], left in ((4.0, 3), (6.9, 1), (9.0, 9)):
+            with pytest.raises(BusyError) as refused:
+                await beside.wait_for(0, work)
+            assert refused.value.retry_after == left
         waiting[0].cancel()
         await soon()
         waiting.append(asyncio.create_task(beside.wait_for(0, work)))

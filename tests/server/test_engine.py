@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from localsteer.engine.batch import RunningBatch
+from localsteer.engine.lane import Lane
 from localsteer.engine.request import Request
 from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
@@ -103,6 +104,36 @@ def test_who_comes_when_the_queue_is_full_is_sent_away(held: tuple[Engine, HeldB
         assert isinstance(told.last(), Ended)
     engine.submit([job()], again := Told())
     assert isinstance(again.last(), Ended)
+
+
+def test_the_time_to_wait_is_within_a_factor_of_two_of_the_truth(tiny: Model) -> None:
+    """By a clock of which every step takes half a second."""
+    steps = 0
+
+    class Counted(HeldBatch):
+        def step(self) -> list[Lane]:
+            nonlocal steps
+            ended = super().step()
+            steps += 1
+            return ended
+
+    batch = Counted(tiny, parallel=1, n_ctx=64)
+    with Engine(batch, queue=1, clock=lambda: steps / 2) as engine:
+        engine.submit([job(8)], told := Told())
+        assert isinstance(told.last(), Ended)
+        ends: list[int] = []
+        batch.go.clear()
+        batch.standing.clear()
+        engine.submit([job(30)], lambda event: ends.append(steps) if isinstance(event, Ended) else None)
+        assert batch.standing.wait(PATIENCE)
+        engine.submit([job(20)], waiting := Told())
+        with pytest.raises(BusyError) as busy:
+            engine.submit([job(5)], Told())
+        before = steps
+        batch.go.set()
+        assert isinstance(waiting.last(), Ended)
+        seconds = (ends[0] - before) / 2
+        assert seconds / 2 <= busy.value.retry_after <= seconds * 2
 
 
 def test_a_free_place_counts_as_one_more_that_may_come(tiny: Model) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from localsteer.llama.model import Model
-from tests.server.conftest import HELLO, Serve, Served
+from tests.server.conftest import HELLO, PATIENCE, Listen, Serve, Served, wait_until
 from tests.server.test_openai_api import steering_of, stream
 from tests.tiny_models import write_tiny_model
 
@@ -19,6 +19,16 @@ TURNS = """{% for m in messages %}<|im_start|>{{ m.role }}
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 """
 WITH_TOOLS = "{% for t in tools %}{{ t | tojson }}{% endfor %}" + TURNS + "{% endif %}"
+# The name stands outside, arguments have tags, and the mark of a call is a token that adds no text.
+TAGS = (
+    "{% for t in tools %}{{ t | tojson }}{% endfor %}"
+    + TURNS.replace(
+        "<tool_call>{{ c.function | tojson }}</tool_call>",
+        "<|im_start|>call {{ c.function.name }}{% for k, v in c.function.arguments.items() %}"
+        "<k>{{ k }}</k><v>{{ v if v is string else v | tojson }}</v>{% endfor %}</call>",
+    )
+    + "{% endif %}"
+)
 THINKS = TURNS + "<think>\n{% endif %}{# </think> #}"
 PAINT = {
     "type": "function",
@@ -50,16 +60,14 @@ def model_of(folder: Path, template: str) -> Model:
     return Model(write_tiny_model(folder / "model.gguf", chat_template=template), threads=1)
 
 
-@pytest.fixture
-def with_tools(tmp_path: Path) -> Iterator[Model]:
-    with model_of(tmp_path, WITH_TOOLS) as model:
-        yield model
-
-
-@pytest.fixture(params=["own", "explained"])
-def calling(request: pytest.FixtureRequest, serve: Serve, with_tools: Model) -> Served:
-    """A model whose template knows tools, and one to which they are explained."""
-    return serve(model=with_tools, vectors=None) if request.param == "own" else serve(n_ctx=1024)
+@pytest.fixture(params=["own", "tags", "explained"])
+def calling(request: pytest.FixtureRequest, serve: Serve, tmp_path: Path) -> Iterator[Served]:
+    """Models whose templates know tools, and one to which they are explained."""
+    if request.param == "explained":
+        yield serve(n_ctx=1024)
+        return
+    with model_of(tmp_path, WITH_TOOLS if request.param == "own" else TAGS) as model:
+        yield serve(model=model, vectors=None)
 
 
 def assert_call(call: dict[str, Any]) -> None:
@@ -75,6 +83,14 @@ def test_a_call_that_has_to_be_made_is_made(calling: Served) -> None:
     assert choice["message"]["content"] is None
     (call,) = choice["message"]["tool_calls"]
     assert_call(call)
+
+
+def test_a_template_that_cannot_do_without_a_description_has_an_empty_one(tmp_path: Path, serve: Serve) -> None:
+    strict = WITH_TOOLS.replace("{{ t | tojson }}", "{{ t.function.name + ': ' + t.function.description }}")
+    with model_of(tmp_path, strict) as model:
+        served = serve(model=model, vectors=None)
+        few = served.chat(tools=[SINK])["usage"]["prompt_tokens"] - served.chat()["usage"]["prompt_tokens"]
+        assert 0 < few < 20  # explained in words it takes a hundred
 
 
 def test_a_call_is_streamed(calling: Served) -> None:
@@ -140,6 +156,96 @@ def test_an_answer_in_a_form_is_steered_only_where_that_is_asked_for(served: Ser
     assert document["choices"] == unsteered
     assert "steer_tools" in document["steering"]["notes"][0]
     assert served.chat(**asked, steering="4 happy", steer_tools=True)["choices"] != unsteered
+
+
+# A tool whose calls are long.
+LONG: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "paint",
+        "description": "",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "in": {"type": "array", "minItems": 200, "items": {"type": "integer", "minimum": 1000, "maximum": 9999}}
+            },
+            "required": ["in"],
+        },
+    },
+}
+CUT = {"max_tokens": 40, "temperature": 0}
+
+
+def test_a_call_that_is_cut_at_its_limit_is_none_and_no_text(calling: Served) -> None:
+    (choice,) = calling.chat(tools=[LONG], tool_choice="required", **CUT)["choices"]
+    assert (choice["finish_reason"], choice["message"]["content"] or "") == ("length", "")
+    assert not choice["message"].get("tool_calls")
+    events = stream(calling, "/v1/chat/completions", tools=[LONG], tool_choice="required", **CUT)
+    assert events[-1]["choices"][0]["finish_reason"] == "length"
+    assert not any(event["choices"][0]["delta"].get(part) for event in events for part in ("content", "tool_calls"))
+    response = calling.client.post(
+        "/v1/responses",
+        json={
+            "input": "Hello",
+            "tools": [{"type": "function", **LONG["function"]}],
+            "tool_choice": "required",
+            "max_output_tokens": 40,
+        },
+    ).json()
+    assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+    assert not [item for item in response["output"] if item["type"] == "function_call"]
+    message = calling.client.post(
+        "/v1/messages",
+        json={
+            "messages": HELLO,
+            "max_tokens": 40,
+            "tools": [{"name": "paint", "input_schema": LONG["function"]["parameters"]}],
+            "tool_choice": {"type": "any"},
+        },
+    ).json()
+    assert message["stop_reason"] == "max_tokens"
+    assert not [block for block in message["content"] if block["type"] == "tool_use"]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        False,
+        {"type": "string", "const": 1},
+        {"type": "integer", "minimum": 5, "maximum": 3},
+        {"type": "object", "properties": {}, "required": ["a"], "additionalProperties": False},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}}},
+    ],
+)
+@pytest.mark.parametrize("calling", ["own", "tags"], indirect=True)
+def test_what_nobody_can_satisfy_is_refused_at_once(calling: Served, schema: object) -> None:
+    parameters = {"type": "object", "properties": {"in": schema}, "required": ["in"]}
+    if isinstance(schema, dict) and "$defs" in schema:
+        parameters["$defs"] = schema["$defs"]
+    tool = {"type": "function", "function": {"name": "paint", "parameters": parameters}}
+    status, error = calling.refused({"tools": [tool], "tool_choice": "required", "max_tokens": 9999})
+    assert status == 400
+    assert "call0" not in error["message"]  # our own words
+    assert calling.chat(max_tokens=2)["choices"]
+
+
+def test_who_hangs_up_in_the_middle_of_a_call_frees_the_place(listen: Listen, long_model: Model) -> None:
+    live = listen(model=long_model, vectors=None, parallel=1, n_ctx=20_000)
+    batch = live.served.batch
+    body = {"messages": HELLO, "stream": True, "max_tokens": 20_000, "tools": [LONG], "tool_choice": "required"}
+    data = json.dumps(body).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with live.connect() as connection:
+        connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        live.wait_until(lambda health: health["running"] == 1)
+        drawn = live.served.engine.counters.steps
+        wait_until(lambda: live.served.engine.counters.steps > drawn + 20)
+        batch.go.clear()
+        assert batch.standing.wait(PATIENCE)
+    batch.go.set()
+    live.wait_until(lambda health: health["running"] == 0)
+    assert live.served.engine.counters.answers == {"cancelled": 1}
+    assert live.served.chat(max_tokens=2)["choices"]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from localsteer.tools.form import GENERIC, HERMES, LLAMA, MISTRAL, QWEN_CODER, Form
+from localsteer.tools.form import GENERIC, LLAMA, Form
 from localsteer.tools.parser import ToolCallParser
 from localsteer.tools.tool import ToolCall
-from tests.tools.made import CALLS, FORMS, TOOLS, called, written
+from tests.tools.made import CALLS, FORMS, HERMES, MISTRAL, NEW_MISTRAL, QWEN_CODER, TOOLS, called, written
 
 Found = list[str | ToolCall]
 
@@ -36,7 +36,7 @@ def test_calls_are_found_in_a_models_own_form(form: Form) -> None:
         assert_parsed(form, written(form, *calls), called(*calls))
 
 
-@pytest.mark.parametrize("form", [HERMES, QWEN_CODER, MISTRAL])
+@pytest.mark.parametrize("form", [form for form in FORMS.values() if form.kind != "bare"])
 def test_text_may_stand_before_a_call(form: Form) -> None:
     assert_parsed(form, f"I look.\n\n{written(form, *CALLS)}\n", ["I look.", *called(*CALLS)])
 
@@ -85,6 +85,8 @@ def test_a_call_of_what_is_no_tool_is_text() -> None:
         (MISTRAL, '[TOOL_CALLS] [{"name": "move", "arguments": {}, "id": "1"}]'),
         (MISTRAL, "[TOOL_CALLS]move[ARGS]{}"),
         (MISTRAL, "[TOOL_CALLS]move[CALL_ID]x1[ARGS]{}"),
+        (NEW_MISTRAL, "[TOOL_CALLS]move[ARGS]{}"),
+        (NEW_MISTRAL, '[TOOL_CALLS] [{"name": "move", "arguments": {}}]'),
         (LLAMA, '<|python_tag|>{"name": "move", "parameters": {}}'),
         (LLAMA, ' \n{"type": "function", "name": "move", "parameters": {}}'),
         (GENERIC, '[{"name": "move", "arguments": {}}]'),

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 
 from localsteer.engine.phases import Division
+from localsteer.engine.reply import Reasoning
 from localsteer.llama.thinking import Thinking
+from localsteer.server.reply import Reading, Said
 from localsteer.tools.form import HARMONY as FORM
-from localsteer.tools.form import HERMES
-from localsteer.tools.reply import Reading, Reasoning, Said
 from localsteer.tools.tool import ToolCall
-from tests.tools.made import TOOLS
+from tests.tools.made import HERMES, TOOLS
 
 THINK = Thinking("<think>", "</think>")
 HARMONY = Thinking("<|channel|>analysis<|message|>", "<|end|>", "<|channel|>final<|message|>")
@@ -68,6 +68,40 @@ def joined(said: list[Said]) -> list[Said]:
             [Reasoning("a"), ToolCall("get_weather", "{}")],
         ),
         (Reading(Division(HARMONY), FORM, TOOLS), "<|channel|>final<|message|>Because.", ["Because."]),
+        # An answer in a form; the end of the answer.
+        (Reading(Division(HARMONY)), "<|channel|>final <|constrain|>json<|message|>{}<|return|>", ["{}"]),
+        # A preamble: what is said to the user before a call.
+        (
+            Reading(Division(HARMONY), FORM, TOOLS),
+            "<|channel|>analysis<|message|>why<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
+            "<|start|>assistant<|channel|>commentary to=functions.move <|constrain|>json<|message|>{}<|call|>",
+            [Reasoning("why"), "I look.", ToolCall("move", "{}")],
+        ),
+        (
+            Reading(Division(HARMONY)),
+            "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant<|channel|>final<|message|>Done.",
+            ["I look.\n\nDone."],
+        ),
+        # Several calls, one message each, with the recipient behind the channel and in front of it.
+        (
+            Reading(Division(HARMONY), FORM, TOOLS),
+            '<|channel|>commentary to=functions.get_weather<|message|>{"city": "Rome"}<|call|>'
+            '<|start|>assistant to=functions.move<|channel|>commentary <|constrain|>json<|message|>{"a": 1}<|call|>',
+            [ToolCall("get_weather", '{"city": "Rome"}'), ToolCall("move", '{"a": 1}')],
+        ),
+        # A call that the model makes while it thinks, and one of a tool that nobody offered.
+        (Reading(Division(HARMONY), FORM, TOOLS), "<|channel|>analysis to=functions.move<|message|>{}", [ToolCall("move", "{}")]),
+        (
+            Reading(Division(HARMONY), FORM, TOOLS),
+            "<|channel|>analysis to=python code<|message|>1 + 1<|call|>",
+            [Reasoning("1 + 1")],
+        ),
+        # An end that is left out.
+        (
+            Reading(Division(HARMONY)),
+            "<|channel|>analysis<|message|>why<|channel|>final<|message|>Because.",
+            [Reasoning("why"), "Because."],
+        ),
         (
             Reading(Division(MUSE)),
             " to=self<|message|>why<|eom|><|start|>assistant<|message|>Because.",

@@ -3,24 +3,8 @@ from __future__ import annotations
 import pytest
 
 from localsteer.errors import LocalsteerError
-from localsteer.tools.form import HERMES, LLAMA, MISTRAL, QWEN_CODER, Form, form_of
 from localsteer.tools.tool import tool_of
 from tests.tools.made import WEATHER_DOCUMENT
-
-
-@pytest.mark.parametrize(
-    ("template", "form"),
-    [
-        ("<tool_call>\n{{ tool_call | tojson }}\n</tool_call>", HERMES),
-        ("<tool_call>\n<function={{ name }}>\n<parameter={{ key }}>", QWEN_CODER),
-        ("{{ '[TOOL_CALLS]' }}", MISTRAL),
-        ("{{ '<|python_tag|>' }}", LLAMA),
-        ('Respond with {"name": function name, "parameters": dictionary}', LLAMA),
-        ("{{ message.content }}", None),
-    ],
-)
-def test_a_template_tells_how_its_model_calls(template: str, form: Form | None) -> None:
-    assert form_of(template) is form
 
 
 def test_a_tool_is_told_as_openai_and_ollama_tell_it() -> None:

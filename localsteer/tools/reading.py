@@ -1,0 +1,277 @@
+"""Reads calls of tools in the form that a model writes them in, with the liberties that models take."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from localsteer.tools.form import IDENTITY, Form, Tags
+from localsteer.tools.tool import Tool, ToolCall
+
+# Strings and brackets of JSON.
+_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]|"', re.DOTALL)
+_IDENTITY = re.compile(r"[\w.:-]*")
+_PARTS = re.compile(rf"\s+|{IDENTITY}|[^\s{IDENTITY}]+")
+_CHANNEL = re.compile(r"([\w.:/-]+)[^{]*?<\|message\|>\s*")
+_LONGEST_HEAD = 200
+# XML's marks of a text that holds marks; some templates write them.
+_CDATA = "<![CDATA["
+# Mistral's models write a list, or a name and its arguments with an identifier or without, whatever their template shows.
+_MISTRAL = Form("named", head="[TOOL_CALLS]", middle="[ARGS]", tail="", between="")
+_MISTRALS = (_MISTRAL.middle, f"[CALL_ID]{IDENTITY}[ARGS]")
+# Characters of a value that is no JSON, and may be Python's way to write one.
+_LONGEST_LITERAL = 10_000
+
+Tools = Mapping[str, Tool]
+
+
+class NoCallError(ValueError):
+    """What looked like a call is none."""
+
+
+class _MoreError(Exception):
+    """A call is not complete yet."""
+
+
+def read_calls(form: Form, text: str, tools: Tools, *, final: bool) -> tuple[list[ToolCall], int] | None:
+    """The calls that a text begins with, behind the mark, and how long they are; None where they are not complete yet.
+
+    Args:
+        form: how they are written.
+        text: the text.
+        tools: by their names; nothing else is a call.
+        final: whether nothing follows.
+
+    Raises:
+        NoCallError: the text begins with no call.
+    """
+    reader = _Reader(text, final=final)
+    try:
+        if form.kind == "channel":
+            return _channel(reader, tools), reader.at
+        as_objects = form.kind != "named"
+        if form.begin == _MISTRAL.begin:
+            as_objects = text.lstrip()[:1] in ("", "{", "[")
+            form = form if as_objects else _MISTRAL
+        return (_objects if as_objects else _named)(reader, form, tools), reader.at
+    except _MoreError:
+        return None
+
+
+def is_text(tool: Tool, name: str) -> bool:
+    """Whether an argument is a text by its schema, and written without quotes where each has a tag."""
+    properties = tool.parameters.get("properties")
+    schema = properties.get(name) if isinstance(properties, dict) else None
+    return isinstance(schema, dict) and schema.get("type") == "string"
+
+
+class _Reader:
+    """Goes through a text, past what has to stand there; white space is free wherever there is some in the form.
+
+    Args:
+        text: the text.
+        final: whether nothing follows it.
+    """
+
+    def __init__(self, text: str, *, final: bool) -> None:
+        self.text = text
+        self.final = final
+        self.at = 0
+
+    def blank(self) -> None:
+        """Past white space."""
+        self.at = len(self.text) - len(self.text[self.at :].lstrip())
+
+    def literal(self, piece: str) -> None:
+        """Past a text of the form.
+
+        Raises:
+            _MoreError: it has only begun.
+            NoCallError: something else stands there.
+        """
+        self.blank()
+        for part in _PARTS.findall(piece):
+            if part.isspace():
+                self.blank()
+            elif part == IDENTITY:
+                found = _IDENTITY.match(self.text, self.at)
+                assert found is not None
+                self.at = found.end()
+            elif self.text.startswith(part, self.at):
+                self.at += len(part)
+            elif part.startswith(self.text[self.at :]):
+                raise _MoreError
+            else:
+                raise NoCallError
+
+    def passes(self, *pieces: str) -> bool:
+        """Past the first of these that stands there; whether one does.
+
+        Raises:
+            _MoreError: nobody knows yet.
+        """
+        start, more = self.at, False
+        for piece in pieces:
+            try:
+                self.literal(piece)
+            except (NoCallError, _MoreError) as error:
+                more |= isinstance(error, _MoreError)
+                self.at = start
+            else:
+                return True
+        if more and not self.final:
+            raise _MoreError
+        return False
+
+    def json(self) -> Any:
+        """Past an object or list of JSON, and what it says."""
+        self.blank()
+        start, depth = self.at, 0
+        if self.text[start : start + 1] not in ("", "{", "["):
+            raise NoCallError
+        for token in _TOKENS.finditer(self.text, start):
+            if token[0] in ("{", "["):
+                depth += 1
+            elif token[0] in ("}", "]"):
+                depth -= 1
+                if depth == 0:
+                    self.at = token.end()
+                    return _value_of(self.text[start : self.at])
+            elif token[0] == '"':
+                break  # a string that goes on
+        raise _MoreError
+
+
+def _channel(reader: _Reader, tools: Tools) -> list[ToolCall]:
+    name = _CHANNEL.match(reader.text)
+    if name is None:
+        if reader.final or len(reader.text) > _LONGEST_HEAD:
+            raise NoCallError
+        raise _MoreError
+    reader.at = name.end()
+    return [_call({"name": name[1], "arguments": reader.json()}, tools)]
+
+
+def _objects(reader: _Reader, form: Form, tools: Tools) -> list[ToolCall]:
+    """Objects of JSON, one behind the other, or a list of them."""
+    before = (form.opening + form.head).removeprefix(form.begin).partition("{")[0].strip(" \n[")
+    if form.kind == "object" and before:
+        reader.passes(before)
+    values = [reader.json()]
+    while form.encloses and form.between == "" and reader.passes("{"):
+        reader.at -= 1
+        values.append(reader.json())
+    calls = [_call(call, tools, form) for value in values for call in (value if isinstance(value, list) else [value])]
+    if not calls:
+        raise NoCallError
+    if form.kind == "object" and (after := (form.tail + form.closing).rpartition("}")[2].strip(" \n]")):
+        reader.passes(after)
+    return calls
+
+
+def _named(reader: _Reader, form: Form, tools: Tools) -> list[ToolCall]:
+    """Calls whose names stand outside the arguments, one behind the other."""
+    reader.literal((form.opening + form.head).removeprefix(form.begin))
+    calls = [_one_named(reader, form, tools)]
+    while form.encloses and form.between is not None and reader.passes(form.between + form.head):
+        calls.append(_one_named(reader, form, tools))
+    if form.closing:
+        reader.passes(form.closing)
+    return calls
+
+
+def _one_named(reader: _Reader, form: Form, tools: Tools) -> ToolCall:
+    reader.blank()
+    start, rest = reader.at, reader.text[reader.at :]
+    if any(len(name) > len(rest) and name.startswith(rest) for name in tools):
+        raise _MoreError
+    middles = _MISTRALS if form is _MISTRAL else (form.middle,)
+    for name in sorted(filter(rest.startswith, tools), key=len, reverse=True):
+        reader.at = start + len(name)
+        if reader.passes(*middles):
+            break
+        if any(middle.startswith(rest[len(name) :]) for middle in middles):
+            raise _MoreError  # cut off
+    else:
+        raise NoCallError
+    arguments = reader.json() if form.tags is None else _tagged(reader, form.tags, tools[name])
+    if not isinstance(arguments, dict):
+        raise NoCallError
+    if form.tail and not reader.passes(form.tail) and form.tags is not None:
+        raise _MoreError  # in the middle of an argument
+    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
+
+
+def _tagged(reader: _Reader, tags: Tags, tool: Tool) -> dict[str, Any]:
+    pattern = _pattern_of(tags)
+    arguments: dict[str, Any] = {}
+    while found := pattern.match(reader.text, reader.at):
+        plain = is_text(tool, found["key"]) if tags.text == tags.other else found["text"] is not None
+        value = found["value"]
+        if value.startswith(_CDATA) and value.endswith("]]>"):
+            value = value[len(_CDATA) : -len("]]>")]
+        arguments[found["key"]] = value if plain else _value(value)
+        reader.at = found.end()
+    return arguments
+
+
+def _pattern_of(tags: Tags) -> re.Pattern[str]:
+    """An argument; a line break that the form has beside a value is none of the value's, all other white space is."""
+    text, other = (f"{_words(middle)}{_break(middle.endswith(chr(10)))}" for middle in (tags.text, tags.other))
+    after = f"{_break(tags.after.startswith(chr(10)))}{_words(tags.after)}"
+    middle = f"(?:(?P<text>{text})|{other})"
+    return re.compile(rf"\s*{_words(tags.before)}(?P<key>[^<>\n]+?){middle}(?P<value>.*?){after}", re.DOTALL)
+
+
+def _words(piece: str) -> str:
+    return r"\s*".join(re.escape(word) for word in piece.split())
+
+
+def _break(there: bool) -> str:
+    return r"\n?" if there else ""
+
+
+def _value(text: str) -> Any:
+    """What an argument says that may be no text; some templates show values as Python writes them."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        value = ast.literal_eval(text) if len(text) <= _LONGEST_LITERAL else text
+        json.dumps(value)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return value
+
+
+def _value_of(text: str) -> Any:
+    """JSON; some templates show their braces doubled, and models write them so."""
+    try:
+        # A line break in a string is taken as it was meant.
+        return json.loads(text[1:-1] if text.startswith("{{") and text.endswith("}}") else text, strict=False)
+    except (ValueError, RecursionError) as error:
+        raise NoCallError from error
+
+
+def _call(value: object, tools: Tools, form: Form | None = None) -> ToolCall:
+    """A call that is an object of JSON, by the form's keys or the usual ones."""
+    if not isinstance(value, dict):
+        raise NoCallError
+    name = value.get(form.name if form is not None else "name", value.get("name"))
+    if not isinstance(name, str) or name not in tools:
+        raise NoCallError
+    arguments = value.get("arguments", value.get("parameters", {}))
+    if form is not None:
+        arguments = value.get(form.key, arguments)
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError as error:
+            raise NoCallError from error
+    if not isinstance(arguments, dict):
+        raise NoCallError
+    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
