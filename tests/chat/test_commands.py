@@ -370,7 +370,9 @@ def test_how_tokens_are_drawn_can_be_set(chat: Chat) -> None:
         assert said in chat(line).err
 
 
-def test_a_conversation_is_saved_and_loaded(chat: Chat, vector: Path, tmp_path: Path) -> None:
+def test_a_conversation_is_saved_and_loaded(
+    chat: Chat, vector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved, page = tmp_path / "talk.json", tmp_path / "talk.md"
     said = chat("Hello", "/system Be brief.", f"/save {saved}", f"/export {page}", options=("-s", f"0.5 {vector}"))
     assert f"Saved: {saved}\nWritten: {page}\n" in said.out
@@ -380,6 +382,7 @@ def test_a_conversation_is_saved_and_loaded(chat: Chat, vector: Path, tmp_path: 
     assert "Hello: 1 question and answer." in result.err
     assert "nothing to undo" in result.err
     (tmp_path / "other.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
     refused = chat("Hello", "/load", f"/load {tmp_path}", f"/load {tmp_path}/other.json", "/save", "/undo")
     for words in ("needs a file", "is a folder", "is not a saved conversation"):
         assert words in refused.err
