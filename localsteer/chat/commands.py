@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
 import re
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -298,18 +302,38 @@ def _file(session: Session, argument: str) -> None:
 def _shell(session: Session, command: str) -> None:
     if not command:
         raise LocalsteerError("! runs a command and gives its output as context.", hint="Such as !git diff.")
-    try:
-        done = subprocess.run(
-            command, shell=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SHELL_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise LocalsteerError(f"{command} did not end within {_SHELL_SECONDS} seconds, and was ended.") from None
-    output = (done.stdout + done.stderr).decode("utf-8", errors="replace")
+    # A session of its own, so that all that it started ends with it, and so that it cannot ask on the terminal.
+    with (
+        session.screen.stoppable() as should_stop,
+        subprocess.Popen(
+            command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as process,
+    ):
+        data = _output_of(process, should_stop)
+    if data is None:
+        raise LocalsteerError(f"{command} did not end within {_SHELL_SECONDS} seconds, or was stopped.")
+    output = data.decode("utf-8", errors="replace")
     if output.strip():
         session.screen.say(output.rstrip())
         session.attach(f"$ {command}", output)
     else:
-        session.screen.note(f"[{command} ended with {done.returncode} and said nothing]")
+        session.screen.note(f"[{command} ended with {process.returncode} and said nothing]")
+
+
+def _output_of(process: subprocess.Popen[bytes], should_stop: Callable[[], bool]) -> bytes | None:
+    """What a command says; None where it was ended."""
+    end = time.monotonic() + _SHELL_SECONDS
+    while not should_stop() and time.monotonic() < end:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=0.1)[0]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return None
 
 
 @_command("save", "FILE", "write the conversation and its settings as JSON", takes="files")
