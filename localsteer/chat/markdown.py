@@ -14,8 +14,8 @@ from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement
 from rich.syntax import Syntax
 from rich.text import Text
 
-# What tells blocks apart; the same rules as rich's own parser.
-_PARSER = MarkdownIt("commonmark").enable("table")
+# As rich's own, without HTML, which that leaves out: vector<int> would be shown as vector.
+_PARSER = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
 _TAB = 4
 
 
@@ -42,6 +42,10 @@ class _Answer(Markdown):
         "fence": _Code,
         "code_block": _Code,
     }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, hyperlinks=False)
+        self.parsed = _PARSER.parse(text)
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def highlighted(code: Sequence[str], language: str) -> list[Text]:
 
 def rendered(text: str) -> RenderableType:
     """Markdown for a terminal. Links show where they lead; raw HTML is shown as it stands."""
-    return _Answer(text, hyperlinks=False) if text.strip() else Text()
+    return _Answer(text) if text.strip() else Text()
 
 
 def ansi(renderable: RenderableType, width: int) -> str:

@@ -15,6 +15,7 @@ from localsteer.chat.markdown import Block, ansi, blocks, highlighted, rendered
 # Lines of code that are read again so that the next ones are coloured right: within a long string or comment, say. All of them
 # would take 0.2 s at 400 lines.
 _CONTEXT = 20
+_UNSURE = 8
 
 
 class Writing(Protocol):
@@ -64,7 +65,10 @@ class MarkdownWriting:
 
     def finished(self, width: int) -> str:
         """Blocks that the next one has ended, and of the last one what cannot change any more."""
-        found = blocks(self._text)
+        begun = self._text.rpartition("\n")[2]
+        # A line so short may still become something else: "2" an item, "-" a rule.
+        sure = self._text if len(begun) > _UNSURE else self._text.removesuffix(begun)
+        found = blocks(sure)
         if not found:
             return ""
         *ended, last = found
@@ -75,7 +79,7 @@ class MarkdownWriting:
         self._text = self._text[last.start :]
         if last.code is not None:
             # The line that is being written may be the one that closes the block.
-            lines = len(last.code) if last.closed or self._text.endswith("\n") else len(last.code) - 1
+            lines = len(last.code) if last.closed or sure.endswith("\n") else len(last.code) - 1
             if lines > self._shown:
                 drawn += self._drawn(last, width, lines)
                 self._gap, self._shown = "", lines

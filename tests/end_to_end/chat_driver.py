@@ -16,8 +16,8 @@ import pyte
 ROOT = Path(__file__).parents[2]
 ENTER, ALT_ENTER, TAB, CTRL_C, CTRL_D = "\r", "\x1b\r", "\t", "\x03", "\x04"
 ALT_UP, ALT_DOWN = "\x1b\x1b[A", "\x1b\x1b[B"
-# Longest wait for anything. A busy machine is slow; what fails waits this long once.
-PATIENCE = 20.0
+# Longest wait for anything new. A busy machine is slow; what fails waits this long once.
+PATIENCE = 30.0
 _CURSOR_ASKED = b"\x1b[6n"
 _GLANCE = 0.05
 
@@ -105,11 +105,13 @@ class Terminal:
         """Until something holds.
 
         Raises:
-            AssertionError: it did not in time, or the program has ended.
+            AssertionError: nothing more came, or the program has ended.
         """
-        end = time.monotonic() + PATIENCE
+        end, known = time.monotonic() + PATIENCE, len(self.raw)
         while not until():
             lives = self.look()
+            if len(self.raw) > known:
+                end, known = time.monotonic() + PATIENCE, len(self.raw)
             if not until() and (not lives or time.monotonic() > end):
                 raise AssertionError(f"not seen{' before the end' if not lives else ''}: {what}\n{self.everything}")
 
@@ -124,7 +126,7 @@ class Terminal:
 
     def end(self) -> int:
         """Wait for the program's end; its exit status, or minus the signal that ended it."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + 2 * PATIENCE
         while self.look() and time.monotonic() < end:
             pass
         assert time.monotonic() < end, f"it has not ended\n{self.everything}"
@@ -185,9 +187,9 @@ class ChatTerminal(Terminal):
         """Until the prompt waits."""
         self.wait(lambda: self.ready, "the prompt")
 
-    def ask(self, text: str, *, times: int = 1) -> None:
+    def ask(self, text: str) -> None:
         """Send a message or command and wait until the prompt is back."""
-        before = self.everything.count(f"> {text}")
+        shown = f"> {text[:40]}"
+        before = self.everything.count(shown)
         self.line(text)
-        self.wait(lambda: self.everything.count(f"> {text}") > before, f"> {text}")
-        self.wait_ready()
+        self.wait(lambda: self.everything.count(shown) > before and self.ready, f"{shown}, and the prompt")

@@ -54,7 +54,9 @@ def made(rng: random.Random) -> str:
         text = rng.choice(TEXTS)
         return (pasted(text) if "\n" in text or "\x1b" in text else text) + ENTER
     if kind < 0.7:
-        return "".join(chr(rng.choice((rng.randrange(32, 127), rng.randrange(160, 0x3000)))) for _ in range(20)).lstrip("!") + ENTER
+        return (
+            "".join(chr(rng.choice((rng.randrange(32, 127), rng.randrange(160, 0x3000)))) for _ in range(20)).lstrip("!") + ENTER
+        )
     return "".join(rng.choice((*KEYS, "a", "/st", " ", "\u661f")) for _ in range(rng.randrange(1, 8))) + rng.choice(("", ENTER))
 
 
@@ -74,7 +76,7 @@ def test_nothing_that_is_typed_breaks_the_chat(
             chat.type(typed[-1])
             if rng.random() < 0.1:
                 chat.resize(rng.choice((20, 60, 100)))
-            if rng.random() < 0.7:  # the others run into what is typed next
+            if rng.random() < 0.7 or "\x1b[200~" in typed[-1]:  # the others run into what is typed next
                 settle(chat, typed)
         settle(chat, typed)
         chat.resize(100)
@@ -90,8 +92,12 @@ def test_nothing_that_is_typed_breaks_the_chat(
 
 def settle(chat: ChatTerminal, typed: list[str]) -> None:
     """Stop what goes on, and clear the line."""
-    # The end of a paste that was begun; the second Ctrl-C is for the line where the first one stops an answer.
-    chat.type("\x1b[201~" + CTRL_C)
-    chat.wait(lambda: chat.toolbar.strip() != "" and not chat.toolbar.endswith(("working", "answering")), f"an end of {typed[-5:]!r}")
+    if "\x1b[200~" in typed[-1] and "\x1b[201~" not in typed[-1]:
+        chat.type("\x1b[201~")  # or all that follows is pasted
+    # The second Ctrl-C is for the line where the first one stops an answer.
+    chat.type(CTRL_C)
+    chat.wait(
+        lambda: chat.toolbar.strip() != "" and not chat.toolbar.endswith(("working", "answering")), f"an end of {typed[-5:]!r}"
+    )
     chat.type(CTRL_C)
     chat.wait(lambda: ">" in chat.text.split("\n"), f"the prompt after {typed[-5:]!r}")
