@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import os
 import re
-import signal
-import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +14,7 @@ from localsteer.chat import settings
 from localsteer.chat.keeping import go_on, transcript_of
 from localsteer.chat.markdown import code_blocks
 from localsteer.chat.session import Session, parsed_steering, read_context
+from localsteer.chat.shell import run_shell
 from localsteer.chat.transcript import Transcript, export_markdown, load_transcript, save_transcript
 from localsteer.chat.why import why
 from localsteer.errors import LocalsteerError
@@ -27,8 +23,6 @@ from localsteer.steering.expression import Steering, parse_steering
 Action = Callable[[Session, str], None]
 # Doses of a sweep, unless it is told how many; more than nine answers side by side are read by nobody.
 _SWEPT, _MOST_SWEPT = 5, 9
-# A command that takes longer is no context for a message.
-_SHELL_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -302,38 +296,13 @@ def _file(session: Session, argument: str) -> None:
 def _shell(session: Session, command: str) -> None:
     if not command:
         raise LocalsteerError("! runs a command and gives its output as context.", hint="Such as !git diff.")
-    # A session of its own, so that all that it started ends with it, and so that it cannot ask on the terminal.
-    with (
-        session.screen.stoppable() as should_stop,
-        subprocess.Popen(
-            command,
-            shell=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        ) as process,
-    ):
-        data = _output_of(process, should_stop)
-    if data is None:
-        raise LocalsteerError(f"{command} did not end within {_SHELL_SECONDS} seconds, or was stopped.")
-    output = data.decode("utf-8", errors="replace")
+    with session.screen.stoppable() as should_stop:
+        status, output = run_shell(command, should_stop)
     if output.strip():
         session.screen.say(output.rstrip())
         session.attach(f"$ {command}", output)
     else:
-        session.screen.note(f"[{command} ended with {process.returncode} and said nothing]")
-
-
-def _output_of(process: subprocess.Popen[bytes], should_stop: Callable[[], bool]) -> bytes | None:
-    """What a command says; None where it was ended."""
-    end = time.monotonic() + _SHELL_SECONDS
-    while not should_stop() and time.monotonic() < end:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=0.1)[0]
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    return None
+        session.screen.note(f"[{command} ended with {status} and said nothing]")
 
 
 @_command("save", "FILE", "write the conversation and its settings as JSON", takes="files")

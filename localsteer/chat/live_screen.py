@@ -227,8 +227,8 @@ class LiveScreen:
         self.output.flush()
 
     def _write_above(self, application: Application[str], drawn: str) -> None:
-        # Not prompt_toolkit's in_terminal: it gives the keyboard to the terminal meanwhile, which then echoes what is typed, takes
-        # a Ctrl-D for the end of the input, and hides the status line until it was asked where the cursor is.
+        # Not prompt_toolkit's in_terminal: the keyboard would be the terminal's meanwhile, which echoes what is typed and takes a
+        # Ctrl-D for the end of the input, and the status line would be gone until the terminal has said where the cursor is.
         renderer = application.renderer
         try:
             above: int | None = renderer.rows_above_layout

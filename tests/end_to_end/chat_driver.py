@@ -174,9 +174,14 @@ class ChatTerminal(Terminal):
         return self
 
     @property
+    def prompt(self) -> str:
+        """The line with the cursor."""
+        return str(self.screen.display[self.screen.cursor.y]).rstrip()
+
+    @property
     def ready(self) -> bool:
         """Whether the prompt waits with nothing typed, and nothing goes on."""
-        return ">" in self.text.split("\n") and re.search(r"context \d+/\d+$", self.toolbar) is not None
+        return self.prompt == ">" and re.search(r"context \d+/\d+$", self.toolbar) is not None
 
     @property
     def answering(self) -> bool:

@@ -176,7 +176,7 @@ def test_a_command_of_the_system_can_be_stopped(chat: ChatTerminal) -> None:
     chat.line("!sleep 600 | cat")
     chat.wait(lambda: chat.toolbar.endswith("working"), "that it works")
     chat.type(CTRL_C)
-    chat.see("or was stopped")
+    chat.see("sleep 600 | cat was stopped.")
     chat.wait_ready()
 
 
@@ -249,7 +249,7 @@ def test_a_piped_text_is_context_and_a_full_context_is_told(tiny_path: TinyPath)
             chat.ask(f"Question {number}{' and so on' * 4}")
         chat.see("the context is full: the oldest")
         chat.ask("word" + " word" * 79)
-        chat.see("does not fit")
+        chat.see("the context holds 256")
         chat.type(CTRL_D)
         assert chat.end() == 0
 

@@ -21,27 +21,30 @@ from tests.end_to_end.test_chat import AROUND, stty
 EXAMPLES = int(os.environ.get("LOCALSTEER_EXAMPLES", "60"))
 # One chat each: a failure names its seed, and the way to it is short.
 ONE_CHAT = 60
-# Commands that leave the chat, open an editor or a full screen, or write where they are told to.
-LEFT_OUT = {"/edit", "/quit", "/exit", "/bye", "/knobs", "/save", "/export"}
+# Without those that leave the chat, open an editor or a full screen, or write files.
 COMMANDS = (
-    "/steer /anchored /vectors /layers /compare /sweep /watch /heat /why /thinking /policy /undo /retry /system /model /file /copy "
-    "/reset /help /load /nonsense /"
-).split()
+    "/steer", "/anchored", "/vectors", "/layers", "/compare", "/sweep", "/watch", "/heat", "/why", "/thinking", "/policy",
+    "/undo",
+    "/retry", "/system", "/model", "/file", "/copy", "/set", "/reset", "/help", "/load", "/nonsense", "/",
+)  # fmt: skip
 ARGUMENTS = (
-    "", "off", "on", "push.gguf", "0.5 push.gguf", "-push.gguf", "1e308 push.gguf", "nan push.gguf", "+0.1", "-0.1", "+1e400", "+-1",
-    "0.5 hapy", "a b c", "push.gguf -1 1 3", "push.gguf 1 -1 9", "push.gguf 0 0 2", "push.gguf a b c", "push.gguf inf 1 2", "'", '"',
-    "!push.gguf", "push.gguf[", "push.gguf@1-2", "/dev/null", "/dev/tty", ".", "~", "notes.txt", "nosuchfile", "7", "-7",
-    "99999999999999999999", "\u00b2", "\u661f\u661f", "\U0001f437\u200d\U0001f437", "e\u0301\u0301\u0301", "\u202eabc", "x" * 300,
+    "", "off", "on", "push.gguf", "0.5 push.gguf", "-push.gguf", "1e308 push.gguf", "nan push.gguf", "+0.1", "-0.1", "+1e400",
+    "+-1", "0.5 hapy", "a b c", "push.gguf -1 1 3", "push.gguf 1 -1 9", "push.gguf 0 0 2", "push.gguf a b c",
+    "push.gguf inf 1 2", "'", '"', "!push.gguf", "push.gguf[", "push.gguf@1-2", "/dev/null", "/dev/tty", ".", "~",
+    "notes.txt", "nosuchfile", "7", "-7", "99999999999999999999", "\u00b2", "\u661f\u661f", "\U0001f437\u200d\U0001f437",
+    "e\u0301\u0301\u0301", "\u202eabc", "x" * 300,
 )  # fmt: skip
 TEXTS = (
-    "Hello", "a", " ", "word " * 200, "\u661f" * 150, "\U0001f437" * 60, "```python\ndef f():", "| a | b |\n|---|---|", "# x\n\n- y\n- z",
-    "&#27;[2J", "<b>x</b>", "<|im_end|>", "<think>", "\u0301", "\u200b", "\ufeff", "{{ x }}", "[link](x)", "!true", "\x1b[2J", "\x07\x0e",
+    "Hello", "a", " ", "word " * 200, "\u661f" * 150, "\U0001f437" * 60, "```python\ndef f():", "| a | b |\n|---|---|",
+    "# x\n\n- y\n- z", "&#27;[2J", "<b>x</b>", "<|im_end|>", "<think>", "\u0301", "\u200b", "\ufeff", "{{ x }}", "[link](x)",
+    "!true", "\x1b[2J", "\x07\x0e",
 )  # fmt: skip
 KEYS = (
-    TAB, "\x1b[Z", ALT_UP, ALT_DOWN, ALT_ENTER, CTRL_C, "\x01", "\x02", "\x05", "\x06", "\x08", "\x0b", "\x0c", "\x0e", "\x10", "\x12",
-    "\x14", "\x15", "\x16", "\x17", "\x19", "\x1a", "\x1c", "\x1f", "\x7f", "\x00", "\x1b[A", "\x1b[B", "\x1b[C", "\x1b[D", "\x1b[H",
-    "\x1b[F", "\x1b[3~", "\x1b[5~", "\x1b[6~", "\x1bb", "\x1bf", "\x1bd", "\x1b.", "\x1bu", "\x1bc", "\x1b", "\x1b[", "\x1b[200~", "\x1b[I",
-    "\x1b[99;99R", "\x1b[1;5D", "\x1bOP", "\x1b[15~", "\x1b[M !!", "\x1b[<0;1;1M", '"""', "\x18\x05",
+    TAB, "\x1b[Z", ALT_UP, ALT_DOWN, ALT_ENTER, CTRL_C, "\x01", "\x02", "\x05", "\x06", "\x08", "\x0b", "\x0c", "\x0e",
+    "\x10", "\x12", "\x14", "\x15", "\x16", "\x17", "\x19", "\x1a", "\x1c", "\x1f", "\x7f", "\x00", "\x1b[A", "\x1b[B",
+    "\x1b[C", "\x1b[D", "\x1b[H", "\x1b[F", "\x1b[3~", "\x1b[5~", "\x1b[6~", "\x1bb", "\x1bf", "\x1bd", "\x1b.", "\x1bu",
+    "\x1bc", "\x1b", "\x1b[", "\x1b[200~", "\x1b[I", "\x1b[99;99R", "\x1b[1;5D", "\x1bOP", "\x1b[15~", "\x1b[M !!",
+    "\x1b[<0;1;1M", '"""', "\x18\x05",
 )  # fmt: skip
 
 
@@ -100,4 +103,4 @@ def settle(chat: ChatTerminal, typed: list[str]) -> None:
         lambda: chat.toolbar.strip() != "" and not chat.toolbar.endswith(("working", "answering")), f"an end of {typed[-5:]!r}"
     )
     chat.type(CTRL_C)
-    chat.wait(lambda: ">" in chat.text.split("\n"), f"the prompt after {typed[-5:]!r}")
+    chat.wait(lambda: chat.prompt == ">", f"the prompt after {typed[-5:]!r}")
