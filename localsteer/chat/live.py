@@ -17,7 +17,7 @@ from pathlib import Path
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.buffer import Buffer
-from prompt_toolkit.filters import Condition
+from prompt_toolkit.filters import Condition, is_searching
 from prompt_toolkit.formatted_text import ANSI, FormattedText, merge_formatted_text
 from prompt_toolkit.formatted_text.base import AnyFormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
@@ -185,8 +185,8 @@ class Chat:
         def _(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
-        @keys.add("c-c")
-        @keys.add("<sigint>")
+        @keys.add("c-c", filter=~is_searching)  # there it ends the search
+        @keys.add("<sigint>", filter=~is_searching)
         def _(event: KeyPressEvent) -> None:
             if self._working or self._waiting:
                 self._screen.request_stop()

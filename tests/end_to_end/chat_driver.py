@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -63,7 +64,10 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.close(force=True)
+        if self.process.isalive():
+            self.process.kill(signal.SIGKILL)
+            self.process.wait()
+        self.process.close()
 
     # ---- seeing
 
@@ -154,18 +158,22 @@ class ChatTerminal(Terminal):
 
     Args:
         options: of `localsteer chat`.
+        program: what starts that; by default this checkout's.
         shell: a line of the shell around it, such as "echo hello | {}; stty -a"; "{}" is the chat.
     """
 
     def __init__(
         self,
         *options: str | Path,
+        program: Sequence[str | Path] = (),
         shell: str = "",
         columns: int = 100,
         lines: int = 30,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        command: list[str | Path] = [sys.executable, ROOT / "cli.py", "chat", *options, "--threads", "1"]
+        command: list[str | Path] = [*(program or (sys.executable, ROOT / "cli.py", "chat")), *options]
+        if "--threads" not in options:
+            command += ["--threads", "1"]
         if shell:
             command = ["/bin/sh", "-c", shell.replace("{}", subprocess.list2cmdline(map(str, command)))]
         super().__init__(command, columns=columns, lines=lines, environment=environment)
