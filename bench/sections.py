@@ -369,9 +369,9 @@ def chat(setting: Setting) -> Section:
         ]
     return Section(
         "The chat",
-        f"Up to {CHAT_TOKENS} tokens of one steered answer, in `localsteer chat` and by `localsteer generate`, each in a terminal of "
-        "100 x 30 characters whose output is read; then the same question's three answers of `/compare`, in one batch. Time from "
-        "the first token to the last, for a token of the longest answer.",
+        f"Up to {CHAT_TOKENS} tokens of one steered answer, in `localsteer chat` and by `localsteer generate`, each in a "
+        "terminal that is read; then the same question's three answers of `/compare`, in one batch. Time from the first token to the "
+        "last, for a token of the longest answer.",
         tuple(comparisons),
     )
 
