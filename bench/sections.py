@@ -370,8 +370,8 @@ def chat(setting: Setting) -> Section:
     return Section(
         "The chat",
         f"Up to {CHAT_TOKENS} tokens of one steered answer, in `localsteer chat` and by `localsteer generate`, each in a "
-        "terminal that is read; then the same question's three answers of `/compare`, in one batch. Time from the first token to the "
-        "last, for a token of the longest answer.",
+        "terminal that is read; then the three answers of `/compare` to the same question, in one batch. Time from the first "
+        "token to the last, for a token of the longest answer.",
         tuple(comparisons),
     )
 
