@@ -32,12 +32,13 @@ def chatting(model: Path, threads: int, repeats: int, folder: Path) -> list[tupl
         for _ in range(repeats):
             log.write_text("", encoding="utf-8")
             terminal.ask("/reset")
-            terminal.ask(QUESTION)
-            terminal.ask("/compare")
+            for place, line in enumerate((QUESTION, "/compare"), start=1):
+                terminal.ask(line)
+                terminal.wait(lambda place=place: len(log.read_text(encoding="utf-8").splitlines()) == place, line)  # type: ignore[misc]
             with Terminal([*timed, "generate", QUESTION, *options]) as other:
                 if other.end() != 0:
                     raise MeasurementError(f"generate failed:\n{other.everything}")
-            talked, compared, generated = _read(log)
+            talked, compared, generated = tuple(_read(log))
             if talked[0] != generated[0] or talked[0] < CHAT_TOKENS // 2:
                 raise MeasurementError(f"the chat's answer has {talked[0]} tokens, and that of generate {generated[0]}")
             rounds.append((talked[1], generated[1], compared[1]))
