@@ -54,6 +54,7 @@ test-models: .venv/.dev
 	LOCALSTEER_MUTATIONS=10000 LOCALSTEER_EXAMPLES=10100 $(PYTEST) tests/files/test_mutated_files.py tests/policy/test_hostile_texts.py
 	LOCALSTEER_EXAMPLES=40 $(PYTEST) tests/server/test_hostile_requests.py
 	LOCALSTEER_EXAMPLES=2000 $(PYTEST) tests/llama/test_made_schemas.py
+	LOCALSTEER_EXAMPLES=1000 $(PYTEST) tests/end_to_end/test_chat_fuzz.py
 
 bench-tools: .venv/.dev
 	$(BIN)/python -m bench.tools

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.chatting import CHAT_TOKENS, chatting
 from bench.measure import Comparison, Section, Series, Target, run_cli, run_process, run_worker
 from bench.models import real_model
 from bench.serving import knobs, returning, serving
@@ -335,6 +336,46 @@ def volume_knobs(setting: Setting) -> Section:
     return knobs(models, setting.threads, setting.repeats, llama_programs(("llama-server",))["llama-server"])
 
 
+def chat(setting: Setting) -> Section:
+    """What the chat's drawing costs, and three answers side by side."""
+    models = {"demo": setting.model}
+    if (real := real_model()) is not None:
+        models[real.name] = real
+    comparisons = []
+    for label, model in models.items():
+        rounds = chatting(model, setting.threads, setting.repeats, setting.folder)
+        talked, generated, compared = (Series(values) for values in zip(*rounds, strict=True))
+        comparisons += [
+            Comparison(
+                f"time between tokens in the chat, {label}",
+                "ms",
+                talked,
+                "localsteer generate",
+                generated,
+                talked.over(generated),
+                "chat / generate",
+                Target(1.03, at_least=False),
+            ),
+            Comparison(
+                f"/compare: time between steps of three answers, {label}",
+                "ms",
+                compared,
+                "one answer",
+                talked,
+                compared.over(talked),
+                "three / one",
+                Target(1.6, at_least=False),
+            ),
+        ]
+    return Section(
+        "The chat",
+        f"Up to {CHAT_TOKENS} tokens of one steered answer, in `localsteer chat` and by `localsteer generate`, each in a "
+        "terminal that is read; then the three answers of `/compare` to the same question, in one batch. Time from the first "
+        "token to the last, for a token of the longest answer.",
+        tuple(comparisons),
+    )
+
+
 SECTIONS: dict[str, Callable[[Setting], Section]] = {
     "extraction": extraction,
     "decode": decode,
@@ -348,4 +389,5 @@ SECTIONS: dict[str, Callable[[Setting], Section]] = {
     "knobs": volume_knobs,
     "dosing": dosing,
     "calibration": calibration,
+    "chat": chat,
 }

@@ -51,7 +51,8 @@ def _last_lines(text: str, width: int, count: int | None) -> Text:
     for line in reversed(ends):
         rows = max(-(-cell_len(line) // width), 1)
         if rows > room:
-            kept.append(line[-room * width :] if room > 0 else "")
+            if room > 0:
+                kept.append(line[-room * width :])
             break
         kept.append(line)
         room -= rows

@@ -7,13 +7,17 @@ keys.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import queue
+import signal
 import threading
+from collections import deque
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.buffer import Buffer
-from prompt_toolkit.filters import Condition
+from prompt_toolkit.filters import Condition, is_searching
 from prompt_toolkit.formatted_text import ANSI, FormattedText, merge_formatted_text
 from prompt_toolkit.formatted_text.base import AnyFormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
@@ -23,12 +27,17 @@ from rich.text import Text
 
 from localsteer.chat.completion import SessionCompleter
 from localsteer.chat.knobs import warning
-from localsteer.chat.live_screen import KEPT_LINES, LiveScreen
+from localsteer.chat.live_screen import ANSWERING, KEPT_LINES, LiveScreen
 from localsteer.chat.markdown import ansi
+from localsteer.chat.screen import harmless
 from localsteer.chat.session import STEP, Session
 from localsteer.chat.terminal import handle, is_open
 from localsteer.errors import LocalsteerError
 
+logger = logging.getLogger(__name__)
+
+# Signals that end a program; the terminal must not be left as a prompt has it.
+_ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _STYLE = Style.from_dict(
     {
         "bottom-toolbar": "noreverse bg:default",
@@ -55,8 +64,9 @@ class Chat:
         self._session = session
         self._screen = screen
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._waiting: list[str] = []
+        self._waiting: deque[str] = deque()
         self._working = False
+        self._left = False
         self._failure: BaseException | None = None
         self._notice = ""
         kept: History = FileHistory(str(history)) if history is not None else InMemoryHistory()
@@ -73,52 +83,75 @@ class Chat:
             style=_STYLE,
             erase_when_done=True,
             reserve_space_for_menu=KEPT_LINES - 1,
+            output=screen.output,
         )
         self._prompt.default_buffer.accept_handler = self._accept
         self._prompt.app.min_redraw_interval = 0.02
 
     def run(self) -> None:
-        """Until /quit or Ctrl-D."""
+        """Until /quit or Ctrl-D.
+
+        Raises:
+            LocalsteerError: something failed that should not.
+            SystemExit: a signal ended it.
+        """
         worker = threading.Thread(target=self._work, name="chat", daemon=True)
 
         def begin() -> None:
-            self._screen.loop = asyncio.get_running_loop()
-            self._screen.redraw = self._prompt.app.invalidate
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _loop, context: self._leave(context.get("exception")))
+            for number in _ENDS:
+                loop.add_signal_handler(number, self._leave, SystemExit(128 + number))
+            self._screen.application = self._prompt.app
             worker.start()
 
         try:
             self._prompt.prompt(pre_run=begin)
         except EOFError:
             pass
+        except Exception as error:  # of a key, or while drawing
+            self._failure = self._failure or error
         finally:
-            self._screen.loop = None
+            self._left = True
+            self._screen.application = None
             self._screen.request_stop()
             self._lines.put(None)
             worker.join()
-        if self._failure is not None:
+        if isinstance(self._failure, (LocalsteerError, SystemExit)):
             raise self._failure
+        if self._failure is not None:
+            logger.debug("The chat failed.", exc_info=self._failure)
+            raise LocalsteerError(
+                f"The chat failed: {type(self._failure).__name__}: {self._failure}", hint="`localsteer -v chat` shows where."
+            )
 
     # ---- the second thread
 
     def _work(self) -> None:
+        failure: BaseException | None = None
         try:
-            while (line := self._lines.get()) is not None:
-                self._waiting = self._waiting[1:]
+            while (line := self._lines.get()) is not None and not self._left:
                 self._working = True
-                self._screen.begin()
-                self._screen.print_finished(ansi(Text(f"> {line}", "bold"), self._screen.width))
+                self._waiting.popleft()
+                self._screen.print_finished(ansi(Text(harmless(f"> {line}"), "bold"), self._screen.width))
                 if not handle(self._session, line):
                     break
                 self._working = False
+                self._screen.allow()
                 self._screen.redraw()
+        except KeyboardInterrupt:  # the prompt has ended
+            pass
         except BaseException as error:
-            self._failure = error
+            failure = error
         self._working = False
-        if (loop := self._screen.loop) is not None:
-            loop.call_soon_threadsafe(self._leave)
+        self._failure = self._failure or failure
+        if (loop := self._prompt.app.loop) is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended just now
+                loop.call_soon_threadsafe(self._leave)
 
-    def _leave(self) -> None:
-        if self._prompt.app.is_running:
+    def _leave(self, failure: BaseException | None = None) -> None:
+        self._failure = self._failure or failure
+        if self._prompt.app.is_running and not self._prompt.app.is_done:
             self._prompt.app.exit(exception=EOFError())
 
     # ---- the prompt
@@ -127,12 +160,12 @@ class Chat:
         """Send what is typed; it is kept for afterwards where the model still answers."""
         text, self._notice = buffer.text.strip(), ""
         if text:
-            self._waiting = [*self._waiting, text]
+            self._waiting.append(text)
             self._lines.put(text)
         return False
 
     def _message(self) -> AnyFormattedText:
-        waiting = [("class:waiting", f"  {line.splitlines()[0]}\n") for line in self._waiting[1 if not self._working else 0 :]]
+        waiting = [("class:waiting", f"  {line.splitlines()[0]}\n") for line in list(self._waiting)[0 if self._working else 1 :]]
         return merge_formatted_text([ANSI(self._screen.tail), FormattedText([*waiting, ("class:prompt", "> ")])])
 
     def _keys(self) -> KeyBindings:
@@ -150,13 +183,15 @@ class Chat:
         def _(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
-        @keys.add("c-c")
-        @keys.add("<sigint>")
+        @keys.add("c-c", filter=~is_searching)  # there it ends the search
+        @keys.add("<sigint>", filter=~is_searching)
         def _(event: KeyPressEvent) -> None:
-            if self._working:
+            if self._working or self._waiting:
                 self._screen.request_stop()
-            else:
+            elif event.current_buffer.text:
                 event.current_buffer.reset()
+            else:
+                self._notice = "Ctrl-D leaves"
 
         @keys.add("escape", "up")
         def _(_event: KeyPressEvent) -> None:
@@ -178,25 +213,26 @@ class Chat:
         self._prompt.app.invalidate()
 
     def _toolbar(self) -> AnyFormattedText:
-        session, screen = self._session, self._screen
-        plan, conversation = session.conversation.plan, session.conversation
-        style = "bar" if plan is None else "bar.steered"
+        session, screen, conversation = self._session, self._screen, self._session.conversation
+        latest = conversation.latest
+        style = "bar" if conversation.plan is None else "bar.steered"
         if warned := warning(session.steering):
             style = f"bar.{warned}"
-        parts = [(f"class:{style}", f" {session.status()}")]
+        parts = [(style, session.status())]
         if (state := session.policy_state) is not None:
-            parts.append(("class:bar.steered" if state != "policy: armed" else "class:bar", f" | {state}"))
-        if conversation.think is not None:
-            parts.append(("class:bar", f" | thinking {'on' if conversation.think else 'off'}"))
-        latest = conversation.latest
-        speed = (
-            screen.speed if screen.busy == "answering" else latest.answer.timing.tokens_per_second if latest is not None else 0
-        )
-        if speed:
-            parts.append(("class:bar", f" | {speed:.0f} tokens/s"))
-        parts.append(("class:bar", f" | context {conversation.prompt_length}/{session.n_ctx}"))
+            parts.append(("bar.steered" if state != "policy: armed" else "bar", state))
         if self._notice:
-            parts.append(("class:bar.strong", f" | {self._notice}"))
+            parts.append(("bar.strong", self._notice))
+        may_go = []
+        if conversation.think is not None:
+            may_go.append(("bar", f"thinking {'on' if conversation.think else 'off'}"))
+        speed = screen.speed if screen.busy == ANSWERING else latest.answer.timing.tokens_per_second if latest is not None else 0
+        if speed:
+            may_go.append(("bar", f"{speed:.0f} tokens/s"))
+        end = [("bar", f"context {conversation.prompt_length}/{session.n_ctx}")]
         if screen.busy or self._working:
-            parts.append(("class:bar", f" | {screen.busy or 'working'}"))
-        return FormattedText(parts)
+            end.append(("bar", screen.busy or "working"))
+        while may_go and sum(len(text) + 3 for _, text in (*parts, *may_go, *end)) > screen.width:
+            may_go.pop()
+        shown = [(f"class:{style}", text) for style, text in (*parts, *may_go, *end)]
+        return FormattedText([("", " "), *[one for part in shown for one in (part, ("class:bar", " | "))][:-1]])

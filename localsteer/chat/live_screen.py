@@ -9,22 +9,29 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import click
-from prompt_toolkit.application import Application, get_app, in_terminal
+from prompt_toolkit.application import Application, in_terminal
+from prompt_toolkit.output import Output
+from prompt_toolkit.renderer import HeightIsUnknownError
+from rich.cells import cell_len
 from rich.console import RenderableType
 from rich.text import Text
 
 from localsteer.building.own_answers import Progress
 from localsteer.chat.columns import columns
 from localsteer.chat.conversation import Heard
-from localsteer.chat.markdown import ansi, finished, rendered
+from localsteer.chat.markdown import ansi
 from localsteer.chat.screen import ShouldStop, harmless
+from localsteer.chat.writing import MarkdownWriting, RawWriting, Writing
 
 T = TypeVar("T")
 
@@ -33,26 +40,34 @@ T = TypeVar("T")
 _REDRAW = 0.125
 # Lines of the terminal that the prompt, the status line and a menu keep for themselves.
 KEPT_LINES = 6
+# What the status line says meanwhile.
+ANSWERING = "answering"
+# Seconds after which a thread that waits for the prompt looks whether that is still there.
+_STILL_THERE = 0.2
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*m|\x1b\].*?\x07")
 
 
 class LiveScreen:
     """Shows a chat above a prompt, from a thread that is not the prompt's.
 
     Args:
+        output: the terminal.
+        progress: shows how far a long work is while there is no prompt yet.
         plain: show answers as they are written, without rendering Markdown.
 
     Attributes:
-        loop: the prompt's event loop, once it runs.
+        application: the prompt while it runs; None before and after, when all is simply printed.
         busy: what goes on, for the status line; "" while nothing does.
         speed: tokens a second of what is being written.
     """
 
-    def __init__(self, *, plain: bool = False) -> None:
+    def __init__(self, output: Output, progress: Callable[[], AbstractContextManager[Progress]], *, plain: bool = False) -> None:
+        self.output = output
         self.plain = plain
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.redraw: Callable[[], None] = lambda: None
+        self.application: Application[str] | None = None
         self.busy = ""
         self.speed = 0.0
+        self._early_progress = progress
         self._stop = threading.Event()
         self._tail = ""
 
@@ -64,6 +79,15 @@ class LiveScreen:
     def request_stop(self) -> None:
         """Ctrl-C was pressed."""
         self._stop.set()
+
+    def allow(self) -> None:
+        """What comes next is not to be stopped: a Ctrl-C before was for something else."""
+        self._stop.clear()
+
+    def redraw(self) -> None:
+        """The prompt, soon."""
+        if (application := self.application) is not None:
+            application.invalidate()
 
     # ---- what a session asks for
 
@@ -91,12 +115,12 @@ class LiveScreen:
     @contextlib.contextmanager
     def answer(self) -> Iterator[Heard]:
         """Finished blocks above the prompt, the one that grows on top of it, reasoning folded to a line."""
-        writing = _Writing(self)
-        with self._works("answering"):
+        shown = _Answer(self, RawWriting() if self.plain else MarkdownWriting())
+        with self._works(ANSWERING):
             try:
-                yield writing.hear
+                yield shown.hear
             finally:
-                writing.end()
+                shown.end()
 
     @contextlib.contextmanager
     def side_by_side(self, titles: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
@@ -111,16 +135,18 @@ class LiveScreen:
                 drawn = time.monotonic()
                 self.grow(ansi(columns(titles, texts, self.width, lines=self.room - 2), self.width))
 
-        with self._works("answering"):
+        with self._works(ANSWERING):
             try:
                 yield tell
             finally:
                 self._print(ansi(columns(titles, texts, self.width), self.width), tail="")
 
-    @contextlib.contextmanager
-    def progress(self) -> Iterator[Progress]:
+    def progress(self) -> AbstractContextManager[Progress]:
         """In the status line. Ctrl-C ends the work."""
+        return self._progress() if self.application is not None else self._early_progress()
 
+    @contextlib.contextmanager
+    def _progress(self) -> Iterator[Progress]:
         def tell(what: str, done: int, total: int) -> None:
             if self._stop.is_set():
                 raise KeyboardInterrupt
@@ -146,7 +172,6 @@ class LiveScreen:
 
     def run_full_screen(self, application: Application[None], meanwhile: Callable[[], None], ended: Callable[[], None]) -> None:
         """In the prompt's place."""
-        assert self.loop is not None
 
         async def run() -> None:
             try:
@@ -157,13 +182,13 @@ class LiveScreen:
             finally:
                 ended()
 
-        running = asyncio.run_coroutine_threadsafe(run(), self.loop)
+        running = self._started(run())
         try:
             meanwhile()
         except BaseException:
             running.cancel()
             raise
-        running.result()
+        self._wait_for(running)
 
     # ---- drawing
 
@@ -177,30 +202,86 @@ class LiveScreen:
         self._tail = "".join(drawn.splitlines(keepends=True)[-self.room :])
         self.redraw()
 
-    def print_finished(self, drawn: str) -> None:
-        """Something that grew is finished: it goes above the prompt, and no longer grows there."""
-        self._print(drawn, tail="")
+    def print_finished(self, drawn: str, tail: str = "") -> None:
+        """Something that grew is finished: it goes above the prompt, and what grows now is the tail."""
+        self._print(drawn, tail)
 
     def _print(self, drawn: str, tail: str | None = None) -> None:
-        def write() -> None:
-            if tail is not None:
-                self._tail = tail
-            output = get_app().output
-            output.write_raw(drawn.replace("\r\n", "\n").replace("\n", "\r\n"))
-            output.flush()
+        """Above the prompt; waits for it, so that what is printed keeps its order."""
+        done: Future[None] = Future()
+        application = self.application
+        loop = application.loop if application is not None else None
+        if application is None or loop is None:
+            self._write(drawn)
+            return
 
-        self._in_terminal(write)
+        def write() -> None:
+            if done.set_running_or_notify_cancel():
+                try:
+                    if tail is not None:
+                        self.grow(tail)
+                    self._write_above(application, drawn)
+                    done.set_result(None)
+                except BaseException as error:
+                    done.set_exception(error)
+
+        try:
+            loop.call_soon_threadsafe(write)
+            self._wait_for(done)
+        except (RuntimeError, KeyboardInterrupt):  # the prompt has ended before it got to it
+            if not done.cancel():
+                raise
+            self._write(drawn)
+
+    def _write(self, drawn: str) -> None:
+        self.output.write_raw(drawn.replace("\n", "\r\n"))
+        self.output.flush()
+
+    def _write_above(self, application: Application[str], drawn: str) -> None:
+        # Not prompt_toolkit's in_terminal: the keyboard would be the terminal's meanwhile, which echoes what is typed and takes a
+        # Ctrl-D for the end of the input, and the status line would be gone until the terminal has said where the cursor is.
+        renderer = application.renderer
+        try:
+            above: int | None = renderer.rows_above_layout
+        except HeightIsUnknownError:
+            above = None
+        renderer.erase()
+        self._write(drawn)
+        size = self.output.get_size()
+        if above is not None:
+            renderer.report_absolute_cursor_row(min(above + 1 + _rows(drawn, size.columns), size.rows))
+        renderer.render(application, application.layout)
 
     def _in_terminal(self, function: Callable[[], T]) -> T:
-        """With the prompt out of the way; waits for it, so that what is printed keeps its order."""
-        if self.loop is None:
-            return function()
+        """With the terminal for itself."""
 
         async def run() -> T:
             async with in_terminal():
                 return function()
 
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result()
+        return self._awaited(run())
+
+    def _awaited(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._wait_for(self._started(work))
+
+    def _started(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        application = self.application
+        assert application is not None
+        assert application.loop is not None
+        return asyncio.run_coroutine_threadsafe(work, application.loop)
+
+    def _wait_for(self, done: Future[T]) -> T:
+        """What the prompt's thread does; it does no more when the prompt has ended.
+
+        Raises:
+            KeyboardInterrupt: it has ended.
+        """
+        while True:
+            try:
+                return done.result(_STILL_THERE)
+            except TimeoutError:
+                if self.application is None:
+                    raise KeyboardInterrupt from None
 
     @contextlib.contextmanager
     def _works(self, what: str) -> Iterator[None]:
@@ -211,20 +292,20 @@ class LiveScreen:
             self.busy = before
             self.redraw()
 
-    def begin(self) -> None:
-        """A line is worked on: a Ctrl-C before it was for something else."""
-        self._stop.clear()
+
+def _rows(drawn: str, columns: int) -> int:
+    """Lines of a terminal that a text takes."""
+    return sum(max(-(-cell_len(line) // columns), 1) for line in _ESCAPES.sub("", drawn).splitlines())
 
 
-class _Writing:
+class _Answer:
     """An answer while it comes."""
 
-    def __init__(self, screen: LiveScreen) -> None:
+    def __init__(self, screen: LiveScreen, writing: Writing) -> None:
         self._screen = screen
-        self._text = ""  # of the answer, what is not printed yet
+        self._writing = writing
         self._thought = ""
         self._thinking_since: float | None = None
-        self._printed = False
         self._drawn = 0.0
         self._begun = time.monotonic()
         self._pieces = 0
@@ -238,7 +319,7 @@ class _Writing:
                 self._thinking_since = time.monotonic()
         else:
             self._fold()
-            self._text += harmless(piece)
+            self._writing.push(harmless(piece))
         now = time.monotonic()
         if now - self._drawn < _REDRAW:
             return
@@ -248,17 +329,17 @@ class _Writing:
         if reasoning:
             self._screen.grow(ansi(Text(f"thinking: {self._thought.split(chr(10))[-1]}"[-width * 2 :], "dim italic"), width))
             return
-        if end := self._finished():
-            self._print(self._text[:end])
-            self._text = self._text[end:]
-        self._screen.grow(self._draw(self._text))
+        drawn, tail = self._writing.finished(width), self._writing.growing(width)
+        if drawn:
+            self._screen.print_finished(drawn, tail)
+        else:
+            self._screen.grow(tail)
 
     def end(self) -> None:
         """There is no more."""
         self._fold()
-        if self._text.strip():
-            self._print(self._text)
-        self._screen.print_finished("\n")
+        width = self._screen.width
+        self._screen.print_finished(f"{self._writing.finished(width)}{self._writing.growing(width)}\n")
 
     def _fold(self) -> None:
         if self._thinking_since is not None:
@@ -266,16 +347,3 @@ class _Writing:
             line = Text(f"[thought {words} words in {seconds:.0f} s; /thinking shows them]", "dim")
             self._screen.print_finished(ansi(line, self._screen.width))
             self._thinking_since = None
-
-    def _finished(self) -> int:
-        return self._text.rfind("\n") + 1 if self._screen.plain else finished(self._text)
-
-    def _draw(self, text: str) -> str:
-        if self._screen.plain:
-            return text if text.endswith("\n") else f"{text}\n"
-        gap = "\n" if self._printed and text.strip() else ""
-        return gap + ansi(rendered(text), self._screen.width).strip("\n") + "\n"
-
-    def _print(self, text: str) -> None:
-        self._screen.print_finished(self._draw(text))
-        self._printed = True

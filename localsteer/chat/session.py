@@ -372,6 +372,8 @@ def read_context(path: str) -> str:
         LocalsteerError: it cannot be read, is no text, or is too long.
     """
     file = Path(os.path.expanduser(path))
+    if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe or a terminal, which may never end
+        raise LocalsteerError(f"{path} is no file.")
     try:
         with file.open("rb") as opened:
             data = opened.read(_MOST_CONTEXT * 4 + 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +11,9 @@ from localsteer.chat.command import command
 from localsteer.chat.keeping import go_on, transcript_of
 from localsteer.chat.markdown import code_blocks
 from localsteer.chat.session import Session, read_context
+from localsteer.chat.shell import run_shell
 from localsteer.chat.transcript import Transcript, export_markdown, load_transcript, save_transcript
 from localsteer.errors import LocalsteerError
-
-# A command of the system that takes longer is no context for a message.
-_SHELL_SECONDS = 60
 
 
 @command("undo", "", "forget the last question and its answer")
@@ -88,22 +85,17 @@ def shell(session: Session, line: str) -> None:
     """What a line behind an exclamation mark does.
 
     Raises:
-        LocalsteerError: it does not end.
+        LocalsteerError: there is nothing behind it, or it does not end.
     """
     if not line:
         raise LocalsteerError("! runs a command and gives its output as context.", hint="Such as !git diff.")
-    try:
-        done = subprocess.run(
-            line, shell=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SHELL_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise LocalsteerError(f"{line} did not end within {_SHELL_SECONDS} seconds, and was ended.") from None
-    output = (done.stdout + done.stderr).decode("utf-8", errors="replace")
+    with session.screen.stoppable() as should_stop:
+        status, output = run_shell(line, should_stop)
     if output.strip():
         session.screen.say(output.rstrip())
         session.attach(f"$ {line}", output)
     else:
-        session.screen.note(f"[{line} ended with {done.returncode} and said nothing]")
+        session.screen.note(f"[{line} ended with {status} and said nothing]")
 
 
 @command("save", "FILE", "write the conversation and its settings as JSON", takes="files")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.style import Style
 from rich.text import Text
 
+from localsteer.chat.screen import harmless
 from localsteer.concepts.names import shipped_folder
 from localsteer.llama.model import Model
 from localsteer.reading.projection import project
@@ -57,7 +58,7 @@ class Trait:
         """The answer, every word in the colour of how far it lies along the vector."""
         text = Text()
         for word, value in _words(self.pieces, self.along):
-            text.append(word, _colour(value))
+            text.append(harmless(word), _colour(value))
         return text
 
     def legend(self) -> Text:

@@ -76,10 +76,12 @@ def command(
         opened = stack.enter_context(open_model(None, mode))
         screen: Screen
         if live:
+            from prompt_toolkit.output import create_output
+
             from localsteer.chat.live import Chat
             from localsteer.chat.live_screen import LiveScreen
 
-            screen = drawn = LiveScreen(plain=plain)
+            screen = drawn = LiveScreen(create_output(), progress_bar, plain=plain)
         else:
             screen = PlainScreen(progress_bar)
         conversation = Conversation(

@@ -370,9 +370,7 @@ def test_how_tokens_are_drawn_can_be_set(chat: Chat) -> None:
         assert said in chat(line).err
 
 
-def test_a_conversation_is_saved_and_loaded(
-    chat: Chat, vector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_conversation_is_saved_and_loaded(chat: Chat, vector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved, page = tmp_path / "talk.json", tmp_path / "talk.md"
     said = chat("Hello", "/system Be brief.", f"/save {saved}", f"/export {page}", options=("-s", f"0.5 {vector}"))
     assert f"Saved: {saved}\nWritten: {page}\n" in said.out

@@ -1,0 +1,86 @@
+"""Markdown for a terminal."""
+
+from __future__ import annotations
+
+import re
+
+from localsteer.chat.markdown import ansi, blocks, code_blocks, highlighted, rendered
+
+TEXT = """# Title
+
+A *paragraph*
+of two lines.
+
+- one
+- two
+  more
+- three
+
+~~~python title
+x = 1
+
+y = 2
+~~~
+
+| a | b |
+|---|---|
+| 1 | 2 |
+"""
+
+
+def plain(text: str, width: int = 40) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", ansi(rendered(text), width))
+
+
+def test_blocks_are_those_that_stand_in_no_other_one() -> None:
+    found = blocks(TEXT)
+    assert [block.text.split("\n")[0] for block in found] == ["# Title", "A *paragraph*", "- one", "~~~python title", "| a | b |"]
+    assert all(TEXT[block.start :].startswith(block.text) for block in found)
+    assert TEXT[found[2].last_item :].startswith("- three")
+    assert (found[3].code, found[3].language, found[3].closed) == (("x = 1", "", "y = 2"), "python", True)
+    assert blocks("") == []
+
+
+def test_a_fence_is_open_until_it_is_closed() -> None:
+    for text, code, closed in (
+        ("```", (), False),
+        ("```\n", (), False),
+        ("```\na", ("a",), False),
+        ("```\na\n``", ("a", "``"), False),
+        ("```\na\n```", ("a",), True),
+        ("```\na\n````", ("a",), True),
+        ("````\n```\n", ("```",), False),
+        ("  ```\n  a\n    b\n c\n", ("a", "  b", "c"), False),
+    ):
+        (block,) = blocks(text)
+        assert (block.code, block.closed) == (code, closed), text
+
+
+def test_an_item_without_text_is_not_the_last_one() -> None:
+    assert blocks("- a\n-")[0].last_item == 0
+    assert blocks("- a\n- b")[0].last_item == 4
+    assert blocks("- a\n  - b")[0].last_item == 0
+
+
+def test_the_code_of_all_blocks() -> None:
+    assert code_blocks("```\na\n\nb\n```\n\n- in a list:\n  ```c\n  int x;\n  ```\n\nText\n\n    indented\n") == [
+        "a\n\nb",
+        "int x;",
+        "indented",
+    ]
+
+
+def test_code_is_shown_without_spaces_up_to_the_margin() -> None:
+    assert plain("```python\nx = 1\n\n\ty = 2\n```") == "x = 1\n\n    y = 2\n"
+    assert [line.plain for line in highlighted(("a", "", "b", ""), "nosuchlanguage")] == ["a", "", "b", ""]
+
+
+def test_headings_stand_at_the_left_and_html_as_it_is() -> None:
+    assert plain("# Title").rstrip() == "Title"
+    assert plain("a vector<int> and <b>x</b>").rstrip() == "a vector<int> and <b>x</b>"
+    assert "http://example.com" in plain("[a link](http://example.com)")
+
+
+def test_an_entity_is_no_command_to_the_terminal() -> None:
+    assert "\x1b[2J" not in ansi(rendered("&#27;[2J &#x9b;2J &#7;"), 40)
+    assert "\x07" not in ansi(rendered("&#7;"), 40)
