@@ -26,7 +26,7 @@ from localsteer.commands.answering import (
     with_answer_options,
 )
 from localsteer.commands.options import ModelOptions, parse_special_option, with_model_options
-from localsteer.commands.output import note, progress_bar
+from localsteer.commands.output import progress_bar
 from localsteer.vector.calibration import Mode
 
 
@@ -99,9 +99,12 @@ def command(
         told = list(go_on(session, kept, settings=not answering.steering)) if kept is not None else []
         if answering.steering or kept is None:
             session.steer(answering.steering)
-        note(*session.introduction(), *told)
+        for line in (*session.introduction(), *told):
+            screen.note(line)
         if keeper is not None and keeper.is_new and keeper.file is not None:
-            note(f"Conversations are kept in {keeper.file}; `localsteer history` shows and deletes them, --no-log keeps none.")
+            screen.note(
+                f"Conversations are kept in {keeper.file}; `localsteer history` shows and deletes them, --no-log keeps none."
+            )
         if piped:
             session.attach("the piped text", piped)
         try:
