@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from localsteer.commands.answering import armed_policy, limit_for, max_dose_option, policy_option, steer_option
+from localsteer.commands.answering import (
+    armed_policy,
+    limit_for,
+    max_dose_option,
+    policy_option,
+    steer_option,
+    think_option,
+    with_sampling_options,
+)
 from localsteer.commands.options import ModelOptions, json_option, parse_special_option, with_model_options
 from localsteer.commands.output import note, print_json, progress_bar
 from localsteer.engine.batch import RunningBatch
@@ -78,6 +86,9 @@ if TYPE_CHECKING:
 @click.option(
     "--strict-model", is_flag=True, help="Refuse requests that name another model. Default: this one answers, with a note."
 )
+@click.option("-n", "--max-tokens", type=click.IntRange(1), help="Longest answer. Default: as much as the context holds.")
+@think_option
+@with_sampling_options
 @click.option("--alias", help="What the model is called in requests. Default: its name in `localsteer models list`.")
 @parse_special_option
 @json_option
@@ -100,12 +111,18 @@ def command(
     max_dose: float | None,
     list_steerings: int,
     strict_model: bool,
+    max_tokens: int | None,
+    think: bool | None,
+    sampling: Sampling,
     alias: str | None,
     parse_special: bool,
     as_json: bool,
     model_options: ModelOptions,
 ) -> None:
-    """Serve a model to programs that speak OpenAI's API or Ollama's, a different steering for every request."""
+    """Serve a model to programs that speak OpenAI's API or Ollama's, a different steering for every request.
+
+    How long answers are, whether the model thinks, and how tokens are drawn counts for requests that do not say it.
+    """
     try:
         from localsteer.server.app import make_app
         from localsteer.server.listener import run
@@ -115,6 +132,7 @@ def command(
             hint='Run `pip install "localsteer[server]"`.',
         ) from error
     from localsteer.server.answers import Service
+    from localsteer.server.defaults import Defaults
     from localsteer.server.engine import Engine
     from localsteer.server.steerings import Steerings, load_presets
 
@@ -126,7 +144,9 @@ def command(
         name = alias or model_options.name()
         mode: Mode = "anchored" if anchored else "response"
         if anchored:
-            check_anchored_batch(model, Sampling(), parallel)  # as requests that say nothing are drawn
+            check_anchored_batch(model, sampling, parallel)
+        if think and (model.chat_template is None or model.chat_template.thinking is None):
+            raise LocalsteerError(f"{name} does not think before it answers.", hint="Leave out --think.")
 
         def prepare() -> tuple[Steerings, ArmedPolicy | None, RunningBatch]:
             limit = limit_for(model, max_dose)
@@ -154,7 +174,7 @@ def command(
         steerings, armed, batch = compute_apart(prepare)
         engine = Engine(batch, queue=queue)
         stack.enter_context(engine)
-        service = Service(model, engine, steerings, armed)
+        service = Service(model, engine, steerings, armed, Defaults(sampling, max_tokens, think))
         stack.callback(service.stop)
         app = make_app(service, access)
         url = f"http://{_in_url(host)}:{listening.getsockname()[1]}"

@@ -13,8 +13,10 @@ from fastapi import APIRouter, Response
 from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.request import Answer, FinishReason, TokenLogprob
+from localsteer.llama import library
 from localsteer.llama.model import Model
-from localsteer.server.answers import EventStream, Finished, Prompt, RequestError, Service, Wishes, likeliest
+from localsteer.server.answered import answered, timings
+from localsteer.server.answers import Finished, Prompt, RequestError, Service, Wishes, likeliest
 from localsteer.server.asking import Asked, ask, timing_document
 from localsteer.server.conversations import chat_prompt, offer_of
 from localsteer.server.errors import decision_documents, error_document
@@ -22,6 +24,7 @@ from localsteer.server.jobs import Ended, Event, Failed
 from localsteer.server.logprobs import logprob_documents
 from localsteer.server.reply import ReplyReader, Said, parts_of
 from localsteer.server.schema import ChatRequest, Common, CompletionRequest, SteeringHeader
+from localsteer.server.streams import EventStream
 from localsteer.tools.tool import ToolCall
 
 _FINISH: dict[FinishReason, str] = {"stop": "stop", "length": "length", "interrupted": "stop", "policy": "content_filter"}
@@ -115,6 +118,7 @@ class _Reply:
 
     service: Service
     form: _Form
+    body: Common
     asked: Asked
     wants_logprobs: bool
     echoed: Sequence[str] = ()
@@ -128,7 +132,8 @@ class _Reply:
             "object": kind,
             "created": self.created,
             "model": self.asked.name,
-            "system_fingerprint": self.service.model.fingerprint.content[:16],
+            # What computes, behind a b as llama-server has it, and the model: a seed gives the same answer by the same of both.
+            "system_fingerprint": f"b{library.load().__version__}-{self.service.model.fingerprint.content[:16]}",
         }
 
     def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -165,8 +170,15 @@ class _Reply:
             "usage": usage,
             "steering": self.asked.steering,
             "policy": decision_documents(decisions),
-            "timing": timing_document([one.answer for one in finished]),
+            **_times([one.answer for one in finished]),
+            **({"__verbose": self.verbose(0, finished[0].answer)} if self.body.verbose else {}),
         }
+
+    def verbose(self, choice: int, answer: Answer) -> dict[str, Any]:
+        """All of an answer in llama-server's form: what was read, and what was written, marks and all."""
+        request = self.asked.answers.jobs[choice].request
+        document = answered(self.service, self.body, self.asked.name, request, answer)
+        return {"index": choice, "content": answer.text, "tokens": list(answer.tokens), **document}
 
     def _echoing(self, choice: int, count: int, content: dict[str, Any]) -> dict[str, Any]:
         """A choice's text with its prompt before it, where that was asked for."""
@@ -211,7 +223,7 @@ class _Reply:
             for document in self._documents_of(event, telling[event.choice]):
                 yield json.dumps(document)
         if include_usage:
-            yield json.dumps({**self.head(self.form.chunk), "choices": [], "usage": self.usage(ended)})
+            yield json.dumps({**self.head(self.form.chunk), "choices": [], "usage": self.usage(ended), **_times(ended)})
         yield "[DONE]"
 
     def _documents_of(self, event: Event, telling: _Telling) -> list[dict[str, Any]]:
@@ -230,7 +242,8 @@ class _Reply:
         finish = _finish(event.answer, calls=telling.calls)
         more = {
             "steering": self.asked.steering,
-            "timing": timing_document([event.answer]),
+            **_times([event.answer]),
+            **({"__verbose": self.verbose(event.choice, event.answer)} if self.body.verbose else {}),
             "seed": event.answer.seed,
         }
         return [*documents, self.chunk(event.choice, content, finish, **policy, **more)]
@@ -254,6 +267,12 @@ class _Telling:
 
     reader: ReplyReader
     calls: int = 0
+
+
+def _times(answers: Sequence[Answer]) -> dict[str, Any]:
+    """How long they took, in our form and in llama-server's."""
+    slowest = max(answers, key=lambda answer: answer.timing.seconds)
+    return {"timing": timing_document([slowest]), "timings": timings(slowest)}
 
 
 def _finish(answer: Answer, *, calls: int) -> str:
@@ -280,7 +299,7 @@ def router(service: Service) -> APIRouter:
 
         def prompts() -> list[Prompt]:
             wishes = body.template_wishes()
-            return [chat_prompt(service.model, messages, wishes, offer, formed=formed, with_span=service.gated)]
+            return [chat_prompt(service, messages, wishes, offer, formed=formed, with_span=service.gated)]
 
         return await _answer(service, _CHAT, body, prompts, max_tokens, logprobs, x_steering, http)
 
@@ -293,7 +312,9 @@ def router(service: Service) -> APIRouter:
         def prompts() -> list[Prompt]:
             return [_prompt(service, one, body.suffix) for one in _several(body.prompt)]
 
-        max_tokens = body.max_tokens if body.max_tokens is not None else _LEGACY_MAX_TOKENS
+        max_tokens = body.max_tokens
+        if max_tokens is None and service.defaults.max_tokens is None:
+            max_tokens = _LEGACY_MAX_TOKENS
         best_of = body.best_of if body.best_of != (body.n or 1) else None
         options = _Options(body.echo is True, best_of)
         return await _answer(service, _TEXT, body, prompts, max_tokens, body.logprobs, x_steering, http, options)
@@ -360,7 +381,7 @@ async def _answer(
 
     def make() -> tuple[Sequence[Prompt], Wishes]:
         prompts.extend(make_prompts())
-        wishes = body.wishes(service.model, max_tokens=max_tokens, logprobs=logprobs)
+        wishes = body.wishes(service, max_tokens=max_tokens, logprobs=logprobs)
         if options.best_of is not None:
             wishes = replace(wishes, count=options.best_of, logprobs=logprobs or 0)
         return prompts, wishes
@@ -368,7 +389,7 @@ async def _answer(
     asked = await ask(service, body, header, http, make)
     echoed = [prompt.message for prompt in prompts] if options.echo else []
     kept = (body.n or 1) if options.best_of is not None else None
-    reply = _Reply(service, form, asked, logprobs is not None, echoed, kept)
+    reply = _Reply(service, form, body, asked, logprobs is not None, echoed, kept)
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
         return EventStream(reply.stream(include_usage=usage), asked.answers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from localsteer.llama.chat_template import SWITCHES
 from localsteer.llama.model import Model
 from localsteer.server.answers import RequestError
 
@@ -26,6 +27,11 @@ class TemplateWishes:
     effort: str | None = None
     variables: Mapping[str, object] = field(default_factory=dict)
     header: bool = True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing is said about thinking."""
+        return self.think is None and self.effort is None and not self.variables.keys() & set(SWITCHES)
 
     def of(self, model: Model) -> tuple[bool | None, dict[str, object]]:
         """Whether the model shall think, and what its template is given.
