@@ -14,7 +14,7 @@ from tests.server.conftest import HELLO, Serve, Served
 from tests.server.test_template_wishes import CLOSED, THINKS
 from tests.tiny_models import write_tiny_model
 
-PATHS = {
+PATHS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": HELLO},
     "/v1/completions": {"prompt": "good day"},
     "/completion": {"prompt": "good day"},
