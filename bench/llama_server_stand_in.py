@@ -29,6 +29,7 @@ _SAME = {
     "--api-key": "--api-key",
     "--alias": "--alias",
     "--cache-ram": "--cache-ram",
+    "--cors-origins": "--allow-origin",
     "--temp": "--temperature",
     "--seed": "--seed",
     "--n-predict": "--max-tokens",
@@ -67,7 +68,8 @@ def translated(arguments: Sequence[str], model: Path) -> list[str]:
     if others:
         sys.exit(f"localsteer serve has no {' '.join(others)}")
     command = ["serve", "-m", str(model), "--parallel", str(given.parallel), "--list-steerings", "0", *ONE_THREAD]
-    command += ["--allow-origin", "*"]  # as llama-server has it where nothing is said
+    if given.cors_origins is None:
+        command += ["--allow-origin", "*"]  # as llama-server has it
     if given.ctx_size:
         command += ["--context", str(given.ctx_size if given.kv_unified else given.ctx_size // given.parallel)]
     for option, own in _SAME.items():

@@ -97,7 +97,12 @@ def make_app(service: Service, access: Access) -> ASGIApp:
     guarded: ASGIApp = Guard(app, access)
     if access.origins:
         guarded = CORSMiddleware(
-            guarded, allow_origins=list(access.origins), allow_methods=["*"], allow_headers=["*"], expose_headers=["Retry-After"]
+            guarded,
+            allow_origins=[one for one in access.origins if one == "*"],
+            allow_origin_regex=access.origin_pattern,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
         )
     return _HeadAsGet(CountRequests(guarded, metrics))  # what is refused counts, too
 

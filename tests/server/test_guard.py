@@ -187,6 +187,26 @@ def test_every_page_may_be_allowed(serve: Serve) -> None:
     assert answer.headers["access-control-allow-origin"] == "*"
 
 
+@pytest.mark.parametrize(
+    ("named", "origin", "allowed"),
+    [
+        ("app.example", "https://app.example", True),
+        ("app.example", "http://app.example:3000", True),
+        ("app.example", "http://app.example.evil.example", False),
+        ("app.example", "http://appxexample", False),
+        ("localhost", "http://127.0.0.1:3000", True),
+        ("localhost", "http://[::1]", True),
+        ("localhost", "http://localhost.evil.example", False),
+        ("localhost", "http://notlocalhost", False),
+        ("http://localhost:3000", "http://localhost:3001", False),
+    ],
+)
+def test_a_host_stands_for_all_its_pages(serve: Serve, named: str, origin: str, allowed: bool) -> None:
+    answer = serve(access=Access(origins=(named,))).client.get("/v1/models", headers={"Origin": origin})
+    assert answer.status_code == (200 if allowed else 403)
+    assert answer.headers.get("access-control-allow-origin") == (origin if allowed else None)
+
+
 def test_another_page_is_refused_all_the_same(shared: Served) -> None:
     answer = shared.client.get("/v1/models", headers={"Origin": "http://evil.example", "Authorization": f"Bearer {KEY}"})
     assert answer.status_code == 403
