@@ -1,4 +1,4 @@
-"""What llama-server tells of an answer, besides its text: what was read, how it was drawn, why it ended, and how long it took."""
+"""What llama-server tells of an answer besides its text: what is read, how it was drawn, why it ended, and how long it took."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from localsteer.engine.request import Answer, Request
+from localsteer.engine.request import Answer, PromptProgress, Request
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import RULED_OUT
 from localsteer.server.answers import Service
@@ -46,6 +46,16 @@ def answered(service: Service, body: Common, name: str, request: Request, answer
 def text_of_tokens(model: Model, tokens: Sequence[int]) -> str:
     """Their text, control tokens as they are written."""
     return b"".join(model.token_bytes(token, special=True) for token in tokens).decode("utf-8", errors="replace")
+
+
+def progress_document(progress: PromptProgress) -> dict[str, int]:
+    """How far a prompt is read."""
+    return {
+        "total": progress.total,
+        "cache": progress.reused,
+        "processed": progress.read,
+        "time_ms": round(progress.seconds * _MILLISECONDS),
+    }
 
 
 def timings(answer: Answer) -> dict[str, float]:

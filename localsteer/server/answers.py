@@ -87,6 +87,7 @@ class Wishes:
         logprobs: see `Request`.
         count: how many answers.
         steer_forms: see `Request`.
+        tell_progress: see `Job`.
     """
 
     sampling: Sampling
@@ -96,6 +97,7 @@ class Wishes:
     logprobs: int | None = None
     count: int = 1
     steer_forms: bool = False
+    tell_progress: bool = False
 
 
 class Answers:
@@ -345,7 +347,7 @@ class Service:
                     policy = self._armed.for_answers(mode)
                     gate = Controller(policy, audit=self._armed.audit).answer(prompt.message, plan)
                 self.engine.check(request, gate)
-                jobs.append(Job(request, gate))
+                jobs.append(Job(request, gate, wishes.tell_progress))
         _check_count(count, self.engine.most(jobs[0]))
         return jobs
 

@@ -14,7 +14,7 @@ from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.request import TokenLogprob
 from localsteer.llama.infill import File
-from localsteer.server.answered import answered
+from localsteer.server.answered import answered, progress_document
 from localsteer.server.answers import Answers, Finished, Prompt, Service, Wishes, applied
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Failed, Job
@@ -120,7 +120,8 @@ class _Reply:
                 yield json.dumps(error_document(event.error)[1])
                 return
             text = event.text if not isinstance(event, Ended) else ""
-            if event.tokens or text:
+            progress = event.progress if not isinstance(event, Ended) else None
+            if event.tokens or text or progress is not None:
                 yield json.dumps(
                     {
                         "index": event.choice,
@@ -128,6 +129,7 @@ class _Reply:
                         "tokens": list(event.tokens),
                         "stop": False,
                         "tokens_evaluated": len(self.jobs[event.choice].request.prompt),
+                        **({"prompt_progress": progress_document(progress)} if progress is not None else {}),
                         **({"completion_probabilities": self._probabilities(event.logprobs)} if self.body.n_probs else {}),
                         **({"policy": decision_documents(event.decisions)} if event.decisions else {}),
                     }

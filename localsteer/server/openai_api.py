@@ -14,102 +14,18 @@ from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.request import Answer, FinishReason, TokenLogprob
 from localsteer.llama import library
-from localsteer.llama.model import Model
-from localsteer.server.answered import answered, timings
+from localsteer.server.answered import answered, progress_document, timings
 from localsteer.server.answers import Finished, Prompt, RequestError, Service, Wishes, likeliest
 from localsteer.server.asking import Asked, ask, timing_document
 from localsteer.server.conversations import chat_prompt, offer_of
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Event, Failed
-from localsteer.server.logprobs import logprob_documents
+from localsteer.server.openai_forms import CHAT, TEXT, Form
 from localsteer.server.reply import ReplyReader, Said, parts_of
 from localsteer.server.schema import ChatRequest, Common, CompletionRequest, SteeringHeader
 from localsteer.server.streams import EventStream
-from localsteer.tools.tool import ToolCall
 
 _FINISH: dict[FinishReason, str] = {"stop": "stop", "length": "length", "interrupted": "stop", "policy": "content_filter"}
-
-
-@dataclass(frozen=True)
-class _Form:
-    """What the two kinds of completion differ in.
-
-    Attributes:
-        prefix: of the answer's identity.
-        whole, chunk: names of the objects.
-        answer, piece: a choice's part that holds the reply, whole and streamed, with the number of calls before.
-        logprobs: how log probabilities are written.
-    """
-
-    prefix: str
-    whole: str
-    chunk: str
-    answer: Callable[[Sequence[Said]], dict[str, Any]]
-    piece: Callable[[Sequence[Said], int], dict[str, Any]]
-    logprobs: Callable[[Model, Sequence[TokenLogprob]], dict[str, Any]]
-
-
-def _chat_logprobs(model: Model, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
-    return {"content": logprob_documents(model, entries), "refusal": None}
-
-
-def _text_logprobs(model: Model, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
-    def text(token: int) -> str:
-        return model.token_bytes(token, special=True).decode("utf-8", errors="replace")
-
-    return {
-        "tokens": [text(entry.token) for entry in entries],
-        "token_logprobs": [entry.logprob for entry in entries],
-        "top_logprobs": [{text(token): logprob for token, logprob in entry.likeliest} for entry in entries],
-        "text_offset": None,
-    }
-
-
-def _message(said: Sequence[Said]) -> dict[str, Any]:
-    reasoning, text, calls = parts_of(said)
-    return {
-        "message": {
-            "role": "assistant",
-            "content": text if text or not calls else None,
-            "refusal": None,
-            **({"reasoning_content": reasoning} if reasoning else {}),
-            **({"tool_calls": [_call(call) for call in calls]} if calls else {}),
-        }
-    }
-
-
-def _delta(said: Sequence[Said], calls_before: int) -> dict[str, Any]:
-    reasoning, text, calls = parts_of(said)
-    return {
-        "delta": {
-            **({"reasoning_content": reasoning} if reasoning else {}),
-            **({"tool_calls": [{"index": calls_before + at, **_call(call)} for at, call in enumerate(calls)]} if calls else {}),
-            **({"content": text} if text or not (reasoning or calls) else {}),
-        }
-    }
-
-
-def _call(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
-
-
-_CHAT = _Form(
-    "chatcmpl",
-    "chat.completion",
-    "chat.completion.chunk",
-    _message,
-    _delta,
-    _chat_logprobs,
-)
-_TEXT = _Form(
-    "cmpl",
-    "text_completion",
-    "text_completion",
-    lambda said: {"text": parts_of(said)[1]},
-    lambda said, _calls: {"text": parts_of(said)[1]},
-    _text_logprobs,
-)
 
 
 @dataclass(frozen=True)
@@ -117,7 +33,7 @@ class _Reply:
     """One request's answers as documents."""
 
     service: Service
-    form: _Form
+    form: Form
     body: Common
     asked: Asked
     wants_logprobs: bool
@@ -205,7 +121,7 @@ class _Reply:
     async def stream(self, *, include_usage: bool) -> AsyncIterator[str]:
         """The answers as server-sent events."""
         answers = self.asked.answers
-        if self.form is _CHAT:
+        if self.form is CHAT:
             for choice in range(len(answers.jobs)):
                 # null, as llama-server has it: programs that count deltas take an empty text for one.
                 yield json.dumps(self.chunk(choice, {"delta": {"role": "assistant", "content": None}}))
@@ -230,6 +146,9 @@ class _Reply:
         assert not isinstance(event, Failed)
         policy: dict[str, Any] = {"policy": decision_documents(event.decisions)} if event.decisions else {}
         if not isinstance(event, Ended):
+            if event.progress is not None:
+                empty = self.form.piece((), telling.calls)
+                return [self.chunk(event.choice, empty, prompt_progress=progress_document(event.progress))]
             said = telling.reader.push(event.text)
             if not (said or policy or (event.logprobs and self.wants_logprobs)):
                 return []
@@ -238,7 +157,7 @@ class _Reply:
         documents = []
         if said or (event.logprobs and self.wants_logprobs):
             documents.append(self._piece(event.choice, said, telling, event.logprobs))
-        content: dict[str, Any] = {"delta": {}} if self.form is _CHAT else {"text": ""}
+        content: dict[str, Any] = {"delta": {}} if self.form is CHAT else {"text": ""}
         finish = _finish(event.answer, calls=telling.calls)
         more = {
             "steering": self.asked.steering,
@@ -301,7 +220,7 @@ def router(service: Service) -> APIRouter:
             wishes = body.template_wishes()
             return [chat_prompt(service, messages, wishes, offer, formed=formed, with_span=service.gated)]
 
-        return await _answer(service, _CHAT, body, prompts, max_tokens, logprobs, x_steering, http)
+        return await _answer(service, CHAT, body, prompts, max_tokens, logprobs, x_steering, http)
 
     @routes.post("/v1/completions", response_model=None)
     async def complete(
@@ -317,7 +236,7 @@ def router(service: Service) -> APIRouter:
             max_tokens = _LEGACY_MAX_TOKENS
         best_of = body.best_of if body.best_of != (body.n or 1) else None
         options = _Options(body.echo is True, best_of)
-        return await _answer(service, _TEXT, body, prompts, max_tokens, body.logprobs, x_steering, http, options)
+        return await _answer(service, TEXT, body, prompts, max_tokens, body.logprobs, x_steering, http, options)
 
     @routes.get("/models", include_in_schema=False)
     @routes.get("/v1/models")
@@ -368,7 +287,7 @@ class _Options:
 
 async def _answer(
     service: Service,
-    form: _Form,
+    form: Form,
     body: Common,
     make_prompts: Callable[[], list[Prompt]],
     max_tokens: int | None,

@@ -219,6 +219,7 @@ class Common(SteeredFields):
     json_schema: dict[str, Any] | None = Field(
         default=None, description="A JSON schema that the answer follows, as llama-server takes it."
     )
+    return_progress: bool = Field(default=False, description="Tell in the stream how far the prompt is read.")
     verbose: bool = Field(default=False, description="Show the prompt, the settings and the tokens as well, in `__verbose`.")
     grammar: str | None = Field(default=None, description="A grammar that the answer follows: GBNF, or llguidance's Lark.")
 
@@ -247,7 +248,8 @@ class Common(SteeredFields):
             RequestError: what the answer is to follow cannot be had, or what has a bias is no token of the model.
         """
         sampling, most, follows = self.sampling(service), longest(max_tokens, service), self.constraint()
-        return Wishes(sampling, most, self.stops(), follows, logprobs, self.n or 1, self.steer_tools)
+        tell = self.return_progress and self.stream
+        return Wishes(sampling, most, self.stops(), follows, logprobs, self.n or 1, self.steer_tools, tell)
 
 
 class ChatRequest(Common):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -86,3 +87,21 @@ def test_a_chat_tells_its_times_as_llama_server_does(served: Served) -> None:
     assert whole["timings"]["predicted_n"] == whole["usage"]["completion_tokens"]
     assert whole["timings"]["prompt_n"] + whole["timings"]["cache_n"] == whole["usage"]["prompt_tokens"]
     assert whole["system_fingerprint"].startswith("b")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/completion"])
+def test_a_stream_tells_how_far_the_prompt_is_read(fresh: Served, path: str) -> None:
+    body = {"messages": HELLO, "prompt": "good day, good night", "stream": True, "max_tokens": 2}
+
+    def told(**more: Any) -> list[dict[str, int]]:
+        lines = fresh.client.post(path, json={**body, **more}).text.splitlines()
+        events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+        return [event["prompt_progress"] for event in events if "prompt_progress" in event]
+
+    for cached in (False, True):
+        first, *others = told(return_progress=True)
+        assert first["cache"] == first["processed"]
+        assert (first["cache"] > 0) == cached
+        assert others[-1]["processed"] == others[-1]["total"] == first["total"]
+        assert all(other["cache"] == first["cache"] for other in others)
+    assert told() == []
