@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -55,7 +56,7 @@ UNEXPLAINED = "Not explained"
 REASONS = {
     "test_basic.py::test_server_slots": (
         NOT_THERE,
-        "`--no-slots`: `/slots` tells which places are taken, of nobody's request anything",
+        "`--no-slots`: `/slots` tells how many places are taken, and nothing of requests",
     ),
     "test_basic.py::test_no_ui": (NOT_THERE, "`--no-ui`; llama-server was built without its page, and fails it too"),
     "test_basic.py::test_server_model_aliases_and_tags": (NOT_THERE, "`--tags`, and several names in `--alias`"),
@@ -91,7 +92,7 @@ REASONS = {
     ),
     "test_security.py::test_cors_origins_defaults_to_localhost_with_tools_enabled": (
         NOT_THERE,
-        "`--tools`, which lets pages run programs",
+        "`--tools`, by which models run programs",
     ),
     "test_security.py::test_cors_proxy": (NOT_THERE, "`--ui-mcp-proxy`, which fetches addresses for pages"),
     "test_security.py::test_local_media_file": (NOT_THERE, "`--media-path`, and images at all"),
@@ -136,7 +137,8 @@ def reason(ours: Result, control: Result | None) -> tuple[str, str]:
         return known
     if control is not None and control.outcome == "failed":
         return OTHER_MODEL, _told(ours)
-    return UNEXPLAINED, _told(ours)
+    option = re.search("localsteer serve has no (.*)", ours.said)
+    return (NOT_THERE, f"`{option[1]}`") if option is not None else (UNEXPLAINED, _told(ours))
 
 
 def table(ours: Mapping[str, Result], control: Mapping[str, Result]) -> str:
@@ -148,8 +150,8 @@ def table(ours: Mapping[str, Result], control: Mapping[str, Result]) -> str:
     theirs, well = Counter(one.file for one in fair), Counter(one.file for one in fair if one.outcome == "passed")
     total, of_theirs = sum(passed.values()), sum(well.values())
     lines = [
-        f"Of {len(run)} tests {total} pass ({total / max(len(run), 1):.0%}). llama-server passes {len(fair)} of them with this model; "
-        f"of these {of_theirs} pass here ({of_theirs / max(len(fair), 1):.0%}).",
+        f"Of {len(run)} tests {total} pass ({total / max(len(run), 1):.0%}). With this model llama-server "
+        f"passes {len(fair)} of them; of these {of_theirs} pass here ({of_theirs / max(len(fair), 1):.0%}).",
         "",
         "| tests | run | pass | llama-server passes | of these pass here |",
         "|---|--:|--:|--:|--:|",
@@ -171,6 +173,8 @@ def table(ours: Mapping[str, Result], control: Mapping[str, Result]) -> str:
 
 def _told(result: Result) -> str:
     """In one line what was expected."""
+    if pattern := re.search(r"match_regex\((['\"].*?['\"]),", result.message):
+        return f"words such as `{pattern[1]}`"
     text = " ".join(result.message.partition("\n")[0].split())[:100]
     return f"`{text.replace('`', chr(39))}`"
 
