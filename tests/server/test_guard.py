@@ -140,6 +140,13 @@ def test_a_link_to_the_page_may_be_followed_and_the_page_used(served: Served) ->
         assert status(served, {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "cors"}) == 200
 
 
+def test_names_of_headers_are_spelt_as_usual(listen: Listen) -> None:
+    with listen().connect() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = connection.makefile("rb").read()
+    assert b"\r\nContent-Type: application/json\r\n" in answer
+
+
 # --allow-origin
 
 
