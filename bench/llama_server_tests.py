@@ -111,6 +111,10 @@ REASONS = {
     ),
     "test_security.py::test_cors_proxy": (NOT_THERE, "`--ui-mcp-proxy`, which fetches addresses for pages"),
     "test_security.py::test_local_media_file": (NOT_THERE, "`--media-path`, and images at all"),
+    "test_template.py::test_reasoning[deepseek-ai-DeepSeek-R1-Distill-Qwen-32B-auto": (
+        OTHERWISE,
+        "this template does not let the model think where it is told nothing; llama-server tells it to (here `--think`)",
+    ),
 }
 
 
