@@ -111,10 +111,14 @@ REASONS = {
     ),
     "test_security.py::test_cors_proxy": (NOT_THERE, "`--ui-mcp-proxy`, which fetches addresses for pages"),
     "test_security.py::test_local_media_file": (NOT_THERE, "`--media-path`, and images at all"),
-    "test_template.py::test_reasoning[deepseek-ai-DeepSeek-R1-Distill-Qwen-32B-auto": (
-        OTHERWISE,
-        "this template does not let the model think where it is told nothing; llama-server tells it to (here `--think`)",
-    ),
+    **{
+        f"test_template.py::test_reasoning[{template}-auto": (
+            OTHERWISE,
+            "the templates of DeepSeek and Command do not let the model think where they are told nothing; llama-server tells them to "
+            "(here `--think`)",
+        )
+        for template in ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "CohereForAI-c4ai-command-r7b-12-2024-tool_use")
+    },
 }
 
 
