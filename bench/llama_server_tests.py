@@ -47,7 +47,7 @@ REQUIREMENTS = (
     "wget~=3.2",
 )
 PORT = 8471  # far from what people run
-LIMIT = 120  # seconds for a test: beside other work the longest that passes took 60
+LIMIT = 240  # seconds for a test: 20 where the machine does nothing else, far more beside other work
 OTHER_MODEL = "What another model would say or count: llama-server with the demo model fails them too"
 NOT_THERE = "Not there"
 OTHERWISE = "Otherwise here, on purpose"
@@ -114,8 +114,8 @@ REASONS = {
     **{
         f"test_template.py::test_reasoning[{template}-auto": (
             OTHERWISE,
-            "the templates of DeepSeek and Command do not let the model think where they are told nothing; llama-server tells them to "
-            "(here `--think`)",
+            "DeepSeek's and Command's templates do not let the model think where they are told nothing; llama-server tells them to, "
+            "`serve` with `--think`",
         )
         for template in ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "CohereForAI-c4ai-command-r7b-12-2024-tool_use")
     },
