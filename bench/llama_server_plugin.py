@@ -24,6 +24,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     import utils  # type: ignore[import-not-found]  # of llama.cpp's tests
 
     utils.ServerPreset.load_all = lambda: None
+    utils.ServerProcess.start.__defaults__ = (LIMIT,)  # beside other work a server may take longer to start than a minute
     known = {json.loads(line)["test"] for line in RESULTS.read_text().splitlines()} if RESULTS.exists() else set()
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in known])
     items[:] = [item for item in items if item.nodeid not in known]

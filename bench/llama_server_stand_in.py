@@ -23,24 +23,36 @@ ONE_THREAD = ("--threads", "1")
 # The model to download, which the demo model stands for.
 _MODEL = ("--hf-repo", "--hf-file", "--model", "--model-url")
 # What `localsteer serve` has under this name or another.
-_SAME = ("--host", "--port", "--api-key", "--alias", "--cache-ram")
+_SAME = {
+    "--host": "--host",
+    "--port": "--port",
+    "--api-key": "--api-key",
+    "--alias": "--alias",
+    "--cache-ram": "--cache-ram",
+    "--cors-origins": "--allow-origin",
+    "--temp": "--temperature",
+    "--seed": "--seed",
+    "--n-predict": "--max-tokens",
+}
+_THINKING = {"on": ["--think"], "off": ["--no-think"], "auto": [], None: []}
 # What it does in any case, or what changes neither answers nor forms.
 _DONE = ("--offline", "--cont-batching", "--embedding", "--metrics", "--slots", "--kv-unified", "--swa-full", "--jinja")
 _LAYOUT = ("--batch-size", "--ubatch-size", "-ctk", "-ctv", "-fa", "--n-gpu-layers")
-# What it cannot: the tests run nevertheless, and may notice. Defaults of requests, /slots cannot be closed, embeddings are means.
-_LEFT_OUT = ("--temp", "--seed", "--n-predict", "--reasoning-format")
+# What it cannot: the tests run nevertheless, and may notice. /slots cannot be closed, `verbose` is a field of requests.
+_LEFT_OUT = ("--reasoning-format",)
 _LEFT_OUT_FLAGS = ("--no-slots", "--no-jinja", "--verbose")
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The arguments of llama-server that are understood, and the others."""
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    for option in (*_MODEL, *_SAME, *_LAYOUT, *_LEFT_OUT, "--chat-template", "--chat-template-file", "--pooling", "--reasoning"):
+    for option in (*_MODEL, *_SAME, *_LAYOUT, *_LEFT_OUT, "--chat-template", "--chat-template-file", "--pooling"):
         parser.add_argument(option)
     for option in (*_DONE, *_LEFT_OUT_FLAGS):
         parser.add_argument(option, action="store_true")
     parser.add_argument("--ctx-size", type=int)
     parser.add_argument("--parallel", type=int, default=4)
+    parser.add_argument("--reasoning", choices=[*filter(None, _THINKING)])
     return parser.parse_known_args(arguments)
 
 
@@ -53,19 +65,18 @@ def translated(arguments: Sequence[str], model: Path) -> list[str]:
     given, others = parse(arguments)
     if given.pooling not in (None, "mean", "last"):
         others.append(f"--pooling {given.pooling}")
-    if given.reasoning not in (None, "auto"):
-        others.append(f"--reasoning {given.reasoning}")
     if others:
         sys.exit(f"localsteer serve has no {' '.join(others)}")
     command = ["serve", "-m", str(model), "--parallel", str(given.parallel), "--list-steerings", "0", *ONE_THREAD]
-    command += ["--allow-origin", "*"]  # as llama-server has it where nothing is said
+    if given.cors_origins is None:
+        command += ["--allow-origin", "*"]  # as llama-server has it
     if given.ctx_size:
         command += ["--context", str(given.ctx_size if given.kv_unified else given.ctx_size // given.parallel)]
-    for option in _SAME:
+    for option, own in _SAME.items():
         value = getattr(given, option.strip("-").replace("-", "_"))
-        if value is not None:
-            command += [option, value]
-    return command
+        if value is not None and (option, value) != ("--n-predict", "-1"):  # as much as the context holds, as without it
+            command += [own, value]
+    return [*command, *_THINKING[given.reasoning]]
 
 
 def with_template(model: Path, template: str, folder: Path) -> Path:

@@ -80,26 +80,18 @@ def _sampling_option(name: str, kind: click.FloatRange | click.IntRange, text: s
     return click.option(name, type=kind, default=default, show_default=True, help=text)
 
 
-def with_answer_options(function: Command) -> Command:
-    """What is said, how, and under which steering; the command gets `answering: AnswerOptions`."""
+think_option = click.option(
+    "--think/--no-think",
+    default=None,
+    help="Whether a model that can think does so first. Default: as its template says.",
+)
+
+
+def with_sampling_options(function: Command) -> Command:
+    """How tokens are drawn; the command gets `sampling: Sampling`."""
     penalty = click.FloatRange(-2, 2)
     return with_options(
-        gathered("sampling", Sampling)(gathered("answering", AnswerOptions)(function)),
-        steer_option('What to steer by, such as "0.5 happy - 0.3 formal@10-20"; several add up.'),
-        policy_option,
-        click.option("--system", help="A system message."),
-        click.option(
-            "--think/--no-think",
-            default=None,
-            help="Whether a model that can think does so first. Default: as its template says.",
-        ),
-        click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer."),
-        click.option(
-            "--anchored",
-            is_flag=True,
-            help="Let the unsteered model read along: what it would never say is not said. Takes stronger doses; slower.",
-        ),
-        max_dose_option,
+        gathered("sampling", Sampling)(function),
         _sampling_option("--temperature", click.FloatRange(0), "0: no chance."),
         _sampling_option("--top-k", click.IntRange(0), "0: all."),
         _sampling_option("--top-p", click.FloatRange(0, 1)),
@@ -112,6 +104,24 @@ def with_answer_options(function: Command) -> Command:
         _sampling_option("--frequency-penalty", penalty, "Taken off their logits for each time they occurred."),
         _sampling_option("--presence-penalty", penalty, "Likewise, once however often they occurred."),
         click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Draw the same answer again."),
+    )
+
+
+def with_answer_options(function: Command) -> Command:
+    """What is said, how, and under which steering; the command gets `answering: AnswerOptions`."""
+    return with_options(
+        with_sampling_options(gathered("answering", AnswerOptions)(function)),
+        steer_option('What to steer by, such as "0.5 happy - 0.3 formal@10-20"; several add up.'),
+        policy_option,
+        click.option("--system", help="A system message."),
+        think_option,
+        click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer."),
+        click.option(
+            "--anchored",
+            is_flag=True,
+            help="Let the unsteered model read along: what it would never say is not said. Takes stronger doses; slower.",
+        ),
+        max_dose_option,
         click.option(
             "--context",
             "n_ctx",

@@ -5,12 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from localsteer.commands.answering import armed_policy, limit_for, max_dose_option, policy_option, steer_option
+from localsteer.commands.answering import (
+    armed_policy,
+    limit_for,
+    max_dose_option,
+    policy_option,
+    steer_option,
+    think_option,
+    with_sampling_options,
+)
 from localsteer.commands.options import ModelOptions, json_option, parse_special_option, with_model_options
 from localsteer.commands.output import note, print_json, progress_bar
 from localsteer.engine.batch import RunningBatch
@@ -32,13 +41,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; any but this machine's needs --api-key."
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on, or several with commas between; any but this machine's needs --api-key.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any that is free.")
 @click.option("--api-key", envvar="LOCALSTEER_API_KEY", help="What requests must show. Also from $LOCALSTEER_API_KEY.")
 @click.option("--allow-host", multiple=True, help="A further name that requests may call the server by.")
 @click.option(
-    "--allow-origin", multiple=True, help="A web page elsewhere that may use it, such as http://localhost:3000; * for all."
+    "--allow-origin",
+    multiple=True,
+    help="A page elsewhere that may use it, such as http://localhost:3000, or a host; * for all.",
 )
 @click.option("--parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Answers at once.")
 @click.option("--queue", type=click.IntRange(0), default=32, show_default=True, help="Answers that may wait.")
@@ -78,6 +92,9 @@ if TYPE_CHECKING:
 @click.option(
     "--strict-model", is_flag=True, help="Refuse requests that name another model. Default: this one answers, with a note."
 )
+@click.option("-n", "--max-tokens", type=click.IntRange(1), help="Longest answer. Default: as much as the context holds.")
+@think_option
+@with_sampling_options
 @click.option("--alias", help="What the model is called in requests. Default: its name in `localsteer models list`.")
 @parse_special_option
 @json_option
@@ -100,12 +117,18 @@ def command(
     max_dose: float | None,
     list_steerings: int,
     strict_model: bool,
+    max_tokens: int | None,
+    think: bool | None,
+    sampling: Sampling,
     alias: str | None,
     parse_special: bool,
     as_json: bool,
     model_options: ModelOptions,
 ) -> None:
-    """Serve a model to programs that speak OpenAI's API or Ollama's, a different steering for every request."""
+    """Serve a model to programs that speak OpenAI's API or Ollama's, a different steering for every request.
+
+    How long answers are, whether the model thinks, and how tokens are drawn counts for requests that do not say it.
+    """
     try:
         from localsteer.server.app import make_app
         from localsteer.server.listener import run
@@ -115,18 +138,24 @@ def command(
             hint='Run `pip install "localsteer[server]"`.',
         ) from error
     from localsteer.server.answers import Service
+    from localsteer.server.defaults import Defaults
     from localsteer.server.engine import Engine
     from localsteer.server.steerings import Steerings, load_presets
 
-    access = _access(host, api_key, allow_host, allow_origin)
+    hosts = [one.strip() for one in host.split(",")]
+    access = _access(hosts, api_key, allow_host, allow_origin)
     presets = load_presets(presets_file) if presets_file is not None else {}
     with contextlib.ExitStack() as stack:
-        listening = stack.enter_context(_bind(host, port))
+        listening = [stack.enter_context(_bind(hosts[0], port))]
+        port = listening[0].getsockname()[1]  # of several addresses the same
+        listening += [stack.enter_context(_bind(one, port)) for one in hosts[1:]]
         model = stack.enter_context(model_options.open(parse_special=parse_special))
         name = alias or model_options.name()
         mode: Mode = "anchored" if anchored else "response"
         if anchored:
-            check_anchored_batch(model, Sampling(), parallel)  # as requests that say nothing are drawn
+            check_anchored_batch(model, sampling, parallel)
+        if think and (model.chat_template is None or model.chat_template.thinking is None):
+            raise LocalsteerError(f"{name} does not think before it answers.", hint="Leave out --think.")
 
         def prepare() -> tuple[Steerings, ArmedPolicy | None, RunningBatch]:
             limit = limit_for(model, max_dose)
@@ -154,10 +183,10 @@ def command(
         steerings, armed, batch = compute_apart(prepare)
         engine = Engine(batch, queue=queue)
         stack.enter_context(engine)
-        service = Service(model, engine, steerings, armed)
+        service = Service(model, engine, steerings, armed, Defaults(sampling, max_tokens, think))
         stack.callback(service.stop)
         app = make_app(service, access)
-        url = f"http://{_in_url(host)}:{listening.getsockname()[1]}"
+        url = f"http://{_in_url(hosts[0])}:{port}"
 
         def ready() -> None:
             if as_json:
@@ -167,30 +196,31 @@ def command(
         run(app, listening, service, ready)
 
 
-def _access(host: str, api_key: str | None, hosts: tuple[str, ...], origins: tuple[str, ...]) -> Access:
+def _access(listening: Sequence[str], api_key: str | None, hosts: tuple[str, ...], origins: tuple[str, ...]) -> Access:
     from localsteer.server.guard import LOOPBACK, Access, is_loopback
 
-    if not is_loopback(host) and not api_key:
+    elsewhere = [host for host in listening if not is_loopback(host)]
+    if elsewhere and not api_key:
         raise LocalsteerError(
-            f"{host} can be reached from other machines, and everybody there could use the model.",
+            f"{elsewhere[0]} can be reached from other machines, and everybody there could use the model.",
             hint="Give --api-key (or LOCALSTEER_API_KEY), or listen on 127.0.0.1.",
         )
     if api_key is not None and not api_key.isascii():
         raise LocalsteerError("The API key can only hold ASCII characters.", hint="Take another one.")
-    own = (socket.gethostname(), host) if not is_loopback(host) else (host,)
-    return Access((*LOOPBACK, *own, *hosts), tuple(one for named in origins for one in _origins(named)), api_key or None)
+    own = (*listening, socket.gethostname()) if elsewhere else listening
+    return Access((*LOOPBACK, *own, *hosts), tuple(map(_origin, origins)), api_key or None)
 
 
-def _origins(named: str) -> tuple[str, ...]:
-    """What browsers call the pages that --allow-origin names; a bare host stands for its pages with and without encryption."""
+def _origin(named: str) -> str:
+    """A page, or a host, as browsers call it."""
     if named == "*":
-        return (named,)
+        return named
     scheme, marked, host = named.lower().removesuffix("/").rpartition("://")
     if not host or any(character in host for character in "/?#@* "):
         raise LocalsteerError(
             f'--allow-origin "{named}" is no origin of a web page.', hint="Give one such as http://localhost:3000, or * for all."
         )
-    return (f"{scheme}://{host}",) if marked else (f"http://{host}", f"https://{host}")
+    return f"{scheme}{marked}{host}"
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -13,7 +13,7 @@ import numpy as np
 
 from localsteer.engine.draft import Draft
 from localsteer.engine.gate import Gate, Verdict
-from localsteer.engine.request import Answer, FinishReason, Request, Timing, TokenLogprob
+from localsteer.engine.request import Answer, FinishReason, PromptProgress, Request, Timing, TokenLogprob
 from localsteer.llama.context import Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, Rows
@@ -123,6 +123,13 @@ class Answering:
     def reusable(self) -> tuple[int, ...]:
         """The beginning of the prompt that need not be run where a cache holds it: what a gate reads has to be."""
         return self.request.prompt[: self.request.read[0] if self.gate.prompt_layers else -1]
+
+    @property
+    def progress(self) -> PromptProgress:
+        """How far its prompt is read."""
+        total = len(self.request.prompt)
+        read = total if self._told is not None else self._body.position if self._body is not None else self._reused
+        return PromptProgress(total, self._reused, read, time.perf_counter() - self._begun)
 
     def steps(self, reused: int) -> Generator[Run, Logits, None]:
         """What to run, one after another; each is answered by the logits of its last token.

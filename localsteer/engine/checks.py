@@ -22,7 +22,17 @@ _LEAST_DEFAULT = 256
 
 
 class ContextLengthError(LocalsteerError):
-    """A conversation that is longer than the context."""
+    """A conversation that is longer than the context.
+
+    Attributes:
+        n_prompt: its tokens.
+        n_ctx: those of the context.
+    """
+
+    def __init__(self, n_prompt: int, n_ctx: int, message: str, *, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.n_prompt = n_prompt
+        self.n_ctx = n_ctx
 
 
 def default_context(model: Model, parallel: int = 1) -> int:
@@ -43,6 +53,8 @@ def check_prompt(prompt: Sequence[int], n_ctx: int) -> None:
         raise LocalsteerError("The prompt is empty.", hint="Give the model some text.")
     if len(prompt) >= n_ctx:
         raise ContextLengthError(
+            len(prompt),
+            n_ctx,
             f"The prompt has {len(prompt)} tokens, and the context holds {n_ctx}.",
             hint="Shorten it, or ask for more with --context.",
         )

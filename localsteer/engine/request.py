@@ -149,6 +149,23 @@ class Timing:
         return self.answer_tokens / self.answer_seconds if self.answer_seconds > 0 else 0.0
 
 
+@dataclass(frozen=True)
+class PromptProgress:
+    """How far a prompt is read.
+
+    Attributes:
+        total: its tokens.
+        reused: those that were in the KV cache already.
+        read: those that are in there by now.
+        seconds: since the request.
+    """
+
+    total: int
+    reused: int
+    read: int
+    seconds: float
+
+
 def answering_seconds(timings: Sequence[Timing]) -> float:
     """From the first token to the last end of answers that were asked for together."""
     return max(timing.seconds for timing in timings) - min(timing.prompt_seconds for timing in timings)

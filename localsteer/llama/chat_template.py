@@ -64,7 +64,7 @@ _HELLO = Message("user", "Hello")
 # What `render` gives of its own accord.
 _OWN = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
 # Whether to think: the variable of Qwen, GLM and most others, and that of Granite and DeepSeek.
-_SWITCHES = ("enable_thinking", "thinking")
+SWITCHES = ("enable_thinking", "thinking")
 
 
 class ChatTemplate:
@@ -180,7 +180,7 @@ class ChatTemplate:
     @functools.cached_property
     def _switch(self) -> str | None:
         """The variable that turns thinking on and off."""
-        for name in _SWITCHES:
+        for name in SWITCHES:
             if name in self.variables:
                 on, off = (self._write([_HELLO], Given(variables={name: value})) for value in (True, False))
                 if on != off:

@@ -9,14 +9,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import anyio
 import numpy as np
 from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
-from sse_starlette import EventSourceResponse
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from localsteer.engine.phases import Division
 from localsteer.engine.request import Answer, Request, TokenLogprob
@@ -29,6 +25,7 @@ from localsteer.policy.arm import ArmedPolicy
 from localsteer.policy.audit import Decision
 from localsteer.policy.controller import Controller
 from localsteer.server.beside import Beside, while_connected
+from localsteer.server.defaults import Defaults
 from localsteer.server.engine import Engine
 from localsteer.server.jobs import Ended, Event, Failed, Job, Ticket
 from localsteer.server.reply import Reading
@@ -90,6 +87,7 @@ class Wishes:
         logprobs: see `Request`.
         count: how many answers.
         steer_forms: see `Request`.
+        tell_progress: see `Job`.
     """
 
     sampling: Sampling
@@ -99,6 +97,7 @@ class Wishes:
     logprobs: int | None = None
     count: int = 1
     steer_forms: bool = False
+    tell_progress: bool = False
 
 
 class Answers:
@@ -176,36 +175,6 @@ def _mean_logprob(finished: Finished) -> float:
     return sum(logprobs) / len(logprobs) if logprobs else 0.0
 
 
-class _EndsAnswers(Response):
-    """Answers that are streamed, which end with it, however it ends: also where nobody ever read the first."""
-
-    answers: Answers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self.answers.close()
-
-
-class EventStream(_EndsAnswers, EventSourceResponse):
-    """As server-sent events; a dictionary has the `event` beside its `data`."""
-
-    def __init__(self, events: AsyncIterator[str] | AsyncIterator[dict[str, str]], answers: Answers) -> None:
-        # When the server ends, the engine ends the answers: their streams are not to be torn off before that.
-        super().__init__(events, sep="\n", ping=15, shutdown_event=anyio.Event(), shutdown_grace_period=60)
-        self.answers = answers
-
-
-class JSONLines(_EndsAnswers, StreamingResponse):
-    """As lines of JSON."""
-
-    def __init__(self, lines: AsyncIterator[str], answers: Answers) -> None:
-        super().__init__(lines, media_type="application/x-ndjson")
-        self.answers = answers
-
-
 class Service:
     """Answers for one model.
 
@@ -214,6 +183,7 @@ class Service:
         engine: runs the answers.
         steerings: what can be asked for.
         armed: the policy that gates every answer; None for none.
+        defaults: how requests are answered that leave it open; None for as on the command line.
 
     Attributes:
         building: the vectors that are being built, by name.
@@ -221,10 +191,18 @@ class Service:
         embedding: those that are being embedded.
     """
 
-    def __init__(self, model: Model, engine: Engine, steerings: Steerings, armed: ArmedPolicy | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        engine: Engine,
+        steerings: Steerings,
+        armed: ArmedPolicy | None = None,
+        defaults: Defaults | None = None,
+    ) -> None:
         self.model = model
         self.engine = engine
         self.steerings = steerings
+        self.defaults = defaults or Defaults()
         self.building: Beside[None] = Beside("vectors that are being built", _FIRST_BUILD)
         self.reading: Beside[list[dict[str, Any]]] = Beside("texts that are being read", _FIRST_READING)
         self.embedding: Beside[NDArray[np.float32]] = Beside("texts that are embedded", _FIRST_READING)
@@ -369,7 +347,7 @@ class Service:
                     policy = self._armed.for_answers(mode)
                     gate = Controller(policy, audit=self._armed.audit).answer(prompt.message, plan)
                 self.engine.check(request, gate)
-                jobs.append(Job(request, gate))
+                jobs.append(Job(request, gate, wishes.tell_progress))
         _check_count(count, self.engine.most(jobs[0]))
         return jobs
 

@@ -13,7 +13,7 @@ from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.reply import Reasoning
 from localsteer.engine.request import Answer
-from localsteer.server.answers import EventStream, Finished, Prompt, Service, Wishes
+from localsteer.server.answers import Finished, Prompt, Service, Wishes
 from localsteer.server.anthropic_schema import CountRequest, MessagesRequest
 from localsteer.server.asking import Asked, ask, timing_document
 from localsteer.server.blocks import Document, streamed, written
@@ -21,6 +21,7 @@ from localsteer.server.conversations import chat_prompt
 from localsteer.server.errors import anthropic_document, decision_documents, error_document
 from localsteer.server.reply import Said
 from localsteer.server.schema import SteeringHeader
+from localsteer.server.streams import EventStream
 from localsteer.tools.tool import ToolCall
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "interrupted": "end_turn", "policy": "refusal"}
@@ -33,14 +34,14 @@ def router(service: Service) -> APIRouter:
     def prompt_of(body: CountRequest) -> Prompt:
         wishes, offer = body.template_wishes(), body.offer()
         formed = body.constraint() is not None
-        return chat_prompt(service.model, body.turns(), wishes, offer, formed=formed, with_span=service.gated)
+        return chat_prompt(service, body.turns(), wishes, offer, formed=formed, with_span=service.gated)
 
     @routes.post("", response_model=None)
     async def messages(body: MessagesRequest, http: HTTPRequest, x_steering: SteeringHeader = None) -> Response | Document:
         """Answer a conversation, steered as the request says."""
 
         def make() -> tuple[Sequence[Prompt], Wishes]:
-            return [prompt_of(body)], body.wishes(service.model)
+            return [prompt_of(body)], body.wishes(service)
 
         asked = await ask(service, body, x_steering, http, make, body.note)
         writer = _Writer(asked, body.stop_sequences or ())

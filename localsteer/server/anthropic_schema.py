@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from localsteer.llama.chat_template import Message, ToolCall
-from localsteer.llama.model import Model
-from localsteer.server.answers import RequestError, Wishes
+from localsteer.server.answers import RequestError, Service, Wishes
 from localsteer.server.constraints import Constraint, of_schema
 from localsteer.server.conversations import Offer, offer_of
 from localsteer.server.schema import ContentPart, InAnyCase, MaxTokens, SteeredFields, longest, refuse_fields, text_of
@@ -195,14 +194,15 @@ class MessagesRequest(SteeredFields, CountRequest):
         refuse_fields(data, _NOT_OFFERED)
         return data
 
-    def wishes(self, model: Model) -> Wishes:
+    def wishes(self, service: Service) -> Wishes:
         """How it is to be answered.
 
         Raises:
             RequestError: what the answer is to follow cannot be had.
         """
         stop = (*self.stops(), *(self.stop_sequences or ()))
-        return Wishes(self.sampling(model), longest(self.max_tokens), stop, self.constraint(), steer_forms=self.steer_tools)
+        most = longest(self.max_tokens, service)
+        return Wishes(self.sampling(service), most, stop, self.constraint(), steer_forms=self.steer_tools)
 
     @property
     def note(self) -> str | None:

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from localsteer.errors import LocalsteerError
 from localsteer.server import (
@@ -97,9 +97,14 @@ def make_app(service: Service, access: Access) -> ASGIApp:
     guarded: ASGIApp = Guard(app, access)
     if access.origins:
         guarded = CORSMiddleware(
-            guarded, allow_origins=list(access.origins), allow_methods=["*"], allow_headers=["*"], expose_headers=["Retry-After"]
+            guarded,
+            allow_origins=[one for one in access.origins if one == "*"],
+            allow_origin_regex=access.origin_pattern,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
         )
-    return _HeadAsGet(CountRequests(guarded, metrics))  # what is refused counts, too
+    return _UsualNames(_HeadAsGet(CountRequests(guarded, metrics)))  # what is refused counts, too
 
 
 class _HeadAsGet:
@@ -113,6 +118,23 @@ class _HeadAsGet:
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
         await self._app(scope, receive, send)
+
+
+class _UsualNames:
+    """Spells the names of headers as other servers do (Content-Type): small programs look for them letter by letter."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+
+        async def spelt(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [(name.title(), value) for name, value in message.get("headers", ())]
+            await send(message)
+
+        await self._app(scope, receive, spelt)
 
 
 class _App(FastAPI):

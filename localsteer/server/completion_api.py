@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
@@ -12,19 +12,19 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field, model_validator
 from starlette.requests import Request as HTTPRequest
 
-from localsteer.engine.request import Answer, TokenLogprob
+from localsteer.engine.request import TokenLogprob
 from localsteer.llama.infill import File
-from localsteer.llama.model import Model
-from localsteer.server.answers import Answers, EventStream, Finished, Prompt, Service, Wishes, applied
+from localsteer.server.answered import answered, progress_document
+from localsteer.server.answers import Answers, Finished, Prompt, Service, Wishes, applied
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Failed, Job
 from localsteer.server.logprobs import logprob_documents
 from localsteer.server.schema import Common, MaxTokens, SteeringHeader, Text
+from localsteer.server.streams import EventStream
 from localsteer.server.texts import token_lists
 from localsteer.steering.plan import Plan
 
 _MAX_PROBS = 100
-_MILLISECONDS = 1000
 
 # What would change the answer, with the values by which it does not.
 _IDLE: dict[str, tuple[object, ...]] = {
@@ -62,7 +62,7 @@ class Completion(Common):
                 raise ValueError(f"samplers are offered in this order only: {', '.join(_SAMPLERS)}.")
         return data
 
-    def wishes_for(self, model: Model) -> Wishes:
+    def wishes_for(self, service: Service) -> Wishes:
         """How it is to be answered.
 
         Raises:
@@ -71,7 +71,7 @@ class Completion(Common):
         most = self.n_predict if self.n_predict is not None else self.max_tokens
         count = {"n": self.n_cmpl} if self.n_cmpl is not None else {}
         body = self.model_copy(update=count)
-        return body.wishes(model, max_tokens=most, logprobs=self.n_probs or None)
+        return body.wishes(service, max_tokens=most, logprobs=self.n_probs or None)
 
 
 class Extra(BaseModel):
@@ -120,7 +120,8 @@ class _Reply:
                 yield json.dumps(error_document(event.error)[1])
                 return
             text = event.text if not isinstance(event, Ended) else ""
-            if event.tokens or text:
+            progress = event.progress if not isinstance(event, Ended) else None
+            if event.tokens or text or progress is not None:
                 yield json.dumps(
                     {
                         "index": event.choice,
@@ -128,6 +129,7 @@ class _Reply:
                         "tokens": list(event.tokens),
                         "stop": False,
                         "tokens_evaluated": len(self.jobs[event.choice].request.prompt),
+                        **({"prompt_progress": progress_document(progress)} if progress is not None else {}),
                         **({"completion_probabilities": self._probabilities(event.logprobs)} if self.body.n_probs else {}),
                         **({"policy": decision_documents(event.decisions)} if event.decisions else {}),
                     }
@@ -138,40 +140,12 @@ class _Reply:
                 yield json.dumps(_fields(document, fields) if fields else document)
 
     def _last(self, choice: int, finished: Finished) -> dict[str, Any]:
-        answer, request = finished.answer, self.jobs[choice].request
-        prompt = b"".join(self.service.model.token_bytes(token, special=True) for token in request.prompt)
-        cut = answer.finish_reason == "length"
+        request = self.jobs[choice].request
         return {
             "index": choice,
-            "stop": True,
-            "model": self.name,
-            "tokens_predicted": len(answer.tokens),
-            "tokens_evaluated": len(request.prompt),
-            "tokens_cached": answer.timing.reused_tokens,
-            "generation_settings": self._settings(choice, answer),
-            "prompt": prompt.decode("utf-8", errors="replace"),
-            "has_new_line": "\n" in answer.text,
-            "truncated": cut and len(answer.tokens) < request.max_tokens,
-            "stop_type": "limit" if cut else "word" if answer.met is not None else "eos",
-            "stopping_word": answer.met or "",
-            "timings": _timings(answer),
-            "seed": answer.seed,
+            **answered(self.service, self.body, self.name, request, finished.answer),
             "steering": applied(self.plan, request.mode, self.note, *request.unheard),
             "policy": decision_documents(finished.decisions),
-        }
-
-    def _settings(self, choice: int, answer: Answer) -> dict[str, Any]:
-        request, body = self.jobs[choice].request, self.body
-        return {
-            **asdict(request.sampling),
-            "seed": answer.seed,
-            "n_ctx": self.service.engine.n_ctx,
-            "n_predict": request.max_tokens,
-            "max_tokens": request.max_tokens,
-            "stop": list(request.stop),
-            "n_probs": body.n_probs,
-            "stream": body.stream,
-            "grammar": body.grammar or "",
         }
 
     def _probabilities(self, entries: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
@@ -212,7 +186,7 @@ async def _answer(
     plan = await service.plan(body.steering, header, body.model, mode, http)
 
     def prepare() -> _Reply:
-        jobs = service.jobs(make_prompts(), plan, body.wishes_for(service.model), mode)
+        jobs = service.jobs(make_prompts(), plan, body.wishes_for(service), mode)
         name, note = service.called(body.model)
         return _Reply(service, body, plan, jobs, note, name)
 
@@ -222,22 +196,6 @@ async def _answer(
         return EventStream(reply.stream(answers), answers)
     documents = [reply.whole(choice, finished) for choice, finished in enumerate(await answers.all(http))]
     return documents if len(documents) > 1 else documents[0]
-
-
-def _timings(answer: Answer) -> dict[str, float]:
-    timing = answer.timing
-    prompt, drawn = timing.prompt_seconds * _MILLISECONDS, timing.answer_seconds * _MILLISECONDS
-    return {
-        "cache_n": timing.reused_tokens,
-        "prompt_n": timing.prompt_tokens,
-        "prompt_ms": prompt,
-        "prompt_per_token_ms": prompt / max(timing.prompt_tokens, 1),
-        "prompt_per_second": timing.prompt_tokens_per_second,
-        "predicted_n": timing.answer_tokens,
-        "predicted_ms": drawn,
-        "predicted_per_token_ms": drawn / max(timing.answer_tokens, 1),
-        "predicted_per_second": timing.tokens_per_second,
-    }
 
 
 def _fields(document: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

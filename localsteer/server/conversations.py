@@ -16,7 +16,7 @@ from localsteer.llama.grammar import Grammar
 from localsteer.llama.model import Model
 from localsteer.llama.template_errors import TemplateError
 from localsteer.reading.prompt import changed_span, chat_stop, chat_tokens
-from localsteer.server.answers import Prompt, RequestError
+from localsteer.server.answers import Prompt, RequestError, Service
 from localsteer.server.reply import Reading
 from localsteer.server.template_wishes import TemplateWishes
 from localsteer.tools.derivation import form_for
@@ -112,7 +112,7 @@ def with_names(messages: Sequence[Message]) -> list[Message]:
 
 
 def chat_prompt(
-    model: Model,
+    service: Service,
     messages: Sequence[Message],
     wishes: TemplateWishes,
     offer: Offer | None = None,
@@ -123,7 +123,7 @@ def chat_prompt(
     """The prompt of a conversation.
 
     Args:
-        model: the model.
+        service: its model answers; its defaults say whether that thinks where the wishes do not.
         messages: the turns.
         wishes: what the chat template is asked for.
         offer: tools that may be called.
@@ -133,11 +133,14 @@ def chat_prompt(
     Raises:
         LocalsteerError: the model's template refuses it, or it says nothing, or it asks for two things that do not go together.
     """
+    model = service.model
     think, variables = wishes.of(model)
     if formed or (offer is not None and offer.choice == "required"):
         if think and model.chat_template is not None and model.chat_template.thinking is not None:
             raise RequestError("An answer in a form, or a call that has to be made, begins at once: without thinking.", "think")
         think = False if model.chat_template is not None and model.chat_template.thinking is not None else think
+    elif wishes.is_open:
+        think = service.defaults.think
     turns = with_names(messages)
     render = functools.partial(chat_tokens, model, think=think, variables=variables, header=wishes.header)
     tokens, tokens_of, form = _rendered(model, turns, render, offer)

@@ -53,6 +53,7 @@ class _Running:
     lane: Lane | None = None
     told_tokens: int = 0
     told_decisions: int = 0
+    told_read: int | None = None
 
     @property
     def job(self) -> Job:
@@ -272,6 +273,8 @@ class Engine:
             ended = self._batch.step()
             self._pace.stepped(self._clock() - began)
             self.counters.steps += 1
+            for running in self._running:
+                self._tell_progress(running)
             for lane in ended:
                 self._end(next(one for one in self._running if one.lane is lane))
 
@@ -312,7 +315,19 @@ class Engine:
             self.counters.count("error")
             _tell(running.ticket, Failed(running.choice, error))
 
+    def _tell_progress(self, running: _Running) -> None:
+        """How far the prompt is read, from what was in the cache up to all of it."""
+        if running.lane is None or not running.job.tell_progress or running.lane.steps is None:
+            return
+        now = running.lane.answering.progress
+        if running.told_read is None and now.read > now.reused:
+            _tell(running.ticket, Piece(running.choice, "", progress=replace(now, read=now.reused)))
+        if now.read != running.told_read:
+            running.told_read = now.read
+            _tell(running.ticket, Piece(running.choice, "", progress=now))
+
     def _tell_piece(self, running: _Running, text: str) -> None:
+        self._tell_progress(running)
         _tell(running.ticket, Piece(running.choice, text, *running.news()))
 
     def _end(self, running: _Running) -> None:

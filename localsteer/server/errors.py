@@ -55,7 +55,9 @@ def error_document(error: Exception) -> tuple[int, dict[str, Any]]:
     if isinstance(error, UnknownResponseError):
         return 404, document(text, "invalid_request_error", error.parameter, "response_not_found")
     if isinstance(error, ContextLengthError):
-        return 400, document(text, "invalid_request_error", "messages", "context_length_exceeded")
+        # The code is OpenAI's, the rest llama-server's: programs look for either.
+        told = document(text, "exceed_context_size_error", "messages", "context_length_exceeded")
+        return 400, {"error": {**told["error"], "n_prompt_tokens": error.n_prompt, "n_ctx": error.n_ctx}}
     parameter = error.parameter if isinstance(error, RequestError) else None
     return 400, document(text, "invalid_request_error", parameter)
 

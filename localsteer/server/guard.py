@@ -7,8 +7,10 @@ that it has made to point at 127.0.0.1 (DNS rebinding).
 from __future__ import annotations
 
 import contextlib
+import functools
 import hmac
 import ipaddress
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -32,13 +34,28 @@ class Access:
 
     Attributes:
         hosts: names and addresses that requests may call it by, without ports.
-        origins: web pages elsewhere that may talk to it, such as "http://localhost:3000"; "*" for all.
+        origins: web pages elsewhere that may talk to it, such as "http://localhost:3000"; a bare host for all its pages, on any
+            port, and "localhost" for all of this machine's; "*" for all there are.
         api_key: what requests must show; None for nothing.
     """
 
     hosts: Collection[str] = LOOPBACK
     origins: Collection[str] = ()
     api_key: str | None = None
+
+    @functools.cached_property
+    def origin_pattern(self) -> str:
+        """A regular expression for the origins of all pages that may talk to it."""
+        return "|".join(_origin_pattern(origin) for origin in self.origins)
+
+
+def _origin_pattern(origin: str) -> str:
+    if origin == "*":
+        return ".*"
+    if "://" in origin:
+        return re.escape(origin)
+    hosts = ("localhost", "127.0.0.1", "[::1]") if origin == "localhost" else (origin,)
+    return rf"https?://(?:{'|'.join(map(re.escape, hosts))})(?::\d+)?"
 
 
 def is_loopback(host: str) -> bool:
@@ -130,7 +147,7 @@ class Guard:
 
     def _is_own(self, origin: str, host: str) -> bool:
         """Whether a page comes from this server, or is allowed."""
-        if "*" in self._access.origins or origin in self._access.origins:
+        if self._access.origins and re.fullmatch(self._access.origin_pattern, origin):
             return True
         try:
             parts = urlsplit(origin)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from localsteer.engine.request import Answer, Request, TokenLogprob
+from localsteer.engine.request import Answer, PromptProgress, Request, TokenLogprob
 from localsteer.policy.audit import Decision
 from localsteer.policy.controller import AnswerGate
 
@@ -18,21 +18,24 @@ class Job:
     Attributes:
         request: what to answer.
         gate: the policy's, if any.
+        tell_progress: tell how far the prompt is read, as it is read.
     """
 
     request: Request
     gate: AnswerGate | None = None
+    tell_progress: bool = False
 
 
 @dataclass(frozen=True)
 class Piece:
-    """More of an answer: text that is certain, the tokens it took, and what the policy decided meanwhile."""
+    """More of an answer: text that is certain, the tokens it took, and what the policy decided meanwhile; or of its prompt."""
 
     choice: int
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     decisions: tuple[Decision, ...] = ()
     tokens: tuple[int, ...] = ()
+    progress: PromptProgress | None = None
 
 
 @dataclass(frozen=True)

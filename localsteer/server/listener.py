@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import uvicorn
@@ -32,12 +32,12 @@ class _Server(uvicorn.Server):
         ending.cancel()
 
 
-def run(app: ASGIApp, bound: socket.socket, service: Service, ready: Callable[[], None]) -> None:
+def run(app: ASGIApp, bound: Sequence[socket.socket], service: Service, ready: Callable[[], None]) -> None:
     """Serve until SIGINT or SIGTERM; both are the usual way to end, and no error.
 
     Args:
         app: what to serve.
-        bound: a socket with the address.
+        bound: a socket for each address.
         service: stopped where answers do not come to their end in time.
         ready: called when clients may connect and signals may come.
     """
@@ -52,9 +52,10 @@ def run(app: ASGIApp, bound: socket.socket, service: Service, ready: Callable[[]
     # uvicorn has handlers of its own while it runs, and raises the signal again when it is done.
     before = {number: signal.signal(number, end) for number in _SIGNALS}
     try:
-        bound.listen(config.backlog)
+        for one in bound:
+            one.listen(config.backlog)
         ready()
-        server.run(sockets=[bound])
+        server.run(sockets=list(bound))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,17 +1,17 @@
-"""What programs for llama-server ask besides OpenAI's API: `/tokenize`, `/detokenize`, `/apply-template`, `/props`, `/slots`."""
+"""What programs for llama-server ask besides OpenAI's API: tokens of texts and chats, and what the server is and does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from localsteer.llama.sampling import Sampling
+from localsteer.server.answered import text_of_tokens
 from localsteer.server.answers import RequestError, Service
 from localsteer.server.conversations import chat_prompt, offer_of
+from localsteer.server.defaults import Defaults
 from localsteer.server.schema import ChatRequest, Text
 
 _MAX_TOKENS = 10**6
@@ -56,24 +56,30 @@ def router(service: Service) -> APIRouter:
         """The text of tokens."""
         if wrong := next((token for token in body.tokens if not 0 <= token < model.n_vocab), None):
             raise RequestError(f"{wrong} is no token of this model.", "tokens")
-        return {"content": _text(body.tokens)}
-
-    def _text(tokens: Sequence[int]) -> str:
-        return b"".join(model.token_bytes(token, special=True) for token in tokens).decode("utf-8", errors="replace")
+        return {"content": text_of_tokens(model, body.tokens)}
 
     @routes.post("/apply-template")
     def apply_template(body: ChatRequest) -> dict[str, str]:
         """What the model would read of a conversation."""
+        return {"prompt": text_of_tokens(model, _prompt(body))}
+
+    @routes.post("/chat/completions/input_tokens", include_in_schema=False)
+    @routes.post("/v1/chat/completions/input_tokens")
+    def input_tokens(body: ChatRequest) -> dict[str, Any]:
+        """How many tokens the prompt of a conversation has."""
+        service.called(body.model)  # which may refuse it
+        return {"object": "response.input_tokens", "input_tokens": len(_prompt(body))}
+
+    def _prompt(body: ChatRequest) -> tuple[int, ...]:
         offer = offer_of(body.tools, body.tool_choice, body.parallel_tool_calls)
         messages, formed = [message.message() for message in body.messages], body.constraint() is not None
-        prompt = chat_prompt(model, messages, body.template_wishes(), offer, formed=formed)
-        return {"prompt": _text(prompt.tokens)}
+        return chat_prompt(service, messages, body.template_wishes(), offer, formed=formed).tokens
 
     @routes.get("/props")
     def props() -> dict[str, Any]:
         """The server, and how it answers who says nothing else; of the model's path only the file's name."""
         return {
-            "default_generation_settings": {"n_ctx": service.engine.n_ctx, "params": _defaults()},
+            "default_generation_settings": {"n_ctx": service.engine.n_ctx, "params": _params(service.defaults)},
             "total_slots": service.engine.parallel,
             "model_alias": service.steerings.name,
             "model_path": model.path.name,
@@ -96,6 +102,8 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _defaults() -> dict[str, Any]:
-    settings = asdict(Sampling())
-    return {**settings, "seed": -1, "max_tokens": -1, "n_predict": -1}
+def _params(defaults: Defaults) -> dict[str, Any]:
+    """-1 stands for a random seed, and for as many tokens as the context holds."""
+    most = defaults.max_tokens if defaults.max_tokens is not None else -1
+    seed = defaults.sampling.seed if defaults.sampling.seed is not None else -1
+    return {**asdict(defaults.sampling), "seed": seed, "max_tokens": most, "n_predict": most}

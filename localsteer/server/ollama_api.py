@@ -17,7 +17,7 @@ from localsteer.engine.request import Answer, TokenLogprob
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.audit import Decision
-from localsteer.server.answers import JSONLines, Prompt, RequestError, Service, Wishes
+from localsteer.server.answers import Prompt, RequestError, Service, Wishes
 from localsteer.server.asking import ask
 from localsteer.server.constraints import Constraint, any_json, of_schema
 from localsteer.server.conversations import chat_prompt, offer_of, tool_calls_of
@@ -26,6 +26,7 @@ from localsteer.server.jobs import Ended, Failed
 from localsteer.server.logprobs import logprob_documents
 from localsteer.server.reply import Said, parts_of
 from localsteer.server.schema import InAnyCase, MaxTokens, SamplingFields, SteeringHeader, longest
+from localsteer.server.streams import JSONLines
 from localsteer.server.template_wishes import TemplateWishes
 from localsteer.tools.tool import ToolCall
 
@@ -60,7 +61,7 @@ class _Common(BaseModel):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
 
-    def wishes(self, model: Model) -> Wishes:
+    def wishes(self, service: Service) -> Wishes:
         """How it is to be answered.
 
         Raises:
@@ -72,8 +73,8 @@ class _Common(BaseModel):
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         steer_forms = self.steer_tools if self.steer_tools is not None else options.steer_tools
         return Wishes(
-            options.sampling(model),
-            longest(options.num_predict),
+            options.sampling(service),
+            longest(options.num_predict, service),
             options.stops(),
             self.constraint(),
             logprobs,
@@ -161,7 +162,7 @@ def router(service: Service) -> APIRouter:
 
         def prompt() -> Prompt:
             formed = body.constraint() is not None
-            return chat_prompt(model, messages, TemplateWishes(body.think), offer, formed=formed, with_span=service.gated)
+            return chat_prompt(service, messages, TemplateWishes(body.think), offer, formed=formed, with_span=service.gated)
 
         return await _answer(service, body, prompt, part, x_steering, http)
 
@@ -186,7 +187,7 @@ def router(service: Service) -> APIRouter:
                 return service.text_prompt(body.prompt)
             system = [Message("system", body.system)] if body.system else []
             turns, formed = [*system, Message("user", body.prompt)], body.constraint() is not None
-            return chat_prompt(model, turns, TemplateWishes(body.think), formed=formed, with_span=service.gated)
+            return chat_prompt(service, turns, TemplateWishes(body.think), formed=formed, with_span=service.gated)
 
         if not body.prompt:
             return _loaded(service, body.model, part(()))
@@ -250,7 +251,7 @@ async def _answer(
     steer_prompt = body.steer_prompt if body.steer_prompt is not None else options.steer_prompt
     anchored = body.anchored if body.anchored is not None else options.anchored
     steered = _Steered(body.model, steering, steer_prompt is True, anchored)
-    asked = await ask(service, steered, header, http, lambda: ([make_prompt()], body.wishes(service.model)))
+    asked = await ask(service, steered, header, http, lambda: ([make_prompt()], body.wishes(service)))
     answers = asked.answers
 
     def logprobs(entries: Sequence[TokenLogprob]) -> dict[str, Any]:

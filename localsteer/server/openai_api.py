@@ -13,100 +13,19 @@ from fastapi import APIRouter, Response
 from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.request import Answer, FinishReason, TokenLogprob
-from localsteer.llama.model import Model
-from localsteer.server.answers import EventStream, Finished, Prompt, RequestError, Service, Wishes, likeliest
+from localsteer.llama import library
+from localsteer.server.answered import answered, progress_document, timings
+from localsteer.server.answers import Finished, Prompt, RequestError, Service, Wishes, likeliest
 from localsteer.server.asking import Asked, ask, timing_document
 from localsteer.server.conversations import chat_prompt, offer_of
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Event, Failed
-from localsteer.server.logprobs import logprob_documents
+from localsteer.server.openai_forms import CHAT, TEXT, Form
 from localsteer.server.reply import ReplyReader, Said, parts_of
 from localsteer.server.schema import ChatRequest, Common, CompletionRequest, SteeringHeader
-from localsteer.tools.tool import ToolCall
+from localsteer.server.streams import EventStream
 
 _FINISH: dict[FinishReason, str] = {"stop": "stop", "length": "length", "interrupted": "stop", "policy": "content_filter"}
-
-
-@dataclass(frozen=True)
-class _Form:
-    """What the two kinds of completion differ in.
-
-    Attributes:
-        prefix: of the answer's identity.
-        whole, chunk: names of the objects.
-        answer, piece: a choice's part that holds the reply, whole and streamed, with the number of calls before.
-        logprobs: how log probabilities are written.
-    """
-
-    prefix: str
-    whole: str
-    chunk: str
-    answer: Callable[[Sequence[Said]], dict[str, Any]]
-    piece: Callable[[Sequence[Said], int], dict[str, Any]]
-    logprobs: Callable[[Model, Sequence[TokenLogprob]], dict[str, Any]]
-
-
-def _chat_logprobs(model: Model, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
-    return {"content": logprob_documents(model, entries), "refusal": None}
-
-
-def _text_logprobs(model: Model, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
-    def text(token: int) -> str:
-        return model.token_bytes(token, special=True).decode("utf-8", errors="replace")
-
-    return {
-        "tokens": [text(entry.token) for entry in entries],
-        "token_logprobs": [entry.logprob for entry in entries],
-        "top_logprobs": [{text(token): logprob for token, logprob in entry.likeliest} for entry in entries],
-        "text_offset": None,
-    }
-
-
-def _message(said: Sequence[Said]) -> dict[str, Any]:
-    reasoning, text, calls = parts_of(said)
-    return {
-        "message": {
-            "role": "assistant",
-            "content": text if text or not calls else None,
-            "refusal": None,
-            **({"reasoning_content": reasoning} if reasoning else {}),
-            **({"tool_calls": [_call(call) for call in calls]} if calls else {}),
-        }
-    }
-
-
-def _delta(said: Sequence[Said], calls_before: int) -> dict[str, Any]:
-    reasoning, text, calls = parts_of(said)
-    return {
-        "delta": {
-            **({"reasoning_content": reasoning} if reasoning else {}),
-            **({"tool_calls": [{"index": calls_before + at, **_call(call)} for at, call in enumerate(calls)]} if calls else {}),
-            **({"content": text} if text or not (reasoning or calls) else {}),
-        }
-    }
-
-
-def _call(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
-
-
-_CHAT = _Form(
-    "chatcmpl",
-    "chat.completion",
-    "chat.completion.chunk",
-    _message,
-    _delta,
-    _chat_logprobs,
-)
-_TEXT = _Form(
-    "cmpl",
-    "text_completion",
-    "text_completion",
-    lambda said: {"text": parts_of(said)[1]},
-    lambda said, _calls: {"text": parts_of(said)[1]},
-    _text_logprobs,
-)
 
 
 @dataclass(frozen=True)
@@ -114,7 +33,8 @@ class _Reply:
     """One request's answers as documents."""
 
     service: Service
-    form: _Form
+    form: Form
+    body: Common
     asked: Asked
     wants_logprobs: bool
     echoed: Sequence[str] = ()
@@ -128,7 +48,8 @@ class _Reply:
             "object": kind,
             "created": self.created,
             "model": self.asked.name,
-            "system_fingerprint": self.service.model.fingerprint.content[:16],
+            # What computes, behind a b as llama-server has it, and the model: a seed gives the same answer by the same of both.
+            "system_fingerprint": f"b{library.load().__version__}-{self.service.model.fingerprint.content[:16]}",
         }
 
     def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -165,8 +86,15 @@ class _Reply:
             "usage": usage,
             "steering": self.asked.steering,
             "policy": decision_documents(decisions),
-            "timing": timing_document([one.answer for one in finished]),
+            **_times([one.answer for one in finished]),
+            **({"__verbose": self.verbose(0, finished[0].answer)} if self.body.verbose else {}),
         }
+
+    def verbose(self, choice: int, answer: Answer) -> dict[str, Any]:
+        """All of an answer in llama-server's form: what was read, and what was written, marks and all."""
+        request = self.asked.answers.jobs[choice].request
+        document = answered(self.service, self.body, self.asked.name, request, answer)
+        return {"index": choice, "content": answer.text, "tokens": list(answer.tokens), **document}
 
     def _echoing(self, choice: int, count: int, content: dict[str, Any]) -> dict[str, Any]:
         """A choice's text with its prompt before it, where that was asked for."""
@@ -193,7 +121,7 @@ class _Reply:
     async def stream(self, *, include_usage: bool) -> AsyncIterator[str]:
         """The answers as server-sent events."""
         answers = self.asked.answers
-        if self.form is _CHAT:
+        if self.form is CHAT:
             for choice in range(len(answers.jobs)):
                 # null, as llama-server has it: programs that count deltas take an empty text for one.
                 yield json.dumps(self.chunk(choice, {"delta": {"role": "assistant", "content": None}}))
@@ -211,13 +139,16 @@ class _Reply:
             for document in self._documents_of(event, telling[event.choice]):
                 yield json.dumps(document)
         if include_usage:
-            yield json.dumps({**self.head(self.form.chunk), "choices": [], "usage": self.usage(ended)})
+            yield json.dumps({**self.head(self.form.chunk), "choices": [], "usage": self.usage(ended), **_times(ended)})
         yield "[DONE]"
 
     def _documents_of(self, event: Event, telling: _Telling) -> list[dict[str, Any]]:
         assert not isinstance(event, Failed)
         policy: dict[str, Any] = {"policy": decision_documents(event.decisions)} if event.decisions else {}
         if not isinstance(event, Ended):
+            if event.progress is not None:
+                empty = self.form.piece((), telling.calls)
+                return [self.chunk(event.choice, empty, prompt_progress=progress_document(event.progress))]
             said = telling.reader.push(event.text)
             if not (said or policy or (event.logprobs and self.wants_logprobs)):
                 return []
@@ -226,11 +157,12 @@ class _Reply:
         documents = []
         if said or (event.logprobs and self.wants_logprobs):
             documents.append(self._piece(event.choice, said, telling, event.logprobs))
-        content: dict[str, Any] = {"delta": {}} if self.form is _CHAT else {"text": ""}
+        content: dict[str, Any] = {"delta": {}} if self.form is CHAT else {"text": ""}
         finish = _finish(event.answer, calls=telling.calls)
         more = {
             "steering": self.asked.steering,
-            "timing": timing_document([event.answer]),
+            **_times([event.answer]),
+            **({"__verbose": self.verbose(event.choice, event.answer)} if self.body.verbose else {}),
             "seed": event.answer.seed,
         }
         return [*documents, self.chunk(event.choice, content, finish, **policy, **more)]
@@ -254,6 +186,12 @@ class _Telling:
 
     reader: ReplyReader
     calls: int = 0
+
+
+def _times(answers: Sequence[Answer]) -> dict[str, Any]:
+    """How long they took, in our form and in llama-server's."""
+    slowest = max(answers, key=lambda answer: answer.timing.seconds)
+    return {"timing": timing_document([slowest]), "timings": timings(slowest)}
 
 
 def _finish(answer: Answer, *, calls: int) -> str:
@@ -280,9 +218,9 @@ def router(service: Service) -> APIRouter:
 
         def prompts() -> list[Prompt]:
             wishes = body.template_wishes()
-            return [chat_prompt(service.model, messages, wishes, offer, formed=formed, with_span=service.gated)]
+            return [chat_prompt(service, messages, wishes, offer, formed=formed, with_span=service.gated)]
 
-        return await _answer(service, _CHAT, body, prompts, max_tokens, logprobs, x_steering, http)
+        return await _answer(service, CHAT, body, prompts, max_tokens, logprobs, x_steering, http)
 
     @routes.post("/v1/completions", response_model=None)
     async def complete(
@@ -293,10 +231,12 @@ def router(service: Service) -> APIRouter:
         def prompts() -> list[Prompt]:
             return [_prompt(service, one, body.suffix) for one in _several(body.prompt)]
 
-        max_tokens = body.max_tokens if body.max_tokens is not None else _LEGACY_MAX_TOKENS
+        max_tokens = body.max_tokens
+        if max_tokens is None and service.defaults.max_tokens is None:
+            max_tokens = _LEGACY_MAX_TOKENS
         best_of = body.best_of if body.best_of != (body.n or 1) else None
         options = _Options(body.echo is True, best_of)
-        return await _answer(service, _TEXT, body, prompts, max_tokens, body.logprobs, x_steering, http, options)
+        return await _answer(service, TEXT, body, prompts, max_tokens, body.logprobs, x_steering, http, options)
 
     @routes.get("/models", include_in_schema=False)
     @routes.get("/v1/models")
@@ -347,7 +287,7 @@ class _Options:
 
 async def _answer(
     service: Service,
-    form: _Form,
+    form: Form,
     body: Common,
     make_prompts: Callable[[], list[Prompt]],
     max_tokens: int | None,
@@ -360,7 +300,7 @@ async def _answer(
 
     def make() -> tuple[Sequence[Prompt], Wishes]:
         prompts.extend(make_prompts())
-        wishes = body.wishes(service.model, max_tokens=max_tokens, logprobs=logprobs)
+        wishes = body.wishes(service, max_tokens=max_tokens, logprobs=logprobs)
         if options.best_of is not None:
             wishes = replace(wishes, count=options.best_of, logprobs=logprobs or 0)
         return prompts, wishes
@@ -368,7 +308,7 @@ async def _answer(
     asked = await ask(service, body, header, http, make)
     echoed = [prompt.message for prompt in prompts] if options.echo else []
     kept = (body.n or 1) if options.best_of is not None else None
-    reply = _Reply(service, form, asked, logprobs is not None, echoed, kept)
+    reply = _Reply(service, form, body, asked, logprobs is not None, echoed, kept)
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
         return EventStream(reply.stream(include_usage=usage), asked.answers)

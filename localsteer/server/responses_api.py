@@ -14,8 +14,7 @@ from starlette.requests import Request as HTTPRequest
 from localsteer.engine.reply import Reasoning
 from localsteer.engine.request import Answer
 from localsteer.llama.chat_template import Message
-from localsteer.llama.model import Model
-from localsteer.server.answers import EventStream, Finished, Prompt, Service, Wishes
+from localsteer.server.answers import Finished, Prompt, Service, Wishes
 from localsteer.server.asking import Asked, ask, timing_document
 from localsteer.server.blocks import Document, streamed, written
 from localsteer.server.conversations import chat_prompt
@@ -24,6 +23,7 @@ from localsteer.server.kept_responses import Kept, KeptResponses
 from localsteer.server.reply import Said
 from localsteer.server.responses_schema import Item, ResponsesRequest, joined
 from localsteer.server.schema import SteeringHeader
+from localsteer.server.streams import EventStream
 from localsteer.tools.tool import ToolCall
 
 _INCOMPLETE = {"length": "max_output_tokens", "policy": "content_filter"}
@@ -43,13 +43,13 @@ def router(service: Service) -> APIRouter:
         system = [Message("system", body.instructions)] if body.instructions else []
 
         def make() -> tuple[Sequence[Prompt], Wishes]:
-            wishes, formed = body.wishes(service.model), body.constraint() is not None
+            wishes, formed = body.wishes(service), body.constraint() is not None
             template, offer = body.template_wishes(), body.offer()
-            prompt = chat_prompt(service.model, [*system, *turns], template, offer, formed=formed, with_span=service.gated)
+            prompt = chat_prompt(service, [*system, *turns], template, offer, formed=formed, with_span=service.gated)
             return [prompt], wishes
 
         asked = await ask(service, body, x_steering, http, make)
-        writer = _Writer(asked, body, service.model)
+        writer = _Writer(asked, body, service)
 
         def keep() -> None:
             if body.store is not False and writer.response["status"] != "failed":
@@ -95,18 +95,18 @@ class _Writer:
     Args:
         asked: the request under way.
         body: it.
-        model: the model, which counts the tokens of the reasoning.
+        service: its model counts the tokens of the reasoning.
 
     Attributes:
         response: all of it, as far as it has come.
     """
 
-    def __init__(self, asked: Asked, body: ResponsesRequest, model: Model) -> None:
+    def __init__(self, asked: Asked, body: ResponsesRequest, service: Service) -> None:
         self._asked = asked
-        self._model = model
+        self._model = service.model
         self._told = 0
         self._reasoning_tokens = 0
-        sampling = body.sampling(model)
+        sampling = body.sampling(service)
         self.response: Document = {
             "id": f"resp_{secrets.token_hex(12)}",
             "object": "response",

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from localsteer.llama.chat_template import Message
-from localsteer.llama.model import Model
-from localsteer.server.answers import RequestError, Wishes
+from localsteer.server.answers import RequestError, Service, Wishes
 from localsteer.server.constraints import Constraint, any_json, of_schema
 from localsteer.server.conversations import Offer, offer_of, tool_calls_of
 from localsteer.server.schema import ContentPart, InAnyCase, MaxTokens, SteeredFields, Text, longest, refuse_fields, text_of
@@ -177,12 +176,11 @@ class ResponsesRequest(SteeredFields):
             raise RequestError("text.format is text, json_object, or json_schema with its schema.", "text.format")
         return of_schema(wanted["schema"], "text.format")
 
-    def wishes(self, model: Model) -> Wishes:
+    def wishes(self, service: Service) -> Wishes:
         """How it is to be answered.
 
         Raises:
             RequestError: what the answer is to follow cannot be had.
         """
-        return Wishes(
-            self.sampling(model), longest(self.max_output_tokens), self.stops(), self.constraint(), steer_forms=self.steer_tools
-        )
+        most = longest(self.max_output_tokens, service)
+        return Wishes(self.sampling(service), most, self.stops(), self.constraint(), steer_forms=self.steer_tools)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Annotated, Any, Literal
 
 from fastapi import Header
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from localsteer.llama.chat_template import Message
-from localsteer.llama.model import Model
 from localsteer.llama.sampling import MAX_SEED, Sampling
-from localsteer.server.answers import RequestError, Wishes
+from localsteer.server.answers import RequestError, Service, Wishes
 from localsteer.server.constraints import Constraint, constraint
 from localsteer.server.conversations import tool_calls_of
 from localsteer.server.logit_bias import biases_of
@@ -34,9 +33,11 @@ _FARTHEST = 2**20
 Farthest = BeforeValidator(lambda value: _FARTHEST if value == -1 else value)
 
 
-def longest(max_tokens: int | None) -> int | None:
+def longest(max_tokens: int | None, service: Service) -> int | None:
     """Tokens of the longest answer; None where it may fill the context."""
-    return max_tokens if max_tokens is not None and max_tokens >= 0 else None
+    if max_tokens is None:
+        return service.defaults.max_tokens
+    return max_tokens if max_tokens >= 0 else None
 
 
 # What would change how tokens are drawn, with the values by which it does not.
@@ -51,7 +52,7 @@ _IDLE: dict[str, tuple[float, ...]] = {
 
 
 class SamplingFields(BaseModel):
-    """The part of a request that says how tokens are drawn; what it leaves out is as on the command line."""
+    """The part of a request that says how tokens are drawn; what it leaves out is as the server was started."""
 
     temperature: float | None = Field(default=None, ge=0, le=5)
     top_p: float | None = Field(default=None, ge=0, le=1)
@@ -79,16 +80,17 @@ class SamplingFields(BaseModel):
                 raise ValueError(f"{name} is not offered here.")
         return data
 
-    def sampling(self, model: Model) -> Sampling:
+    def sampling(self, service: Service) -> Sampling:
         """The settings of the sampler chain.
 
         Raises:
             RequestError: what has a bias is no token of the model.
         """
         given = self.model_dump(include=_SAMPLING, exclude_none=True)
-        # llama.cpp and Ollama take -1 for a random one.
-        seed = self.seed % (MAX_SEED + 1) if self.seed not in (None, -1) else None
-        return Sampling(**given, logit_bias=biases_of(model, self.logit_bias), seed=seed)
+        if self.seed is not None:
+            # llama.cpp and Ollama take -1 for a random one.
+            given["seed"] = self.seed % (MAX_SEED + 1) if self.seed != -1 else None
+        return replace(service.defaults.sampling, **given, logit_bias=biases_of(service.model, self.logit_bias))
 
     def stops(self) -> tuple[str, ...]:
         """Strings that end the answer."""
@@ -217,6 +219,8 @@ class Common(SteeredFields):
     json_schema: dict[str, Any] | None = Field(
         default=None, description="A JSON schema that the answer follows, as llama-server takes it."
     )
+    return_progress: bool = Field(default=False, description="Tell in the stream how far the prompt is read.")
+    verbose: bool = Field(default=False, description="Show the prompt, the settings and the tokens as well, in `__verbose`.")
     grammar: str | None = Field(default=None, description="A grammar that the answer follows: GBNF, or llguidance's Lark.")
 
     @model_validator(mode="before")
@@ -237,14 +241,15 @@ class Common(SteeredFields):
         """
         return constraint(self.response_format, self.json_schema, self.grammar)
 
-    def wishes(self, model: Model, *, max_tokens: int | None, logprobs: int | None) -> Wishes:
+    def wishes(self, service: Service, *, max_tokens: int | None, logprobs: int | None) -> Wishes:
         """How it is to be answered.
 
         Raises:
             RequestError: what the answer is to follow cannot be had, or what has a bias is no token of the model.
         """
-        sampling, follows = self.sampling(model), self.constraint()
-        return Wishes(sampling, longest(max_tokens), self.stops(), follows, logprobs, self.n or 1, self.steer_tools)
+        sampling, most, follows = self.sampling(service), longest(max_tokens, service), self.constraint()
+        tell = self.return_progress and self.stream
+        return Wishes(sampling, most, self.stops(), follows, logprobs, self.n or 1, self.steer_tools, tell)
 
 
 class ChatRequest(Common):

@@ -34,7 +34,7 @@ Capture = pytest.CaptureFixture[str]
 # What it refuses
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.77.88", "example.com", ""])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.77.88", "example.com", "", "127.0.0.1,0.0.0.0"])
 def test_another_address_needs_a_key(capfd: Capture, host: str) -> None:
     result = run(capfd, "serve", "--host", host, *NO_MODEL)
     assert_one_clear_line(result, "can be reached from other machines", "--api-key")
@@ -94,6 +94,7 @@ def test_what_cannot_be_used_is_one_clear_line(capfd: Capture, tiny_path: TinyPa
     assert_one_clear_line(serve("--presets", tmp_path / "presets.yaml"), "presets.yaml, line 2")
     assert_one_clear_line(serve("--policy", tmp_path / "gone.yaml"), "gone.yaml")
     assert_one_clear_line(serve("--anchored", "--parallel", "1"), "takes two places", "--parallel 2")
+    assert_one_clear_line(serve("--think"), "does not think", "--think")
     for wrong in (("--parallel", "0"), ("--queue", "-1"), ("--context", "7"), ("--port", "65536"), ("--port", "x")):
         assert serve(*wrong).code == 2
 
@@ -170,6 +171,16 @@ def test_one_document_is_printed_and_the_server_answers_at_once(
     assert (process.returncode, out) == (0, "")
     assert "secret" not in err
     assert err.splitlines() == [f"small at {url} (Ctrl-C ends it)"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of this machine on Linux only")
+def test_it_listens_on_several_addresses_with_what_it_was_told_of_answers(tiny_path: TinyPath) -> None:
+    options = ("--host", "127.0.0.1, 127.0.0.2", "-n", "3", "--seed", "7", "--temperature", "0.5", "--no-think")
+    with started(tiny_path("llama"), *options) as process:
+        url = first_document(process)["url"]
+        for address in (url, url.replace("127.0.0.1", "127.0.0.2")):
+            params = httpx.get(f"{address}/props", timeout=PATIENCE).json()["default_generation_settings"]["params"]
+            assert (params["n_predict"], params["seed"], params["temperature"]) == (3, 7, 0.5)
 
 
 # Both signals have one handler: each is tried with half of what may be going on.

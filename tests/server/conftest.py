@@ -26,6 +26,7 @@ from localsteer.policy.arm import ArmedPolicy, arm
 from localsteer.reading.hidden_norm import read_hidden_norm
 from localsteer.server.answers import Service
 from localsteer.server.app import make_app
+from localsteer.server.defaults import Defaults
 from localsteer.server.engine import Engine
 from localsteer.server.guard import Access
 from localsteer.server.steerings import Steerings
@@ -123,7 +124,8 @@ class Served:
         """The status and error of a request that OpenAI's part of the server must refuse."""
         answer = self.client.post(path, json={"messages": HELLO, "prompt": "good", "max_tokens": 2, **body}, **options)
         error = answer.json()["error"]
-        assert set(error) == {"message", "type", "param", "code"}
+        size = {"n_prompt_tokens", "n_ctx"} if error["code"] == "context_length_exceeded" else set()
+        assert set(error) == {"message", "type", "param", "code", *size}
         assert isinstance(error["message"], str)
         assert error["message"]
         return answer.status_code, error
@@ -166,6 +168,7 @@ def serving(tiny: Model, folder: Path) -> Iterator[Serve]:
             access: Access | None = None,
             strict: bool = False,
             list_steerings: int = 0,
+            defaults: Defaults | None = None,
             raise_server_exceptions: bool = True,
         ) -> Served:
             batch = HeldBatch(model, parallel=parallel, n_ctx=n_ctx)
@@ -184,7 +187,7 @@ def serving(tiny: Model, folder: Path) -> Iterator[Serve]:
                 list_steerings=list_steerings,
             )
             armed: ArmedPolicy | None = stack.enter_context(arm(policy, model, limit=limit)) if policy is not None else None
-            service = Service(model, engine, steerings, armed)
+            service = Service(model, engine, steerings, armed, defaults)
             stack.callback(service.stop)
             app = make_app(service, access or Access())
             client = TestClient(app, "http://127.0.0.1:8080", raise_server_exceptions=raise_server_exceptions)

@@ -71,6 +71,9 @@ def test_why_it_ended_is_told(served: Served) -> None:
     ends = [[token, 1000] for token in served.model.end_tokens]
     assert posted(served, logit_bias=ends)["stop_type"] == "eos"
     full = posted(served, n_predict=-1, ignore_eos=True)
+    ruled_out = [{"token": token, "bias": None} for token in served.model.end_tokens]
+    assert full["generation_settings"]["logit_bias"] == ruled_out
+    assert {one["bias"] for one in written["generation_settings"]["logit_bias"]} == {1000}
     assert (full["stop_type"], full["truncated"]) == ("limit", True)
 
 

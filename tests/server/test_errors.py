@@ -208,7 +208,8 @@ def test_head_is_answered_wherever_get_is(served: Served, path: str) -> None:
 def test_a_conversation_that_is_too_long_has_its_own_code(served: Served) -> None:
     for body in ({"messages": [{"role": "user", "content": "x" * 600}]}, {"messages": HELLO * 60, "stream": True}):
         status, error = served.refused(body)
-        assert (status, error["code"]) == (400, "context_length_exceeded")
+        assert (status, error["code"], error["type"]) == (400, "context_length_exceeded", "exceed_context_size_error")
+        assert error["n_prompt_tokens"] >= error["n_ctx"] == served.engine.n_ctx
 
 
 def test_a_mistake_of_the_server_tells_nothing_of_it(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

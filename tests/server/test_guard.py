@@ -140,6 +140,13 @@ def test_a_link_to_the_page_may_be_followed_and_the_page_used(served: Served) ->
         assert status(served, {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "cors"}) == 200
 
 
+def test_names_of_headers_are_spelt_as_usual(listen: Listen) -> None:
+    with listen().connect() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = connection.makefile("rb").read()
+    assert b"\r\nContent-Type: application/json\r\n" in answer
+
+
 # --allow-origin
 
 
@@ -185,6 +192,26 @@ def test_every_page_may_be_allowed(serve: Serve) -> None:
     answer = serve(access=Access(origins=("*",))).client.get("/v1/models", headers={"Origin": "http://anywhere.example"})
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "*"
+
+
+@pytest.mark.parametrize(
+    ("named", "origin", "allowed"),
+    [
+        ("app.example", "https://app.example", True),
+        ("app.example", "http://app.example:3000", True),
+        ("app.example", "http://app.example.evil.example", False),
+        ("app.example", "http://appxexample", False),
+        ("localhost", "http://127.0.0.1:3000", True),
+        ("localhost", "http://[::1]", True),
+        ("localhost", "http://localhost.evil.example", False),
+        ("localhost", "http://notlocalhost", False),
+        ("http://localhost:3000", "http://localhost:3001", False),
+    ],
+)
+def test_a_host_stands_for_all_its_pages(serve: Serve, named: str, origin: str, allowed: bool) -> None:
+    answer = serve(access=Access(origins=(named,))).client.get("/v1/models", headers={"Origin": origin})
+    assert answer.status_code == (200 if allowed else 403)
+    assert answer.headers.get("access-control-allow-origin") == (origin if allowed else None)
 
 
 def test_another_page_is_refused_all_the_same(shared: Served) -> None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from tests.server.conftest import Served
+from tests.server.conftest import HELLO, Served
 
 
 def posted(served: Served, path: str, **body: Any) -> Any:
@@ -62,3 +63,45 @@ def test_a_conversation_is_shown_as_the_model_reads_it(served: Served) -> None:
     assert "look_up" in posted(served, "/apply-template", messages=messages, tools=[tool])["prompt"]
     answer = served.client.post("/apply-template", json={"messages": messages, "chat_template_kwargs": {"nothing": 1}})
     assert answer.status_code == 400
+
+
+def test_the_tokens_of_a_conversation_are_counted(served: Served) -> None:
+    read = served.chat()["usage"]["prompt_tokens"]
+    for path in ("/v1/chat/completions/input_tokens", "/chat/completions/input_tokens"):
+        assert posted(served, path, messages=HELLO)["input_tokens"] == read
+
+
+def test_a_chat_shows_what_was_read_where_it_is_asked_to(served: Served) -> None:
+    whole = served.chat(verbose=True, n=1)
+    shown = whole["__verbose"]
+    assert shown["prompt"] == posted(served, "/apply-template", messages=HELLO)["prompt"]
+    assert (shown["content"], shown["stop_type"]) == (whole["choices"][0]["message"]["content"], "limit")
+    assert len(shown["tokens"]) == whole["usage"]["completion_tokens"]
+    assert "__verbose" not in served.chat()
+    body = {"messages": HELLO, "stream": True, "verbose": True, "max_tokens": 2}
+    assert "__verbose" in served.client.post("/v1/chat/completions", json=body).text
+
+
+def test_a_chat_tells_its_times_as_llama_server_does(served: Served) -> None:
+    whole = served.chat()
+    assert whole["timings"]["predicted_n"] == whole["usage"]["completion_tokens"]
+    assert whole["timings"]["prompt_n"] + whole["timings"]["cache_n"] == whole["usage"]["prompt_tokens"]
+    assert whole["system_fingerprint"].startswith("b")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/completion"])
+def test_a_stream_tells_how_far_the_prompt_is_read(fresh: Served, path: str) -> None:
+    body = {"messages": HELLO, "prompt": "good day, good night", "stream": True, "max_tokens": 2}
+
+    def told(**more: Any) -> list[dict[str, int]]:
+        lines = fresh.client.post(path, json={**body, **more}).text.splitlines()
+        events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+        return [event["prompt_progress"] for event in events if "prompt_progress" in event]
+
+    for cached in (False, True):
+        first, *others = told(return_progress=True)
+        assert first["cache"] == first["processed"]
+        assert (first["cache"] > 0) == cached
+        assert others[-1]["processed"] == others[-1]["total"] == first["total"]
+        assert all(other["cache"] == first["cache"] for other in others)
+    assert told() == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,12 @@ def test_a_refusal_of_the_template_names_no_option_of_the_command_line(tmp_path:
     with Model(write_tiny_model(tmp_path / "strict.gguf", chat_template=template), threads=1) as model:
         _, error = serve(model=model, vectors=None).refused({"messages": [*HELLO, {"role": "assistant", "content": "a"}, *HELLO]})
     assert error["message"].endswith("Not like this.")
+
+
+@pytest.mark.parametrize("thinks", [CHATML_TEMPLATE + "{{ date_string }}"], indirect=True)
+def test_a_template_that_asks_for_the_date_is_told_it(thinks: Served) -> None:
+    def prompt(**body: Any) -> str:
+        return str(thinks.client.post("/apply-template", json={"messages": HELLO, **body}).json()["prompt"])
+
+    assert prompt().endswith(str(date.today().year))
+    assert prompt(chat_template_kwargs={"date_string": "Doomsday"}).endswith("Doomsday")
