@@ -15,7 +15,8 @@ from starlette.requests import Request as HTTPRequest
 from localsteer.engine.request import Answer, TokenLogprob
 from localsteer.llama.infill import File
 from localsteer.llama.model import Model
-from localsteer.server.answers import Answers, EventStream, Finished, Prompt, Service, Wishes, applied
+from localsteer.server.answers import Answers, EventStream, Finished, Prompt, Service, Wishes
+from localsteer.server.asking import applied
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Failed, Job
 from localsteer.server.logprobs import logprob_documents
@@ -120,7 +121,7 @@ class _Reply:
                 yield json.dumps(error_document(event.error)[1])
                 return
             text = event.text if not isinstance(event, Ended) else ""
-            if event.tokens or text:
+            if event.tokens or text or (event.decisions and not isinstance(event, Ended)):
                 yield json.dumps(
                     {
                         "index": event.choice,
