@@ -48,13 +48,13 @@ export function setUpKnobs(sweep) {
 const STEP = 0.05;
 /** The share of a fader that a number beside it takes. */
 const CLOSE = 0.13;
-// What is heard best by who turns a knob for the first time.
-const PLAIN = ["happy", "formal", "concise", "pirate"];
+// What is heard best by who turns a knob for the first time, the least first.
+const PLAIN = ["concise", "pirate", "formal", "happy"];
 
 /** Best those that can be turned at once and say how far; among them those that one hears. @param {Vector[]} list */
 function firstFew(list) {
   /** @param {Vector} vector */
-  const worth = ({ id, state, calibrated, dosed }) => (state === "ready" ? 4 : 0) + (calibrated ? 2 : Number(dosed)) + (PLAIN.includes(id) ? 0.5 : 0);
+  const worth = ({ id, state, calibrated, dosed }) => (state === "ready" ? 4 : 0) + (calibrated ? 2 : Number(dosed)) + (PLAIN.indexOf(id) + 1) / 8;
   return [...list].sort((one, other) => worth(other) - worth(one)).slice(0, 4).map((vector) => vector.id);
 }
 

@@ -18,18 +18,18 @@ const ENTITY = /&(?:#\d{1,7}|#x[\da-f]{1,6}|[a-z][a-z\d]{1,31});/gi;
 /** @type {Record<string, (token: any) => Node | string | (Node | string)[]>} */
 const BLOCKS = {
   paragraph: ({ tokens }) => element("p", {}, inline(tokens)),
-  // Below the page's own headings.
-  heading: ({ depth, tokens }) => element(depth < 3 ? "h4" : depth < 5 ? "h5" : "h6", {}, inline(tokens)),
+  // Below the question, which is a heading of the second level.
+  heading: ({ depth, tokens }) => element(depth < 3 ? "h3" : depth < 5 ? "h4" : "h5", {}, inline(tokens)),
   blockquote: ({ tokens }) => element("blockquote", {}, blocks(tokens)),
   code: codeBlock,
   hr: () => element("hr", {}),
   list: ({ ordered, start, items }) =>
-    element(ordered ? "ol" : "ul", ordered && start !== 1 ? { start } : {}, items.map((/** @type {Token} */ item) => element("li", {}, blocks(item.tokens)))),
+    element(ordered ? "ol" : "ul", ordered && start !== 1 ? { start } : {}, items.map((/** @type {Token} */ item) => element("li", {}, blocks(item.tokens ?? [])))),
   table: ({ header, rows }) => {
     const row = (/** @type {any[]} */ cells, /** @type {"th" | "td"} */ kind) =>
       element("tr", {}, cells.map(({ tokens, align }) => element(kind, { ...(kind === "th" && { scope: "col" }), ...(align && { class: align }) }, inline(tokens))));
     const body = rows.map((/** @type {any[]} */ cells) => row(cells, "td"));
-    return element("div", { class: "table", tabindex: 0, role: "region", "aria-label": "Table" }, element("table", {}, row(header, "th"), ...body));
+    return element("div", { class: "table", tabindex: 0, role: "group", "aria-label": "Table" }, element("table", {}, row(header, "th"), ...body));
   },
   space: () => [],
   def: () => [],

@@ -55,7 +55,7 @@ export function showTurn(turn, acts, write) {
   const { user, answers, sweep } = turn;
   const compared = answers.length > 1;
   const views = answers.map((answer) => showAnswer(answer, { title: compared ? answer.title : "", write }));
-  const root = element("li", { class: "turn" }, element("p", { class: "user" }, user), cards(views, compared ? "row-of-cards compared" : ""));
+  const root = element("li", { class: "turn" }, element("h2", { class: "user" }, user), cards(views, compared ? "row-of-cards compared" : ""));
   if (sweep) {
     const { vector } = sweep;
     const doses = sweep.answers.map((answer) =>

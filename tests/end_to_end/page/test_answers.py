@@ -66,7 +66,7 @@ HOSTILE = [
     "> " * 4000 + "deep",
     "*_" * 3000 + "[" * 3000 + "`" * 3000,
 ]
-ELEMENTS = "p h4 h5 h6 strong em del code pre br a ul ol li blockquote hr div table tr th td input span button"
+ELEMENTS = "p h3 h4 h5 strong em del code pre br a ul ol li blockquote hr div table tr th td input span button"
 ATTRIBUTES = "class href title target rel tabindex role aria-label aria-live scope start type disabled checked"
 
 

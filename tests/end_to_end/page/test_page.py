@@ -117,14 +117,26 @@ def test_a_strength_that_is_written_may_be_further_out(page: Page) -> None:
 
 @pytest.mark.parametrize(
     ("written", "strength"),
-    [("0.75 happy + 0.2 pirate", "0.75"), ("- 2*happy@8-20 + !calm", "-2"), ('"happy" + 0.1 calm', "1"), ("  .5e0 happy", "0.5")],
+    [
+        ("0.75 happy + 0.2 pirate", "0.75"),
+        ("- 2*happy@8-20 + !calm", "-2"),
+        ('"happy" + 0.1 calm', "1"),
+        ("  .5e0 happy", "0.5"),
+        ("0.25 happy@8-20@thinking", "0.25"),
+    ],
 )
 def test_a_written_expression_turns_the_knobs(page: Page, api: FakeApi, written: str, strength: str) -> None:
     page.get_by_label("Expression").fill(written)
     expect(page.get_by_role("slider", name="happy")).to_have_value(strength)
     expect(page.locator("#expression-note")).to_be_empty()
     page.get_by_role("slider", name="cautious").fill("0.5")
-    canonical = {"0.75": "0.75 happy + 0.2 pirate", "-2": "-2 happy@8-20 + !calm", "1": "happy + 0.1 calm", "0.5": "0.5 happy"}
+    canonical = {
+        "0.75": "0.75 happy + 0.2 pirate",
+        "-2": "-2 happy@8-20 + !calm",
+        "1": "happy + 0.1 calm",
+        "0.5": "0.5 happy",
+        "0.25": "0.25 happy@8-20@thinking",
+    }
     expect(page.get_by_label("Expression")).to_have_value(f"{canonical[strength]} + 0.5 cautious")
 
 
@@ -204,7 +216,8 @@ def test_curve_of_a_side_without_a_dose(page: Page) -> None:
 def test_curve_of_a_vector_that_is_not_calibrated(page: Page) -> None:
     page.get_by_role("button", name="Curve of cautious").click()
     dialog = page.get_by_role("dialog", name="cautious")
-    expect(dialog).to_contain_text("Not calibrated")
+    expect(dialog).to_contain_text("Not calibrated: strength 1 is as much as its text was seen to bear when it was built.")
+    expect(dialog).to_contain_text('"localsteer calibrate cautious -m demo" measures more.')
     expect(dialog.get_by_role("img")).to_have_count(0)
     dialog.get_by_role("button", name="Close").click()
     expect(dialog).to_be_hidden()
@@ -324,6 +337,16 @@ def test_without_storage_it_only_forgets(opened: Opened, page_url: str) -> None:
     expect(page.locator(".knob")).to_have_count(4)
     ask(page)
     expect(page.locator(".words")).to_have_text(UNSTEERED)
+
+
+@pytest.mark.parametrize("width", [320, 360, 414, 768, 1280])
+def test_the_head_of_the_page_is_one_line(opened: Opened, width: int) -> None:
+    page = opened(viewport={"width": width, "height": 740})
+    expect(page.locator(".knob")).to_have_count(4)
+    heights = page.locator("header button").evaluate_all("all => all.map(one => one.getBoundingClientRect().height)")
+    assert max(heights) < 36
+    assert len(set(page.locator("header button").evaluate_all("all => all.map(one => one.getBoundingClientRect().top)"))) == 1
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_no_horizontal_scroll_on_a_phone(opened: Opened) -> None:
