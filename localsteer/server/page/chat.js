@@ -184,6 +184,6 @@ export function setUpChat() {
   document.addEventListener("keydown", (event) => event.key === "Escape" && !document.querySelector("dialog[open]") && stop());
   // Else the browser would cut the connection, and the answer would seem to have failed.
   window.addEventListener("beforeunload", stop);
-  window.addEventListener("pagehide", () => talks.keep(talk));
+  window.addEventListener("pagehide", () => answering && talks.keep(talk));
   return openSweep;
 }
