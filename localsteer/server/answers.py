@@ -359,16 +359,3 @@ def _divided(division: Division | None, *, formed: bool) -> Division | None:
 def _check_count(count: int, most: int) -> None:
     if count > most:
         raise RequestError(f"{count} answers are asked for, and {most} are allowed.", "n")
-
-
-def applied(plan: Plan | None, mode: Mode | None = None, *notes: str | None) -> dict[str, Any]:
-    """What an answer says of its steering; without a plan, a policy may have steered it, in this mode."""
-    told = [note for note in notes if note is not None]
-    if plan is None:
-        return {"expression": "", "scope": mode or "response", "relative_dose": 0.0, "notes": told}
-    return {
-        "expression": str(plan.steering),
-        "scope": plan.mode,
-        "relative_dose": plan.relative_dose,
-        "notes": [*told, *plan.notes],
-    }

@@ -36,10 +36,11 @@ from localsteer.server.metrics import CountRequests, Metrics
 _PAGE = Path(__file__).parent / "page"
 # Answers in a row that fail: one bad answer is bad luck.
 _FAILING = 3
-# The page asks nobody but this server.
-_PAGE_HEADERS = {
+# The page asks nobody but this server, not even where a link's host is, before it is followed.
+PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "Referrer-Policy": "no-referrer",
+    "X-DNS-Prefetch-Control": "off",
     "Cache-Control": "no-cache",
 }
 
@@ -91,7 +92,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
-        return FileResponse(_PAGE / "index.html", headers=_PAGE_HEADERS)
+        return FileResponse(_PAGE / "index.html", headers=PAGE_HEADERS)
 
     app.mount("/page", _PageFiles(directory=_PAGE))
     guarded: ASGIApp = Guard(app, access)

@@ -10,10 +10,11 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.request import Answer
-from localsteer.server.answers import Answers, Prompt, Service, Wishes, applied
+from localsteer.server.answers import Answers, Prompt, Service, Wishes
 from localsteer.server.jobs import Job
 from localsteer.server.reply import Reading
-from localsteer.steering.plan import Plan
+from localsteer.steering.plan import Part, Plan
+from localsteer.vector.calibration import Mode
 
 
 class Asking(Protocol):
@@ -90,4 +91,31 @@ def timing_document(answers: Sequence[Answer]) -> dict[str, float]:
         "prompt_tokens_per_second": slowest.timing.prompt_tokens_per_second,
         "tokens_per_second": slowest.timing.tokens_per_second,
         "seconds": slowest.timing.seconds,
+    }
+
+
+def applied(plan: Plan | None, mode: Mode | None = None, *notes: str | None) -> dict[str, Any]:
+    """What an answer says of its steering; without a plan, a policy may have steered it, in this mode."""
+    told = [note for note in notes if note is not None]
+    if plan is None:
+        return {"expression": "", "scope": mode or "response", "relative_dose": 0.0, "notes": told, "terms": []}
+    return {
+        "expression": str(plan.steering),
+        "scope": plan.mode,
+        "relative_dose": plan.relative_dose,
+        "notes": [*told, *plan.notes],
+        "terms": [_term(part) for part in plan.parts],
+    }
+
+
+def _term(part: Part) -> dict[str, Any]:
+    return {
+        "term": str(part.term),
+        "vector": part.term.vector,
+        "strength": None if part.term.ablate else part.term.strength,
+        "removed": part.term.ablate,
+        "phase": part.term.phase,
+        "layers": list(part.layers),
+        "relative_dose": part.relative_dose,
+        "worth": part.worth,
     }

@@ -15,7 +15,8 @@ from starlette.requests import Request as HTTPRequest
 from localsteer.engine.request import TokenLogprob
 from localsteer.llama.infill import File
 from localsteer.server.answered import answered, progress_document
-from localsteer.server.answers import Answers, Finished, Prompt, Service, Wishes, applied
+from localsteer.server.answers import Answers, Finished, Prompt, Service, Wishes
+from localsteer.server.asking import applied
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Failed, Job
 from localsteer.server.logprobs import logprob_documents
@@ -121,7 +122,8 @@ class _Reply:
                 return
             text = event.text if not isinstance(event, Ended) else ""
             progress = event.progress if not isinstance(event, Ended) else None
-            if event.tokens or text or progress is not None:
+            decided = bool(event.decisions) and not isinstance(event, Ended)
+            if event.tokens or text or progress is not None or decided:
                 yield json.dumps(
                     {
                         "index": event.choice,

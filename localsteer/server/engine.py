@@ -69,6 +69,11 @@ class _Running:
         drawn = len(lane.answering.draft.tokens) if lane is not None else 0
         return replace(work, prompt=0, drawn=drawn) if drawn else work
 
+    @property
+    def has_decided(self) -> bool:
+        """Whether the policy decided something that is not told yet."""
+        return self.gate is not None and len(self.gate.decisions) > self.told_decisions
+
     def news(self) -> tuple[tuple[TokenLogprob, ...], tuple[Decision, ...], tuple[int, ...]]:
         """What has come since it was last asked for."""
         assert self.lane is not None
@@ -277,6 +282,9 @@ class Engine:
                 self._tell_progress(running)
             for lane in ended:
                 self._end(next(one for one in self._running if one.lane is lane))
+            for running in self._running:
+                if running.has_decided:  # a policy that may take words back holds them: what it decides is told at once
+                    self._tell_piece(running, "")
 
     def _drop_cancelled(self) -> None:
         for running in [one for one in self._running if one.ticket.cancelled]:

@@ -124,7 +124,8 @@ class _Reply:
         if self.form is CHAT:
             for choice in range(len(answers.jobs)):
                 # null, as llama-server has it: programs that count deltas take an empty text for one.
-                yield json.dumps(self.chunk(choice, {"delta": {"role": "assistant", "content": None}}))
+                start = {"delta": {"role": "assistant", "content": None}}
+                yield json.dumps(self.chunk(choice, start, steering=self.asked.steering))
         elif self.echoed:
             for choice in range(len(answers.jobs)):
                 yield json.dumps(self.chunk(choice, self._echoing(choice, len(answers.jobs), {"text": ""})))

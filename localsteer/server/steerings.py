@@ -25,7 +25,7 @@ from localsteer.llama.model import Model
 from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import NOTHING, Steering, Term, parse_steering
 from localsteer.steering.plan import Plan, resolve
-from localsteer.steering.worth import is_shown
+from localsteer.steering.worth import is_shown, strongest_tried
 from localsteer.vector.calibration import POLES, Mode
 from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import read_vector
@@ -297,6 +297,10 @@ class Steerings:
 
     def _document(self, name: str, vector: ControlVector | None, about: Contrast | Provenance) -> dict[str, object]:
         calibration = vector.provenance.calibration if vector is not None else None
+        dosing = vector.provenance.dosing if vector is not None else None
+        calibrated = calibration is not None and calibration.content == self.model.fingerprint.content
+        dosed = calibration is None and dosing is not None and dosing.content == self.model.fingerprint.content
+        tried = {pole: strongest_tried(vector, pole) for pole in POLES} if vector is not None and (calibrated or dosed) else None
         return {
             "id": name,
             "object": "vector",
@@ -304,7 +308,9 @@ class Steerings:
             "negative": about.negative,
             "description": about.description,
             "state": "ready" if vector is not None else "built at first use",
-            "calibrated": calibration is not None and calibration.content == self.model.fingerprint.content,
+            "calibrated": calibrated,
+            "dosed": dosed,
+            "tried": tried,
         }
 
     def _look(

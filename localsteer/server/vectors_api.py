@@ -15,7 +15,8 @@ from starlette.requests import Request as HTTPRequest
 
 from localsteer.errors import LocalsteerError
 from localsteer.reading.projection import project
-from localsteer.server.answers import Service, applied
+from localsteer.server.answers import Service
+from localsteer.server.asking import applied
 from localsteer.server.beside import while_connected
 from localsteer.server.errors import without_paths
 from localsteer.server.steerings import UnknownVectorError, parse_requested

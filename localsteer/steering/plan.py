@@ -19,6 +19,23 @@ from localsteer.vector.calibration import Mode
 from localsteer.vector.control_vector import ControlVector, Floats, merge_norms
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one term of a plan does.
+
+    Attributes:
+        term: the term.
+        layers: where it adds or removes something, ascending.
+        relative_dose: of what it adds by itself; None as in `Plan`.
+        worth: what is known of how far it goes, in a sentence; None where nothing is.
+    """
+
+    term: Term
+    layers: tuple[int, ...]
+    relative_dose: float | None
+    worth: str | None
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """Steering resolved for one model.
@@ -31,7 +48,7 @@ class Plan:
             not say the norms, and where something is removed and nothing added.
         mode: what the doses are for (see `localsteer.vector.calibration.Mode`).
         notes: what the user should know, such as a vector read from another quantisation, or a dose past the calibrated range.
-        worth: what is known of how far each of its vectors goes, a sentence each.
+        parts: what each term does.
     """
 
     steering: Steering
@@ -39,8 +56,13 @@ class Plan:
     relative_dose: float | None
     mode: Mode = "response"
     notes: tuple[str, ...] = ()
-    worth: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
     thinking: Edit | None = None
+
+    @property
+    def worth(self) -> tuple[str, ...]:
+        """What is known of how far its terms go, a sentence each."""
+        return tuple(part.worth for part in self.parts if part.worth is not None)
 
     @property
     def effect(self) -> Edit | None:
@@ -81,6 +103,7 @@ def resolve(
     sums: dict[Phase, _Sum] = {}
     hidden_norm: Floats | None = None
     fits: list[str] = []
+    parts: list[Part] = []
     for term in steering.terms:
         vector = vectors[term.vector]
         fit, norms = vector.check_fits(model, name=term.vector), vector.provenance.hidden_norm
@@ -92,11 +115,16 @@ def resolve(
             )
         part = part_of(term, vector, mode)
         total = sums.setdefault(term.phase, _Sum(model))
+        own: float | None = None
         if term.ablate:
             total.removed.append(_bases(part))
         else:
+            rows = part.rows(model.n_layer)
+            own = _dose(Edit(rows), norms)
             with np.errstate(over="ignore", invalid="ignore"):
-                total.added += part.rows(model.n_layer)
+                total.added += rows
+        known = None if term.ablate or term.layers else worth_of(vector, term.strength, mode)
+        parts.append(Part(term, part.layers, own, known))
     if not all(np.isfinite(total.added).all() for total in sums.values()):
         raise VectorError(f'The strengths of "{steering}" are too large.')
     edits = {phase: total.edit for phase, total in sums.items()}
@@ -105,9 +133,7 @@ def resolve(
     dose = max(known_doses) if known_doses else None
     offs = [limit.check(steering, edit, doses[phase]) for phase, edit in edits.items()] if limit is not None else []
     told = dict.fromkeys([*fits, *(off for off in offs if off is not None), *notes(steering, vectors, model, mode, dose)])
-    known = (worth_of(vectors[term.vector], term.strength, mode) for term in steering.terms if not (term.ablate or term.layers))
-    worth = tuple(said for said in known if said is not None)
-    return Plan(steering, edits.get("answer", _Sum(model).edit), dose, mode, tuple(told), worth, edits.get("thinking"))
+    return Plan(steering, edits.get("answer", _Sum(model).edit), dose, mode, tuple(told), tuple(parts), edits.get("thinking"))
 
 
 class _Sum:

@@ -28,6 +28,21 @@ def is_shown(vector: ControlVector, pole: Pole) -> bool:
     return dosing is not None and dosing.sides[pole].shown
 
 
+def strongest_tried(vector: ControlVector, pole: Pole) -> float | None:
+    """The strongest strength toward a pole at which answers were measured, positive; None where none were.
+
+    Of the response, as strength 1 is: its dose was found among those that were tried.
+    """
+    calibration, dosing = vector.provenance.calibration, vector.provenance.dosing
+    if calibration is not None:
+        curve, unit = calibration.sides[pole, "response"].curve, calibration.side_used(SIGN[pole], "response").dose
+        return curve[-1].dose / unit if curve and unit else None
+    if dosing is not None:
+        side = dosing.sides[pole]
+        return max((one.dose for one in side.tried), default=0.0) / side.dose["response"] or None
+    return None
+
+
 def worth(vector: ControlVector) -> Iterator[tuple[Pole, str]]:
     """What strength 1 and -1 are worth, one sentence each; nothing for a vector that was neither dosed nor calibrated."""
     for pole in POLES:

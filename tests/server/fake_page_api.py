@@ -22,6 +22,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from localsteer import server
+from localsteer.server.app import PAGE_HEADERS
 
 PAGE = Path(server.__file__).parent / "page"
 POLES = {
@@ -42,6 +43,11 @@ POLES = {
     "simple": "complicated",
 }
 CALIBRATED = ("bullets", "calm", "formal", "happy")
+DOSED = ("cautious",)
+TRIED = {
+    **{name: {"positive": 1.8163, "negative": 1.99} for name in CALIBRATED},
+    "cautious": {"positive": 20.2, "negative": None},
+}
 # Toward prose nothing inside the budget does anything.
 ONE_SIDED = "bullets"
 UNBUILT = ("formal", "pirate")
@@ -80,6 +86,8 @@ class FakeApi:
         built: cleared, requests wait for vectors that are not built yet until it is set.
         default: the default steering.
         chats: the bodies of chat requests.
+        answer: what every question is answered by; "" for one of two texts, by whether it is steered.
+        decisions: of a policy, each with the number of the word before which it is told.
     """
 
     key: str | None = None
@@ -89,6 +97,8 @@ class FakeApi:
     built: threading.Event = field(default_factory=threading.Event)
     default: str = ""
     chats: list[dict[str, Any]] = field(default_factory=list)
+    answer: str = ""
+    decisions: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     _unbuilt: set[str] = field(default_factory=lambda: set(UNBUILT))
 
     def __post_init__(self) -> None:
@@ -110,8 +120,7 @@ class FakeApi:
         )
 
     async def _page(self, request: Request) -> Response:
-        policy = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-        return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"})
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 
     def _refusal(self, request: Request) -> Response | None:
         if self.key is None or request.headers.get("authorization") == f"Bearer {self.key}":
@@ -180,23 +189,47 @@ class FakeApi:
             else []
         )
         decision = FIRED if "idiot" in body["messages"][-1]["content"] else PASSED
-        yield _chunk({"role": "assistant", "content": ""})
+        decisions = self.decisions or [(0, decision)]
+        scope = "prompt" if body["steer_prompt"] else "response"
+        dose = 0.41 if expression else 0.0
+        applied = {"expression": expression, "scope": scope, "relative_dose": dose, "notes": past, "terms": _terms(expression)}
+        yield _chunk({"role": "assistant", "content": None}, steering=applied)
         for thought in ["They ask ", "why."] if "why" in body["messages"][-1]["content"] else []:
             yield _chunk({"reasoning_content": thought})
-        for number, token in enumerate(re.findall(r"\s*\S+", STEERED if expression else UNSTEERED)):
+        text = self.answer or (STEERED if expression else UNSTEERED)
+        for number, token in enumerate(re.findall(r"\s*\S+|\s+$", text)):
+            told = [one for place, one in decisions if place == number]
+            if told:
+                yield _chunk({"content": ""}, policy=told)
             await asyncio.sleep(self.pace)
-            yield _chunk({"content": token}, policy=[decision] if number == 0 else [])
+            yield _chunk({"content": token})
         if self.endless:
             await asyncio.Event().wait()
-        scope = "prompt" if body["steer_prompt"] else "response"
-        applied = {"expression": expression, "scope": scope, "relative_dose": 0.41 if expression else 0.0, "notes": past}
         yield _chunk({}, "stop", steering=applied, timing={"tokens_per_second": 23.4}, seed=body["seed"])
         yield "[DONE]"
 
 
+def _terms(expression: str) -> list[dict[str, Any]]:
+    """Those of an expression of plain terms, all alike."""
+    return [
+        {
+            "term": term,
+            "vector": term.split()[-1],
+            "strength": 0.5,
+            "removed": False,
+            "phase": "answer",
+            "layers": [8, 9, 10, 12],
+            "relative_dose": 0.21,
+            "worth": f"{term.split()[-1]}: about as far as a system prompt that asks for it.",
+        }
+        for term in re.findall(r"[^+\s][^+]*[^+\s]", expression)
+    ]
+
+
 def _described(name: str) -> dict[str, Any]:
     about = {"positive": name, "negative": POLES[name], "description": f"{name.capitalize()} against {POLES[name]}."}
-    return {"id": name, **about, "calibrated": name in CALIBRATED}
+    measured = {"calibrated": name in CALIBRATED, "dosed": name in DOSED, "tried": TRIED.get(name)}
+    return {"id": name, **about, **measured}
 
 
 def _side(points: tuple[tuple[float, ...], ...], sign: int) -> dict[str, Any]:
@@ -207,7 +240,7 @@ def _side(points: tuple[tuple[float, ...], ...], sign: int) -> dict[str, Any]:
     return {"dose": dose, "effect": 1.2 if dose else None, "cost": 0.22 if dose else None, "curve": curve}
 
 
-def _chunk(delta: dict[str, str], finish: str | None = None, **more: Any) -> str:
+def _chunk(delta: dict[str, str | None], finish: str | None = None, **more: Any) -> str:
     return json.dumps(
         {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}], **more}
     )

@@ -101,13 +101,37 @@ def test_what_is_said_of_the_steering_is_what_was_done(served: Served) -> None:
     document = served.complete(steering="0.5 happy + 0.5 formal", steer_prompt=True)
     plan = served.service.steerings.plan(parse_steering("0.5 happy + 0.5 formal"), "prompt")
     assert plan is not None
-    assert document["steering"] == {
+    told = document["steering"]
+    terms = told.pop("terms")
+    assert told == {
         "expression": "0.5 happy + 0.5 formal",
         "scope": "prompt",
         "relative_dose": pytest.approx(plan.relative_dose),
         "notes": [],
     }
-    assert served.complete()["steering"] == {"expression": "", "scope": "response", "relative_dose": 0.0, "notes": []}
+    unsteered = {"expression": "", "scope": "response", "relative_dose": 0.0, "notes": [], "terms": []}
+    assert served.complete()["steering"] == unsteered
+    assert [(one["term"], one["vector"], one["strength"], one["layers"]) for one in terms] == [
+        ("0.5 happy", "happy", 0.5, [1, 2]),
+        ("0.5 formal", "formal", 0.5, [1, 2]),
+    ]
+    assert all(0 < one["relative_dose"] < plan.relative_dose for one in terms if plan.relative_dose)
+
+
+def test_each_term_says_where_it_works(served: Served) -> None:
+    steering = served.complete(steering="-2 happy@2 + !formal@1 + mood@thinking")["steering"]
+    assert [(one["term"], one["strength"], one["removed"], one["phase"], one["layers"]) for one in steering["terms"]] == [
+        ("-2 happy@2-2", -2.0, False, "answer", [2]),
+        ("!formal@1-1", None, True, "answer", [1]),
+        ("mood@thinking", 1.0, False, "thinking", [1, 2]),
+    ]
+    assert steering["terms"][1]["relative_dose"] is None
+
+
+def test_a_stream_says_at_once_what_is_applied(served: Served) -> None:
+    events = stream(served, steering="0.5 happy")
+    assert events[0]["steering"] == events[-1]["steering"]
+    assert events[0]["steering"]["terms"][0]["term"] == "0.5 happy"
 
 
 @pytest.mark.parametrize("expression", ["", "0.5 happy", "-happy + 0.5 formal", "!mood"])
@@ -954,6 +978,19 @@ def test_policy_decisions_are_streamed_in_the_chunk_after_them(serve: Serve, tmp
     assert any(rule == "hush" and position > 0 for rule, _, position in gist(told))
     early = next(number for number, event in enumerate(events) if event.get("policy"))
     assert early < len(events) - 2  # not only with the last one
+
+
+def test_what_a_policy_decides_does_not_wait_for_the_words_that_it_holds_back(serve: Serve, tmp_path: Path) -> None:
+    rules = (
+        "  - {name: calm, when: asked, steer: push.gguf}\n  - {name: hush, when: asked and said, steer: push.gguf, rewind: 8}\n"
+    )
+    served = serve(policy=policy_file(tmp_path, rules))
+    pig = [{"role": "user", "content": "a pig"}]
+    events = stream(served, messages=pig, max_tokens=20)
+    fired = next(number for number, event in enumerate(events) if event.get("policy"))
+    first_text = next(number for number, event in enumerate(events) if event["choices"][0]["delta"].get("content"))
+    assert fired < first_text
+    assert streamed_text(events) == text_of(served.chat(messages=pig, max_tokens=20))
 
 
 def test_what_a_policy_takes_back_is_never_streamed(serve: Serve, tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ def test_one_vector_is_described(served: Served) -> None:
         "description": "made for tests",
         "layers": [1, 2],
         "calibrated": False,
+        "dosed": False,
+        "tried": None,
         "relative_dose": pytest.approx(plan.relative_dose),
         "dosing": None,
         "calibration": None,
@@ -54,7 +56,8 @@ def test_a_dosed_one_has_its_doses(serve: Serve, tiny: Model, tmp_path: Path) ->
     provenance = Provenance(model=tiny.fingerprint, dosing=dosing(0.5, 0.25, content=tiny.fingerprint.content))
     write_vector(ControlVector({1: np.ones(tiny.n_embd, np.float32)}, provenance), tmp_path / "glad.gguf")
     document = serve(vectors=tmp_path).client.get("/v1/vectors/glad").json()
-    assert not document["calibrated"]
+    assert (document["calibrated"], document["dosed"]) == (False, True)
+    assert document["tried"] == {"positive": 2.0, "negative": 2.0}
     assert document["dosing"] == {
         "positive": {"response": 0.5, "prompt": 0.25},
         "negative": {"response": 0.25, "prompt": 0.125},

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from localsteer.steering.worth import worth, worth_of
+from localsteer.steering.worth import strongest_tried, worth, worth_of
 from localsteer.vector.calibration import Interval, Pole
 from localsteer.vector.control_vector import ControlVector
 from tests.calibration.made import calibrated
@@ -92,3 +92,14 @@ def test_a_plan_tells_it_for_each_of_its_vectors_but_for_what_is_removed() -> No
     assert calibrated_plan("!loud").worth == ()
     poles: list[Pole] = [pole for pole, _ in worth(calibrated(MODEL))]
     assert poles == ["positive", "negative"]
+
+
+def test_the_strongest_strength_that_was_tried() -> None:
+    made = vector(1)
+    assert strongest_tried(made, "positive") is None
+    dosed = replace(made, provenance=replace(made.provenance, dosing=dosing(0.5, 0.25)))
+    assert strongest_tried(dosed, "negative") == 2.0
+    assert strongest_tried(calibrated(MODEL), "positive") == pytest.approx(2.0)
+    # Strength -1 has the other side's dose, where none was found toward it.
+    one_sided = calibrated(MODEL, without=(("negative", "response"),))
+    assert strongest_tried(one_sided, "negative") is not None

@@ -2,61 +2,93 @@
 
 import { button, copyButton, element } from "./elements.js";
 import { showHeat } from "./heat.js";
-import { vectors } from "./vectors.js";
+import { growingMarkdown } from "./markdown.js";
+import { decisionNote, why } from "./why.js";
 
 /** @import {Applied, Chunk, Decision} from "./api.js" */
+/** @typedef {"with" | "without" | "against" | "dose"} Kind how it is steered: as the knobs stood, not, the other way, or by a dose of a sweep */
 /**
- * @typedef {{asked: string, seed: number, text: string, thought?: string, state: "open" | "done" | "stopped" | "failed", finish: string,
- *   problem: string, policy: Decision[], applied: Applied | null, rate: number | null}} Answer
+ * @typedef {{kind: Kind, title: string, asked: string, under: string, seed: number, text: string, thought: string,
+ *   state: "open" | "done" | "stopped" | "failed", finish: string, problem: string, policy: Decision[], applied: Applied | null,
+ *   rate: number | null}} Answer `under`: the settings that it was asked for with
  */
 
-/** @param {string} asked the steering @param {number} seed @returns {Answer} */
-export const newAnswer = (asked, seed) =>
-  ({ asked, seed, text: "", state: "open", finish: "", problem: "", policy: [], applied: null, rate: null });
+/** The share of the time that drawing may take of a text that is long to read. */
+const DRAWING = 0.2;
 
-/** Shows an answer, from its first token on. @param {Answer} answer @param {string} title of its column */
-export function showAnswer(answer, title) {
-  const text = document.createTextNode(answer.text);
-  const words = element("p", { class: "words" }, text);
-  const thought = document.createTextNode(answer.thought ?? "");
+/** @param {Pick<Answer, "kind" | "title" | "asked" | "under" | "seed">} wanted @returns {Answer} */
+export const newAnswer = (wanted) =>
+  ({ ...wanted, text: "", thought: "", state: "open", finish: "", problem: "", policy: [], applied: null, rate: null });
+
+/**
+ * Shows an answer, from its first token on.
+ * @param {Answer} answer @param {{title?: string, write?: (what: () => void) => void, more?: Node[]}} [options] `write` does what changes
+ * the height, `more` are further acts
+ */
+export function showAnswer(answer, { title = "", write = (what) => what(), more = [] } = {}) {
+  const words = element("div", { class: "words" });
+  const draw = growingMarkdown(words);
+  const thought = document.createTextNode(answer.thought);
   const thinking = element("details", { class: "thinking" }, element("summary", {}, "Thinking"), element("p", {}, thought));
   const [wait, problem, facts] = ["note", "problem", "facts"].map((kind) => element("p", { class: kind }));
-  const [policy, notes] = ["The policy", "Notes"].map((label) => element("ul", { class: "notes", "aria-label": label }));
+  const [policy, notes] = [["notes policy", "The policy"], ["notes", "Notes"]].map(([kind, label]) => element("ul", { class: kind, "aria-label": label }));
   const actions = element("span", { class: "actions" });
-  const root = element("article", { class: "answer" }, title && element("h3", {}, title), thinking, words, wait, problem, policy, notes);
-  root.append(element("div", { class: "row" }, facts, actions));
+  const [shown, below] = [element("div", { class: "shown" }, words), element("div", {})];
+  const root = element("article", { class: "answer" }, title && element("h3", {}, title), thinking);
+  root.append(element("div", { class: "body" }, shown, policy), wait, problem, notes, element("div", { class: "row" }, facts, actions), below);
   problem.role = "alert";
+  policy.ariaLive = "polite";
+  let [drawing, rest] = [0, 0];
 
   /** @param {Chunk} chunk */
   function take({ choices, policy: decisions = [], steering, timing }) {
     const { delta, finish_reason } = choices?.[0] ?? {};
-    wait.textContent = "";
-    thought.appendData(delta?.reasoning_content ?? "");
-    text.appendData(delta?.content ?? "");
-    thinking.hidden = !thought.data;
-    Object.assign(answer, { text: text.data, thought: thought.data });
+    answer.thought += delta?.reasoning_content ?? "";
+    answer.text += delta?.content ?? "";
     answer.finish ||= finish_reason ?? "";
     answer.applied ??= steering ?? null;
     answer.rate ??= timing?.tokens_per_second ?? null;
     answer.policy.push(...decisions);
-    policy.append(...decisions.map(decisionNote));
+    if (delta?.content || delta?.reasoning_content) wait.textContent = "";
+    if (decisions.length) write(() => policy.append(...decisions.map(decisionNote)));
+    drawing ||= setTimeout(() => requestAnimationFrame(() => write(grow)), Math.max(0, rest - performance.now()));
   }
 
-  /** @param {Answer["state"]} state @param {string} [why] */
-  function end(state, why = "") {
-    Object.assign(answer, { state, problem: why });
-    update();
+  function grow() {
+    const start = performance.now();
+    thought.appendData(answer.thought.slice(thought.length));
+    thinking.hidden = !thought.data;
+    draw(answer.text, answer.state !== "open");
+    drawing = 0;
+    rest = performance.now() + (performance.now() - start) / DRAWING;
+  }
+
+  /** @param {Answer["state"]} state @param {string} [reason] */
+  function end(state, reason = "") {
+    Object.assign(answer, { state, problem: reason });
+    write(update);
   }
 
   function update() {
     const open = answer.state === "open";
+    if (!open) grow();
     wait.textContent = "";
     root.classList.toggle("open", open);
     problem.textContent = answer.problem;
     notes.replaceChildren(...(answer.applied?.notes ?? []).map((one) => element("li", {}, one)));
     facts.textContent = open || answer.problem ? "" : factWords(answer);
-    actions.replaceChildren(...(open || !answer.text ? [] : [copyButton(() => answer.text), heatButton(answer, words)]));
+    actions.replaceChildren(...(open || !answer.text ? [] : acts()));
   }
+
+  const acts = () => [
+    copyButton(() => answer.text),
+    ...otherViews(shown, words, {
+      Raw: () => element("p", { class: "words raw" }, answer.text),
+      "Trait heat": () => showHeat(answer.text, answer.asked),
+    }),
+    ...otherViews(below, "", { Why: () => why(answer) }),
+    ...more,
+  ];
 
   policy.append(...answer.policy.map(decisionNote));
   thinking.hidden = !thought.data;
@@ -64,18 +96,17 @@ export function showAnswer(answer, title) {
   return { root, answer, take, end, wait: (/** @type {string} */ what) => (wait.textContent = what) };
 }
 
-/** @param {Answer} answer @param {HTMLElement} words what it takes the place of */
-function heatButton({ asked, text }, words) {
-  /** @type {HTMLElement | null} */
-  let heat = null;
-  const made = button("Trait heat", () => {
-    const named = vectors.list.find(({ id }) => asked.includes(id)) ?? vectors.list[0];
-    const next = heat ? null : showHeat(text, named?.id);
-    (heat ?? words).replaceWith(next ?? words);
-    heat = next;
-    made.ariaPressed = String(heat !== null);
-  }, { "aria-pressed": "false" });
-  return made;
+/** Buttons that show something else in a place, one at a time. @param {Element} place @param {Element | string} usual @param {Record<string, () => Element>} views */
+function otherViews(place, usual, views) {
+  /** @type {HTMLButtonElement[]} */
+  const buttons = Object.entries(views).map(([label, make], number) =>
+    button(label, () => {
+      const shows = buttons[number].ariaPressed !== "true";
+      buttons.forEach((one, other) => (one.ariaPressed = String(shows && other === number)));
+      place.replaceChildren(shows ? make() : usual);
+    }, { "aria-pressed": "false" }),
+  );
+  return buttons;
 }
 
 /** @param {Answer} answer */
@@ -90,22 +121,4 @@ function factWords({ state, finish, asked, applied, policy, rate, seed }) {
     rate !== null && `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`,
     `seed ${seed}`,
   ].filter(Boolean).join(" · ");
-}
-
-/** A policy's decision in words; localsteer/policy/audit.py says what they are. @param {Decision} decision */
-function decisionNote({ action, rule, position, steer, classifier, score, threshold, detail }) {
-  const by = steer ? ` by ${steer}` : "";
-  const what = {
-    pass: "looked and did not act",
-    fire: `began to steer${by}`,
-    release: `stopped steering${by}`,
-    rewind: `took words back and steers${by}`,
-    "rewinds exhausted": `steers${by}, and takes no more words back`,
-    limited: "is held at the largest dose",
-    error: "could not look",
-  }[action] ?? action;
-  const seen = typeof score === "number" ? `${classifier} ${score.toFixed(2)}, true from ${threshold?.toFixed(2)}` : classifier;
-  const when = position === 0 ? "after the prompt" : `at token ${position}`;
-  const why = [seen, detail].filter(Boolean).join("; ");
-  return element("li", { class: action === "pass" ? "" : "acted" }, `${rule ? `“${rule}”` : "The policy"} ${what} ${when} (${why}).`);
 }

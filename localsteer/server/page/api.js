@@ -3,7 +3,8 @@
 import { byId, load, save } from "./elements.js";
 
 /**
- * @typedef {{expression: string, scope: string, relative_dose: number | null, notes: string[]}} Applied
+ * @typedef {{term: string, vector: string, removed: boolean, phase: string, layers: number[], relative_dose: number | null, worth: string | null}} Term
+ * @typedef {{expression: string, scope: "response" | "prompt" | "anchored", relative_dose: number | null, notes: string[], terms: Term[]}} Applied
  * @typedef {{action: string, position: number, rule?: string, classifier?: string, score?: number | null,
  *   threshold?: number, strength?: number, steer?: string, detail?: string}} Decision of a policy
  * @typedef {{choices?: {delta?: {content?: string, reasoning_content?: string}, finish_reason?: string | null}[], policy?: Decision[], steering?: Applied,

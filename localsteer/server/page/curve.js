@@ -37,7 +37,7 @@ function describe({ id, description, layers, calibrated, relative_dose, calibrat
   const poles = vectors.poles(id);
   const dose = relative_dose === null ? "" : ` Strength 1 is a relative dose of ${relative_dose.toFixed(2)}.`;
   const facts = element("p", {}, `${description} Layers ${layers[0]} to ${layers.at(-1)}.${dose}`);
-  if (!calibration) return [facts, note(`Not calibrated: strength 1 is as much as its text was seen to bear when it was built. "localsteer calibrate ${id}" measures more.`)];
+  if (!calibration) return [facts, note(`Not calibrated: ${vectors.get(id)?.dosed ? "strength 1 is as much as its text was seen to bear when it was built" : "what strength 1 does was never measured on this model"}. "localsteer calibrate ${id} -m ${byId("model").textContent}" measures more.`)];
   const { budget, sides } = calibration;
   const points = curvePoints(sides);
   const silent = /** @type {const} */ (["positive", "negative"]).filter((pole) => sides[pole].dose === null);

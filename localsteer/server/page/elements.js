@@ -50,11 +50,30 @@ export function load(name, session = false) {
   }
 }
 
-/** @param {string} name @param {unknown} value */
+/** @param {string} name @param {unknown} value @returns {boolean} whether it is kept: a browser may forbid it, or have no room */
 export function save(name, value, session = false) {
   try {
     (session ? sessionStorage : localStorage).setItem(`localsteer.${name}`, JSON.stringify(value));
+    return true;
   } catch {
-    // Forbidden by the browser, or full: all else works.
+    return false;
+  }
+}
+
+/** @param {string} name */
+export function forget(name) {
+  try {
+    localStorage.removeItem(`localsteer.${name}`);
+  } catch {
+    // There is nothing, then.
+  }
+}
+
+/** The names of what is kept that begin so. @param {string} prefix */
+export function keptNames(prefix) {
+  try {
+    return Object.keys(localStorage).filter((key) => key.startsWith(`localsteer.${prefix}`)).map((key) => key.slice("localsteer.".length));
+  } catch {
+    return [];
   }
 }

@@ -2,6 +2,7 @@
 
 import { askJSON } from "./api.js";
 import { element, signed } from "./elements.js";
+import { namesIn, steering } from "./steering.js";
 import { vectors } from "./vectors.js";
 
 /** @import {Poles} from "./vectors.js" */
@@ -9,8 +10,9 @@ import { vectors } from "./vectors.js";
 
 const BROKEN = "\uFFFD";
 
-/** An answer's tokens in colours, with a choice of the vector. @param {string} text @param {string} first */
-export function showHeat(text, first) {
+/** An answer's tokens in colours, with a choice of the vector: first the one that it, or else the next one, is steered by. @param {string} text @param {string} asked */
+export function showHeat(text, asked) {
+  const first = [...namesIn(asked), ...steering.names].find((name) => vectors.get(name)) ?? vectors.list[0]?.id;
   const options = vectors.list.map(({ id }) => element("option", {}, id));
   const choice = element("select", { "aria-label": "Vector of the heat", change: read }, options);
   const result = element("div", { "aria-live": "polite" });

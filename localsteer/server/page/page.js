@@ -7,8 +7,7 @@ import { vectors } from "./vectors.js";
 
 for (const close of document.querySelectorAll("dialog .close")) close.addEventListener("click", () => close.closest("dialog")?.close());
 setUpSettings();
-setUpPanel();
-setUpChat();
+setUpPanel(setUpChat());
 begin();
 
 async function begin() {

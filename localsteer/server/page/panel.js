@@ -6,11 +6,15 @@ import { setUpKnobs } from "./knobs.js";
 import { steering } from "./steering.js";
 import { vectors } from "./vectors.js";
 
-export function setUpPanel() {
+/** @param {(name: string) => void} sweep asks for a sweep of a vector */
+export function setUpPanel(sweep) {
+  const close = setUpOpening();
   setUpExpression();
-  setUpKnobs();
+  setUpKnobs((name) => {
+    close();
+    sweep(name);
+  });
   setUpDefault();
-  setUpOpening();
 }
 
 function setUpExpression() {
@@ -55,7 +59,7 @@ async function setUpDefault() {
   if (kept === null && !steering.text) steering.write(current);
 }
 
-/** Where the window is narrow, the panel covers the conversation while it is open. */
+/** Where the window is narrow, the panel covers the conversation while it is open. @returns {() => void} closes it there */
 function setUpOpening() {
   const wide = matchMedia("(min-width: 60rem)");
 
@@ -73,4 +77,7 @@ function setUpOpening() {
     if (key === "Escape" && !wide.matches) show(false);
   };
   wide.onchange = () => show(false);
+  return () => {
+    if (!wide.matches) show(false);
+  };
 }

@@ -3,102 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.server.fake_page_api import PAGE, POLES, STEERED, UNSTEERED, FakeApi, serve
+from tests.end_to_end.page.conftest import Opened
+from tests.end_to_end.page.driver import QUESTION, ask, expect, knob
+from tests.server.fake_page_api import PAGE, POLES, STEERED, UNSTEERED, FakeApi
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request
+    from playwright.sync_api import Page
 
-CHROMIUM = shutil.which("chromium")
-if CHROMIUM is None:
-    pytest.skip("The page is tried in Debian's chromium, which is not installed.", allow_module_level=True)
-playwright = pytest.importorskip("playwright.sync_api", reason="The page is driven by playwright, which is not installed.")
-expect = playwright.expect
-expect.set_options(timeout=15_000)  # of a machine that is busy
-
-QUESTION = "How was your day?"
 PHONE = {"width": 360, "height": 740}
 # All text of the page that is to be read, and nothing that is off.
 READABLE = "p, h1, h2, h3, li, button, label, span, small, textarea, input:not([type=range])"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with playwright.sync_playwright() as started:
-        # A sandbox inside a container that runs as root cannot be had.
-        args = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=args)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def api() -> FakeApi:
-    return FakeApi()
-
-
-@pytest.fixture
-def page_url(api: FakeApi) -> Iterator[str]:
-    with serve(api) as url:
-        yield url
-
-
-Opened = Callable[..., "Page"]
-
-
-@pytest.fixture
-def opened(browser: Browser, page_url: str) -> Iterator[Opened]:
-    """Opens the page; what it complains about, and whom else it asks, fails the test."""
-    complaints: list[str] = []
-    contexts: list[BrowserContext] = []
-
-    def hear(message: ConsoleMessage) -> None:
-        if message.type == "error":
-            complaints.append(message.text)
-
-    def watch(request: Request) -> None:
-        if not request.url.startswith(page_url):
-            complaints.append(f"asked {request.url}")
-
-    def open_page(**options: Any) -> Page:
-        context = browser.new_context(**{"permissions": ["clipboard-read", "clipboard-write"], **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", hear)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", watch)
-        page.goto(page_url)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    # A browser writes every refusal into its console; those that a test asks for are no mistake.
-    assert [text for text in complaints if not re.search(r"status of (400|401|429)", text)] == []
-
-
-@pytest.fixture
-def page(opened: Opened) -> Page:
-    page = opened()
-    expect(page.locator(".knob")).to_have_count(4)
-    return page
-
-
-def ask(page: Page, text: str = QUESTION) -> None:
-    page.get_by_label("Message", exact=True).fill(text)
-    page.keyboard.press("Enter")
-    expect(page.locator(".turn").last.locator(".facts").last).to_contain_text("seed")
-
-
-def knob(page: Page, name: str) -> Any:
-    return page.locator(".knob").filter(has=page.get_by_role("slider", name=name, exact=True))
 
 
 def test_chat(page: Page, api: FakeApi) -> None:
@@ -116,25 +35,6 @@ def test_chat(page: Page, api: FakeApi) -> None:
     expect(page.locator(".facts").last).to_contain_text("seed")
     expect(page.locator(".turn")).to_have_count(2)
     assert api.chats[2]["messages"] == api.chats[1]["messages"]
-
-
-def test_what_the_model_thinks_is_folded_and_no_part_of_the_answer(page: Page, api: FakeApi) -> None:
-    ask(page)
-    expect(page.locator(".thinking")).to_be_hidden()
-    ask(page, "But why?")
-    folded = page.locator(".thinking").last
-    expect(folded.locator("p")).to_be_hidden()
-    folded.locator("summary").click()
-    expect(folded.locator("p")).to_have_text("They ask why.")
-    expect(page.locator(".words").last).to_have_text(UNSTEERED)
-    ask(page, "And then?")
-    assert api.chats[2]["messages"][3]["content"] == UNSTEERED
-
-
-def test_a_text_of_the_model_is_never_markup(page: Page, api: FakeApi) -> None:
-    ask(page, "<img src=x onerror=alert(1)> <b>bold</b>")
-    expect(page.locator(".user")).to_have_text("<img src=x onerror=alert(1)> <b>bold</b>")
-    assert page.locator(".turn img, .turn b").count() == 0
 
 
 def test_settings_are_sent(page: Page, api: FakeApi) -> None:
@@ -182,32 +82,61 @@ def test_a_turned_knob_steers(page: Page, api: FakeApi) -> None:
     expect(page.get_by_label("Expression")).to_have_value("")
 
 
-def test_past_the_calibrated_range_says_so(page: Page) -> None:
+def test_a_knob_goes_as_far_as_it_was_measured_and_warns_beyond_strength_1(page: Page) -> None:
     happy = knob(page, "happy")
     slider = happy.get_by_role("slider")
+    assert (slider.get_attribute("min"), slider.get_attribute("max")) == ("-1.95", "1.8")
+    expect(happy.locator(".marks")).to_have_text("−1.95−1011.8")
     slider.fill("1")
     expect(happy.locator(".state")).to_be_empty()
     for strength in ("1.05", "-1.05"):
         slider.fill(strength)
-        expect(happy.locator(".state")).to_have_text("▲ past the calibrated range")
-        expect(slider).to_have_attribute("aria-valuetext", re.compile("past the calibrated range"))
+        expect(happy.locator(".state")).to_have_text("▲ past the measured strength")
+        expect(slider).to_have_attribute("aria-valuetext", re.compile("past the measured strength"))
     colour = "element => getComputedStyle(element).color"
     assert happy.locator(".value").evaluate(colour) != knob(page, "calm").locator(".value").evaluate(colour)
+    # Dosed when it was built: twenty times its dose was tried, and no more than it toward the other pole.
     cautious = knob(page, "cautious")
+    limits = (cautious.get_by_role("slider").get_attribute("min"), cautious.get_by_role("slider").get_attribute("max"))
+    assert limits == ("-1.5", "4")
     cautious.get_by_role("slider").fill("1.5")
-    expect(cautious.locator(".state")).to_have_text("not calibrated")
+    expect(cautious.locator(".state")).to_have_text("▲ past the measured strength, not calibrated")
+
+
+def test_a_strength_that_is_written_may_be_further_out(page: Page) -> None:
+    page.get_by_label("Expression").fill("8 happy + 3 french")
+    happy = knob(page, "happy")
+    expect(happy.get_by_role("slider")).to_have_value("8")
+    expect(happy.locator(".state")).to_have_text("▲ past all that was measured")
+    french = knob(page, "french")
+    expect(french.get_by_role("slider")).to_have_value("3")
+    expect(french.locator(".state")).to_have_text("never measured on this model")
+    page.get_by_label("Expression").fill("0.5 happy")
+    expect(happy.get_by_role("slider")).to_have_attribute("max", "1.8")
 
 
 @pytest.mark.parametrize(
     ("written", "strength"),
-    [("0.75 happy + 0.2 pirate", "0.75"), ("- 2*happy@8-20 + !calm", "-2"), ('"happy" + 0.1 calm', "1"), ("  .5e0 happy", "0.5")],
+    [
+        ("0.75 happy + 0.2 pirate", "0.75"),
+        ("- 2*happy@8-20 + !calm", "-2"),
+        ('"happy" + 0.1 calm', "1"),
+        ("  .5e0 happy", "0.5"),
+        ("0.25 happy@8-20@thinking", "0.25"),
+    ],
 )
 def test_a_written_expression_turns_the_knobs(page: Page, api: FakeApi, written: str, strength: str) -> None:
     page.get_by_label("Expression").fill(written)
     expect(page.get_by_role("slider", name="happy")).to_have_value(strength)
     expect(page.locator("#expression-note")).to_be_empty()
     page.get_by_role("slider", name="cautious").fill("0.5")
-    canonical = {"0.75": "0.75 happy + 0.2 pirate", "-2": "-2 happy@8-20 + !calm", "1": "happy + 0.1 calm", "0.5": "0.5 happy"}
+    canonical = {
+        "0.75": "0.75 happy + 0.2 pirate",
+        "-2": "-2 happy@8-20 + !calm",
+        "1": "happy + 0.1 calm",
+        "0.5": "0.5 happy",
+        "0.25": "0.25 happy@8-20@thinking",
+    }
     expect(page.get_by_label("Expression")).to_have_value(f"{canonical[strength]} + 0.5 cautious")
 
 
@@ -235,7 +164,7 @@ def test_a_knob_is_found_added_and_removed(page: Page) -> None:
     expect(found).to_have_count(len(POLES) - 4)
     page.get_by_label("Search the vectors").fill("MODERN")
     expect(found).to_have_count(1)
-    expect(found).to_contain_text("not calibrated, built at first use")
+    expect(found).to_contain_text("built at first use")
     found.get_by_role("button").click()
     slider = page.get_by_role("slider", name="pirate")
     expect(slider).to_be_focused()
@@ -258,27 +187,6 @@ def test_a_vector_that_is_being_built_says_so(page: Page, api: FakeApi) -> None:
     expect(page.locator(".words")).to_have_text(STEERED)
     expect(page.locator(".answer")).not_to_contain_text("Building")
     expect(knob(page, "formal").locator(".state")).to_be_empty()
-
-
-def test_side_by_side_sends_two_requests_with_one_seed(page: Page, api: FakeApi) -> None:
-    page.get_by_role("slider", name="happy").fill("0.5")
-    page.get_by_label("Side by side").check()
-    ask(page)
-    expect(page.locator(".answer").nth(0).locator(".words")).to_have_text(STEERED)
-    expect(page.locator(".answer").nth(1).locator(".words")).to_have_text(UNSTEERED)
-    assert sorted(chat["steering"] for chat in api.chats) == ["", "0.5 happy"]
-    assert api.chats[0]["seed"] == api.chats[1]["seed"]
-    steered, unsteered = (page.locator(".answer").nth(place).bounding_box() for place in (0, 1))
-    assert steered is not None
-    assert unsteered is not None
-    assert steered["y"] == unsteered["y"]
-    ask(page, "And then?")
-    assert [chat["messages"][1]["content"] for chat in api.chats[2:]] == [STEERED, STEERED]
-    page.set_viewport_size({"width": 360, "height": 740})
-    steered, unsteered = (page.locator(".answer").nth(place).bounding_box() for place in (0, 1))
-    assert steered is not None
-    assert unsteered is not None
-    assert unsteered["y"] >= steered["y"] + steered["height"]
 
 
 def test_curve_and_its_table(page: Page) -> None:
@@ -308,7 +216,8 @@ def test_curve_of_a_side_without_a_dose(page: Page) -> None:
 def test_curve_of_a_vector_that_is_not_calibrated(page: Page) -> None:
     page.get_by_role("button", name="Curve of cautious").click()
     dialog = page.get_by_role("dialog", name="cautious")
-    expect(dialog).to_contain_text("Not calibrated")
+    expect(dialog).to_contain_text("Not calibrated: strength 1 is as much as its text was seen to bear when it was built.")
+    expect(dialog).to_contain_text('"localsteer calibrate cautious -m demo" measures more.')
     expect(dialog.get_by_role("img")).to_have_count(0)
     dialog.get_by_role("button", name="Close").click()
     expect(dialog).to_be_hidden()
@@ -333,24 +242,6 @@ def test_heat(opened: Opened, scheme: str) -> None:
     expect(page.locator(".legend")).to_contain_text("angry")
     page.get_by_role("button", name="Trait heat").click()
     expect(page.locator(".words")).to_have_text(STEERED)
-
-
-def test_policy_notes(page: Page) -> None:
-    ask(page, "You idiot!")
-    notes = page.get_by_role("list", name="The policy").get_by_role("listitem")
-    expect(notes).to_have_text("“stay-calm” began to steer by calm after the prompt (hostile 0.93, true from 0.50).")
-    expect(notes).to_have_class("acted")
-    expect(page.locator(".facts")).to_contain_text("steered by the policy only")
-    ask(page, "You friend!")
-    expect(notes.last).to_have_text("“stay-calm” looked and did not act after the prompt (hostile 0.12, true from 0.50).")
-    page.reload()
-    expect(notes).to_have_count(2)
-
-
-def test_notes_on_the_steering(page: Page) -> None:
-    page.get_by_role("slider", name="happy").fill("2")
-    ask(page)
-    expect(page.get_by_role("list", name="Notes")).to_contain_text("2 happy is past the calibrated range")
 
 
 def test_keyboard_only(page: Page, api: FakeApi) -> None:
@@ -437,30 +328,6 @@ def test_the_default_of_the_server(opened: Opened, api: FakeApi) -> None:
     expect(page.get_by_label("Expression")).to_have_value("0.8 calm")
 
 
-def test_a_reload_keeps_everything(page: Page) -> None:
-    page.get_by_label("Expression").fill("0.5 happy + 0.3 french")
-    page.get_by_label("Side by side").check()
-    ask(page)
-    page.reload()
-    expect(page.get_by_role("slider", name="french")).to_have_value("0.3")
-    expect(page.locator(".words").first).to_have_text(STEERED)
-    expect(page.get_by_label("Side by side")).to_be_checked()
-    page.get_by_role("button", name="New chat").click()
-    expect(page.locator(".turn")).to_have_count(0)
-    page.reload()
-    expect(page.locator(".turn")).to_have_count(0)
-
-
-def test_a_reload_keeps_half_an_answer(page: Page, api: FakeApi) -> None:
-    api.endless = True
-    page.get_by_label("Message", exact=True).fill(QUESTION)
-    page.keyboard.press("Enter")
-    expect(page.locator(".words")).to_have_text(UNSTEERED)
-    page.reload()
-    expect(page.locator(".words")).to_have_text(UNSTEERED)
-    expect(page.locator(".facts")).to_contain_text("stopped")
-
-
 def test_without_storage_it_only_forgets(opened: Opened, page_url: str) -> None:
     page = opened()
     forbidden = "get() { throw new Error('forbidden') }"
@@ -470,6 +337,16 @@ def test_without_storage_it_only_forgets(opened: Opened, page_url: str) -> None:
     expect(page.locator(".knob")).to_have_count(4)
     ask(page)
     expect(page.locator(".words")).to_have_text(UNSTEERED)
+
+
+@pytest.mark.parametrize("width", [320, 360, 414, 768, 1280])
+def test_the_head_of_the_page_is_one_line(opened: Opened, width: int) -> None:
+    page = opened(viewport={"width": width, "height": 740})
+    expect(page.locator(".knob")).to_have_count(4)
+    heights = page.locator("header button").evaluate_all("all => all.map(one => one.getBoundingClientRect().height)")
+    assert max(heights) < 36
+    assert len(set(page.locator("header button").evaluate_all("all => all.map(one => one.getBoundingClientRect().top)"))) == 1
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_no_horizontal_scroll_on_a_phone(opened: Opened) -> None:
@@ -536,7 +413,8 @@ def contrasts(page: Page, selector: str) -> dict[str, float]:
 
 def test_the_page_is_light_and_asks_nobody_else() -> None:
     files = [file for file in PAGE.iterdir() if file.is_file()]
-    assert sum(file.stat().st_size for file in files) < 61_000
+    assert sum(file.stat().st_size for file in files) < 105_000
+    assert sum(file.stat().st_size for file in (PAGE / "vendor").rglob("*.js")) < 55_000
     for file in files:
         text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?://|innerHTML|insertAdjacentHTML|\beval\b|\balert\(|\sstyle=", text), file.name

@@ -1,0 +1,91 @@
+/** Conversations, kept in this browser: each under a name of its own, so that tabs do not write over one another's. */
+
+import { forget, keptNames, load, save } from "./elements.js";
+
+/** @import {Turn} from "./turn.js" */
+/** @typedef {{id: string, title: string, changed: number, turns: Turn[]}} Talk `changed`: milliseconds since 1970; 0 where it never was */
+
+const PREFIX = "talk.";
+const LONGEST_TITLE = 60;
+
+/** Tells of a "change" of what is kept. */
+class Talks extends EventTarget {
+  /** Why the latest conversation is not kept; "" where it is. */
+  problem = "";
+  keepsNothing = Boolean(load("keepsNothing"));
+  /** Those that were removed while they may still be written. @type {Set<string>} */
+  #removed = new Set();
+
+  /** @returns {Talk} */
+  begin() {
+    save("talk", null, true);
+    return { id: crypto.getRandomValues(new Uint32Array(2)).join("-"), title: "", changed: 0, turns: [] };
+  }
+
+  /** The one that this tab had before it was loaded anew. */
+  resume() {
+    return this.open(load("talk", true)) ?? this.begin();
+  }
+
+  /** @param {string | null} id @returns {Talk | null} */
+  open(id) {
+    const talk = id ? load(PREFIX + id) : null;
+    if (talk) save("talk", id, true);
+    return talk;
+  }
+
+  /** All that are kept, the latest first. @returns {Talk[]} */
+  list() {
+    return keptNames(PREFIX).map((name) => load(name)).filter(Boolean).sort((one, other) => other.changed - one.changed);
+  }
+
+  /** @param {Talk} talk */
+  keep(talk) {
+    if (this.keepsNothing || !talk.turns.length || this.#removed.has(talk.id)) return;
+    // Another tab may go on with the same one: then there are two.
+    const there = load(PREFIX + talk.id);
+    if (talk.changed && there && there.changed !== talk.changed) talk.id = this.begin().id;
+    talk.title = there?.title || talk.title || titleOf(talk.turns[0].user);
+    talk.changed = Date.now();
+    save("talk", talk.id, true);
+    this.#tell(save(PREFIX + talk.id, talk) ? "" : "This conversation is not kept: the browser has no room left, or forbids it. Deleting others may help.");
+  }
+
+  /** @param {Talk} talk @param {string} title */
+  rename(talk, title) {
+    talk.title = title.trim() || titleOf(talk.turns[0].user);
+    save(PREFIX + talk.id, talk);
+    this.#tell();
+  }
+
+  /** @param {Talk[]} talks */
+  remove(talks) {
+    for (const { id } of talks) {
+      this.#removed.add(id);
+      forget(PREFIX + id);
+    }
+    this.#tell();
+  }
+
+  /** From now on, the current one included; others stay until they are deleted. @param {boolean} nothing @param {Talk} current */
+  keepNothing(nothing, current) {
+    this.keepsNothing = nothing;
+    save("keepsNothing", nothing);
+    if (nothing) forget(PREFIX + current.id);
+    else this.keep(current);
+    this.#tell();
+  }
+
+  #tell(problem = "") {
+    this.problem = problem;
+    this.dispatchEvent(new Event("change"));
+  }
+}
+
+/** @param {string} question */
+function titleOf(question) {
+  const line = question.trim().split("\n")[0];
+  return line.length > LONGEST_TITLE ? `${line.slice(0, LONGEST_TITLE).trimEnd()} ...` : line;
+}
+
+export const talks = new Talks();

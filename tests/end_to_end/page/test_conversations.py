@@ -1,0 +1,154 @@
+"""Conversations, kept in the browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+from tests.end_to_end.page.driver import QUESTION, ask, expect
+from tests.server.fake_page_api import STEERED, UNSTEERED, FakeApi
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+
+def kept(page: Page) -> list[dict[str, Any]]:
+    texts: list[str] = page.evaluate(
+        "Object.keys(localStorage).filter(key => key.startsWith('localsteer.talk.')).map(key => localStorage[key])"
+    )
+    return [json.loads(text) for text in texts]
+
+
+def history(page: Page) -> Any:
+    page.get_by_role("button", name="History").click()
+    return page.get_by_role("dialog", name="Conversations")
+
+
+def test_a_reload_keeps_everything(page: Page) -> None:
+    page.get_by_label("Expression").fill("0.5 happy + 0.3 french")
+    page.get_by_label("Side by side").check()
+    ask(page)
+    page.reload()
+    expect(page.get_by_role("slider", name="french")).to_have_value("0.3")
+    expect(page.locator(".words").first).to_have_text(STEERED)
+    expect(page.get_by_label("Side by side")).to_be_checked()
+    page.get_by_role("button", name="New chat").click()
+    expect(page.locator(".turn")).to_have_count(0)
+    page.reload()
+    expect(page.locator(".turn")).to_have_count(0)
+
+
+def test_a_reload_keeps_half_an_answer(page: Page, api: FakeApi) -> None:
+    api.endless = True
+    page.get_by_label("Message", exact=True).fill(QUESTION)
+    page.keyboard.press("Enter")
+    expect(page.locator(".words")).to_have_text(UNSTEERED)
+    page.reload()
+    expect(page.locator(".words")).to_have_text(UNSTEERED)
+    expect(page.locator(".facts")).to_contain_text("stopped")
+
+
+def test_an_answer_is_kept_while_it_is_written(page: Page, api: FakeApi) -> None:
+    """A browser that is killed tells nobody."""
+    api.endless = True
+    page.get_by_label("Message", exact=True).fill(QUESTION)
+    page.keyboard.press("Enter")
+    expect(page.locator(".words")).to_have_text(UNSTEERED)
+    deadline = time.monotonic() + 30
+    while not any(one["turns"][0]["answers"][0]["text"] == UNSTEERED for one in kept(page)):
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(100)
+
+
+def test_conversations_are_listed_opened_renamed_and_deleted(page: Page) -> None:
+    ask(page, "The first question")
+    page.get_by_role("button", name="New chat").click()
+    ask(page, "The second question")
+    ask(page, "And then?")
+    dialog = history(page)
+    expect(dialog).to_contain_text("kept in this browser alone")
+    entries = dialog.get_by_role("listitem")
+    expect(entries).to_have_text(
+        [re.compile("The second question.*2 questions, open now"), re.compile("The first question.*1 question")]
+    )
+    entries.last.get_by_role("button", name="Rename").click()
+    page.keyboard.type("Something else")
+    page.keyboard.press("Enter")
+    expect(entries.last.locator("b")).to_have_text("Something else")
+    entries.last.locator(".entry").click()
+    expect(page.locator(".user")).to_have_text("The first question")
+    ask(page, "Once more")
+    expect(page.locator(".turn")).to_have_count(2)
+    dialog = history(page)
+    expect(entries.first.locator("b")).to_have_text("Something else")
+    # Deleted for good only where that is meant.
+    entries.last.get_by_role("button", name="Delete").click()
+    expect(entries).to_have_count(2)
+    entries.last.get_by_role("button", name="for good").click()
+    expect(entries).to_have_count(1)
+    dialog.get_by_role("button", name="Delete all").click()
+    dialog.get_by_role("button", name="for good").click()
+    expect(dialog).to_contain_text("There are none yet.")
+    page.keyboard.press("Escape")
+    expect(page.locator(".turn")).to_have_count(0)
+    assert kept(page) == []
+
+
+def test_what_is_deleted_while_it_is_written_stays_deleted(page: Page, api: FakeApi) -> None:
+    api.endless = True
+    page.get_by_label("Message", exact=True).fill(QUESTION)
+    page.keyboard.press("Enter")
+    expect(page.locator(".words")).to_have_text(UNSTEERED)
+    dialog = history(page)
+    dialog.get_by_role("button", name=f"Delete {QUESTION}").click()
+    dialog.get_by_role("button", name="for good").click()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.locator(".turn")).to_have_count(0)
+    assert kept(page) == []
+
+
+def test_nothing_is_kept_where_that_is_wished(page: Page) -> None:
+    ask(page, "Kept before")
+    page.get_by_role("button", name="New chat").click()
+    ask(page, "Between us")
+    dialog = history(page)
+    dialog.get_by_label("Keep nothing from now on").check()
+    expect(dialog.get_by_role("listitem")).to_have_text([re.compile("Kept before")])
+    page.keyboard.press("Escape")
+    ask(page, "And this")
+    assert [one["title"] for one in kept(page)] == ["Kept before"]
+    page.reload()
+    expect(page.locator(".turn")).to_have_count(0)
+    ask(page, "Nor this")
+    dialog = history(page)
+    expect(dialog.get_by_label("Keep nothing from now on")).to_be_checked()
+    dialog.get_by_label("Keep nothing from now on").uncheck()
+    expect(dialog.get_by_role("listitem")).to_have_count(2)
+
+
+def test_each_tab_has_its_own_conversation(page: Page) -> None:
+    ask(page, "Here")
+    other = page.context.new_page()
+    other.goto(page.url)
+    expect(other.locator(".turn")).to_have_count(0)
+    ask(other, "There")
+    page.reload()
+    expect(page.locator(".user")).to_have_text("Here")
+    assert sorted(one["title"] for one in kept(page)) == ["Here", "There"]
+    # The same one in two tabs: neither loses what it said.
+    other.get_by_role("button", name="History").click()
+    other.get_by_role("button", name=re.compile("^Here")).click()
+    ask(other, "From there")
+    ask(page, "From here")
+    ends = sorted(one["turns"][-1]["user"] for one in kept(page))
+    assert ends == ["From here", "From there", "There"]
+
+
+def test_a_browser_without_room_says_that_it_keeps_nothing(page: Page) -> None:
+    page.evaluate("() => { Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }; }")
+    ask(page)
+    expect(page.locator("#talk-problem")).to_contain_text("not kept")
+    expect(page.locator(".words")).to_have_text(UNSTEERED)
