@@ -41,16 +41,16 @@ if TYPE_CHECKING:
     "--allow-origin", multiple=True, help="A web page elsewhere that may use it, such as http://localhost:3000; * for all."
 )
 @click.option("--parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Answers at once.")
-@click.option("--queue", type=click.IntRange(0), default=32, show_default=True, help="Answers that may wait.")
+@click.option("--queue", type=click.IntRange(0, 10**6), default=32, show_default=True, help="Answers that may wait.")
 @click.option(
     "--context",
     "n_ctx",
-    type=click.IntRange(8),
+    type=click.IntRange(8, 10**8),
     help="Tokens of context of each answer. Default: what the model and the memory allow, up to 16,384.",
 )
 @click.option(
     "--cache-ram",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 10**9),
     default=DEFAULT_CACHE_RAM,
     show_default=True,
     help="MiB of main memory for conversations that lost their place to others: going back to one reads nothing anew.",
