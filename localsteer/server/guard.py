@@ -122,7 +122,7 @@ class Guard:
         # The address that the connection came to is no name that somebody could have made point here.
         address = (scope.get("server") or ("",))[0]
         if host not in self._hosts and host != address:
-            return 403, f'The server is not called "{host}".', "wrong_host"
+            return 403, f'The server is not called "{host[:100]}".', "wrong_host"
         origin = headers.get("origin")
         own = origin is not None and self._is_own(origin, headers["host"])
         # An <img> of another page asks without an Origin, but browsers say where it stands. A link to the page may be followed.
