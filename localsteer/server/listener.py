@@ -37,9 +37,9 @@ class _Server(uvicorn.Server):
 
 
 def configured(app: ASGIApp, *, closing: int = _GRACE + _CLOSING) -> uvicorn.Config:
-    """What uvicorn is to do; from here on the log is spared."""
+    """What uvicorn is to do, with as many connections as there is room for now."""
     Connection.limit = room()
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         http=Connection,
         ws="none",
@@ -49,8 +49,6 @@ def configured(app: ASGIApp, *, closing: int = _GRACE + _CLOSING) -> uvicorn.Con
         server_header=False,
         timeout_graceful_shutdown=closing,
     )
-    spare()  # after uvicorn has set up its loggers
-    return config
 
 
 def run(app: ASGIApp, bound: socket.socket, service: Service, ready: Callable[[], None]) -> None:
@@ -63,6 +61,7 @@ def run(app: ASGIApp, bound: socket.socket, service: Service, ready: Callable[[]
         ready: called when clients may connect and signals may come.
     """
     config = configured(app)
+    spare()  # uvicorn has set up its loggers
     server = _Server(config, service)
 
     def end(_number: int, _frame: FrameType | None) -> None:
