@@ -17,7 +17,7 @@ export CFLAGS := $(CFLAGS) $(NO_AMX)
 export CXXFLAGS := $(CXXFLAGS) $(NO_AMX)
 endif
 
-.PHONY: demo test checks tests test-models bench bench-tools quality exports compatibility clean
+.PHONY: demo test checks tests test-models fuzz bench bench-tools quality exports compatibility clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -51,8 +51,14 @@ tests: .venv/.dev
 # llama.cpp's own programs are skipped where `make bench-tools` has not built them.
 test-models: .venv/.dev
 	$(PYTEST) -m models
-	LOCALSTEER_MUTATIONS=10000 LOCALSTEER_EXAMPLES=10100 $(PYTEST) tests/files/test_mutated_files.py tests/policy/test_hostile_texts.py
-	LOCALSTEER_EXAMPLES=40 $(PYTEST) tests/server/test_hostile_requests.py
+	@$(MAKE) --no-print-directory fuzz
+
+# Every door takes 10,000 bad inputs: files of all kinds, texts, requests, schemas. FUZZ=N tries N at each; `make test` some 400.
+FUZZ ?= 10000
+fuzz: .venv/.dev
+	LOCALSTEER_MUTATIONS=$(FUZZ) LOCALSTEER_EXAMPLES=$(FUZZ) $(PYTEST) \
+	  tests/files/test_mutated_files.py tests/test_doors.py tests/policy/test_hostile_texts.py
+	LOCALSTEER_MUTATIONS=$(FUZZ) LOCALSTEER_EXAMPLES=40 $(PYTEST) tests/server/test_hostile_requests.py
 	LOCALSTEER_EXAMPLES=2000 $(PYTEST) tests/llama/test_made_schemas.py
 	LOCALSTEER_EXAMPLES=1000 $(PYTEST) tests/end_to_end/test_chat_fuzz.py
 

@@ -17,9 +17,9 @@ The layouts were checked in August 2026 against the sources named at each functi
 from __future__ import annotations
 
 import difflib
+import errno
 import glob
 import importlib.util
-import json
 import logging
 import os
 import platform
@@ -29,7 +29,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from localsteer.errors import LocalsteerError
+from localsteer.errors import LocalsteerError, shown
+from localsteer.files.json_values import read_json
 from localsteer.llama.model_file import is_later_part, model_parts, model_stem
 
 logger = logging.getLogger("localsteer")
@@ -43,6 +44,9 @@ OLLAMA_LAYER = "application/vnd.ollama.image."
 OLLAMA_MODEL_LAYER = OLLAMA_LAYER + "model"
 # As `BlobsPath` in Ollama's manifest/paths.go: anything else could point out of the blobs folder.
 OLLAMA_DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
+
+# The longest template is some 20 kB, and a manifest or settings are less.
+_MAX_TEXT = 1 << 20
 
 # Folders whose names begin so: hidden, or of a Hugging Face cache but not for models.
 NOT_SEARCHED = (".", "datasets--", "spaces--")
@@ -211,14 +215,14 @@ def _lm_studio_folders(home: Path) -> Iterator[Path]:
     """
     homes = [home / ".lmstudio", home / ".cache" / "lm-studio"]
     try:
-        pointer = (home / ".lmstudio-home-pointer").read_text(encoding="utf-8").strip()
+        pointer = _small_text(home / ".lmstudio-home-pointer").strip()
     except (OSError, ValueError):
         pointer = ""
     if pointer:
         homes.insert(0, Path(pointer))
     for lm_studio in homes:
         try:
-            downloads = json.loads((lm_studio / "settings.json").read_bytes())["downloadsFolder"]
+            downloads = read_json(_small_text(lm_studio / "settings.json"))["downloadsFolder"]
         except (OSError, ValueError, LookupError, TypeError):
             downloads = None
         if isinstance(downloads, str) and downloads:
@@ -269,13 +273,13 @@ def _ollama_models(root: Path) -> Iterator[_Candidate]:
             for blob in _ollama_blobs(manifests / relative, root / "blobs"):
                 yield _Candidate(name, blob, "ollama", blob.stat().st_size, f"ollama/{name}")
         except (OSError, ValueError, LookupError, TypeError) as error:
-            problem = f"{manifests / relative} is damaged, or its model file is missing: {error!r}"
-            logger.warning("Skipped the Ollama model %s: %s", name, problem)
+            problem = f"{manifests / relative} is damaged, or its model file is missing: {error!r:.200}"
+            logger.warning("Skipped the Ollama model %s: %s", shown(name), shown(problem))
 
 
 def _ollama_blobs(manifest: Path, blobs: Path) -> list[Path]:
     """The GGUF file of a manifest; none for a model in the cloud, or in safetensors."""
-    layers = json.loads(manifest.read_bytes())["layers"] or ()
+    layers = read_json(_small_text(manifest))["layers"] or ()
     digests = [layer["digest"] for layer in layers if layer["mediaType"] == OLLAMA_MODEL_LAYER]
     for digest in digests:
         if not OLLAMA_DIGEST.fullmatch(digest):
@@ -302,9 +306,7 @@ def ollama_layers(path: Path, name: str | None = None) -> OllamaLayers:
     if path.parent.name == "blobs" and path.name.startswith("sha256-"):
         for relative in sorted(glob.glob("*/*/*/*", root_dir=manifests)):
             try:
-                layers = {
-                    layer["mediaType"]: layer["digest"] for layer in json.loads((manifests / relative).read_bytes())["layers"]
-                }
+                layers = {layer["mediaType"]: layer["digest"] for layer in read_json(_small_text(manifests / relative))["layers"]}
                 if layers[OLLAMA_MODEL_LAYER].replace(":", "-") == path.name:
                     found["/".join(Path(relative).parts[2:]).replace("/", ":")] = layers
             except (OSError, ValueError, LookupError, TypeError):
@@ -318,9 +320,25 @@ def _ollama_text(blobs: Path, digest: str | None) -> str | None:
     if digest is None or not OLLAMA_DIGEST.fullmatch(digest):
         return None
     try:
-        return (blobs / digest.replace(":", "-")).read_text(encoding="utf-8")
+        return _small_text(blobs / digest.replace(":", "-"))
     except (OSError, ValueError):
         return None
+
+
+def _small_text(path: Path) -> str:
+    """A text file of another program.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device, which might never end.
+        ValueError: it is no text, or far larger than such files are.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    with path.open("rb") as file:
+        data = file.read(_MAX_TEXT + 1)
+    if len(data) > _MAX_TEXT:
+        raise ValueError(f"{path.name} is larger than {_MAX_TEXT:,} bytes")
+    return data.decode("utf-8-sig")
 
 
 def _models_below(folder: Path, source: str) -> Iterator[_Candidate]:
@@ -333,7 +351,7 @@ def _models_below(folder: Path, source: str) -> Iterator[_Candidate]:
         try:
             size_bytes = sum(part.stat().st_size for part in model_parts(path))
         except OSError as error:
-            logger.warning("Skipped the model %s: %s", path, error)
+            logger.warning("Skipped the model %s: %s", shown(path), shown(error))
             continue
         folders = _readable(path.parent.relative_to(root).parts)
         yield _Candidate(name, path, source, size_bytes, "/".join((source, *folders, name)))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+# Of a message, and of an expression that is shown around a mistake: what quotes a file may quote megabytes.
+_LONGEST = 1500
+_AROUND = 400
+
 
 class LocalsteerError(Exception):
     """A mistake or a missing thing that the user can do something about.
 
-    The command line prints it as one line and exits with `exit_code`.
+    The command line prints it as one line and exits with `exit_code`. What it quotes may come from a stranger: characters that
+    would command a terminal are left out, and the middle of what is too long.
 
     Args:
         message: what is wrong, and where (the file, the layer, the column).
@@ -16,6 +21,7 @@ class LocalsteerError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        message, hint = _told(message), _told(hint) if hint is not None else None
         super().__init__(message if hint is None else f"{message} {hint}")
         self.message = message
         self.hint = hint
@@ -24,6 +30,16 @@ class LocalsteerError(Exception):
 def shown(text: object) -> str:
     """What a damaged or hostile file says, without the characters that would command a terminal."""
     return "".join(character if character.isprintable() else "?" for character in str(text))
+
+
+def shown_lines(text: object) -> str:
+    """The same of several lines."""
+    return "\n".join(map(shown, str(text).split("\n")))
+
+
+def _told(text: str) -> str:
+    told = shown_lines(text)
+    return told if len(told) <= _LONGEST else f"{told[: _LONGEST // 2]} … {told[-_LONGEST // 2 :]}"
 
 
 class ModelError(LocalsteerError):
@@ -48,8 +64,9 @@ class ExpressionError(LocalsteerError):
     """
 
     def __init__(self, expression: str, column: int, problem: str, *, hint: str | None = None) -> None:
-        shown = "".join(" " if character.isspace() else character for character in expression)
-        super().__init__(f"{problem}\n  {shown}\n  {' ' * column}^", hint=hint)
+        first = max(0, column - _AROUND)
+        part = "".join(character if character.isprintable() else " " for character in expression[first : column + _AROUND])
+        super().__init__(f"{problem}\n  {part}\n  {' ' * (column - first)}^", hint=hint)
         self.expression = expression
         self.column = column
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import click
 
-from localsteer.errors import LocalsteerError
+from localsteer.errors import LocalsteerError, shown, shown_lines
 
 _COMMANDS = {
     "calibrate": "Measure how strong a vector may be, and write that into it.",
@@ -56,6 +56,13 @@ class _LazyGroup(click.Group):
             formatter.write_dl(sorted(_COMMANDS.items()))
 
 
+class _Plain(logging.Formatter):
+    """Without what would command a terminal: what is logged may quote a stranger's file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown_lines(super().format(record))
+
+
 @click.group(
     cls=_LazyGroup,
     invoke_without_command=True,
@@ -71,7 +78,7 @@ def command(context: click.Context, verbose: bool) -> None:
     Without a command it chats with a model of this machine.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Plain("%(message)s"))
     logger = logging.getLogger("localsteer")
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
@@ -113,6 +120,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo("localsteer: The input is not UTF-8 text.", err=True)
         sys.exit(1)
     except OSError as error:
-        click.echo(f"localsteer: {error.filename or 'The output'} cannot be written or read: {error.strerror}.", err=True)
+        click.echo(f"localsteer: {shown(error.filename or 'The output')} cannot be written or read: {error.strerror}.", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

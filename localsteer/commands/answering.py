@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localsteer.building.library import loader
-from localsteer.commands.options import Command, gathered, with_options
+from localsteer.commands.options import Command, Number, gathered, with_options
 from localsteer.commands.output import note, progress_bar
 from localsteer.engine.generate import Generator
 from localsteer.errors import ModelError
@@ -70,12 +70,12 @@ policy_option = click.option(
 )
 max_dose_option = click.option(
     "--max-dose",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     help="Never steer by more than this relative dose (`localsteer vectors show` tells a vector's).",
 )
 
 
-def _sampling_option(name: str, kind: click.FloatRange | click.IntRange, text: str | None = None) -> Callable[[Any], Any]:
+def _sampling_option(name: str, kind: Number | click.IntRange, text: str | None = None) -> Callable[[Any], Any]:
     default = getattr(Sampling(), name.removeprefix("--").replace("-", "_"))
     return click.option(name, type=kind, default=default, show_default=True, help=text)
 
@@ -89,16 +89,16 @@ think_option = click.option(
 
 def with_sampling_options(function: Command) -> Command:
     """How tokens are drawn; the command gets `sampling: Sampling`."""
-    penalty = click.FloatRange(-2, 2)
+    penalty = Number(-2, 2)
     return with_options(
         gathered("sampling", Sampling)(function),
-        _sampling_option("--temperature", click.FloatRange(0), "0: no chance."),
-        _sampling_option("--top-k", click.IntRange(0), "0: all."),
-        _sampling_option("--top-p", click.FloatRange(0, 1)),
-        _sampling_option("--min-p", click.FloatRange(0, 1)),
+        _sampling_option("--temperature", Number(0), "0: no chance."),
+        _sampling_option("--top-k", click.IntRange(0, 10**6), "0: all."),
+        _sampling_option("--top-p", Number(0, 1)),
+        _sampling_option("--min-p", Number(0, 1)),
         _sampling_option(
             "--repeat-penalty",
-            click.FloatRange(0, min_open=True),
+            Number(0, min_open=True),
             "The logits of the last 64 tokens, of prompt and answer, are divided by this.",
         ),
         _sampling_option("--frequency-penalty", penalty, "Taken off their logits for each time they occurred."),
@@ -115,7 +115,7 @@ def with_answer_options(function: Command) -> Command:
         policy_option,
         click.option("--system", help="A system message."),
         think_option,
-        click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer."),
+        click.option("-n", "--max-tokens", type=click.IntRange(1, 10**7), default=512, show_default=True, help="Longest answer."),
         click.option(
             "--anchored",
             is_flag=True,
@@ -125,7 +125,7 @@ def with_answer_options(function: Command) -> Command:
         click.option(
             "--context",
             "n_ctx",
-            type=click.IntRange(8),
+            type=click.IntRange(8, 10**8),
             help="Tokens of context. Default: what the model and the memory allow, up to 16,384.",
         ),
     )

@@ -24,6 +24,7 @@ from localsteer.calibration.report import (
 )
 from localsteer.commands.options import (
     ModelOptions,
+    Number,
     check_output,
     force_option,
     gathered,
@@ -65,7 +66,7 @@ def duration(seconds: float) -> str:
 
 @click.command()
 @click.argument("vector")
-@click.option("--budget", type=click.FloatRange(0, min_open=True), default=DEFAULT_BUDGET, show_default=True, metavar="NATS")
+@click.option("--budget", type=Number(0, min_open=True), default=DEFAULT_BUDGET, show_default=True, metavar="NATS")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The calibrated file. Default: VECTOR itself.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write a page with plots and sample answers to this folder.")
 @click.option("--concept", type=click.Path(path_type=Path), help="The concept.yaml of a vector that does not carry its own.")

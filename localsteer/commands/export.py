@@ -11,6 +11,7 @@ import click
 from localsteer.building.library import load_for_showing, loader
 from localsteer.commands.options import (
     ModelOptions,
+    Number,
     check_output,
     expression_argument,
     force_option,
@@ -48,7 +49,7 @@ def command() -> None:
 @command.command("llama-cpp")
 @expression_argument
 @output_option
-@click.option("--strength", type=float, default=1.0, show_default=True, help="Multiply the whole expression by this.")
+@click.option("--strength", type=Number(), default=1.0, show_default=True, help="Multiply the whole expression by this.")
 @_VERIFY
 @force_option
 @json_option

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +21,19 @@ from localsteer.steering.expression import Steering, parse_steering
 from localsteer.vector.file import check_vector_path, read_vector
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Number(click.FloatRange):
+    """A number within limits, and one that there is: click takes "nan" for a number in any range."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number that a text stands for."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
 
 
 @dataclass(frozen=True)
@@ -95,8 +109,12 @@ def with_model_options(function: Command) -> Command:
             "--model",
             help="A GGUF file, or a name that `localsteer models list` shows. Default: $LOCALSTEER_MODEL, then the demo model.",
         ),
-        click.option("--gpu-layers", type=click.IntRange(0), help="Layers on the GPU; by default all, where there is one."),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core allowed."),
+        click.option(
+            "--gpu-layers", type=click.IntRange(0, 10**6), help="Layers on the GPU; by default all, where there is one."
+        ),
+        click.option(
+            "--threads", type=click.IntRange(1, 4096), help="CPU threads; by default one for each physical core allowed."
+        ),
         click.option(
             "--rpc", metavar="HOST:PORT,...", help="Spread the layers over machines that run ggml-rpc-server (docs/rpc.md)."
         ),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from localsteer.errors import shown_lines
 from localsteer.files.json_values import json_text
 from localsteer.vector.calibration import without_nan
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def note(*texts: str) -> None:
     """Remarks that are no result, one a line."""
     for text in texts:
-        click.secho(for_this_model(text), err=True, dim=True)
+        click.secho(shown_lines(for_this_model(text)), err=True, dim=True)
 
 
 # Those whose result depends on the model.
@@ -98,7 +99,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(shown_lines(cell)) for cell in row))
     console().print(table)
 
 
@@ -112,6 +113,7 @@ def print_folded_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) ->
     from rich.text import Text
 
     screen = console()
+    rows = [[shown_lines(cell) for cell in row] for row in rows]
     columns = list(zip(headers, *rows, strict=True))
     widths = [max(map(cell_len, column)) for column in columns]
     if sum(widths) + 3 * len(widths) <= screen.width:
@@ -146,7 +148,7 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
 
     table = Table.grid(padding=(0, 3, 0, 0))
     for name, value in facts:
-        table.add_row(name, Text(value))
+        table.add_row(name, Text(shown_lines(value)))
     console().print(table)
 
 

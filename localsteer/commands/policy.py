@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from localsteer.commands.options import ModelOptions, gathered, json_option, layers_option, with_model_options
+from localsteer.commands.options import ModelOptions, Number, gathered, json_option, layers_option, with_model_options
 from localsteer.commands.output import note, print_facts, print_json, print_table, progress_bar
 from localsteer.errors import PolicyError
 from localsteer.files.atomic import atomic_path, check_writable
@@ -109,16 +109,20 @@ def _described(armed: ArmedPolicy) -> dict[str, Any]:
 @click.option(
     "--target-fpr",
     "target",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     help="Choose the threshold by the false positives you can live with, such as 0.05.",
 )
 @click.option("--unseen", type=_FILE, help="Report on these texts (with labels) instead of half of the others.")
 @click.option("--save-unseen", type=_FILE, help="Write the texts of the report here (.jsonl), for `policy run`.")
 @click.option(
-    "--window", type=click.IntRange(1), default=DEFAULT_WINDOW, show_default=True, help="Tokens of an answer that are averaged."
+    "--window",
+    type=click.IntRange(1, 10**6),
+    default=DEFAULT_WINDOW,
+    show_default=True,
+    help="Tokens of an answer that are averaged.",
 )
 @layers_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split in two parts.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the split in two parts.")
 @json_option
 @with_model_options
 @gathered("settings", FitSettings)

@@ -55,16 +55,16 @@ if TYPE_CHECKING:
     help="A page elsewhere that may use it, such as http://localhost:3000, or a host; * for all.",
 )
 @click.option("--parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Answers at once.")
-@click.option("--queue", type=click.IntRange(0), default=32, show_default=True, help="Answers that may wait.")
+@click.option("--queue", type=click.IntRange(0, 10**6), default=32, show_default=True, help="Answers that may wait.")
 @click.option(
     "--context",
     "n_ctx",
-    type=click.IntRange(8),
+    type=click.IntRange(8, 10**8),
     help="Tokens of context of each answer. Default: what the model and the memory allow, up to 16,384.",
 )
 @click.option(
     "--cache-ram",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 10**9),
     default=DEFAULT_CACHE_RAM,
     show_default=True,
     help="MiB of main memory for conversations that lost their place to others: going back to one reads nothing anew.",
@@ -92,7 +92,7 @@ if TYPE_CHECKING:
 @click.option(
     "--strict-model", is_flag=True, help="Refuse requests that name another model. Default: this one answers, with a note."
 )
-@click.option("-n", "--max-tokens", type=click.IntRange(1), help="Longest answer. Default: as much as the context holds.")
+@click.option("-n", "--max-tokens", type=click.IntRange(1, 10**7), help="Longest answer. Default: as much as the context holds.")
 @think_option
 @with_sampling_options
 @click.option("--alias", help="What the model is called in requests. Default: its name in `localsteer models list`.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import psutil
 
 from localsteer.errors import LocalsteerError, ModelError
@@ -107,6 +108,10 @@ def check_steering(model: Model, edits: Sequence[Edit | None], *, tapped: bool =
     steered = [edit for edit in edits if edit is not None]
     if not steered and not tapped:
         return
+    with np.errstate(over="ignore"):
+        # Models divide by the root of the squares' sum: where float32 does not hold that, nothing but zeros is left.
+        if not all(np.isfinite(np.square(edit.added).sum(axis=1)).all() for edit in steered):
+            raise ModelError("The steering is too strong for any model.", hint="Lower its strength.")
     possible = steerability(model)
     tapped = tapped or any(edit.removed for edit in steered)
     if possible.readable or (possible.native and not tapped):

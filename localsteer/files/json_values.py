@@ -16,8 +16,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 Value = TypeVar("Value")
 
-# JSON need not escape these; some terminals take them for commands, and halves of characters cannot be written at all.
-_RAW = re.compile("[\x7f-\x9f\ud800-\udfff]")
+# JSON need not escape these; terminals take them for commands, or turn the direction of writing, and halves of characters cannot
+# be written at all.
+_RAW = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def json_text(document: Any) -> str:

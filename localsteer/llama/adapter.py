@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Adapter(Closing):
         self._model = model
         library.forget_errors()
         with interrupts_after():
-            self._adapter: Any = llama.llama_adapter_lora_init(model.handle, str(path).encode())
+            self._adapter: Any = llama.llama_adapter_lora_init(model.handle, os.fsencode(path))
         if not self._adapter:
             raise ModelError(f"llama.cpp does not load the adapter {path}: {library.last_error('it gives no reason')}.")
 

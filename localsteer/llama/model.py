@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ class Model(Closing):
         params.n_gpu_layers = gpu_layers if gpu_layers is not None else _ALL_LAYERS
         library.forget_errors()
         with interrupts_after():
-            self._model = llama.llama_model_load_from_file(str(self.path).encode(), params)
+            self._model = llama.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._model:
             reason = library.last_error("llama.cpp gives no reason")
             raise ModelError(f"llama.cpp cannot load {self.path}: {reason}.", hint=why_not(self.path, reason))

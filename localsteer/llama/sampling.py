@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.errors import LocalsteerError
+from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama import library
 from localsteer.llama.closing import Closing
 from localsteer.llama.context import Context
@@ -136,8 +136,16 @@ class Sampler(Closing):
             unsteered: where `row` is steered and the sampler anchored, the logits of the unsteered model.
 
         Raises:
-            ModelError: the answer cannot go on as the grammar wants.
+            ModelError: the answer cannot go on as the grammar wants, or the model predicts what are no numbers.
         """
+        token = self._sampled(context, row, unsteered)
+        # Where some are none, all are, as a rule; and a look at one of them costs nothing.
+        if not np.isfinite(context.logits(row)[token]):
+            hint = "The model's file is damaged, or a steering is far too strong."
+            raise ModelError("The model's predictions are no numbers.", hint=hint)
+        return token
+
+    def _sampled(self, context: Context, row: int, unsteered: int | None) -> int:
         if self._grammar is None and self._filter is None and not self._is_biased:
             if self._greedy:
                 # What the chain would take; it copies all logits into a list of candidates first, 0.2 ms for 49k tokens.

@@ -165,6 +165,7 @@ _REFUSALS = {
     400: "What the request asks for cannot be had.",
     401: "The API key is missing or wrong.",
     403: "The Host or Origin is not one of this server's, or another web page asks.",
+    408: "The body did not come in time.",
     413: "The body is too large.",
     429: "Too many requests wait; Retry-After says how long to wait.",
     503: "The server is stopping.",

@@ -77,6 +77,13 @@ def anthropic_document(status: int, content: Mapping[str, Any]) -> dict[str, Any
     return {"type": "error", "error": {"type": kind, "message": content["error"]["message"]}}
 
 
+def error_bytes(message: str, kind: str, code: str) -> bytes:
+    """A whole answer, 503, for who is not let in as far as any API."""
+    answer = JSONResponse(document(message, kind, code=code), 503, {"Retry-After": "1", "Connection": "close"})
+    head = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers)
+    return b"HTTP/1.1 503 Service Unavailable\r\n" + head + b"\r\n" + bytes(answer.body)
+
+
 def document(message: str, kind: str, parameter: str | None = None, code: str | None = None) -> dict[str, Any]:
     """OpenAI's form."""
     return {"error": {"message": message, "type": kind, "param": parameter, "code": code}}

@@ -6,6 +6,7 @@ that it has made to point at 127.0.0.1 (DNS rebinding).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import hmac
@@ -21,10 +22,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from localsteer.server.errors import document, error_response
 
 MAX_BODY = 1_000_000
+# A whole body must have come in so many seconds: 17 kB/s at least, where it is as large as it may be.
+BODY_SECONDS = 60.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # What a browser asks for before anybody can give a key, and what a supervisor asks without one.
 _OPEN = ("/", "/health", "/v1/health", "/page/", "/favicon.ico")
-_TOO_LARGE = (f"The body is larger than {MAX_BODY:,} bytes.", "body_too_large")
+_TOO_LARGE = (413, f"The body is larger than {MAX_BODY:,} bytes.", "body_too_large")
+_TOO_SLOW = (408, "The body did not come in time.", "body_too_slow")
 _NO_SNIFFING = {"X-Content-Type-Options": "nosniff"}
 
 
@@ -66,7 +70,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class _TooLargeError(Exception):
+class _BodyError(Exception):
     pass
 
 
@@ -96,28 +100,38 @@ class Guard:
         scope["headers"] = [*others, (b"content-type", b"application/json")]
         started = False
         received = 0
+        wrong: tuple[int, str, str] | None = None
+        until: float | None = asyncio.get_running_loop().time() + BODY_SECONDS  # None: it is there
 
         async def limited() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, wrong, until
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                wrong = _TOO_SLOW
+                raise _BodyError from None
             received += len(message.get("body", b""))
             if received > MAX_BODY:
-                raise _TooLargeError
+                wrong = _TOO_LARGE
+                raise _BodyError
+            if not message.get("more_body", False):
+                until = None
             return message
 
         async def guarded(message: Message) -> None:
             nonlocal started
-            if received > MAX_BODY and not started:
+            if wrong is not None and not started:
                 return  # the application took the error for one of its own, and answers 400
             if message["type"] == "http.response.start":
                 started = True
                 MutableHeaders(scope=message).update(_NO_SNIFFING)
             await send(message)
 
-        with contextlib.suppress(_TooLargeError):
+        with contextlib.suppress(_BodyError):
             await self._app(scope, limited, guarded)
-        if received > MAX_BODY and not started:
-            await _refuse(scope, receive, send, 413, *_TOO_LARGE)
+        if wrong is not None and not started:
+            await _refuse(scope, receive, send, *wrong)
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str] | None:
         """Status, message and code; None where nothing is wrong."""
@@ -125,18 +139,19 @@ class Guard:
         # The address that the connection came to is no name that somebody could have made point here.
         address = (scope.get("server") or ("",))[0]
         if host not in self._hosts and host != address:
-            return 403, f'The server is not called "{host}".', "wrong_host"
+            return 403, f'The server is not called "{host[:100]}".', "wrong_host"
         origin = headers.get("origin")
         own = origin is not None and self._is_own(origin, headers["host"])
         # An <img> of another page asks without an Origin, but browsers say where it stands. A link to the page may be followed.
-        elsewhere = headers.get("sec-fetch-site") == "cross-site" and not (
+        # "same-site" is another port of this machine.
+        elsewhere = headers.get("sec-fetch-site") in ("cross-site", "same-site") and not (
             path == "/" and headers.get("sec-fetch-mode") == "navigate"
         )
         if (origin is not None or elsewhere) and not own:
             return 403, "Web pages from elsewhere may not talk to this server.", "wrong_origin"
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 20 or int(length) > MAX_BODY:
-            return 413, *_TOO_LARGE
+            return _TOO_LARGE
         if self._key is not None and not any(path == one or (one == "/page/" and path.startswith(one)) for one in _OPEN):
             scheme, _, key = headers.get("authorization", "").partition(" ")
             # Programs for Anthropic's API send the other header, and llama-server takes either.

@@ -12,7 +12,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from localsteer.server.answers import Service
+from localsteer.server.connections import Connection, room
+from localsteer.server.log import spare
 
+# Connections that the system may hold until they are accepted; asyncio tries so many at once, and complains of each that fails.
+_BACKLOG = 128
 # Seconds that answers (and builds) have to come to their end, and then those that their connections have to close.
 _GRACE = 2
 _CLOSING = 5
@@ -32,6 +36,21 @@ class _Server(uvicorn.Server):
         ending.cancel()
 
 
+def configured(app: ASGIApp, *, closing: int = _GRACE + _CLOSING) -> uvicorn.Config:
+    """What uvicorn is to do, with as many connections as there is room for now."""
+    Connection.limit = room()
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        backlog=_BACKLOG,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=closing,
+    )
+
+
 def run(app: ASGIApp, bound: Sequence[socket.socket], service: Service, ready: Callable[[], None]) -> None:
     """Serve until SIGINT or SIGTERM; both are the usual way to end, and no error.
 
@@ -41,9 +60,8 @@ def run(app: ASGIApp, bound: Sequence[socket.socket], service: Service, ready: C
         service: stopped where answers do not come to their end in time.
         ready: called when clients may connect and signals may come.
     """
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE + _CLOSING
-    )
+    config = configured(app)
+    spare()  # uvicorn has set up its loggers
     server = _Server(config, service)
 
     def end(_number: int, _frame: FrameType | None) -> None:

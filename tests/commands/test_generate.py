@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from localsteer.llama.model import Model
+from localsteer.llama.sampling import MAX_SEED
 from localsteer.reading.hidden_norm import read_hidden_norm
 from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import write_vector
@@ -430,3 +431,37 @@ def test_what_cannot_be_anchored_is_refused(
     result = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", loud, "-n", "3", "--anchored", *options)
     assert result.code == code
     assert message in result.err
+
+
+FLOATS = ("--temperature", "--top-p", "--min-p", "--repeat-penalty", "--frequency-penalty", "--presence-penalty", "--max-dose")
+WHOLE = ("--top-k", "--max-tokens", "--seed", "--context", "--threads", "--gpu-layers")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[(option, value) for option in FLOATS for value in ("nan", "inf", "-inf", "1e400", "-1", "x")],
+        *[(option, value) for option in WHOLE for value in ("-1", "0.5", str(2**31), str(2**64), "1" + "0" * 400, "x")],
+    ],
+)
+def test_a_number_that_is_none_or_past_all_limits_is_refused(
+    capfd: pytest.CaptureFixture[str], tiny_path: TinyPath, option: str, value: str
+) -> None:
+    if (option, value) in [("--frequency-penalty", "-1"), ("--presence-penalty", "-1"), ("--seed", str(2**31))]:
+        return  # these are numbers that there are
+    refused = run(capfd, "generate", "hi", "-m", tiny_path("llama"), "-n", "1", option, value)
+    assert refused.code == 2
+    assert "Traceback" not in refused.err
+    assert option in refused.err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[("--temperature", "1e30"), ("--temperature", "1e-320"), ("--top-p", "0"), ("--min-p", "1"), ("--top-k", "1000000")],
+        *[("--repeat-penalty", "1e30"), ("--repeat-penalty", "1e-30"), ("--frequency-penalty", "-2"), ("--seed", str(MAX_SEED))],
+    ],
+)
+def test_a_number_at_its_limit_is_taken(capfd: pytest.CaptureFixture[str], tiny_path: TinyPath, option: str, value: str) -> None:
+    taken = run(capfd, "generate", "hi", "-m", tiny_path("llama"), "-n", "2", option, value)
+    assert taken.code == 0 or "no numbers" in taken.err, taken.err

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import struct
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -45,12 +42,11 @@ from localsteer.vector.importing import import_vector
 from tests.calibration.made import calibrated
 from tests.commands.runner import run
 from tests.made_files import gguf_bytes, text, write_foreign_vector
+from tests.mutations import EXAMPLES, one_more_gigabyte
 from tests.tiny_models import write_tiny_model
 
-EXAMPLES = int(os.environ.get("LOCALSTEER_MUTATIONS", "400"))
 MODEL = Fingerprint("Tiny", "llama", 6, 8, "a" * 64, "b" * 64)
 ROWS = np.random.default_rng(0).standard_normal((7, 8)).astype(np.float32)
-MEMORY = 1 << 30
 SHIPPED = shipped_folder() / "happy" / "smollm2-135m-instruct.gguf"
 PROBE = Path(__file__).parents[2] / "docs" / "policies" / "hostile.gguf"
 
@@ -85,23 +81,6 @@ def mutate(data: bytes, edits: Edits, within: int | None = None) -> bytes:
         else:
             data = data[:at]
     return data
-
-
-@contextlib.contextmanager
-def one_more_gigabyte() -> Iterator[None]:
-    """Whoever asks for more memory than that gets a MemoryError, which no test expects."""
-    if sys.platform != "linux":
-        yield
-        return
-    import resource
-
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def assert_clear(error: LocalsteerError, name: str) -> None:

@@ -29,6 +29,7 @@ from localsteer.server.app import make_app
 from localsteer.server.defaults import Defaults
 from localsteer.server.engine import Engine
 from localsteer.server.guard import Access
+from localsteer.server.listener import configured
 from localsteer.server.steerings import Steerings
 from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import parse_steering
@@ -260,7 +261,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 @contextlib.contextmanager
 def listening(app: ASGIApp) -> Iterator[tuple[str, uvicorn.Server]]:
     """uvicorn in a thread, at a free port of 127.0.0.1."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=1))
+    server = uvicorn.Server(configured(app, closing=1))
     started = threading.Event()
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))

@@ -136,6 +136,8 @@ def test_what_another_page_embeds_is_refused(served: Served, path: str, mode: st
 def test_a_link_to_the_page_may_be_followed_and_the_page_used(served: Served) -> None:
     assert status(served, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, "/") == 200
     assert status(served, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, "/") == 403
+    # Another port of this machine is another page, too.
+    assert status(served, {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"}) == 403
     for site in ("same-origin", "none"):
         assert status(served, {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "cors"}) == 200
 
@@ -145,6 +147,24 @@ def test_names_of_headers_are_spelt_as_usual(listen: Listen) -> None:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         answer = connection.makefile("rb").read()
     assert b"\r\nContent-Type: application/json\r\n" in answer
+
+
+def test_nothing_is_begun_or_changed_by_asking(fresh: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begun(*_arguments: object) -> None:
+        raise AssertionError("something was begun")
+
+    for what, name in ((fresh.service.steerings, "build"), (fresh.engine, "submit"), (fresh.service.reading, "wait_for")):
+        monkeypatch.setattr(what, name, begun)
+    before = fresh.client.get("/v1/steering").json()
+    paths = fresh.client.get("/openapi.json").json()["paths"]
+    for path in [path for path, operations in paths.items() if "get" in operations]:
+        for name in ("angry", "demo:angry=1", "../x"):  # one of the library's that is not built, and others
+            for method in ("GET", "HEAD"):
+                asked = path.replace("{name}", name).replace("{identity}", name)
+                assert fresh.client.request(method, asked, params={"steering": "happy"}).status_code in (200, 404), asked
+    for path in [path for path, operations in paths.items() if "post" in operations and "get" not in operations]:
+        assert fresh.client.get(path).status_code in (404, 405), path
+    assert fresh.client.get("/v1/steering").json() == before
 
 
 # --allow-origin

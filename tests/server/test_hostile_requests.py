@@ -1,14 +1,17 @@
-"""Requests that nobody would write by hand, made from the server's own OpenAPI document: it never fails.
+"""Requests that nobody would write by hand: it never fails.
 
-`make test` tries 12 of each kind; LOCALSTEER_EXAMPLES=40 that many.
+Those that are made from the server's own OpenAPI document: `make test` tries 12 of each kind, LOCALSTEER_EXAMPLES=40 that many.
+Sound ones whose bodies and headers were mutated: LOCALSTEER_MUTATIONS of them in all, 400 in `make test`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -25,7 +28,10 @@ from localsteer.server.engine import Engine
 from localsteer.server.guard import Access
 from localsteer.server.steerings import Steerings
 from localsteer.steering.expression import parse_steering
+from tests.mutations import EXAMPLES as MUTATIONS
+from tests.mutations import in_time, mutated, one_more_gigabyte
 from tests.server.conftest import HeldBatch, Served
+from tests.server.made_requests import BODIES, PUT
 
 EXAMPLES = int(os.environ.get("LOCALSTEER_EXAMPLES", "12"))
 # Every kind of request that the document describes, and of those that it does not allow.
@@ -130,3 +136,70 @@ def test_no_request_makes_the_server_fail(hostile: Served, document: schemathesi
     assert hostile.client.get("/health").json()["status"] == "ok"
     hostile.chat(max_tokens=2)
     assert (hostile.engine.running, hostile.engine.waiting) == (0, 0)
+
+
+# Mutated
+
+HEADERS = [
+    b"Host: 127.0.0.1:8080\nX-Steering: 0.5 happy\nAuthorization: Bearer x\nX-Api-Key: y\nAccept: text/html",
+    b"Host: localhost\nContent-Type: application/json; charset=utf-8\nOrigin: http://localhost\nSec-Fetch-Site: same-origin",
+    b"Host: [::1]:1\nContent-Length: 10\nTransfer-Encoding: chunked\nCookie: a=b\nAccept-Encoding: gzip\nRange: bytes=0-1",
+]
+
+
+def no_number(text: str) -> None:
+    raise AssertionError(f"{text} is no JSON")
+
+
+def tried(served: Served, path: str, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    method = "PUT" if path in PUT else "POST"
+    with in_time():
+        answer = served.client.request(method, path, content=body, headers=headers)
+    assert answer.status_code < 500, answer.text
+    kind = answer.headers["content-type"]
+    if kind.startswith("application/json"):
+        document = json.loads(answer.text, parse_constant=no_number)
+        assert answer.status_code < 400 or "error" in document
+    assert len(answer.content) < 3000 or answer.status_code < 400
+
+
+def test_every_route_with_a_body_is_mutated(hostile: Served) -> None:
+    paths = hostile.client.get("/openapi.json").json()["paths"]
+    taken = {path.replace("{name}", "happy") for path, operations in paths.items() if "post" in operations or "put" in operations}
+    assert set(BODIES) == taken
+
+
+def sound_bodies() -> list[bytes]:
+    return [json.dumps(body, indent=1).encode() for body in BODIES.values()]
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_no_body_makes_the_server_fail(hostile: Served, path: str) -> None:
+    sound = json.dumps(BODIES[path], indent=1).encode()
+    tried(hostile, path, sound, [])
+    with one_more_gigabyte():
+        for seed in range(-(-MUTATIONS // len(BODIES))):
+            random = Random(f"{path} {seed}")
+            body = mutated([sound] if random.random() < 0.9 else sound_bodies(), random)
+            try:
+                tried(hostile, path, body, [])
+            except BaseException as error:
+                error.add_note(f"{path}, seed {seed}: {body[:2000]!r}")
+                raise
+    assert hostile.client.get("/health").json()["status"] == "ok"
+
+
+def test_no_headers_make_the_server_fail(hostile: Served) -> None:
+    body = json.dumps(BODIES["/v1/chat/completions"]).encode()
+    for seed in range(MUTATIONS // 2):
+        random = Random(seed)
+        lines = [line.partition(b": ") for line in mutated(HEADERS, random).split(b"\n")]
+        # What stands before these is refused by the HTTP parser.
+        headers = [(name, value) for name, _, value in lines if name and name.replace(b"-", b"").isalnum()]
+        path = random.choice(["/v1/chat/completions", "/api/show", "/tokenize", "/v1/vectors/happy", "/v1/messages"])
+        try:
+            tried(hostile, path, body, headers)
+        except BaseException as error:
+            error.add_note(f"{path}, seed {seed}: {headers!r}"[:3000])
+            raise
+    assert hostile.client.get("/health").json()["status"] == "ok"

@@ -92,3 +92,12 @@ def test_policy_decisions_are_counted(serve: Serve, tmp_path: Path) -> None:
 
 def test_health_says_how_busy_it_is(served: Served) -> None:
     assert served.client.get("/health").json() == {"status": "ok", "model": "demo", "running": 0, "waiting": 0}
+
+
+def test_health_tells_where_one_answer_after_another_fails(fresh: Served) -> None:
+    fresh.batch.failures = 3
+    failing = fresh.client.get("/health")
+    assert (failing.status_code, failing.json()["status"]) == (503, "failing")
+    fresh.chat()  # one that goes well
+    well = fresh.client.get("/health")
+    assert (well.status_code, well.json()["status"]) == (200, "ok")
