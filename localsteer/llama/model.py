@@ -17,6 +17,7 @@ from localsteer.llama.closing import Closing
 from localsteer.llama.fingerprint import Fingerprint, hash_texts
 from localsteer.llama.jinja_sandbox import TemplateError
 from localsteer.llama.model_file import check_model_file, content_hash, why_not
+from localsteer.llama.model_trial import try_model
 from localsteer.llama.template_tokens import TemplateTokens
 from localsteer.llama.threads import interrupts_after
 
@@ -34,10 +35,13 @@ class Model(Closing):
         threads: CPU threads; None means one for each physical core.
         parse_special: read control tokens in what people write as such, as llama-server does, instead of as plain text.
         ollama_template: the template that Ollama keeps beside the file, to use where the file has none.
+        trusted: the file comes from somebody whom you trust. Without it, one that was never opened so is first checked, and tried
+            in a process of its own: llama.cpp ends the whole process for some files (see `model_trial`).
 
     Attributes:
         gpu_layers: as it was asked for.
         threads: CPU threads.
+        trusted: as it was said.
         n_layer: number of transformer blocks.
         n_embd: width of the residual stream.
         vocabulary: the `llama_vocab *`, for samplers.
@@ -49,7 +53,7 @@ class Model(Closing):
             models, whose state is not a list of tokens).
 
     Raises:
-        ModelError: the file is missing, no GGUF, truncated, or of a kind that cannot generate text.
+        ModelError: the file is missing, no GGUF, truncated, or of a kind that cannot generate text; or its trial fails.
     """
 
     def __init__(
@@ -60,14 +64,18 @@ class Model(Closing):
         threads: int | None = None,
         parse_special: bool = False,
         ollama_template: str | None = None,
+        trusted: bool = True,
     ) -> None:
         self.path = Path(path)
+        self.trusted = trusted
         self._parse_special = parse_special
         self._ollama_template = ollama_template
         check_model_file(self.path)
         self._llama = llama = library.load()
         self.gpu_layers = gpu_layers
         self.threads = threads if threads is not None else library.default_threads()
+        if not trusted:
+            try_model(self.path, gpu_layers=gpu_layers, threads=self.threads, ollama_template=ollama_template)
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers if gpu_layers is not None else _ALL_LAYERS
         library.forget_errors()
