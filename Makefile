@@ -17,7 +17,7 @@ export CFLAGS := $(CFLAGS) $(NO_AMX)
 export CXXFLAGS := $(CXXFLAGS) $(NO_AMX)
 endif
 
-.PHONY: demo test checks tests test-models bench bench-tools quality exports compatibility clean
+.PHONY: demo test checks tests test-models fuzz bench bench-tools quality exports compatibility clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -54,6 +54,10 @@ test-models: .venv/.dev
 	LOCALSTEER_MUTATIONS=10000 LOCALSTEER_EXAMPLES=10100 $(PYTEST) tests/files/test_mutated_files.py tests/policy/test_hostile_texts.py
 	LOCALSTEER_EXAMPLES=40 $(PYTEST) tests/server/test_hostile_requests.py
 	LOCALSTEER_EXAMPLES=2000 $(PYTEST) tests/llama/test_made_schemas.py
+
+# Model files with something wrong in them, by the thousand: a quarter of an hour. What came of them goes into docs/reliability.md.
+fuzz: .venv/.dev
+	$(BIN)/python -m tests.llama.mutant_doors 1500 docs/reliability.md
 
 bench-tools: .venv/.dev
 	$(BIN)/python -m bench.tools

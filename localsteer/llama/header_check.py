@@ -20,8 +20,6 @@ _MOST_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 # TENSOR_ALIGNMENT of ggml-impl.h: "buffer pointer must be aligned" (ggml_backend_cpu_buffer_from_ptr), of what is mapped.
 _MAPPED_ALIGNMENT = 32
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
-# Sizes that llama.cpp divides by, or makes tensors of, without a look.
-_NOT_ZERO = ("context_length", "embedding_length", "attention.key_length", "attention.value_length")
 _EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "attention.group_norm_epsilon")
 
 
@@ -31,7 +29,9 @@ def check_header(path: Path) -> None:
     Raises:
         ModelError: a file cannot be read, or is damaged; or llama.cpp would not survive what it says.
     """
-    parts = [part for part in model_parts(path) if part.is_file()]  # llama.cpp tells which one is missing
+    parts = model_parts(path)
+    if missing := next((part for part in parts if not part.is_file()), None):
+        raise ModelError(f"{path} is one of {len(parts)} parts of a model, and {missing.name} is not beside it.")
     for part in parts:
         with open_header(part, ModelError, kind="model file", measure=False) as header:
             _Check(header).tensors()
@@ -43,14 +43,19 @@ def check_header(path: Path) -> None:
 class _Check:
     def __init__(self, header: GGUFHeader) -> None:
         self._header = header
-        self._architecture = (header.text("general.architecture") or "") if "general.architecture" in header.fields else ""
+        self._architecture = self._text("general.architecture") or ""
 
     def _refuse(self, problem: str) -> ModelError:
         hint = "It is damaged, or made to do harm: download it again, or take another one."
         return ModelError(f"{self._header.path} cannot be used: {problem}.", hint=hint)
 
+    def _text(self, key: str) -> str | None:
+        """A text; None where there is none, or another kind of value, which llama.cpp refuses."""
+        field = self._header.fields.get(key)
+        return self._header.text(key) if field is not None and field.kind == STRING_TYPE else None
+
     def _number(self, key: str) -> int | float | None:
-        """A number of this architecture's; None where there is none, or another kind of value, which llama.cpp refuses."""
+        """A number of this architecture's; None as for texts."""
         key = f"{self._architecture}.{key}"
         field = self._header.fields.get(key)
         value = self._header.value(key) if field is not None and field.kind in SCALARS else None
@@ -81,25 +86,20 @@ class _Check:
         blocks = self._number("block_count")
         if blocks is not None and not 0 < blocks <= _MOST_BLOCKS:  # load_hparams
             raise self._refuse(f"it says that it has {blocks} blocks, where 1 to {_MOST_BLOCKS} are possible")
-        for key in _NOT_ZERO:
-            if self._number(key) == 0:
-                raise self._refuse(f"its {key} is 0")
+        if self._number("embedding_length") == 0:
+            raise self._refuse("its embedding_length is 0")
         for key in _EPSILONS:
             epsilon = self._number(key)
             if epsilon is not None and not 0 <= epsilon < math.inf:  # ggml_compute_forward_rms_norm_f32
                 raise self._refuse(f"its {key} is {epsilon}")
         self._heads()
         self._experts()
-        name = f"{self._architecture}.rope.scaling.type"
-        field = self._header.fields.get(name)
-        if field is not None and field.kind == STRING_TYPE and self._header.text(name) not in _ROPE_SCALINGS:  # load_hparams
+        scaling = self._text(f"{self._architecture}.rope.scaling.type")
+        if scaling is not None and scaling not in _ROPE_SCALINGS:  # load_hparams
             raise self._refuse("it scales positions in a way that llama.cpp does not know")
 
     def _heads(self) -> None:
         heads, shared = self._each("attention.head_count"), self._each("attention.head_count_kv")
-        width = self._number("embedding_length") or 0
-        if any(count > width for count in heads) and "attention.key_length" not in self._header.fields:
-            raise self._refuse("it has more attention heads than numbers to divide among them")
         if len(heads) in (1, len(shared)):
             heads = heads * len(shared) if len(heads) == 1 else heads
             for count, of in zip(heads, shared, strict=True):
@@ -107,11 +107,15 @@ class _Check:
                     raise self._refuse(f"{of} heads for keys and values do not fit {count} attention heads")
 
     def _experts(self) -> None:
+        if self._architecture.startswith("hunyuan"):  # where one expert means none
+            return
         experts, used = self._number("expert_count") or 0, self._each("expert_used_count")
         if experts > _MOST_EXPERTS or max(used, default=0) > experts or (experts and max(used, default=0) == 0):  # load_hparams
             raise self._refuse(f"it uses {max(used, default=0)} of {experts} experts")
 
     def tokens(self) -> None:
+        if self._text("tokenizer.ggml.model") in ("none", "no_vocab"):  # "Tokenizer not initialized" in tokenize
+            raise self._refuse("it has no tokenizer")
         key = "tokenizer.ggml.tokens"
         field = self._header.fields.get(key)
         if field is None or field.kind != ARRAY_TYPE or self._element_type(field.value_start) != STRING_TYPE:

@@ -28,10 +28,11 @@ _ALL_BYTES = "Hello, world!\n 12345  \t" + "".join(map(chr, _FIRST_CHARACTERS))
 def prepare() -> Callable[[bytes], bytes]:
     """What the process does."""
     library.load()
-    return _try
+    return try_here
 
 
-def _try(given: bytes) -> bytes:
+def try_here(given: bytes) -> bytes:
+    """Open a model (the arguments of `Model`, and the RPC servers, in JSON) and use it; what is wrong comes back, or nothing."""
     how = json.loads(given)
     try:
         rpc.connect(how.pop("rpc"))
