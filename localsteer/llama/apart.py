@@ -55,12 +55,12 @@ class Outcome:
 
     Attributes:
         end: whether it ended by itself, was ended by one of the limits of time, or died.
-        output: what it returned; after another end than "well", what it had written by then.
+        output: what it returned where it ended well.
         last_words: where it died, the last that it said, or by which signal.
     """
 
     end: Literal["well", "processor", "clock", "died"]
-    output: bytes
+    output: bytes = b""
     last_words: str = ""
 
 
@@ -81,21 +81,19 @@ def run_apart(module: str, given: bytes, limits: Limits) -> Outcome:
     try:
         ran = subprocess.run(command, input=given, capture_output=True, timeout=limits.clock, env=environment, check=False)
     except subprocess.TimeoutExpired as error:
-        output = error.stdout or b""
-        if not output.startswith(_STARTED):
+        if not (error.stdout or b"").startswith(_STARTED):
             raise NotStartedError(f"{python} has not started within {limits.clock:g} s") from error
-        return Outcome("clock", output[len(_STARTED) :])
+        return Outcome("clock")
     except OSError as error:
         raise NotStartedError(f"{python} does not start ({error.strerror})") from error
     words = _last_words(ran.stderr, ran.returncode)
     if not ran.stdout.startswith(_STARTED):
         raise NotStartedError(f"{python} does not start ({words})")
-    output = ran.stdout[len(_STARTED) :]
     if ran.returncode == 0:
-        return Outcome("well", output)
+        return Outcome("well", ran.stdout[len(_STARTED) :])
     if sys.platform != "win32" and ran.returncode == -signal.SIGXCPU:
-        return Outcome("processor", output)
-    return Outcome("died", output, words)
+        return Outcome("processor")
+    return Outcome("died", last_words=words)
 
 
 def _last_words(said: bytes, code: int) -> str:
@@ -120,8 +118,10 @@ def run_here(module: str, processor: str, memory: str) -> None:
         ):
             with contextlib.suppress(ValueError, OSError):  # macOS may refuse that of memory; a lower one may be set already
                 resource.setrlimit(kind, (least, most))
+    answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
     try_it = importlib.import_module(module).prepare()
-    sys.stdout.buffer.write(_STARTED)
-    sys.stdout.buffer.flush()
-    sys.stdout.buffer.write(try_it(sys.stdin.buffer.read()))
-    sys.stdout.buffer.flush()
+    answer.write(_STARTED)
+    answer.flush()
+    answer.write(try_it(sys.stdin.buffer.read()))
+    answer.close()

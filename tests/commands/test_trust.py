@@ -29,7 +29,7 @@ def dies(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
     def run_apart(_module: str, given: bytes, _limits: object) -> Outcome:
         tried.append(given)
-        return Outcome("died", b"", "llama-vocab.cpp:7: GGML_ASSERT(x) failed")
+        return Outcome("died", last_words="llama-vocab.cpp:7: GGML_ASSERT(x) failed")
 
     monkeypatch.setattr(model_trial, "run_apart", run_apart)
     return tried
@@ -62,6 +62,6 @@ def test_a_judge_of_a_policy_is_tried(
     monkeypatch.setattr(
         model_trial,
         "run_apart",
-        lambda _module, given, _limits: Outcome("died" if b"qwen2" in given else "well", b"", "Aborted"),
+        lambda _module, given, _limits: Outcome("died" if b"qwen2" in given else "well", last_words="Aborted"),
     )
     assert_one_clear_line(run(capfd, "policy", "check", policy, "-m", tiny_path("llama")), "qwen2.gguf cannot be used", "Aborted")

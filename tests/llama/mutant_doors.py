@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 from localsteer.errors import LocalsteerError
 from localsteer.llama.apart import Limits, run_apart
@@ -68,16 +68,18 @@ def fates(numbers: range, folder: Path) -> Iterator[Fate]:
             paths[number].write_bytes(data)
         left = dict(paths)
         while left:
-            given = json.dumps({number: str(path) for number, path in left.items()}).encode()
-            outcome = run_apart(_NAME, given, _LIMITS)
+            (folder / "told").touch()
+            mutants = {number: str(path) for number, path in left.items()}
+            outcome = run_apart(_NAME, json.dumps([str(folder / "told"), mutants]).encode(), _LIMITS)
             stage: Stage = "header"
-            for line in outcome.output.decode().splitlines():
+            for line in (folder / "told").read_text().splitlines():
                 told = json.loads(line)
                 stage = told["stage"]
                 number = told["number"]
                 if "end" in told:
                     del left[number]
                     yield Fate(**told, kind=kinds[number])
+            (folder / "told").unlink()
             if left:
                 number = next(iter(left))
                 assert outcome.end != "well"
@@ -96,12 +98,14 @@ def prepare() -> Callable[[bytes], bytes]:
 
 
 def _open_all(given: bytes) -> bytes:
-    for number, path in json.loads(given).items():
-        _open(int(number), Path(path))
+    told, mutants = json.loads(given)
+    with Path(told).open("a") as file:
+        for number, path in mutants.items():
+            _open(int(number), Path(path), file)
     return b""
 
 
-def _open(number: int, path: Path) -> None:
+def _open(number: int, path: Path, file: TextIO) -> None:
     from localsteer.llama.header_check import check_header
     from localsteer.llama.model_file import content_hash
     from localsteer.llama.tried_model import try_here
@@ -112,8 +116,7 @@ def _open(number: int, path: Path) -> None:
         told: dict[str, object] = {"number": number, "stage": stage, **what}
         if what:
             told["seconds"] = round(time.process_time() - begun, 3)
-        sys.stdout.buffer.write(json.dumps(told).encode() + b"\n")
-        sys.stdout.buffer.flush()
+        print(json.dumps(told), file=file, flush=True)
 
     stage: Stage = "header"
     try:

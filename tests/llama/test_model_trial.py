@@ -39,7 +39,7 @@ class Trials:
 @pytest.fixture
 def trials(monkeypatch: pytest.MonkeyPatch) -> Trials:
     """Trials that all go well."""
-    counted = Trials(Outcome("well", b""))
+    counted = Trials(Outcome("well"))
     monkeypatch.setattr(model_trial, "run_apart", counted)
     return counted
 
@@ -123,7 +123,7 @@ def test_another_build_of_llama_cpp_tries_it_again(file: Path, trials: Trials, m
 
 
 def test_a_model_that_takes_too_long_is_an_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_trial, "run_apart", Trials(Outcome("processor", b"")))
+    monkeypatch.setattr(model_trial, "run_apart", Trials(Outcome("processor")))
     with pytest.raises(ModelError, match=r"takes llama\.cpp too long"):
         open_it(file)
 
@@ -166,5 +166,5 @@ def test_ctrl_c_while_it_is_tried(file: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(model_trial, "run_apart", interrupted)
     with pytest.raises(KeyboardInterrupt):
         open_it(file)
-    monkeypatch.setattr(model_trial, "run_apart", Trials(Outcome("well", b"")))
+    monkeypatch.setattr(model_trial, "run_apart", Trials(Outcome("well")))
     open_it(file)

@@ -22,7 +22,7 @@ def test_a_judge_that_dies_in_llama_cpp_costs_the_server_nothing(
 
     def dies(_module: str, given: bytes, _limits: object) -> Outcome:
         tried.append(given)
-        return Outcome("died", b"", "llama-vocab.cpp:7: GGML_ASSERT(x) failed")
+        return Outcome("died", last_words="llama-vocab.cpp:7: GGML_ASSERT(x) failed")
 
     monkeypatch.setattr(model_trial, "run_apart", dies)
     write_tiny_model(tmp_path / "guard.gguf", seed=1)
