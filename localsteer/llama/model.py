@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.errors import LocalsteerError, ModelError
+from localsteer.errors import LocalsteerError, ModelError, shown
 from localsteer.llama import library
 from localsteer.llama.chat_template import ChatTemplate
 from localsteer.llama.closing import Closing
@@ -138,8 +138,8 @@ class Model(Closing):
 
     @functools.cached_property
     def name(self) -> str:
-        """The model's own name, or its file's."""
-        return self.metadata("general.name") or self.path.stem
+        """The model's own name, or its file's; without characters that would command a terminal."""
+        return shown(self.metadata("general.name") or self.path.stem)
 
     @functools.cached_property
     def description(self) -> str:

@@ -153,7 +153,8 @@ def _use(path: Path) -> None:
     from localsteer.reading.prompt import prompt_tokens
 
     with Model(path, gpu_layers=0, threads=1) as model:
-        _ = model.fingerprint, model.name, model.description, model.end_tokens, model.kv_bytes
+        _ = model.fingerprint, model.end_tokens, model.kv_bytes
+        assert (model.name + model.description + model.architecture).isprintable()
         steerability(model)
         try:
             tokens = prompt_tokens(model, [Message("system", "Be brief."), Message("user", "Hello, how are you?")])
