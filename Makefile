@@ -53,7 +53,8 @@ test-models: .venv/.dev
 	$(PYTEST) -m models
 	@$(MAKE) --no-print-directory fuzz
 
-# Every door takes 10,000 bad inputs: files of all kinds, texts, requests, schemas. FUZZ=N tries N at each; `make test` some 400.
+# Every door takes 10,000 bad inputs: files of all kinds, texts, requests, schemas. FUZZ=N tries N at each; `make test` some 400. Of
+# model files 1,500, a quarter of an hour; what came of them goes into docs/reliability.md.
 FUZZ ?= 10000
 fuzz: .venv/.dev
 	LOCALSTEER_MUTATIONS=$(FUZZ) LOCALSTEER_EXAMPLES=$(FUZZ) $(PYTEST) \
@@ -61,6 +62,7 @@ fuzz: .venv/.dev
 	LOCALSTEER_MUTATIONS=$(FUZZ) LOCALSTEER_EXAMPLES=40 $(PYTEST) tests/server/test_hostile_requests.py
 	LOCALSTEER_EXAMPLES=2000 $(PYTEST) tests/llama/test_made_schemas.py
 	LOCALSTEER_EXAMPLES=1000 $(PYTEST) tests/end_to_end/test_chat_fuzz.py
+	$(BIN)/python -m tests.llama.mutant_doors 1500 docs/reliability.md
 
 bench-tools: .venv/.dev
 	$(BIN)/python -m bench.tools

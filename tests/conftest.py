@@ -63,6 +63,7 @@ def _strangers_machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest
         monkeypatch.delenv(variable, raising=False)
     for variable in ("LLAMA_CACHE", "OLLAMA_MODELS"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("LOCALSTEER_TRUST", "1")  # hundreds of tiny models, each of them new in its home
     monkeypatch.setattr(discovery, "OLLAMA_SERVICE_MODELS", home / "no-ollama-service")
 
 

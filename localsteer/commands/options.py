@@ -44,6 +44,7 @@ class ModelOptions:
     gpu_layers: int | None
     threads: int | None
     rpc: str | None
+    trust: bool = False
 
     def open(self, path: Path | None = None, *, parse_special: bool = False) -> Model:
         """The model, or the default one (LOCALSTEER_MODEL, then the demo model); or in the same way the one in a file."""
@@ -58,6 +59,7 @@ class ModelOptions:
             threads=self.threads,
             parse_special=parse_special,
             ollama_template=ollama.template,
+            trusted=self.trust,
         )
 
     def path(self) -> Path:
@@ -101,7 +103,7 @@ def with_options(function: Command, *options: Callable[[Any], Any]) -> Command:
 
 
 def with_model_options(function: Command) -> Command:
-    """-m, --gpu-layers, --threads, --rpc; the command gets `model_options: ModelOptions`."""
+    """-m, --gpu-layers, --threads, --rpc, --trust; the command gets `model_options: ModelOptions`."""
     return with_options(
         gathered("model_options", ModelOptions)(_with_hints_for_the_model(function)),
         click.option(
@@ -117,6 +119,12 @@ def with_model_options(function: Command) -> Command:
         ),
         click.option(
             "--rpc", metavar="HOST:PORT,...", help="Spread the layers over machines that run ggml-rpc-server (docs/rpc.md)."
+        ),
+        click.option(
+            "--trust",
+            is_flag=True,
+            envvar="LOCALSTEER_TRUST",
+            help="Open a model file that is new here at once, without trying it in a process of its own first.",
         ),
     )
 

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError, ModelError
+from localsteer.llama.apart import NotStartedError
 from localsteer.llama.gbnf import is_lark, to_lark
-from localsteer.llama.grammar_trial import NotTriedError, TooMuchError, limits, try_apart
+from localsteer.llama.grammar_trial import TooMuchError, limits, try_apart
 from localsteer.llama.json_schema import MAX_CHARACTERS, of_schema
 from localsteer.llama.model import Model
 
@@ -64,7 +65,7 @@ class Grammar:
             try_apart(_TOKEN.sub(lambda found: _ANY if known.is_special(found[0]) else found[0], lark))
         except TooMuchError as error:
             raise LocalsteerError(f"The grammar cannot be used: {error}.") from error
-        except NotTriedError as error:
+        except NotStartedError as error:
             raise LocalsteerError(f"No grammar can be used here: {error}.") from error
         self._pristine: LLMatcher = _llguidance().LLMatcher(known.tokenizer, lark, limits=limits(), log_level=0)
         if self._pristine.is_error():

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from localsteer.errors import LocalsteerError
+from localsteer.errors import LocalsteerError, shown
 
 # The struct layouts and function names that this package relies on were checked with these releases.
 OLDEST_TESTED = (0, 3, 36)
@@ -113,7 +113,7 @@ def _log_callback(llama_cpp: ModuleType) -> object:
         line += text.decode("utf-8", errors="replace")
         if not line.endswith("\n"):
             return
-        message, line = line.strip(), ""
+        message, line = shown(line.strip()), ""  # it may quote a stranger's file
         # The cells of a context are those of all its sequences together: no single text is that long.
         if not message or "possible training context overflow" in message:
             return

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.errors import LocalsteerError, ModelError
+from localsteer.errors import LocalsteerError, ModelError, shown
 from localsteer.llama import library
 from localsteer.llama.chat_template import ChatTemplate
 from localsteer.llama.closing import Closing
 from localsteer.llama.fingerprint import Fingerprint, hash_texts
 from localsteer.llama.model_file import check_model_file, content_hash, why_not
+from localsteer.llama.model_trial import try_model
 from localsteer.llama.template_errors import TemplateError
 from localsteer.llama.template_tokens import TemplateTokens
 from localsteer.llama.threads import interrupts_after
@@ -35,10 +36,13 @@ class Model(Closing):
         threads: CPU threads; None means one for each physical core.
         parse_special: read control tokens in what people write as such, as llama-server does, instead of as plain text.
         ollama_template: the template that Ollama keeps beside the file, to use where the file has none.
+        trusted: the file comes from somebody whom you trust. Without it, one that was never opened so is first checked, and tried
+            in a process of its own: llama.cpp ends the whole process for some files (see `model_trial`).
 
     Attributes:
         gpu_layers: as it was asked for.
         threads: CPU threads.
+        trusted: as it was said.
         n_layer: number of transformer blocks.
         n_embd: width of the residual stream.
         vocabulary: the `llama_vocab *`, for samplers.
@@ -50,7 +54,7 @@ class Model(Closing):
             models, whose state is not a list of tokens).
 
     Raises:
-        ModelError: the file is missing, no GGUF, truncated, or of a kind that cannot generate text.
+        ModelError: the file is missing, no GGUF, truncated, or of a kind that cannot generate text; or its trial fails.
     """
 
     def __init__(
@@ -61,14 +65,18 @@ class Model(Closing):
         threads: int | None = None,
         parse_special: bool = False,
         ollama_template: str | None = None,
+        trusted: bool = True,
     ) -> None:
         self.path = Path(path)
+        self.trusted = trusted
         self._parse_special = parse_special
         self._ollama_template = ollama_template
         check_model_file(self.path)
         self._llama = llama = library.load()
         self.gpu_layers = gpu_layers
         self.threads = threads if threads is not None else library.default_threads()
+        if not trusted:
+            try_model(self.path, gpu_layers=gpu_layers, threads=self.threads, ollama_template=ollama_template)
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers if gpu_layers is not None else _ALL_LAYERS
         library.forget_errors()
@@ -131,8 +139,8 @@ class Model(Closing):
 
     @functools.cached_property
     def name(self) -> str:
-        """The model's own name, or its file's."""
-        return self.metadata("general.name") or self.path.stem
+        """The model's own name, or its file's; without characters that would command a terminal."""
+        return shown(self.metadata("general.name") or self.path.stem)
 
     @functools.cached_property
     def description(self) -> str:

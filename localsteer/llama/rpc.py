@@ -44,6 +44,11 @@ def connect(servers: Sequence[str]) -> None:
         _connected.add(server)
 
 
+def connected() -> list[str]:
+    """The servers that are devices of this process."""
+    return sorted(_connected)
+
+
 def _check(server: str) -> None:
     """Find out whether a server answers, from outside: llama.cpp ends the whole process where it does not."""
     host, _, port = server.rpartition(":")

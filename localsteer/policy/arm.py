@@ -164,7 +164,7 @@ class ArmedPolicy(Closing):
             if path.resolve() == self._model.path.resolve():
                 return self._model
             own, template = self._model, ollama_layers(path).template
-            model = Model(path, gpu_layers=own.gpu_layers, threads=own.threads, ollama_template=template)
+            model = Model(path, gpu_layers=own.gpu_layers, threads=own.threads, ollama_template=template, trusted=own.trusted)
             self._opened.append(model)
             return model
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import sys
 import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 
 from localsteer.errors import LocalsteerError
 from localsteer.llama import grammar_trial
+from localsteer.llama.apart import Outcome, run_apart
 from localsteer.llama.grammar import Grammar
 from localsteer.llama.grammar_trial import TooMuchError, try_apart
 from localsteer.llama.model import Model
@@ -31,9 +31,8 @@ def nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process's time cannot be limited")
 def test_it_ends_by_itself() -> None:
-    command = [sys.executable, "-P", grammar_trial.__file__]
-    tried = subprocess.run(command, input=ENDLESS.encode(), capture_output=True, timeout=100, check=False)
-    assert tried.returncode == -signal.SIGXCPU
+    patient = replace(grammar_trial._LIMITS, clock=300)
+    assert run_apart(grammar_trial.__name__, ENDLESS.encode(), patient).end == "processor"
 
 
 def test_a_process_that_does_not_start_says_nothing_of_the_grammar(
@@ -52,17 +51,12 @@ def test_a_process_that_does_not_start_says_nothing_of_the_grammar(
     assert Grammar(tiny, 'start: "a"').matcher().allows(ord("a"))
 
 
-def test_one_that_does_not_start_in_time_is_told_from_one_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    for said, problem in ((b"", "not started"), (grammar_trial._STARTED, "too long")):
-
-        def run(*_: Any, said: bytes = said, **__: Any) -> Any:
-            raise subprocess.TimeoutExpired("python", 30, output=said)
-
-        monkeypatch.setattr(subprocess, "run", run)
-        with pytest.raises((TooMuchError, grammar_trial.NotTriedError), match=problem):
-            try_apart("start: a")
+def test_one_for_which_the_machine_had_no_time_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_trial, "run_apart", lambda *_: Outcome("clock"))
+    with pytest.raises(TooMuchError, match="too long"):
+        try_apart("start: a")
     monkeypatch.undo()
-    try_apart("start: a")  # neither is remembered
+    try_apart("start: a")
 
 
 def test_few_run_at_a_time_and_what_came_of_each_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,16 +65,16 @@ def test_few_run_at_a_time_and_what_came_of_each_is_remembered(monkeypatch: pyte
     most = 0
     lock = threading.Lock()
 
-    def run(*_: Any, input: bytes, **__: Any) -> Any:
+    def run(_module: str, given: bytes, *_: Any) -> Outcome:
         nonlocal most
         with lock:
-            begun.append(input)
-            running.append(input)
+            begun.append(given)
+            running.append(given)
             most = max(most, len(running))
         time.sleep(0.01)
         with lock:
-            running.remove(input)
-        return subprocess.CompletedProcess([], 0, grammar_trial._STARTED + b"it is odd" * (input[-1] % 2), b"")
+            running.remove(given)
+        return Outcome("well", b"it is odd" * (given[-1] % 2))
 
     def tried(number: int) -> str:
         try:
@@ -89,7 +83,7 @@ def test_few_run_at_a_time_and_what_came_of_each_is_remembered(monkeypatch: pyte
             return str(error)
         return ""
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(grammar_trial, "run_apart", run)
     with ThreadPoolExecutor(40) as pool:
         assert list(pool.map(tried, range(40))) == ["", "it is odd"] * 20
     assert most <= 2

@@ -13,6 +13,7 @@ from localsteer.llama import library
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from tests.conftest import TinyModel, TinyPath
+from tests.llama.mutants import Document
 from tests.tiny_models import (
     ARCHITECTURES,
     CHATML_TEMPLATE,
@@ -233,6 +234,19 @@ def test_a_part_of_a_split_model_is_told_the_first(tmp_path: Path) -> None:
         Model(parts[0])
     with pytest.raises(ModelError, match=f"name the first one, {parts[0].name}"):
         Model(parts[1])
+
+
+def test_what_a_file_says_commands_no_terminal(tmp_path: Path, tiny_path: TinyPath) -> None:
+    document = Document.read(tiny_path("llama"))
+    document.keys["general.name"] = 8, "\x1b[2Jtiny\n"
+    path = tmp_path / "m.gguf"
+    path.write_bytes(document.write())
+    with Model(path, threads=1) as model:
+        assert model.name == "?[2Jtiny?"
+    document.keys["tokenizer.ggml.pre"] = 8, "\x1b[2J"
+    path.write_bytes(document.write())
+    with pytest.raises(ModelError, match=r"unknown pre-tokenizer type: '\?\[2J'"):
+        Model(path)
 
 
 # Closing

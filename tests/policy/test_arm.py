@@ -59,8 +59,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Model]:
     yes_and_no_are_letters(monkeypatch)
     models: list[Model] = []
 
-    def open_model(path: Path, *, gpu_layers: int | None, threads: int, ollama_template: str | None) -> Model:
-        models.append(Model(path, gpu_layers=gpu_layers, threads=threads, ollama_template=ollama_template))
+    def open_model(path: Path, *, gpu_layers: int | None, threads: int, ollama_template: str | None, trusted: bool) -> Model:
+        models.append(Model(path, gpu_layers=gpu_layers, threads=threads, ollama_template=ollama_template, trusted=trusted))
         return models[-1]
 
     monkeypatch.setattr(arming, "Model", open_model)

@@ -40,6 +40,7 @@ BODIES: dict[str, dict[str, Any]] = {
     },
     "/v1/messages": {"messages": HELLO, "max_tokens": 3, "system": "be", "stop_sequences": ["q"], "metadata": {"user_id": "x"}},
     "/v1/messages/count_tokens": {"messages": HELLO, "system": [{"type": "text", "text": "be"}]},
+    "/v1/chat/completions/input_tokens": {"messages": HELLO, "max_tokens": 3},
     "/completion": {
         "prompt": ["good", 97, "day"],
         "n_predict": 3,

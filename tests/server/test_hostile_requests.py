@@ -68,6 +68,7 @@ OPERATIONS = [
     ("post", "/infill"),
     ("post", "/v1/messages"),
     ("post", "/v1/messages/count_tokens"),
+    ("post", "/v1/chat/completions/input_tokens"),
     ("post", "/v1/responses"),
     ("get", "/health"),
     ("get", "/metrics"),
