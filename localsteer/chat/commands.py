@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
 
 import numpy as np
 
 from localsteer.chat.command import COMMANDS, command
-from localsteer.chat.session import Session, parsed_steering
+from localsteer.chat.session import Session
 from localsteer.chat.talk_commands import shell
 from localsteer.chat.why import why
 from localsteer.errors import LocalsteerError
-from localsteer.steering.expression import Steering, parse_steering
+from localsteer.steering.expression import NOTHING, Steering, parse_steering
 
 __all__ = ["COMMANDS", "carry_out"]
 
@@ -19,6 +20,7 @@ __all__ = ["COMMANDS", "carry_out"]
 _ALIASES = {"/clear": "/reset", "/new": "/reset", "/?": "/help"}
 # Doses of a sweep, unless it is told how many; more than nine answers side by side are read by nobody.
 _SWEPT, _MOST_SWEPT = 5, 9
+_CHANGE = re.compile(r"[+-](?:\d+\.?\d*|\.\d+)")
 
 
 def carry_out(session: Session, line: str) -> bool:
@@ -53,12 +55,19 @@ def carry_out(session: Session, line: str) -> bool:
 )
 def _steer(session: Session, argument: str) -> None:
     if argument:
-        wish = parsed_steering(session, argument)
+        wish = _wish(argument)
         if isinstance(wish, Steering):
             session.steer(wish)
         else:
             session.turn(wish)
     session.screen.say(f"Steering: {session.status()}")
+
+
+def _wish(argument: str) -> Steering | float:
+    """An expression, or by how much the last knob is to be turned."""
+    if _CHANGE.fullmatch(argument):
+        return float(argument)
+    return NOTHING if argument == "off" else parse_steering(argument)
 
 
 @command("anchored", "on|off", "the unsteered model has a say in every token; takes stronger doses")
@@ -150,7 +159,7 @@ def _watch(session: Session, argument: str) -> None:
         session.vectors(names)
         session.watched = list(dict.fromkeys([*session.watched, *names]))
     session.screen.say(f"Watched: {', '.join(session.watched) or 'nothing'}")
-    if argument and session.watched and session.conversation.latest is not None:
+    if argument and session.watched and session.conversation.last_answer is not None:
         session.show_course()
 
 
@@ -175,10 +184,10 @@ def _why(session: Session, _argument: str) -> None:
 
 @command("thinking", "", "what the model thought before its last answer")
 def _thinking(session: Session, _argument: str) -> None:
-    latest = session.conversation.latest
-    if latest is None or not latest.reasoning:
+    answer = session.conversation.last_answer
+    if answer is None or not answer.reasoning:
         raise LocalsteerError("There was no reasoning before the last answer.")
-    session.screen.note(latest.reasoning)
+    session.screen.note(answer.reasoning)
 
 
 @command("policy", "", "what the policy has armed, what fired in the last answer, and why")

@@ -214,12 +214,17 @@ class Conversation:
         request, _ = other._request(self.turns[:-1] or [Message("user", text)])
         return self.generator.generate(request, on_text=on_text, should_stop=should_stop)
 
+    @property
+    def last_answer(self) -> Message | None:
+        """The assistant's last turn; None before there is one."""
+        return self.turns[-1] if self.turns else None
+
     def take_back(self) -> str | None:
         """Forget the last question and its answer; returns the question, None where there is none."""
         if not self.turns:
             return None
         question = self.turns[-2].content
-        self.turns = self.turns[:-2]
+        self.turns, self.latest = self.turns[:-2], None
         self.dropped_turns = min(self.dropped_turns, max(len(self.turns) - 2, 0))
         return question
 

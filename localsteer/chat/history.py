@@ -51,6 +51,11 @@ def history_path() -> Path:
     return platformdirs.user_data_path("localsteer") / "history.db"
 
 
+def lines_path() -> Path:
+    """Where the lines are that were typed, which the prompt offers again."""
+    return history_path().with_name("chat-lines")
+
+
 class History:
     """The kept conversations. A context manager; its methods may be called by any thread.
 

@@ -178,10 +178,13 @@ class Database:
 
     def _prepare(self) -> bool:
         """Make the tables where there are none; whether there is an index of words."""
+        self.execute("BEGIN")  # one state of it: another chat may be making it just now
         ours, version = self._pragma("application_id") == _APPLICATION, self._pragma("user_version")
+        is_empty = self.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+        self._roll_back()
         if ours and version > VERSION:
             raise LocalsteerError(f"{self.path} was written by a newer localsteer.", hint="Use that one, or move the file away.")
-        if not ours and self.execute("SELECT 1 FROM sqlite_master").fetchone() is not None:
+        if not ours and not is_empty:
             raise LocalsteerError(f"{self.path} is a database of another program.", hint="Move it away.")
         # What is deleted is overwritten, whatever SQLite was built with.
         self.execute("PRAGMA secure_delete = ON")

@@ -45,13 +45,13 @@ def _saved(turn: Message) -> SavedMessage:
     return SavedMessage("assistant" if turn.role == "assistant" else "user", turn.content, turn.reasoning)
 
 
-def go_on(session: Session, transcript: Transcript, *, settings: bool = True) -> Iterator[str]:
+def go_on(session: Session, transcript: Transcript, *, steering: bool = True) -> Iterator[str]:
     """Go on with a conversation that was kept or saved.
 
     Args:
         session: the chat; where the conversation cannot go on in it, it is as it was.
         transcript: the conversation.
-        settings: take the steering, the system message and the sampling from it as well.
+        steering: take its steering as well, besides its other settings.
 
     Yields:
         What is to be known.
@@ -60,12 +60,12 @@ def go_on(session: Session, transcript: Transcript, *, settings: bool = True) ->
         LocalsteerError: its steering cannot be had on this model.
     """
     conversation, model = session.conversation, session.opened.model
-    if settings:
-        plan = session.plan_for(parse_steering(transcript.steering), transcript.mode)
-        session.set_mode(transcript.mode)
-        conversation.plan = plan
-        conversation.system, conversation.think = transcript.system, transcript.think
-        conversation.sampling, conversation.max_tokens = transcript.sampling, transcript.max_tokens
+    plan = session.plan_for(parse_steering(transcript.steering), transcript.mode) if steering else None
+    conversation.plan = None
+    session.set_mode(transcript.mode)
+    conversation.plan = plan
+    conversation.system, conversation.think = transcript.system, transcript.think
+    conversation.sampling, conversation.max_tokens = transcript.sampling, transcript.max_tokens
     if transcript.fingerprint is not None and transcript.fingerprint.content != model.fingerprint.content:
         yield f"This conversation was had with {transcript.model}; {model.name} goes on with it."
     if (transcript.policy or None) != session.policy_file:
@@ -98,6 +98,7 @@ class Keeper:
         self._id: int | None = None
         self.failure: str | None = None
         self.is_new = False
+        self._fails = False
         try:
             self._history = History(path)
             self.is_new = not self._history.entries(limit=1)
@@ -153,6 +154,7 @@ class Keeper:
                 self._id = self._history.begin(transcript)
             else:
                 self._id = self._history.write(self._id, transcript)
+            self._fails = False
         except LocalsteerError as error:
             self._give_up(error)
 
@@ -161,7 +163,7 @@ class Keeper:
         self._try(lambda history, id: history.grow(id, piece, thought=reasoning))
 
     def _try(self, write: Writes) -> None:
-        if self._history is None or self._id is None:
+        if self._history is None or self._id is None or self._fails:
             return
         try:
             write(self._history, self._id)
@@ -169,8 +171,10 @@ class Keeper:
             self._give_up(error)
 
     def _give_up(self, error: LocalsteerError) -> None:
-        self._history = None
-        self.failure = f"This conversation is not kept any more: {error}"
+        """Until the next message: another program may have held the database for long."""
+        if not self._fails:
+            self.failure = f"This conversation is not kept just now: {error}"
+        self._fails = True
 
     def told(self) -> str | None:
         """What went wrong, once."""

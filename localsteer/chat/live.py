@@ -51,6 +51,15 @@ _STYLE = Style.from_dict(
 )
 
 
+class _Lines(FileHistory):
+    """The lines of earlier chats. That they cannot be written ends no chat."""
+
+    def store_string(self, string: str) -> None:
+        """Keep a line."""
+        with contextlib.suppress(OSError):
+            super().store_string(string)
+
+
 class Chat:
     """The prompt, its keys and its status line, and the thread that works on what it sends.
 
@@ -69,7 +78,7 @@ class Chat:
         self._left = False
         self._failure: BaseException | None = None
         self._notice = ""
-        kept: History = FileHistory(str(history)) if history is not None else InMemoryHistory()
+        kept: History = _Lines(str(history)) if history is not None else InMemoryHistory()
         self._prompt: PromptSession[str] = PromptSession(
             self._message,
             multiline=True,
@@ -101,7 +110,8 @@ class Chat:
             loop = asyncio.get_running_loop()
             loop.set_exception_handler(lambda _loop, context: self._leave(context.get("exception")))
             for number in _ENDS:
-                loop.add_signal_handler(number, self._leave, SystemExit(128 + number))
+                with contextlib.suppress(NotImplementedError):  # Windows
+                    loop.add_signal_handler(number, self._leave, SystemExit(128 + number))
             self._screen.application = self._prompt.app
             worker.start()
 
@@ -116,7 +126,8 @@ class Chat:
             self._screen.application = None
             self._screen.request_stop()
             self._lines.put(None)
-            worker.join()
+            if worker.ident is not None:
+                worker.join()
         if isinstance(self._failure, (LocalsteerError, SystemExit)):
             raise self._failure
         if self._failure is not None:
@@ -206,6 +217,9 @@ class Chat:
     def _turn(self, change: float) -> None:
         """A knob turned while the model answers is for the next answer."""
         self._notice = ""
+        if self._working and self._screen.busy != ANSWERING:  # a vector may be built, or the model changed
+            self._notice = "the knob turns when this is done"
+            return
         try:
             self._session.turn(change, quiet=True)
         except LocalsteerError as error:

@@ -14,8 +14,16 @@ from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement
 from rich.syntax import Syntax
 from rich.text import Text
 
-# As rich's own, without HTML, which that leaves out: vector<int> would be shown as vector.
-_PARSER = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+
+class _Parser(MarkdownIt):
+    """As rich's own, without HTML, which that leaves out: vector<int> would be shown as vector."""
+
+    def normalizeLinkText(self, link: str) -> str:  # noqa: N802
+        """As it stands: %1B in the text of a link must not become what commands a terminal."""
+        return link
+
+
+_PARSER = _Parser("commonmark", {"html": False}).enable(["table", "strikethrough"])
 _TAB = 4
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from localsteer.building.library import loader
@@ -24,7 +21,7 @@ from localsteer.llama.model import Model
 from localsteer.policy.audit import FIRED
 from localsteer.reading.prompt import chat_tokens
 from localsteer.steering.dose import DoseLimit
-from localsteer.steering.expression import NOTHING, Steering, Term, parse_steering
+from localsteer.steering.expression import NOTHING, Steering, Term
 from localsteer.steering.plan import Plan, resolve, resolve_opposite
 from localsteer.vector.calibration import Mode
 from localsteer.vector.control_vector import ControlVector
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
     from localsteer.policy.arm import ArmedPolicy
 
 # Of a file that is given as context: more than the longest default context holds.
-_MOST_CONTEXT = 1_000_000
+MOST_CONTEXT = 1_000_000
 _ENDED = {"length": "cut at the limit", "interrupted": "stopped", "policy": "ended by the policy"}
 # One step of /steer +0.1 and of Alt-Up.
 STEP = 0.1
@@ -209,15 +206,20 @@ class Session:
 
     # ---- talking
 
-    def ask(self, text: str, *, seed: int | None = None) -> None:
+    def ask(self, text: str, *, seed: int | None = None, again: bool = False) -> None:
         """Answer a message; what is to be known of the answer is remarked.
+
+        Args:
+            text: the message.
+            seed: draw the answer with this one.
+            again: it was answered before: that answer stays kept until the new one is there.
 
         Raises:
             LocalsteerError: it does not fit the context.
         """
         given, before = self.context, list(self.conversation.turns)
         message = "\n\n".join([*(f"{name}:\n\n{content}" for name, content in given), text])
-        keeper = self.keeper
+        keeper = self.keeper if not again else None
         if keeper is not None:
             keeper.keep(self, message)
         try:
@@ -229,8 +231,12 @@ class Session:
                         keeper.grow(piece, reasoning)
 
                 exchange = self.conversation.ask(message, seed=seed, on_text=hear, should_stop=should_stop)
-        finally:
-            self.keep()
+        except LocalsteerError:
+            if not again:
+                self.keep()
+            raise
+        # Whatever else ends an answer (the terminal is gone, a kill) leaves what was kept of it so far.
+        self.keep()
         if self.conversation.turns != before:
             self.context = []
         if remarks := _remarks(exchange, self.conversation.dropped_turns):
@@ -271,8 +277,8 @@ class Session:
         """
         if not text.strip():
             raise LocalsteerError(f"{name} is empty.")
-        if len(text) > _MOST_CONTEXT:
-            raise LocalsteerError(f"{name} has {len(text):,} characters, and at most {_MOST_CONTEXT:,} can be given.")
+        if len(text) > MOST_CONTEXT:
+            raise LocalsteerError(f"{name} has {len(text):,} characters, and at most {MOST_CONTEXT:,} can be given.")
         self.context.append((name, text.rstrip()))
         tokens = len(self.opened.model.tokenize(text, add_special=False))
         self.screen.note(f"{name} goes with your next message ({tokens} tokens of the {self.opened.generator.n_ctx}).")
@@ -340,12 +346,11 @@ class Session:
         Raises:
             LocalsteerError: there is none yet, or as `vectors`.
         """
-        latest = self.conversation.latest
-        if latest is None or not latest.text:
+        if (answer := self.conversation.last_answer) is None:
             raise LocalsteerError("There is no answer to look at yet.", hint="Say something first.")
         model = self.opened.model
         reader = self._readers.setdefault(id(model), TraitReader(model, self.n_ctx))
-        return reader.read(latest.text, self.vectors(names))
+        return reader.read(answer.content, self.vectors(names))
 
     def show_course(self) -> None:
         """A line for every watched vector: the course of the trait over the latest answer."""
@@ -363,37 +368,3 @@ def _remarks(exchange: Exchange, dropped: int) -> Iterator[str] | list[str]:
     if exchange.dropped:
         remarks.append(f"the context is full: the oldest {dropped} messages are left out from now on")
     return remarks
-
-
-def read_context(path: str) -> str:
-    """A text file's text.
-
-    Raises:
-        LocalsteerError: it cannot be read, is no text, or is too long.
-    """
-    file = Path(os.path.expanduser(path))
-    if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe or a terminal, which may never end
-        raise LocalsteerError(f"{path} is no file.")
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(_MOST_CONTEXT * 4 + 1)
-    except OSError as error:
-        raise LocalsteerError(f"{path} cannot be read: {error.strerror}.") from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise LocalsteerError(f"{path} is no text in UTF-8.") from None
-
-
-_STRENGTH = re.compile(r"[+-](?:\d+\.?\d*|\.\d+)")
-
-
-def parsed_steering(session: Session, argument: str) -> Steering | float:
-    """What is behind /steer: an expression, or by how much the last knob is to be turned.
-
-    Raises:
-        ExpressionError: it is neither.
-    """
-    if _STRENGTH.fullmatch(argument):
-        return float(argument)
-    return NOTHING if argument == "off" else parse_steering(argument)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ from localsteer.errors import LocalsteerError
 
 # A command that takes longer is no context for a message.
 _SECONDS = 60
+# More than that is no context either: a million characters can be given (`session.Session.attach`), of four bytes at most.
+_MOST_BYTES = 4_000_001
 
 
 def run_shell(command: str, should_stop: Callable[[], bool]) -> tuple[int, str]:
@@ -29,20 +32,31 @@ def run_shell(command: str, should_stop: Callable[[], bool]) -> tuple[int, str]:
         LocalsteerError: it was stopped, or did not end within a minute.
     """
     end = time.monotonic() + _SECONDS
-    # In a session of its own: it can be ended with all that it started, and cannot ask anything on the terminal.
-    with subprocess.Popen(
-        command,
-        shell=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    ) as process:
-        while not should_stop() and time.monotonic() < end:
+    # Into a file: what is left running is not waited for. In a session of its own: it can be ended with all that it started,
+    # and cannot ask anything on the terminal.
+    with (
+        tempfile.TemporaryFile() as output,
+        subprocess.Popen(
+            command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as process,
+    ):
+        why = ""
+        while not why:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                output, _ = process.communicate(timeout=0.1)
-                return process.returncode, output.decode("utf-8", errors="replace")
+                status = process.wait(0.1)
+                output.seek(0)
+                return status, output.read(_MOST_BYTES).decode("utf-8", errors="replace")
+            if should_stop():
+                why = "was stopped"
+            elif time.monotonic() > end:
+                why = f"did not end within {_SECONDS} seconds, and was ended"
+            elif os.fstat(output.fileno()).st_size > _MOST_BYTES:
+                why = f"wrote more than {_MOST_BYTES:,} bytes, and was ended"
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    why = "was stopped" if time.monotonic() < end else f"did not end within {_SECONDS} seconds, and was ended"
     raise LocalsteerError(f"{command} {why}.")

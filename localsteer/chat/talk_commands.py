@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+
+import click
 
 from localsteer.chat import settings
 from localsteer.chat.command import command
 from localsteer.chat.keeping import go_on, transcript_of
 from localsteer.chat.markdown import code_blocks
-from localsteer.chat.session import Session, read_context
+from localsteer.chat.session import MOST_CONTEXT, Session
 from localsteer.chat.shell import run_shell
 from localsteer.chat.transcript import Transcript, export_markdown, load_transcript, save_transcript
 from localsteer.errors import LocalsteerError
@@ -34,7 +38,10 @@ def _retry(session: Session, argument: str) -> None:
 @command("edit", "", "write the next message in $EDITOR; with nothing typed, the last question once more")
 def _edit(session: Session, argument: str) -> None:
     last = session.conversation.turns[-2].content if session.conversation.turns else ""
-    written = session.screen.edit(argument or last)
+    try:
+        written = session.screen.edit(argument or last)
+    except click.ClickException as error:  # there is no such editor, or it gave up
+        raise LocalsteerError(error.message) from None
     if written is None or not written.strip():
         raise LocalsteerError("Nothing was written.")
     if argument or not last:
@@ -50,11 +57,10 @@ def _again(session: Session, changed: Callable[[str], str], seed: int | None) ->
     if (question := conversation.take_back()) is None:
         raise LocalsteerError("There is no question yet.", hint="Say something first.")
     try:
-        session.ask(changed(question), seed=seed)
+        session.ask(changed(question), seed=seed, again=True)
     finally:
         if not conversation.turns or conversation.turns[:-2] != before[0][:-2] or len(conversation.turns) < len(before[0]):
             conversation.turns, conversation.dropped_turns = before
-            session.keep()
 
 
 @command("system", "TEXT|off", "set the system message, or remove it")
@@ -76,7 +82,7 @@ def _file(session: Session, argument: str) -> None:
     if argument == "off":
         session.context = []
     elif argument:
-        session.attach(argument, read_context(argument))
+        session.attach(argument, _read_context(argument))
     if argument in ("", "off"):
         session.screen.say(f"With the next message: {', '.join(name for name, _ in session.context) or 'nothing'}")
 
@@ -92,15 +98,15 @@ def shell(session: Session, line: str) -> None:
     with session.screen.stoppable() as should_stop:
         status, output = run_shell(line, should_stop)
     if output.strip():
-        session.screen.say(output.rstrip())
         session.attach(f"$ {line}", output)
+        session.screen.say(output.rstrip())
     else:
         session.screen.note(f"[{line} ended with {status} and said nothing]")
 
 
 @command("save", "FILE", "write the conversation and its settings as JSON", takes="files")
 def _save(session: Session, argument: str) -> None:
-    path = _file_for("/save", argument or f"{_slug(session)}.json")
+    path = _file_for("/save", argument or _new_name(session, ".json"))
     save_transcript(_said(session), path)
     session.screen.say(f"Saved: {path}")
 
@@ -126,7 +132,7 @@ def _load(session: Session, argument: str) -> None:
 
 @command("export", "FILE.md", "write the conversation as Markdown, for people", takes="files")
 def _export(session: Session, argument: str) -> None:
-    path = _file_for("/export", argument or f"{_slug(session)}.md")
+    path = _file_for("/export", argument or _new_name(session, ".md"))
     export_markdown(_said(session), path)
     session.screen.say(f"Written: {path}")
 
@@ -145,21 +151,23 @@ def _file_for(name: str, argument: str) -> Path:
     return path
 
 
-def _slug(session: Session) -> str:
-    """A file's name from the first words."""
+def _new_name(session: Session, ending: str) -> str:
+    """A name of the first words that no file has."""
     words = re.findall(r"[a-z0-9]+", transcript_of(session).title.lower())
-    return "-".join(words[:5]) or "conversation"
+    name = "-".join(words[:5]) or "conversation"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(f"{one}{ending}" for one in names if not Path(f"{one}{ending}").exists())
 
 
 @command("copy", "[NUMBER]", "copy the last answer's code (or the whole answer) to the clipboard")
 def _copy(session: Session, argument: str) -> None:
-    latest = session.conversation.latest
-    if latest is None or not latest.text:
+    answer = session.conversation.last_answer
+    if answer is None:
         raise LocalsteerError("There is no answer to copy yet.")
-    blocks = code_blocks(latest.text)
+    blocks = code_blocks(answer.content)
     if argument and not (argument.isdecimal() and 1 <= int(argument) <= len(blocks)):
         raise LocalsteerError(f"The last answer has {len(blocks)} blocks of code, and no block {argument}.")
-    text = blocks[int(argument) - 1] if argument else "\n\n".join(blocks) or latest.text
+    text = blocks[int(argument) - 1] if argument else "\n\n".join(blocks) or answer.content
     session.screen.copy(text)
     session.screen.note(f"[copied: {'code' if blocks else 'the answer'}, {len(text)} characters]")
 
@@ -180,3 +188,23 @@ def _set(session: Session, argument: str) -> None:
 def _reset(session: Session, _argument: str) -> None:
     session.begin_anew()
     session.screen.say("The conversation begins anew.")
+
+
+def _read_context(path: str) -> str:
+    """A text file's text.
+
+    Raises:
+        LocalsteerError: it cannot be read, is no text, or is too long.
+    """
+    file = Path(os.path.expanduser(path))
+    if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe or a terminal, which may never end
+        raise LocalsteerError(f"{path} is no file.")
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MOST_CONTEXT * 4 + 1)
+    except OSError as error:
+        raise LocalsteerError(f"{path} cannot be read: {error.strerror}.") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise LocalsteerError(f"{path} is no text in UTF-8.") from None

@@ -25,6 +25,8 @@ def handle(session: Session, line: str) -> bool:
         session.screen.error(str(error))
     except KeyboardInterrupt:  # an impatient second one, or one while a vector is built
         session.screen.note("[stopped]")
+    except ValueError as error:  # a name or a number that no system takes
+        session.screen.error(f"That cannot be done: {error}.")
     except OSError as error:
         session.screen.error(f"{error.filename or 'A file'}: {error.strerror}.")
     return True

@@ -6,13 +6,14 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import click
-import platformdirs
+from click.core import ParameterSource
 
 from localsteer.chat.conversation import Conversation
+from localsteer.chat.history import lines_path
 from localsteer.chat.keeping import Keeper, go_on
 from localsteer.chat.screen import PlainScreen, Screen
 from localsteer.chat.session import Opened, Session
@@ -27,6 +28,7 @@ from localsteer.commands.answering import (
 )
 from localsteer.commands.options import ModelOptions, parse_special_option, with_model_options
 from localsteer.commands.output import progress_bar
+from localsteer.llama.sampling import Sampling
 from localsteer.vector.calibration import Mode
 
 
@@ -65,13 +67,13 @@ def command(
 
     if resume is not None and no_log:
         raise click.UsageError("--resume goes on with a conversation that is kept: leave out --no-log.")
-    keeper = Keeper() if not no_log and (can_draw() or resume is not None) else None
+    piped = _context_from_pipe()
+    live = can_draw()
+    keeper = Keeper() if not no_log and (live or resume is not None) else None
     kept = keeper.resume(_number(resume)) if keeper is not None and resume is not None else None
     if kept is not None and model_options.model is None and Path(kept.model_path).is_file():
         model_options = replace(model_options, model=kept.model_path)
-    piped = _context_from_pipe()
     mode: Mode = "anchored" if answering.anchored else "response"
-    live = can_draw()
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_model(None, mode))
         screen: Screen
@@ -96,7 +98,10 @@ def command(
         session = Session(
             screen, opened, conversation, open_model, stack, model_options.model, policy_file=answering.policy_file, keeper=keeper
         )
-        told = list(go_on(session, kept, settings=not answering.steering)) if kept is not None else []
+        told: list[str] = []
+        if kept is not None:
+            told = list(go_on(session, kept, steering=not answering.steering))
+            _override(session, answering)
         if answering.steering or kept is None:
             session.steer(answering.steering)
         for line in (*session.introduction(), *told):
@@ -115,6 +120,22 @@ def command(
         finally:
             if keeper is not None:
                 keeper.close()
+
+
+def _override(session: Session, answering: AnswerOptions) -> None:
+    """What the command line says goes before what the kept conversation was had with."""
+    context, conversation = click.get_current_context(), session.conversation
+
+    def given(name: str) -> bool:
+        return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+    for name in ("system", "think", "max_tokens"):
+        if given(name):
+            setattr(conversation, name, getattr(answering, name))
+    drawn = {one.name: getattr(answering.sampling, one.name) for one in fields(Sampling) if given(one.name)}
+    conversation.sampling = replace(conversation.sampling, **drawn)
+    if given("anchored"):
+        session.set_mode("anchored")
 
 
 def _number(resume: str) -> int | None:
@@ -141,10 +162,12 @@ def _context_from_pipe() -> str:
 
 
 def _line_history() -> Path | None:
-    """Where the lines of earlier chats are; None where that folder cannot be written."""
-    folder = platformdirs.user_data_path("localsteer")
+    """Where the lines of earlier chats are, for their writer's eyes only; None where that cannot be written."""
+    path = lines_path()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+        path.chmod(0o600)
     except OSError:
         return None
-    return folder / "chat-lines"
+    return path

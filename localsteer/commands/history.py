@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from localsteer.chat.history import Entry, History, history_path
+from localsteer.chat.history import Entry, History, history_path, lines_path
 from localsteer.chat.transcript import Transcript, export_markdown, one_line, save_transcript, to_markdown
 from localsteer.commands.options import json_option
 from localsteer.commands.output import note, print_folded_table, print_json
@@ -89,7 +89,7 @@ def export(id: int, file: Path) -> None:
 @click.option("--all", "everything", is_flag=True, help="Delete all of them.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(ids: Sequence[int], everything: bool, yes: bool) -> None:
-    """Delete conversations, and their text from the disk."""
+    """Delete conversations, and their text from the disk; with --all also the typed lines that the prompt offers again."""
     if everything == bool(ids):
         raise click.UsageError("Give the ids of conversations, or --all.")
     ids = tuple(dict.fromkeys(ids))
@@ -100,6 +100,7 @@ def delete(ids: Sequence[int], everything: bool, yes: bool) -> None:
             return
         if everything:
             history.delete_all()
+            lines_path().unlink(missing_ok=True)
         else:
             history.delete(ids)
     click.echo(f"Deleted: {what}.")

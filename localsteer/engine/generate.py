@@ -102,7 +102,8 @@ class Generator(Closing):
 
         Args:
             requests: what to answer.
-            on_text: called with the number of the request and each piece of text as soon as it is certain.
+            on_text: called with the number of the request and each piece of what is answered as soon as it is certain; what the
+                model thinks before that is left out.
             should_stop: asked before every step; True ends all answers as "interrupted".
 
         Raises:
@@ -113,9 +114,9 @@ class Generator(Closing):
             check_request(self.model, request, None, n_ctx=self.n_ctx, parallel=places)
         batch = self._running()
         try:
-            batch.widen(places, self.n_ctx + _cells(self.model, requests))
-            tellers = [functools.partial(on_text, number) if on_text is not None else None for number in range(len(requests))]
-            lanes = [batch.join(request, on_text=tell) for request, tell in zip(requests, tellers, strict=True)]
+            batch.widen(places, self.n_ctx + _cells(self.model, requests, self.n_ctx))
+            tellers = [self._teller(request, number, on_text) for number, request in enumerate(requests)]
+            lanes = [batch.join(request, on_text=tell) for request, (tell, _) in zip(requests, tellers, strict=True)]
             running = list(lanes)
             while running and not (should_stop is not None and should_stop()):
                 for lane in batch.step():
@@ -128,7 +129,18 @@ class Generator(Closing):
         except BaseException:
             self.close()
             raise
-        return [lane.end() for lane in lanes]
+        answers = [lane.end() for lane in lanes]
+        for _, finish in tellers:
+            finish()
+        return answers
+
+    @staticmethod
+    def _teller(
+        request: Request, number: int, on_text: Callable[[int, str], None] | None
+    ) -> tuple[Callable[[str], None], Callable[[], None]]:
+        """What is told the pieces of an answer, and what is called at its end."""
+        tell = functools.partial(on_text, number) if on_text is not None else lambda _piece: None
+        return apart(request.division, tell, lambda _thought: None)
 
     def _running(self) -> RunningBatch:
         if self._batch is None:
@@ -165,7 +177,7 @@ def generate_many(
         n_ctx = max(len(request.prompt) + max(request.max_tokens, 0) for request in group) + 1
         # Some are read while others are written: with any steering, there are two in a decode.
         tapped = any(request.response_edit is not None for request in group) and steerability(model).readable
-        cells = _cells(model, group)
+        cells = _cells(model, group, n_ctx)
         with RunningBatch(model, parallel=places, n_ctx=n_ctx, n_cells=cells, cache_ram=0, tapped=tapped, smooth=False) as batch:
             lanes = [batch.join(request) for request in group]
             running = len(lanes)
@@ -181,9 +193,10 @@ def generate_many(
     return answers
 
 
-def _cells(model: Model, requests: Sequence[Request]) -> int:
+def _cells(model: Model, requests: Sequence[Request], n_ctx: int) -> int:
     """Tokens that these requests hold together: what their prompts share, once, and as much of an answer as each may have."""
-    answers = sum((max(request.max_tokens, 0) + 1) * places_for(request) for request in requests)
+    room = [min(max(request.max_tokens, 0), n_ctx - len(request.prompt)) + 1 for request in requests]
+    answers = sum(length * places_for(request) for length, request in zip(room, requests, strict=True))
     if not model.sequences_share_tokens:
         return sum(len(request.prompt) for request in requests) + answers
     by_edit: dict[Edit | None, list[tuple[int, ...]]] = {}

@@ -12,8 +12,8 @@ from localsteer.errors import LocalsteerError, shown
 from localsteer.llama import library, rpc
 from localsteer.llama.chat_template import Message
 from localsteer.llama.context import N_UBATCH, Batch, Context
-from localsteer.llama.template_errors import TemplateError
 from localsteer.llama.model import Model
+from localsteer.llama.template_errors import TemplateError
 
 # Every byte that UTF-8 has, and so every way in which a tokenizer may lack one: some end the process where they do.
 _FIRST_CHARACTERS = [

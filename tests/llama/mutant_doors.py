@@ -146,10 +146,10 @@ def _use(path: Path) -> None:
     from localsteer.engine.generate import Generator
     from localsteer.engine.request import Request
     from localsteer.llama.chat_template import Message
-    from localsteer.llama.template_errors import TemplateError
     from localsteer.llama.model import Model
     from localsteer.llama.sampling import Sampling
     from localsteer.llama.steerability import steerability
+    from localsteer.llama.template_errors import TemplateError
     from localsteer.reading.prompt import prompt_tokens
 
     with Model(path, gpu_layers=0, threads=1) as model:
