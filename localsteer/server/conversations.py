@@ -139,7 +139,7 @@ def chat_prompt(
         if think and model.chat_template is not None and model.chat_template.thinking is not None:
             raise RequestError("An answer in a form, or a call that has to be made, begins at once: without thinking.", "think")
         think = False if model.chat_template is not None and model.chat_template.thinking is not None else think
-    elif wishes.is_open:
+    elif wishes.is_open and not (offer is not None and _calls_in_channels(model)):
         think = service.defaults.think
     turns = with_names(messages)
     render = functools.partial(chat_tokens, model, think=think, variables=variables, header=wishes.header)
@@ -150,11 +150,19 @@ def chat_prompt(
     tools = offer.tools if offer is not None else ()
     said = messages[last].content if last is not None else ""
     if form is not None and form.kind == "channel" and think is False:
+        if offer is not None and offer.choice == "required":
+            raise RequestError("This model decides by itself, between its channels, whether it calls a tool.", "tool_choice")
         raise RequestError("This model calls tools from between its channels: it cannot be kept from thinking then.", "think")
     grammar = _grammar(model, form, offer) if form is not None and offer is not None else None
     if division is not None and division.thinking is not None:
         grammar = None  # it would have to let the model think as it likes, and mention a call that it does not make
     return Prompt(tokens, said, span, chat_stop(model), Reading(division, form, tools), grammar)
+
+
+def _calls_in_channels(model: Model) -> bool:
+    """Whether calls stand between the channels of the reasoning and of the answer, as gpt-oss's do."""
+    form = form_for(model) if model.chat_template is not None else None
+    return form is not None and form.kind == "channel"
 
 
 def _rendered(

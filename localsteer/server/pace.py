@@ -12,6 +12,8 @@ from localsteer.engine.request import Answer, Request
 _ANSWERS, _STEPS = 0.1, 0.02
 # Before a step was made, or a prompt was read: seconds of a step, and of a token of a prompt, of a small model on two cores.
 _FIRST_STEP, _FIRST_READ = 0.05, 0.005
+# Before an answer has ended by itself: tokens of one. Taken to be as long as its context, it would be said to take half an hour.
+_FIRST_LENGTH = 300
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Pace:
 
     def seconds(self, work: Work) -> float:
         """What an answer still takes."""
-        expected = work.allowed if self._length is None else min(self._length, work.allowed)
+        expected = min(_FIRST_LENGTH if self._length is None else self._length, work.allowed)
         if work.drawn >= expected:  # longer than most: as if it began anew
             expected = min(work.drawn + expected, work.allowed)
         step = _FIRST_STEP if self._step is None else self._step

@@ -56,7 +56,9 @@ def tool_grammar(
         rules += [] if choice == "required" else [_PLAIN]
         return "\n".join([f"start: {start}", *rules])
     before = form.opening + form.head
-    mark, rest = write.terms(form.begin), write.terms(before.removeprefix(form.begin))
+    # A mark that is a word ("functools") may well stand in an answer: only with all that follows it up to a name it begins a call.
+    begin = form.begin if form.begin in marks or set(form.begin) & set("<[|") else before
+    mark, rest = write.terms(begin), write.terms(before.removeprefix(begin))
     parallel = parallel and form.between is not None
     if parallel and form.encloses:
         more = write.terms((form.between or "") + form.head)
@@ -144,4 +146,4 @@ class _Writer:
 
 def _says_more(schema: dict[str, Any]) -> set[str]:
     """What a schema wants of a text."""
-    return {"enum", "const", "minLength", "maxLength", "pattern", "format"} & schema.keys()
+    return {"enum", "const", "minLength", "maxLength", "pattern"} & schema.keys()

@@ -117,8 +117,11 @@ class ToolCallParser:
         return held[:certain]
 
     def _begins_a_call(self, text: str) -> bool:
+        if self._mark and self._mark == self._form.begin:
+            return True
+        # Without a mark, JSON is a call only where it names a tool: an answer in JSON that was cut is an answer.
         names = "|".join(map(re.escape, self._tools))
-        return bool(self._mark) or re.match(rf'\s*\[?\s*\{{\s*"name"\s*:\s*"({names})"', text) is not None
+        return re.match(rf'\s*\[?\s*\{{\s*"name"\s*:\s*"({names})"', text.removeprefix(self._mark)) is not None
 
 
 def _joined(found: list[str | ToolCall]) -> list[str | ToolCall]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from localsteer.tools.form import IDENTITY, Form, Tags
@@ -201,8 +201,11 @@ def _one_named(reader: _Reader, form: Form, tools: Tools) -> ToolCall:
     if not isinstance(arguments, dict):
         raise NoCallError
     if form.tail and not reader.passes(form.tail) and form.tags is not None:
-        raise _MoreError  # in the middle of an argument
-    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
+        rest = "".join(reader.text[reader.at :].split())
+        if not (reader.final and rest and "".join(form.tail.split()).startswith(rest)):
+            raise _MoreError  # in the middle of an argument
+        reader.at = len(reader.text)  # all is said; models leave out the last mark
+    return ToolCall(name, _written(arguments))
 
 
 def _tagged(reader: _Reader, tags: Tags, tool: Tool) -> dict[str, Any]:
@@ -213,9 +216,27 @@ def _tagged(reader: _Reader, tags: Tags, tool: Tool) -> dict[str, Any]:
         value = found["value"]
         if value.startswith(_CDATA) and value.endswith("]]>"):
             value = value[len(_CDATA) : -len("]]>")]
-        arguments[found["key"]] = value if plain else _value(value)
+        arguments[found["key"]] = value if plain else _typed(tool, found["key"], value)
         reader.at = found.end()
     return arguments
+
+
+def _typed(tool: Tool, name: str, text: str) -> Any:
+    """A value as its schema has it: what may be a text or null is a text, also where it looks like a number."""
+    value = _value(text)
+    properties = tool.parameters.get("properties")
+    types = set(_types(properties.get(name))) if isinstance(properties, dict) else set()
+    return text if types <= {"string", "null"} and "string" in types and value is not None else value
+
+
+def _types(schema: object) -> Iterator[str]:
+    """The types that a schema names, also in its alternatives."""
+    if isinstance(schema, dict):
+        named = schema.get("type")
+        yield from [named] if isinstance(named, str) else named if isinstance(named, list) else []
+        for key in ("anyOf", "oneOf"):
+            for one in schema.get(key) or []:
+                yield from _types(one)
 
 
 def _pattern_of(tags: Tags) -> re.Pattern[str]:
@@ -232,6 +253,18 @@ def _words(piece: str) -> str:
 
 def _break(there: bool) -> str:
     return r"\n?" if there else ""
+
+
+def _written(arguments: dict[str, Any]) -> str:
+    """Arguments as JSON that every program reads: no infinite number, no half of a character.
+
+    Raises:
+        NoCallError: a number in it is none.
+    """
+    try:
+        return json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode()
+    except ValueError as error:
+        raise NoCallError from error
 
 
 def _value(text: str) -> Any:
@@ -274,4 +307,4 @@ def _call(value: object, tools: Tools, form: Form | None = None) -> ToolCall:
             raise NoCallError from error
     if not isinstance(arguments, dict):
         raise NoCallError
-    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
+    return ToolCall(name, _written(arguments))

@@ -66,8 +66,9 @@ def test_the_time_to_wait_is_told_within_a_factor_of_two(seed: int) -> None:
     assert actual / 2 <= told <= actual * 2
 
 
-def test_before_an_answer_has_ended_it_is_taken_to_be_as_long_as_it_may() -> None:
+def test_before_an_answer_has_ended_it_is_taken_to_be_as_long_as_it_may_or_as_answers_are() -> None:
     assert pace_of().seconds(Work(0, 50)) == pytest.approx(50 * STEP)
+    assert pace_of().seconds(Work(0, 32_000)) == pytest.approx(300 * STEP)
 
 
 def test_an_answer_that_was_cut_off_says_only_that_answers_are_no_shorter() -> None:

@@ -123,3 +123,24 @@ def test_calls_come_as_soon_as_they_are_complete_and_text_at_once() -> None:
     assert parser.push("\n") == []
     assert parser.push("bye") == ["\nbye"]
     assert parser.finish() == []
+
+
+def test_arguments_are_json_that_every_program_reads() -> None:
+    for text in ('{"name": "get_weather", "arguments": {"city": NaN}}', '{"name": "get_weather", "arguments": {"city": 1e999}}'):
+        found, _ = parsed(HERMES, f"<tool_call>\n{text}\n</tool_call>")
+        assert not any(isinstance(one, ToolCall) for one in found)
+    (call,), _ = parsed(HERMES, '<tool_call>\n{"name": "get_weather", "arguments": {"city": "\\ud83d"}}\n</tool_call>')
+    assert isinstance(call, ToolCall)
+    assert call.arguments.encode("utf-8")
+
+
+@pytest.mark.parametrize("text", ["```json\n[1, 2, 3, 4", '```json\n{"name": "Alice", "age": 3', ' {"name": "Alice"'])
+def test_an_answer_in_json_that_was_cut_is_an_answer(text: str) -> None:
+    found, unfinished = parsed(GENERIC, text)
+    assert "".join(one for one in found if isinstance(one, str)).strip() == text.strip()
+    assert not unfinished
+
+
+def test_a_call_without_its_last_mark_is_a_call() -> None:
+    whole = written(QWEN_CODER, *CALLS[:1])
+    assert parsed(QWEN_CODER, whole.removesuffix("</tool_call>").rstrip() + "\n")[0] == called(*CALLS[:1])
