@@ -56,7 +56,7 @@ def tool_grammar(
         rules += [] if choice == "required" else [_PLAIN]
         return "\n".join([f"start: {start}", *rules])
     before = form.opening + form.head
-    # A mark that is a word ("functools") may well stand in an answer: only with all that follows it up to a name it begins a call.
+    # A mark that is a word ("functools") may well stand in an answer: with all that follows it up to a name it begins a call.
     begin = form.begin if form.begin in marks or set(form.begin) & set("<[|") else before
     mark, rest = write.terms(begin), write.terms(before.removeprefix(begin))
     parallel = parallel and form.between is not None
