@@ -63,10 +63,19 @@ def requests(
     return made
 
 
+# Those of the sampler's settings that answers here depend on.
+_DRAWN = (
+    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "seed",
+)  # fmt: skip
+
+
 def asked_by(model: Model, contrast: Contrast, questions: Sequence[str], max_tokens: int) -> str:
     """What answers depend on but for what is done to the model, as a hash: others are no answers to the same."""
-    parts = (model.fingerprint.content, tuple(questions), max_tokens, contrast.personas, SEED, _ELSEWHERE, Sampling())
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    # By what it says, not by all that can be said: a setting that the sampler comes to have changes no answer.
+    drawn = ", ".join(f"{name}={getattr(Sampling(), name)!r}" for name in _DRAWN)
+    parts = (model.fingerprint.content, tuple(questions), max_tokens, contrast.personas, SEED, _ELSEWHERE)
+    text = f"({', '.join(map(repr, parts))}, Sampling({drawn}))"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def ask(
