@@ -11,9 +11,14 @@ import { talks } from "./talks.js";
 export function setUpTalkList({ current, open, removed }) {
   const [dialog, list, nothing] = ["talks", "talk-list", "keep-nothing"].map(byId);
 
+  /** While an answer is written this comes every few seconds; nothing is replaced under the hand of who renames, deletes, or is about to. */
   function update() {
     byId("talk-problem").textContent = talks.problem;
-    if (!dialog.open) return;
+    if (dialog.open && !dialog.querySelector("#talk-list :focus, #delete-all :focus, [data-sure]")) draw();
+  }
+
+  function draw() {
+    nothing.checked = talks.keepsNothing;
     const kept = talks.list();
     list.replaceChildren(...kept.map(entry));
     byId("no-talks").hidden = kept.length > 0;
@@ -38,14 +43,17 @@ export function setUpTalkList({ current, open, removed }) {
   /** @param {Talk} talk @param {Element} item @param {Element} opens */
   function rename(talk, item, opens) {
     const field = element("input", { type: "text", value: talk.title, "aria-label": "Title", maxlength: 200 });
-    const done = () => field.isConnected && talks.rename(talk, field.value);
-    field.onblur = done;
+    const done = (title = field.value) => {
+      field.onblur = null; // which comes once more as the field goes
+      if (title !== talk.title) talks.rename(talk.id, title);
+      draw();
+    };
+    field.onblur = () => done();
     field.onkeydown = (event) => {
       if (event.key === "Enter") done();
       if (event.key !== "Escape") return;
       event.preventDefault(); // the list stays open
-      field.value = talk.title;
-      done();
+      done(talk.title);
     };
     opens.replaceWith(field);
     item.querySelector(".actions")?.remove();
@@ -56,24 +64,28 @@ export function setUpTalkList({ current, open, removed }) {
   function deleteButton(label, gone) {
     const name = gone.length === 1 && label === "Delete" ? ` ${gone[0].title}` : "";
     const made = button(label, () => {
-      if (made.textContent === label) {
+      if (!made.dataset.sure) {
+        made.dataset.sure = "asked";
         made.textContent = "For good?";
         made.setAttribute("aria-label", `${label}${name} for good`);
         return;
       }
       const lost = gone.some(({ id }) => id === current().id);
       talks.remove(gone);
+      draw();
       if (lost) removed();
       dialog.querySelector(".close").focus();
     }, { "aria-label": `${label}${name}` });
     return made;
   }
 
-  nothing.checked = talks.keepsNothing;
-  nothing.onchange = () => talks.keepNothing(nothing.checked, current());
+  nothing.onchange = () => {
+    talks.keepNothing(nothing.checked, current());
+    draw();
+  };
   talks.addEventListener("change", update);
   byId("open-talks").onclick = () => {
     dialog.showModal();
-    update();
+    draw();
   };
 }

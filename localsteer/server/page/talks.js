@@ -12,9 +12,15 @@ const LONGEST_TITLE = 60;
 class Talks extends EventTarget {
   /** Why the latest conversation is not kept; "" where it is. */
   problem = "";
-  keepsNothing = Boolean(load("keepsNothing"));
+  /** What this tab was told last: it counts where the browser keeps nothing anyway. */
+  #keepsNothing = false;
   /** Those that were removed while they may still be written. @type {Set<string>} */
   #removed = new Set();
+
+  /** Other tabs switch it, too. */
+  get keepsNothing() {
+    return Boolean(load("keepsNothing") ?? this.#keepsNothing);
+  }
 
   /** @returns {Talk} */
   begin() {
@@ -51,10 +57,10 @@ class Talks extends EventTarget {
     this.#tell(save(PREFIX + talk.id, talk) ? "" : "This conversation is not kept: the browser has no room left, or forbids it. Deleting others may help.");
   }
 
-  /** @param {Talk} talk @param {string} title */
-  rename(talk, title) {
-    talk.title = title.trim() || titleOf(talk.turns[0].user);
-    save(PREFIX + talk.id, talk);
+  /** The title alone: another tab may have gone on with it meanwhile, or deleted it. @param {string} id @param {string} title */
+  rename(id, title) {
+    const talk = load(PREFIX + id);
+    if (talk) save(PREFIX + id, { ...talk, title: title.trim() || titleOf(talk.turns[0].user) });
     this.#tell();
   }
 
@@ -69,7 +75,7 @@ class Talks extends EventTarget {
 
   /** From now on, the current one included; others stay until they are deleted. @param {boolean} nothing @param {Talk} current */
   keepNothing(nothing, current) {
-    this.keepsNothing = nothing;
+    this.#keepsNothing = nothing;
     save("keepsNothing", nothing);
     if (nothing) forget(PREFIX + current.id);
     else this.keep(current);

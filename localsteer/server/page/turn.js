@@ -33,11 +33,17 @@ export function newSweep(turn, vector, strengths) {
   return { vector, answers };
 }
 
+/** Whose earlier answers stand in the prompt: a dose goes on with the main ones. @param {Kind} kind */
+const lineOf = (kind) => (kind === "dose" ? "with" : kind);
+
 /** @param {Turn | undefined} before @param {{kind: Kind, title: string, asked: string, seed: number}} wanted @returns {Answer} */
 function answerOf(before, wanted) {
   const under = JSON.stringify([settings, scope()]);
   const there = before ? [...before.answers, ...(before.sweep?.answers ?? [])] : [];
-  const same = there.find((one) => one.asked === wanted.asked && one.seed === wanted.seed && one.under === under && one.state === "done");
+  const line = lineOf(wanted.kind);
+  const same = there.find(
+    (one) => lineOf(one.kind) === line && one.asked === wanted.asked && one.seed === wanted.seed && one.under === under && one.state === "done",
+  );
   return same ? { ...same, ...wanted } : newAnswer({ ...wanted, under });
 }
 

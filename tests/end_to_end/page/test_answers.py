@@ -339,6 +339,18 @@ def test_a_sweep_answers_the_last_question_at_five_strengths_at_once(page: Page,
     expect(cards).to_have_count(5)
 
 
+def test_a_sweep_at_0_goes_on_with_what_the_steered_answers_said(page: Page, api: FakeApi) -> None:
+    """Beside it stands an unsteered answer, to another conversation."""
+    page.get_by_role("slider", name="happy").fill("0.5")
+    page.get_by_label("Side by side").check()
+    ask(page)
+    ask(page, "And then?")
+    page.get_by_label("Message", exact=True).fill("/sweep happy 0 0.5 2")
+    page.keyboard.press("Enter")
+    expect(page.locator(".sweep .facts")).to_have_text([re.compile("not steered"), re.compile("steered by 0.5 happy")])
+    assert [(chat["steering"], chat["messages"][1]["content"]) for chat in api.chats[6:]] == [("", STEERED)]
+
+
 @pytest.mark.parametrize(
     ("written", "told"),
     [

@@ -110,6 +110,75 @@ def test_what_is_deleted_while_it_is_written_stays_deleted(page: Page, api: Fake
     assert kept(page) == []
 
 
+def test_the_list_holds_still_for_who_renames_or_deletes_while_an_answer_is_written(page: Page, api: FakeApi) -> None:
+    ask(page, "The first question")
+    page.get_by_role("button", name="New chat").click()
+    api.endless = True
+    page.get_by_label("Message", exact=True).fill(QUESTION)
+    page.keyboard.press("Enter")
+    expect(page.locator(".words")).to_have_text(UNSTEERED)
+    dialog = history(page)
+    entries = dialog.get_by_role("listitem")
+    keeps = "() => new Promise(kept => talks.addEventListener('change', kept, {once: true}))"
+    page.evaluate("async () => { window.talks = (await import('/page/talks.js')).talks; }")
+    entries.last.get_by_role("button", name="Rename").click()
+    page.keyboard.type("Something")
+    page.evaluate(keeps)
+    page.keyboard.type(" else")
+    expect(dialog.get_by_label("Title")).to_have_value("Something else")
+    page.keyboard.press("Enter")
+    expect(entries.last.locator("b")).to_have_text("Something else")
+    entries.last.get_by_role("button", name="Rename").click()
+    page.keyboard.type("Not meant")
+    page.keyboard.press("Escape")
+    expect(entries.last.locator("b")).to_have_text("Something else")
+    entries.first.get_by_role("button", name="Rename").focus()
+    page.evaluate(keeps)
+    expect(entries.first.get_by_role("button", name="Rename")).to_be_focused()
+    entries.first.get_by_role("button", name="Delete").click()
+    entries.last.get_by_role("button", name="Delete").click()
+    dialog.get_by_role("button", name="Done").focus()
+    page.evaluate(keeps)
+    entries.last.get_by_role("button", name="for good").click()
+    expect(entries).to_have_text([re.compile(QUESTION[:-1])])
+
+
+def test_a_title_is_all_that_renaming_changes(page: Page) -> None:
+    ask(page, "Here")
+    other = page.context.new_page()
+    other.goto(page.url)
+    entry = history(other).get_by_role("listitem")
+    entry.get_by_role("button", name="Rename").click()
+    ask(page, "From here")
+    other.keyboard.type("Another name")
+    other.keyboard.press("Enter")
+    expect(entry).to_have_text(re.compile("Another name.*2 questions"))
+    assert [(one["title"], len(one["turns"])) for one in kept(page)] == [("Another name", 2)]
+    # What was deleted meanwhile does not come back.
+    entry.get_by_role("button", name="Rename").click()
+    page.evaluate("localStorage.clear()")
+    other.keyboard.type("Once more")
+    other.keyboard.press("Enter")
+    expect(entry).to_have_count(0)
+    assert kept(page) == []
+
+
+def test_that_nothing_is_to_be_kept_holds_in_every_tab(page: Page) -> None:
+    other = page.context.new_page()
+    other.goto(page.url)
+    nothing = history(page).get_by_label("Keep nothing from now on")
+    nothing.check()
+    ask(other, "Between us")
+    assert kept(page) == []
+    nothing_there = history(other).get_by_label("Keep nothing from now on")
+    expect(nothing_there).to_be_checked()
+    nothing_there.uncheck()
+    other.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    ask(page, "To be kept")
+    assert sorted(one["title"] for one in kept(page)) == ["Between us", "To be kept"]
+
+
 def test_nothing_is_kept_where_that_is_wished(page: Page) -> None:
     ask(page, "Kept before")
     page.get_by_role("button", name="New chat").click()
