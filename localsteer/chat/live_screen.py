@@ -220,7 +220,10 @@ class LiveScreen:
                 try:
                     if tail is not None:
                         self.grow(tail)
-                    self._write_above(application, drawn)
+                    if application.is_running and not application.is_done:
+                        self._write_above(application, drawn)
+                    else:  # drawn once more, the prompt would set the terminal up again
+                        self._write(drawn)
                     done.set_result(None)
                 except BaseException as error:
                     done.set_exception(error)
