@@ -75,6 +75,7 @@ class Chat:
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._waiting: deque[str] = deque()
         self._working = False
+        self._doing = ""  # the line that is worked on
         self._left = False
         self._failure: BaseException | None = None
         self._notice = ""
@@ -142,12 +143,12 @@ class Chat:
         failure: BaseException | None = None
         try:
             while (line := self._lines.get()) is not None and not self._left:
-                self._working = True
+                self._working, self._doing = True, line
                 self._waiting.popleft()
                 self._screen.print_finished(ansi(Text(harmless(f"> {line}"), "bold"), self._screen.width))
                 if not handle(self._session, line):
                     break
-                self._working = False
+                self._working, self._doing = False, ""
                 self._screen.allow()
                 self._screen.redraw()
         except KeyboardInterrupt:  # the prompt has ended
@@ -217,7 +218,7 @@ class Chat:
     def _turn(self, change: float) -> None:
         """A knob turned while the model answers is for the next answer."""
         self._notice = ""
-        if self._working and self._screen.busy != ANSWERING:  # a vector may be built, or the model changed
+        if self._screen.busy not in ("", ANSWERING) or self._doing.startswith("/model"):  # a vector is built, the model changes
             self._notice = "the knob turns when this is done"
             return
         try:

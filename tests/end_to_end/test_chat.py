@@ -155,8 +155,12 @@ def test_in_sixty_columns_answers_are_stacked(chat: ChatTerminal) -> None:
     chat.resize(60)
     chat.ask("Hello")
     chat.ask("/compare")
-    frames = [line for line in chat.everything.split("\n") if line.startswith("╭")]
-    assert [re.sub("[╭─╮ ]+", " ", frame) for frame in frames] == [" -0.5 push.gguf ", " unsteered ", " 0.5 push.gguf "]
+    titles = [" -0.5 push.gguf ", " unsteered ", " 0.5 push.gguf "]
+
+    def frames() -> list[str]:
+        return [re.sub("[╭─╮ ]+", " ", line) for line in chat.everything.split("\n") if line.startswith("╭")]
+
+    chat.wait(lambda: frames() == titles, "three frames")
     assert all(len(line) <= 60 for line in chat.text.split("\n"))
     chat.resize(100)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Literal, TextIO
+from unittest.mock import patch
 
 from localsteer.errors import LocalsteerError
 from localsteer.llama.apart import Limits, run_apart
@@ -70,7 +72,9 @@ def fates(numbers: range, folder: Path) -> Iterator[Fate]:
         while left:
             (folder / "told").touch()
             mutants = {number: str(path) for number, path in left.items()}
-            outcome = run_apart(_NAME, json.dumps([str(folder / "told"), mutants]).encode(), _LIMITS)
+            # This package comes before another one of the name `tests`, which some distribution may bring.
+            with patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2])):
+                outcome = run_apart(_NAME, json.dumps([str(folder / "told"), mutants]).encode(), _LIMITS)
             stage: Stage = "header"
             for line in (folder / "told").read_text().splitlines():
                 told = json.loads(line)

@@ -195,6 +195,8 @@ def test_a_vector_of_the_folder_comes_before_one_of_the_library(steerings: Steer
         "description": "made for tests",
         "state": "ready",
         "calibrated": False,
+        "dosed": False,
+        "tried": None,
     }
     assert list(listed) == sorted(listed)
     shipped = next(name for name in listed if name not in ("happy", "formal", "calm", "mood"))
