@@ -178,7 +178,7 @@ def _why(session: Session, _argument: str) -> None:
     latest = session.conversation.latest
     if latest is None:
         raise LocalsteerError("There is no answer yet.", hint="Say something first.")
-    for line in why(latest, lambda steering: session.plan_for(steering, latest.request.mode)):
+    for line in why(latest):
         session.screen.say(line)
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
 import click
@@ -85,10 +83,16 @@ class PlainScreen:
 
     Args:
         progress: shows how far a long work is.
+        interrupt: within it Ctrl-C asks for an end; what it yields tells whether that was asked for.
     """
 
-    def __init__(self, progress: Callable[[], AbstractContextManager[Progress]]) -> None:
+    def __init__(
+        self,
+        progress: Callable[[], AbstractContextManager[Progress]],
+        interrupt: Callable[[], AbstractContextManager[ShouldStop]],
+    ) -> None:
         self.progress = progress
+        self._interrupt = interrupt
 
     @property
     def width(self) -> int:
@@ -128,22 +132,9 @@ class PlainScreen:
         yield tell
         self.show(columns(titles, [harmless(text) for text in texts], self.width))
 
-    @contextlib.contextmanager
-    def stoppable(self) -> Iterator[ShouldStop]:
-        """The first Ctrl-C asks for an end, so that an answer ends between two tokens; a second one insists."""
-        requested = False
-
-        def handle(_number: int, _frame: FrameType | None) -> None:
-            nonlocal requested
-            if requested:
-                raise KeyboardInterrupt
-            requested = True
-
-        before = signal.signal(signal.SIGINT, handle)
-        try:
-            yield lambda: requested
-        finally:
-            signal.signal(signal.SIGINT, before)
+    def stoppable(self) -> AbstractContextManager[ShouldStop]:
+        """As the other commands are interrupted."""
+        return self._interrupt()
 
     def edit(self, text: str) -> str | None:
         """In $EDITOR."""

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-import numpy as np
+from collections.abc import Iterator
 
 from localsteer.chat.conversation import Exchange
-from localsteer.errors import LocalsteerError
-from localsteer.steering.expression import Steering
-from localsteer.steering.plan import Plan
+from localsteer.steering.plan import Part
 from localsteer.vector.calibration import MODE_NAMES
 from localsteer.vector.control_vector import format_layers
 
 
-def why(exchange: Exchange, plan_of: Callable[[Steering], Plan | None]) -> Iterator[str]:
-    """What is known of an answer, a line each.
-
-    Args:
-        exchange: the answer.
-        plan_of: the plan of one term by itself, in the same mode.
-    """
+def why(exchange: Exchange) -> Iterator[str]:
+    """What is known of an answer, a line each."""
     request, answer = exchange.request, exchange.answer
     plan = request.plan
     if plan is None:
         yield "Nothing was added by an expression."
     else:
         yield f"Steering: {plan.steering}"
-        for term in plan.steering.terms:
-            yield f"  {term}: {_of_term(Steering((term,)), plan_of)}"
+        for part in plan.parts:
+            yield f"  {part.term}: {_of_part(part)}"
         if len(plan.steering.terms) > 1 and plan.relative_dose is not None:
             yield f"  together: relative dose {plan.relative_dose:.2f}"
         for said in (*plan.worth, *plan.notes, *request.unheard):
@@ -44,16 +35,8 @@ def why(exchange: Exchange, plan_of: Callable[[Steering], Plan | None]) -> Itera
     )
 
 
-def _of_term(steering: Steering, plan_of: Callable[[Steering], Plan | None]) -> str:
-    try:
-        plan = plan_of(steering)
-    except LocalsteerError as error:
-        return error.message
-    assert plan is not None
-    edits = [edit for edit in (plan.edit, plan.thinking) if edit is not None]
-    layers = {int(layer) for edit in edits for layer in [*np.flatnonzero(edit.added.any(axis=1)), *edit.removed]}
-    if not layers:
+def _of_part(part: Part) -> str:
+    if not part.layers:
         return "nothing"
-    dose = f", relative dose {plan.relative_dose:.2f}" if plan.relative_dose is not None else ""
-    verb = "removed from" if steering.terms[0].ablate else "added at"
-    return f"{verb} layers {format_layers(sorted(layers))}{dose}"
+    dose = f", relative dose {part.relative_dose:.2f}" if part.relative_dose is not None else ""
+    return f"{'removed from' if part.term.ablate else 'added at'} layers {format_layers(part.layers)}{dose}"

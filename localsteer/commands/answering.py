@@ -25,7 +25,6 @@ from localsteer.vector.calibration import Mode
 
 if TYPE_CHECKING:
     from localsteer.policy.arm import ArmedPolicy
-    from localsteer.policy.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -191,18 +190,6 @@ def armed_policy(path: str | None, model: Model, limit: DoseLimit | None, mode: 
             armed = stack.enter_context(arm(path, model, progress, limit=limit, mode=mode))
         note(*armed.notes)
         yield armed
-
-
-def policy_for(armed: ArmedPolicy, mode: Mode) -> Policy:
-    """The policy with the doses that answers of a mode take; what the user should know of them is shown.
-
-    Raises:
-        LocalsteerError: the limit does not allow them.
-    """
-    policy = armed.for_answers(mode)
-    told = dict.fromkeys(text for rule in policy.rules for text in rule.plan.notes)
-    note(*(text for text in told if text not in armed.notes))
-    return policy
 
 
 def new_controller(armed: ArmedPolicy | None, mode: Mode) -> Controller | None:

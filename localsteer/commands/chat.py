@@ -27,7 +27,7 @@ from localsteer.commands.answering import (
     with_answer_options,
 )
 from localsteer.commands.options import ModelOptions, parse_special_option, with_model_options
-from localsteer.commands.output import progress_bar
+from localsteer.commands.output import interrupt_stops_answer, progress_bar
 from localsteer.llama.sampling import Sampling
 from localsteer.vector.calibration import Mode
 
@@ -85,7 +85,7 @@ def command(
 
             screen = drawn = LiveScreen(create_output(), progress_bar, plain=plain)
         else:
-            screen = PlainScreen(progress_bar)
+            screen = PlainScreen(progress_bar, interrupt_stops_answer)
         conversation = Conversation(
             opened.generator,
             system=answering.system,

@@ -154,22 +154,13 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 def print_side_by_side(answers: Sequence[tuple[str, str, float]]) -> None:
     """Titled texts with the seconds they took, in columns where the terminal is wide enough."""
-    from rich.columns import Columns
-    from rich.panel import Panel
-    from rich.text import Text
+    from localsteer.chat.columns import columns
 
     if not answers:
         return  # interrupted before the first was there
     screen = console()
-    # Three columns fit the usual 80 characters; narrower ones, or those whose title (a long path) does not fit, are read better
-    # one after the other. The frame takes 6 characters of a title's line.
-    share = screen.width // len(answers)
-    columns = len(answers) if share >= max([26, *(len(title) + 6 for title, _, _ in answers)]) else 1
-    width = (screen.width - columns + 1) // columns
-    panels = [
-        Panel(Text(text.strip()), title=Text(title), subtitle=f"{seconds:.1f} s", width=width) for title, text, seconds in answers
-    ]
-    screen.print(Columns(panels, padding=(0, 0)))
+    titles, texts, seconds = zip(*answers, strict=True)
+    screen.print(columns(titles, texts, screen.width, subtitles=[f"{one:.1f} s" for one in seconds]))
 
 
 @contextlib.contextmanager

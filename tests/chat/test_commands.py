@@ -18,7 +18,7 @@ from localsteer.chat.conversation import Conversation
 from localsteer.chat.keeping import Keeper
 from localsteer.chat.screen import PlainScreen, harmless
 from localsteer.chat.session import Opened, Session
-from localsteer.commands.output import progress_bar
+from localsteer.commands.output import interrupt_stops_answer, progress_bar
 from localsteer.engine.generate import Generator
 from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
@@ -54,7 +54,9 @@ def session_with(generator: Generator, *, screen: PlainScreen | None = None, arm
         yield
 
     opened = Opened(generator.model, generator, armed=armed)
-    return Session(screen or PlainScreen(progress_bar), opened, conversation, other, contextlib.ExitStack())
+    return Session(
+        screen or PlainScreen(progress_bar, interrupt_stops_answer), opened, conversation, other, contextlib.ExitStack()
+    )
 
 
 @pytest.fixture
@@ -171,7 +173,7 @@ def test_that_an_answer_had_no_text_is_said(tiny: Model, capfd: pytest.CaptureFi
             yield lambda: True
 
     with Generator(tiny) as generator:
-        session_with(generator, screen=Impatient(progress_bar)).ask("Hello")
+        session_with(generator, screen=Impatient(progress_bar, interrupt_stops_answer)).ask("Hello")
     assert "[stopped; without text: your message is not kept either]" in capfd.readouterr().err
 
 
