@@ -84,3 +84,12 @@ def test_headings_stand_at_the_left_and_html_as_it_is() -> None:
 def test_an_entity_is_no_command_to_the_terminal() -> None:
     assert "\x1b[2J" not in ansi(rendered("&#27;[2J &#x9b;2J &#7;"), 40)
     assert "\x07" not in ansi(rendered("&#7;"), 40)
+
+
+def test_a_link_is_no_command_to_the_terminal() -> None:
+    for text in (
+        "<https://x.example/%1B]52;c;aGk%1B%5C>",
+        "[here](https://x.example/%1B]52;c;aGk%07)",
+        "![it](https://x/%1B%5B2J)",
+    ):
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", plain(text, 200)), text
