@@ -59,7 +59,7 @@ FUZZ ?= 10000
 fuzz: .venv/.dev
 	LOCALSTEER_MUTATIONS=$(FUZZ) LOCALSTEER_EXAMPLES=$(FUZZ) $(PYTEST) \
 	  tests/files/test_mutated_files.py tests/test_doors.py tests/policy/test_hostile_texts.py
-	LOCALSTEER_MUTATIONS=$(FUZZ) LOCALSTEER_EXAMPLES=40 $(PYTEST) tests/server/test_hostile_requests.py
+	LOCALSTEER_MUTATIONS=$(FUZZ) LOCALSTEER_EXAMPLES=40 $(PYTEST) tests/server/test_hostile_requests.py tests/server/test_numbers.py
 	LOCALSTEER_EXAMPLES=2000 $(PYTEST) tests/llama/test_made_schemas.py
 	LOCALSTEER_EXAMPLES=1000 $(PYTEST) tests/end_to_end/test_chat_fuzz.py
 	$(BIN)/python -m tests.llama.mutant_doors 1500 docs/reliability.md

@@ -105,11 +105,11 @@ def prompts(demo: Model) -> list[str]:
     return [demo.chat_template.render([Message("user", question)]) for question in QUESTIONS]
 
 
-def exported(demo: Model, name: str, prompts: list[str], folder: Path) -> Case:
+def exported(demo: Model, name: str, prompts: list[str], folder: Path, verify: bool = True) -> Case:
     """A vector of the library, exported, and our own answers under `--steer-prompt`."""
     steering = parse_steering(name)
     file = folder / f"{name}.gguf"
-    fidelity = export_vector(steering, file, loader(demo), demo).fidelity
+    fidelity = export_vector(steering, file, loader(demo), demo, verify=verify).fidelity
     print(f"{name}: {fidelity}")
     plan = resolve(steering, demo.fingerprint, loader(demo), "prompt")
     with Generator(demo) as generator:
@@ -141,7 +141,7 @@ def assert_baked(demo: Model, demo_path: Path, case: Case, prompts: list[str], o
 
 
 def test_a_vector_is_exported_and_baked(demo: Model, demo_path: Path, prompts: list[str], tmp_path: Path) -> None:
-    case = exported(demo, "happy", prompts[:3], tmp_path)
+    case = exported(demo, "happy", prompts[:3], tmp_path, verify=False)  # what is baked is compared, at fewer places
     assert_baked(demo, demo_path, case, prompts[:3], tmp_path / "baked.gguf")
 
 

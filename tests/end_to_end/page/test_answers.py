@@ -116,21 +116,25 @@ def test_raw_shows_an_answer_as_it_was_written(page: Page, api: FakeApi) -> None
     expect(page.locator(".words strong")).to_have_text("bold")
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_answers_stay_text(page: Page, api: FakeApi, text: str) -> None:
-    api.answer = f"{text}\n\nand **then**"
-    ask(page)
-    words = page.locator(".words")
-    expect(words).to_contain_text("and ")
-    words.hover()
-    made = set(words.evaluate("element => [...element.querySelectorAll('*')].map(one => one.localName)"))
-    assert made <= set(ELEMENTS.split())
-    names = words.evaluate("element => [...element.querySelectorAll('*')].flatMap(one => one.getAttributeNames())")
-    assert set(names) <= set(ATTRIBUTES.split())
-    for url in words.evaluate("element => [...element.querySelectorAll('[href]')].map(one => one.href)"):
-        assert re.match(r"(https?|mailto):", url), url
+def test_hostile_answers_stay_text(page: Page, api: FakeApi) -> None:
+    for number, text in enumerate(HOSTILE, start=1):
+        api.answer = f"{text}\n\nand **then**"
+        ask(page)
+        words = page.locator(".words")
+        expect(words).to_have_count(number)
+        expect(words.last).to_contain_text("and ")
+        words.last.hover()
+        assert page.evaluate("window.pwned") is None, text
     page.reload()
-    expect(page.locator(".words")).to_contain_text("and ")
+    words = page.locator(".words")
+    expect(words).to_have_count(len(HOSTILE))
+    expect(words.last).to_contain_text("and ")
+    made = words.evaluate_all("all => all.flatMap(one => [...one.querySelectorAll('*')].map(inner => inner.localName))")
+    assert set(made) <= set(ELEMENTS.split())
+    names = words.evaluate_all("all => all.flatMap(one => [...one.querySelectorAll('*')].flatMap(inner => inner.getAttributeNames()))")
+    assert set(names) <= set(ATTRIBUTES.split())
+    for url in words.evaluate_all("all => all.flatMap(one => [...one.querySelectorAll('[href]')].map(inner => inner.href))"):
+        assert re.match(r"(https?|mailto):", url), url
     assert page.evaluate("window.pwned") is None
     assert page.locator("h1").is_visible()
 
