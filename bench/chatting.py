@@ -25,16 +25,21 @@ def chatting(model: Path, threads: int, repeats: int, folder: Path) -> list[tupl
     log = folder / "chat.jsonl"
     timed: list[str | Path] = [sys.executable, "-m", "bench.timed", log]
     options: list[str | Path] = ["-m", model, "-n", str(CHAT_TOKENS), "--seed", "3", "-s", _STEERING, "--threads", str(threads)]
-    rounds = []
+    rounds: list[tuple[float, float, float]] = []
+
+    def ask(terminal: ChatTerminal, line: str, answers: int) -> None:
+        """Ask, and wait until the log has so many answers."""
+        terminal.ask(line)
+        terminal.wait(lambda: log.exists() and len(log.read_text(encoding="utf-8").splitlines()) == answers, line)
+
     with ChatTerminal(*options, "--no-log", program=[*timed, "chat"]) as terminal:
         terminal.wait_ready()
-        terminal.ask(QUESTION)  # not counted: the pages of the model come into memory
+        ask(terminal, QUESTION, 1)  # not counted: the pages of the model come into memory
         for _ in range(repeats):
             log.write_text("", encoding="utf-8")
             terminal.ask("/reset")
-            for place, line in enumerate((QUESTION, "/compare"), start=1):
-                terminal.ask(line)
-                terminal.wait(lambda place=place: len(log.read_text(encoding="utf-8").splitlines()) == place, line)  # type: ignore[misc]
+            ask(terminal, QUESTION, 1)
+            ask(terminal, "/compare", 2)
             with Terminal([*timed, "generate", QUESTION, *options]) as other:
                 if other.end() != 0:
                     raise MeasurementError(f"generate failed:\n{other.everything}")

@@ -35,6 +35,7 @@ QUICK = CalibrationSettings(quick=True)
 SHORT = Effort(max_tokens=8, unsteered=4, persona=2, curve=1, prompt=1, anchored=1)
 
 
+@pytest.mark.models
 def test_a_calibration_finds_a_dose_for_either_pole(
     demo: Model, happy: ControlVector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
