@@ -6,6 +6,7 @@ import bisect
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from localsteer.engine.checks import check_anchored
@@ -81,6 +82,7 @@ class Conversation:
         sampling: how tokens are drawn.
         max_tokens: longest answer.
         mode: what is steered; the plan must have the doses for it.
+        now: the time that the model's template is told: when the conversation began, so that its beginning stays in the cache.
         turns: user and assistant messages so far, one of each in turn.
         dropped_turns: how many of the oldest are left out, because the context is full.
         latest: the latest answer; None before there is one.
@@ -99,6 +101,7 @@ class Conversation:
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 512
     mode: Mode = "response"
+    now: datetime = field(default_factory=datetime.now)
     turns: list[Message] = field(default_factory=list, init=False)
     dropped_turns: int = field(default=0, init=False)
     latest: Exchange | None = field(default=None, init=False)
@@ -302,4 +305,4 @@ class Conversation:
 
     def _tokens(self, turns: Sequence[Message]) -> tuple[int, ...]:
         messages = [Message("system", self.system), *turns] if self.system else turns
-        return chat_tokens(self.generator.model, messages, think=self.think)
+        return chat_tokens(self.generator.model, messages, think=self.think, now=self.now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import click
@@ -89,9 +90,10 @@ def command(
         prompt = with_stdin(prompt)
         messages = [Message("system", system)] if system is not None else []
         messages.append(Message("user", prompt))
+        now = datetime.now()
         try:
             is_base = opened.chat_template is None
-            tokens = prompt_tokens(opened, messages, raw=raw, think=answering.think)
+            tokens = prompt_tokens(opened, messages, raw=raw, think=answering.think, now=now)
         except TemplateError as error:
             raise ModelError(error.message, hint="Use --raw to give the prompt as plain text.") from error
         if is_base and not raw:
@@ -103,7 +105,9 @@ def command(
         plan = make_plan(steering, opened, mode=mode, limit=limit)
         opposite = make_opposite(steering, opened, mode=mode, limit=limit) if compare else None
         name = opened.name
-        message = latest_message(opened, messages, raw=raw, think=answering.think) if policy_file is not None else None
+        message = None
+        if policy_file is not None:
+            message = latest_message(opened, messages, raw=raw, think=answering.think, now=now)
         if plan is None and policy_file is None:
             mode = "response"  # where nothing steers there is nothing to anchor
         division = division_of(opened, tokens) if not raw else None

@@ -62,7 +62,7 @@ _CONTINUED = "CONTINUE_FINAL_MESSAGE_TAG "
 _MARK, _OTHER = "mark7f3a", "other7f3a"
 _HELLO = Message("user", "Hello")
 # What `render` gives of its own accord.
-_OWN = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
+_OWN = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now"}
 # Whether to think: the variable of Qwen, GLM and most others, and that of Granite and DeepSeek.
 SWITCHES = ("enable_thinking", "thinking")
 
@@ -89,7 +89,7 @@ class ChatTemplate:
     ) -> None:
         self._source = template
         self._layout = layout_of(template, of_ollama=of_ollama)
-        self._tokens = {"bos_token": bos, "eos_token": eos}
+        self._constants = {"documents": None, "bos_token": bos, "eos_token": eos}
         self._with_tools = with_tools
         self._parts: dict[str, bool] = {}
         self.variables = self._layout.variables - _OWN
@@ -103,6 +103,7 @@ class ChatTemplate:
         guard: TextGuard | None = None,
         variables: Mapping[str, object] = MappingProxyType({}),
         header: bool = True,
+        now: datetime | None = None,
     ) -> str:
         """The prompt up to the header of the assistant's next turn; where the last turn is an answer, to the end of its text.
 
@@ -116,12 +117,15 @@ class ChatTemplate:
             guard: keeps control tokens out of whatever the template does not write itself.
             variables: what else the template is given.
             header: begin the assistant's next turn.
+            now: the time, for templates that tell it; None for one that is always the same.
 
         Raises:
             TemplateError: the template refuses these messages, leaves one out, or does not know what it is given.
         """
         if tools and self._with_tools is not None:
-            return self._with_tools.render(messages, tools=tools, think=think, guard=guard, variables=variables, header=header)
+            return self._with_tools.render(
+                messages, tools=tools, think=think, guard=guard, variables=variables, header=header, now=now
+            )
         if unknown := next((name for name in variables if name not in self.variables), None):
             raise TemplateError(f"The model's chat template does not know {unknown}.", hint="Leave it out.")
         if think is not None:
@@ -129,7 +133,7 @@ class ChatTemplate:
         thinking = self.thinking
         # What an answer thought is cut out by the template itself, by its marks; those of channels are gone before.
         kept = (thinking.opens, thinking.closes) if thinking is not None and not thinking.answers else ()
-        given = Given(tools, variables, guard, kept, header)
+        given = Given(tools, variables, guard, kept, header, now=now)
         refused: TemplateError | None = None
         for turns in self._arrangements(messages):
             try:
@@ -316,7 +320,8 @@ class ChatTemplate:
                     raise _left_out(turns[place].role)
         if any(given.guarded(call.name) not in text for turn in turns for call in turn.tool_calls):
             raise RefusedError("The model's chat template has no place for calls of tools.")
-        if any(given.guarded(name) not in text for name in map(_tool_name, given.tools)):
+        names = (str(tool.get("function", tool).get("name", "")) for tool in given.tools)
+        if any(given.guarded(name) not in text for name in names):
             raise RefusedError("The model's chat template has no place for tools.")
 
     def _tried(self, turns: Sequence[Message], *, ended: bool = False) -> str:
@@ -332,8 +337,8 @@ class ChatTemplate:
         """What the template makes of these turns; not `ended`, with the header of an answer. `forms` says what takes parts."""
         tools = list(given.guarded(given.tools))
         variables = {
-            "documents": None,
-            **self._tokens,
+            **self._constants,
+            **given.dates(self.variables),
             **given.guarded(given.variables),
             "messages": [
                 self._document(turn, given, parts=self._takes_parts(turn.role) if forms is None else forms[turn.role])
@@ -347,7 +352,7 @@ class ChatTemplate:
         except RefusedError:
             # Some cannot do without a list of tools; FireFunction has them and the time of day under names of its own.
             functions = json.dumps([tool.get("function", tool) for tool in tools], ensure_ascii=False)
-            former = {"functions": functions, "datetime": f"{datetime.now():%B %d %Y %H:%M:%S}"}
+            former = {"functions": functions, "datetime": f"{given.moment:%B %d %Y %H:%M:%S}"}
             return self._layout.render({**former, **variables, "tools": tools})
 
     def _document(self, turn: Message, given: Given, *, parts: bool) -> dict[str, Any]:
@@ -371,10 +376,6 @@ class ChatTemplate:
 
 def _left_out(role: str) -> RefusedError:
     return RefusedError(f"The model's chat template leaves out what the {role} says.")
-
-
-def _tool_name(tool: Mapping[str, Any]) -> str:
-    return str(tool.get("function", tool).get("name", ""))
 
 
 def _divided(turns: Sequence[Message], thinking: Thinking | None) -> list[Message]:

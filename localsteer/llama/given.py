@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from localsteer.llama.control_tokens import TextGuard
@@ -29,6 +30,11 @@ class CallStyle:
         return {**identified, "type": "function", "function": {"name": name, "arguments": given}}
 
 
+# What is built from a template must not depend on the day. Llama 3's template says that it is this one where nobody tells it.
+_A_DAY = datetime(2024, 7, 26, 12)
+# As llama-server gives them.
+_DATES = {"date_string": "%d %b %Y", "datetime": "%b %d %Y"}
+
 # The first is transformers'.
 CALL_STYLES = (CallStyle(), CallStyle(no_content=True), CallStyle(True), CallStyle(True, no_content=True))
 
@@ -44,6 +50,7 @@ class Given:
         kept: control tokens that may stand in an answer.
         header: begin the assistant's next turn.
         calls: how calls are given; None: as the template wants them.
+        now: the time that a template is told; None for one that is always the same.
     """
 
     tools: Sequence[Mapping[str, Any]] = ()
@@ -52,6 +59,17 @@ class Given:
     kept: tuple[str, ...] = ()
     header: bool = True
     calls: CallStyle | None = None
+    now: datetime | None = None
+
+    @property
+    def moment(self) -> datetime:
+        """The time that a template is told where it asks for one."""
+        return self.now or _A_DAY
+
+    def dates(self, known: Collection[str]) -> dict[str, object]:
+        """The time as templates ask for it; those of these names that have a default are left to that where no time is given."""
+        named = {name: self.now.strftime(form) for name, form in _DATES.items() if name in known} if self.now is not None else {}
+        return {"strftime_now": self.moment.strftime, **named}
 
     def guarded(self, value: Any, keep: Sequence[str] = ()) -> Any:
         """A value of JSON, with all texts in it guarded."""

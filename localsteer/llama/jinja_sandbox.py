@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime
 from typing import Any
 
 import jinja2
@@ -196,7 +195,6 @@ class _Environment(ImmutableSandboxedEnvironment):
         del self.globals["lipsum"]
         self.globals |= {
             "raise_exception": _raise_exception,
-            "strftime_now": _strftime_now,
             "namespace": _Namespace,
             "dict": _Dict(),
         }
@@ -252,7 +250,3 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:  # transformers' name: a template may use it as a keyword
-    return datetime.now().strftime(format)

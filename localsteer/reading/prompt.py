@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +31,7 @@ def prompt_tokens(
     think: bool | None = None,
     variables: Mapping[str, object] = MappingProxyType({}),
     header: bool = True,
+    now: datetime | None = None,
 ) -> tuple[int, ...]:
     """Tokens of a conversation up to the assistant's next turn, or to the end of its last one.
 
@@ -43,6 +45,8 @@ def prompt_tokens(
         think: whether the model thinks before it answers; None leaves that to its template.
         variables: what else the template is given.
         header: begin the assistant's next turn.
+        now: the time that the template is told: for who talks with a person. None for one that is always the same: vectors,
+            doses and what is measured do not depend on the day.
 
     Raises:
         LocalsteerError: there is no text.
@@ -52,7 +56,7 @@ def prompt_tokens(
         raise LocalsteerError("The prompt is empty.", hint="Give the model some text.")
     if raw or model.chat_template is None:
         return tuple(model.tokenize(PARAGRAPH.join(message.content for message in messages)))
-    return _templated(model, model.chat_template, messages, tools, think, variables, header=header)
+    return _templated(model, model.chat_template, messages, tools, think, variables, header=header, now=now)
 
 
 def _templated(
@@ -64,9 +68,10 @@ def _templated(
     variables: Mapping[str, object],
     *,
     header: bool,
+    now: datetime | None,
 ) -> tuple[int, ...]:
     guard = model.template_tokens.guard()
-    prompt = template.render(messages, tools=tools, think=think, guard=guard, variables=variables, header=header)
+    prompt = template.render(messages, tools=tools, think=think, guard=guard, variables=variables, header=header, now=now)
     return tuple(model.template_tokens.tokenize(prompt, guard))
 
 
@@ -78,6 +83,7 @@ def chat_tokens(
     think: bool | None = None,
     variables: Mapping[str, object] = MappingProxyType({}),
     header: bool = True,
+    now: datetime | None = None,
 ) -> tuple[int, ...]:
     """Tokens of a conversation as `prompt_tokens` gives them, with a base model as well, and where nothing is said in it.
 
@@ -88,7 +94,7 @@ def chat_tokens(
     if not messages:
         raise LocalsteerError("The conversation is empty.", hint="Give the model a message.")
     if model.chat_template is not None:
-        return _templated(model, model.chat_template, messages, tools, think, variables, header=header)
+        return _templated(model, model.chat_template, messages, tools, think, variables, header=header, now=now)
     if think or variables or tools:
         name = next(iter(variables), "thinking" if think else "a list of tools")
         raise TemplateError(f"{model.name} is a base model without a chat template: {name} means nothing to it.")
@@ -107,9 +113,11 @@ def chat_stop(model: Model) -> tuple[str, ...]:
     return (written,) if written else ()
 
 
-def latest_message(model: Model, messages: Sequence[Message], *, raw: bool = False, think: bool | None = None) -> tuple[int, int]:
+def latest_message(
+    model: Model, messages: Sequence[Message], *, raw: bool = False, think: bool | None = None, now: datetime | None = None
+) -> tuple[int, int]:
     """Where the last message stands in `prompt_tokens` of a conversation: its first token, and the one behind its last."""
-    tokens_of = functools.partial(prompt_tokens, model, raw=raw, think=think)
+    tokens_of = functools.partial(prompt_tokens, model, raw=raw, think=think, now=now)
     return changed_span(tokens_of(messages), tokens_of, messages, len(messages) - 1)
 
 

@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Literal
 
 from localsteer.engine.phases import division_of
@@ -142,7 +143,8 @@ def chat_prompt(
     elif wishes.is_open and not (offer is not None and _calls_in_channels(model)):
         think = service.defaults.think
     turns = with_names(messages)
-    render = functools.partial(chat_tokens, model, think=think, variables=variables, header=wishes.header)
+    given: dict[str, Any] = {"think": think, "variables": variables, "header": wishes.header, "now": datetime.now()}
+    render = functools.partial(chat_tokens, model, **given)
     tokens, tokens_of, form = _rendered(model, turns, render, offer)
     last = max((place for place, message in enumerate(messages) if message.role == "user"), default=None)
     span = changed_span(tokens, tokens_of, turns, last) if with_span and last is not None else None

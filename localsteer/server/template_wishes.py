@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date
 
 from localsteer.llama.chat_template import SWITCHES
 from localsteer.llama.model import Model
 from localsteer.server.answers import RequestError
 
 _NO_EFFORT = ("none", "off")
-# As llama-server gives them. Llama 3's template says that it is the 26th of July 2024 where nobody tells it the date.
-_DATES = {"date_string": "%d %b %Y", "datetime": "%b %d %Y"}
 
 
 @dataclass(frozen=True)
@@ -45,9 +42,7 @@ class TemplateWishes:
         """
         known = model.chat_template.variables if model.chat_template is not None else frozenset()
         think = self.think if isinstance(self.think, bool) else None
-        today = date.today()
-        dates = {name: today.strftime(form) for name, form in _DATES.items() if name in known}
-        variables: dict[str, object] = {**dates, **self.variables}
+        variables = dict(self.variables)
         level = self.effort if self.effort is not None else self.think if isinstance(self.think, str) else None
         if level in _NO_EFFORT:
             think = False

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from localsteer.steering.expression import parse_steering
 from localsteer.steering.plan import Plan, resolve
 from localsteer.vector.control_vector import ControlVector
 from tests.conftest import ROW_NOISE, run_alone
-from tests.tiny_models import write_tiny_model
+from tests.tiny_models import CHATML_TEMPLATE, write_tiny_model
 
 SAMPLING = Sampling(seed=5)
 
@@ -394,3 +395,12 @@ def test_a_policy_may_end_the_answer(tiny: Model, controller: Controller, monkey
         assert conversation.turns == []  # an answer without text is not kept, nor what it answers
         controller.policy = replace(controller.policy, on_error="pass")
         assert conversation.ask("A pig").answer.finish_reason == "length"
+
+
+def test_the_model_is_told_the_day_on_which_the_conversation_began(tmp_path: Path) -> None:
+    dated = CHATML_TEMPLATE.replace("{% if add", "{{ strftime_now('%d %b %Y') }} {{ date_string }}{% if add")
+    with Model(write_tiny_model(tmp_path / "dated.gguf", chat_template=dated), threads=1) as model, Generator(model) as generator:
+        today = Conversation(generator, max_tokens=2)
+        assert str(datetime.now().year) in model.detokenize(list(today.ask("Hello").request.prompt))
+        then = Conversation(generator, max_tokens=2, now=datetime(2031, 2, 3))
+        assert "03 Feb 2031 03 Feb 2031" in model.detokenize(list(then.ask("Hello").request.prompt))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import gguf
@@ -16,7 +17,7 @@ from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import write_vector
 from tests.calibration.made import DOSES, calibrated_on
 from tests.commands.runner import assert_one_clear_line, run
-from tests.tiny_models import UNSTEERABLE_ARCHITECTURE, write_tiny_model
+from tests.tiny_models import CHATML_TEMPLATE, UNSTEERABLE_ARCHITECTURE, write_tiny_model
 
 TinyPath = Callable[[str], Path]
 
@@ -129,6 +130,15 @@ def test_what_a_model_thinks_stays_out_of_a_pipe_unless_asked_for(thinking: Path
     assert answered["text"]
     assert "reasoning" not in answered
     assert run(capfd, *common, "--no-think").out == f"{answered['text']}\n"
+
+
+def test_the_model_is_told_the_day(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By its template: here by a letter for each year since the one that vectors are built in."""
+    lengths = []
+    for number, dated in enumerate(("", "{{ 'x' * (strftime_now('%Y') | int - 2024) }}")):
+        model = write_tiny_model(tmp_path / f"{number}.gguf", chat_template=CHATML_TEMPLATE + dated)
+        lengths.append(run(capfd, "generate", "Hello", "-m", model, "-n", "2", "--json").document["timing"]["prompt_tokens"])
+    assert lengths[1] - lengths[0] == datetime.now().year - 2024 > 0
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])

@@ -9,7 +9,7 @@ from localsteer.concepts.contrast import Contrast, Prompt, read_prompt_files
 from localsteer.errors import ContrastError
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
-from tests.tiny_models import write_tiny_model
+from tests.tiny_models import CHATML_TEMPLATE, write_tiny_model
 
 # Prompt files
 
@@ -163,3 +163,9 @@ def test_a_prompt_that_is_templated_already_stays_as_it_is(tiny: Model) -> None:
 def test_a_base_model_reads_paragraphs(tmp_path: Path) -> None:
     with Model(write_tiny_model(tmp_path / "base.gguf", chat_template=None), threads=1) as base:
         assert Prompt(CHAT, "Well,").render(base) == "Be {x}.\n\nWhy?\n\nWell,"
+
+
+def test_what_a_vector_is_built_from_is_the_same_on_every_day(tmp_path: Path) -> None:
+    dated = CHATML_TEMPLATE + "{{ strftime_now('%Y-%m-%d') }} {{ date_string | default('some day') }}:"
+    with Model(write_tiny_model(tmp_path / "dated.gguf", chat_template=dated), threads=1) as model:
+        assert Prompt(CHAT, "Well,").render(model).endswith("assistant\n2024-07-26 some day:Well,")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -325,3 +326,14 @@ def test_a_variable_that_the_template_does_not_know_is_refused_by_its_name() -> 
 def test_reasoning_reaches_the_template_under_all_its_names() -> None:
     template = "{% for m in messages %}{{ m.reasoning_content }}{{ m.thinking }}{{ m.reasoning }}{{ m.content }};{% endfor %}"
     assert render(template, USER, Message("assistant", "Hi!", reasoning="So"), USER) == "Hello;SoSoSoHi!;Hello;"
+
+
+def test_a_template_is_told_the_time_or_always_the_same() -> None:
+    dated = "{{ strftime_now(format='%d %b %Y') }}, {{ date_string | default('some day') }}, {{ datetime | default('then') }}\n"
+    template = ChatTemplate(dated + TURNS, bos="", eos="")
+    assert template.render([USER]).startswith("26 Jul 2024, some day, then\n")
+    now = datetime(2026, 2, 3, 14, 5)
+    assert template.render([USER], now=now).startswith("03 Feb 2026, 03 Feb 2026, Feb 03 2026\n")
+    assert template.render([USER], now=now, variables={"date_string": "Doomsday"}).startswith("03 Feb 2026, Doomsday, ")
+    with pytest.raises(TemplateError, match="does not know strftime_now"):
+        template.render([USER], variables={"strftime_now": "x"})

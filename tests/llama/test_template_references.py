@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 
 from bench import tools
 from localsteer.errors import ModelError
-from localsteer.llama import chat_template, jinja_sandbox
+from localsteer.llama import given
 from localsteer.llama.chat_template import ChatTemplate, Message, ToolCall
 from tests.reference.conversations import BOS, CONVERSATIONS, EOS, NOW, SMALL_TEMPLATES, Conversation, digest
 
@@ -20,16 +19,10 @@ REFERENCES = json.loads((Path(__file__).parent.parent / "reference" / "templates
 TEMPLATES = tools.source_folder() / "models" / "templates"
 
 
-class Clock(datetime):
-    @classmethod
-    def now(cls, tz: Any = None) -> Any:
-        return NOW
-
-
 @pytest.fixture(autouse=True)
 def _same_day(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jinja_sandbox, "datetime", Clock)
-    monkeypatch.setattr(chat_template, "datetime", Clock)
+    # transformers tells a template the time by `strftime_now` alone.
+    monkeypatch.setattr(given, "_A_DAY", NOW)
 
 
 def message(document: dict[str, Any]) -> Message:
