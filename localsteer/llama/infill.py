@@ -27,6 +27,11 @@ class File:
     text: str
 
 
+def can_infill(model: Model) -> bool:
+    """Whether a model's vocabulary has the tokens for it."""
+    return min(_marks(model)[:3]) >= 0
+
+
 def infill_prompt(model: Model, prefix: str, suffix: str, *, files: Sequence[File] = (), begun: str = "") -> list[int]:
     """The tokens of a prompt that is answered by what stands between two texts.
 
@@ -48,10 +53,8 @@ def infill_prompt(model: Model, prefix: str, suffix: str, *, files: Sequence[Fil
     def text(given: str) -> list[int]:
         return model.tokenize(given, add_special=False, special=False)
 
-    before, behind, middle, repository, file = (
-        int(getattr(llama, f"llama_vocab_fim_{name}")(vocabulary)) for name in ("pre", "suf", "mid", "rep", "sep")
-    )
-    if min(before, behind, middle) < 0:
+    before, behind, middle, repository, file = _marks(model)
+    if not can_infill(model):
         raise LocalsteerError(
             f"{model.name} cannot fill in between texts: its vocabulary has no tokens for that.",
             hint="Use a model that was trained to, such as Qwen2.5-Coder, or go on with the text before.",
@@ -66,3 +69,9 @@ def infill_prompt(model: Model, prefix: str, suffix: str, *, files: Sequence[Fil
         tokens += [file, *text(f"{_FILE}\n")]
     bos = int(llama.llama_vocab_bos(vocabulary)) if llama.llama_vocab_get_add_bos(vocabulary) else -1
     return [*([bos] if bos >= 0 else []), *tokens, before, *text(prefix), *text(begun), behind, *text(suffix), middle]
+
+
+def _marks(model: Model) -> list[int]:
+    """The tokens before a prefix, a suffix, the middle, a repository and a file; -1 for those that are not there."""
+    llama = library.load()
+    return [int(getattr(llama, f"llama_vocab_fim_{name}")(model.vocabulary)) for name in ("pre", "suf", "mid", "rep", "sep")]

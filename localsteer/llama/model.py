@@ -150,6 +150,15 @@ class Model(Closing):
         return buffer.value.decode("utf-8", errors="replace")
 
     @functools.cached_property
+    def file_type(self) -> str:
+        """How most of the weights are stored, such as "Q4_K_M"; "unknown" where the file does not say."""
+        from gguf import LlamaFileType
+
+        number = self.metadata("general.file_type") or ""
+        known: dict[str, str] = {str(one.value): one.name for one in LlamaFileType}
+        return known.get(number, "unknown").removeprefix("MOSTLY_").removeprefix("ALL_")
+
+    @functools.cached_property
     def chat_template(self) -> ChatTemplate | None:
         """The template in the file, or else Ollama's; None for a base model that has none.
 

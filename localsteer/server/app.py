@@ -23,6 +23,7 @@ from localsteer.server import (
     embeddings_api,
     llama_server_api,
     ollama_api,
+    ollama_models,
     openai_api,
     responses_api,
     vectors_api,
@@ -61,6 +62,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
     app.include_router(anthropic_api.router(service))
     app.include_router(vectors_api.router(service))
     app.include_router(ollama_api.router(service))
+    app.include_router(ollama_models.router(service))
     app.include_router(embeddings_api.router(service))
     app.include_router(completion_api.router(service))
     app.include_router(llama_server_api.router(service))

@@ -1,4 +1,4 @@
-"""`/api/chat`, `/api/generate`, `/api/tags` and what else programs for Ollama ask before they use those."""
+"""`/api/chat` and `/api/generate`, as programs for Ollama use them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
@@ -15,7 +14,6 @@ from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.request import Answer, TokenLogprob
 from localsteer.llama.chat_template import Message
-from localsteer.llama.model import Model
 from localsteer.policy.audit import Decision
 from localsteer.server.answers import Prompt, RequestError, Service, Wishes
 from localsteer.server.asking import ask
@@ -24,16 +22,16 @@ from localsteer.server.conversations import chat_prompt, offer_of, tool_calls_of
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Failed
 from localsteer.server.logprobs import logprob_documents
+from localsteer.server.ollama_prompts import going_on, said_tokens, templated_prompt
 from localsteer.server.reply import Said, parts_of
-from localsteer.server.schema import InAnyCase, MaxTokens, SamplingFields, SteeringHeader, longest
+from localsteer.server.schema import Fields, InAnyCase, MaxTokens, SamplingFields, SteeringHeader, longest
 from localsteer.server.streams import JSONLines
 from localsteer.server.template_wishes import TemplateWishes
 from localsteer.tools.tool import ToolCall
 
 _NANOSECONDS = 1e9
-
-# The version of Ollama whose API this is. Visual Studio Code refuses what is older than 0.6.4.
-_SPOKEN = "0.12.11"
+# What `/api/generate` takes for the chat template.
+_OF_CHATS = ("system", "template", "context", "think")
 
 
 class Options(SamplingFields):
@@ -48,7 +46,7 @@ class Options(SamplingFields):
     anchored: bool | None = None
 
 
-class _Common(BaseModel):
+class _Common(Fields):
     model: str = Field(max_length=2000)
     stream: bool = True
     steering: str | None = None
@@ -129,17 +127,9 @@ class OllamaGenerate(_Common):
     images: list[Any] | None = None
 
 
-class OllamaShow(BaseModel):
-    """POST /api/show."""
-
-    model: str | None = Field(default=None, max_length=2000)
-    name: str | None = Field(default=None, max_length=2000)
-
-
 def router(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter(prefix="/api", tags=["Ollama"])
-    model = service.model
 
     @routes.post("/chat", response_model=None)
     async def chat(body: OllamaChat, http: HTTPRequest, x_steering: SteeringHeader = None) -> Response | dict[str, Any]:
@@ -169,12 +159,13 @@ def router(service: Service) -> APIRouter:
     @routes.post("/generate", response_model=None)
     async def generate(body: OllamaGenerate, http: HTTPRequest, x_steering: SteeringHeader = None) -> Response | dict[str, Any]:
         """Answer a prompt; with `raw`, go on with it as it stands."""
-        for name in ("template", "context", "images"):
-            if getattr(body, name):
-                raise RequestError(f"{name} is not offered.", name)
-
-        if body.raw and (body.system or body.think is not None):
-            raise RequestError("raw takes the prompt as it stands: system and think have no place in it.", "raw")
+        if body.images:
+            raise RequestError("Images cannot be read.", "images")
+        plain = body.raw or bool(body.suffix)
+        if plain and (unused := next((name for name in _OF_CHATS if getattr(body, name) not in (None, "", [])), None)):
+            raise RequestError(f"raw and suffix take the prompt as it stands: {unused} has no place in it.", unused)
+        if body.template and body.think is not None:
+            raise RequestError("A template of the request's own does not know think.", "think")
 
         def part(said: Sequence[Said]) -> dict[str, Any]:
             thinking, text, _ = parts_of(said)
@@ -187,42 +178,15 @@ def router(service: Service) -> APIRouter:
                 return service.text_prompt(body.prompt)
             system = [Message("system", body.system)] if body.system else []
             turns, formed = [*system, Message("user", body.prompt)], body.constraint() is not None
-            return chat_prompt(service, turns, TemplateWishes(body.think), formed=formed, with_span=service.gated)
+            if body.template:
+                made = templated_prompt(service, turns, body.template)
+            else:
+                made = chat_prompt(service, turns, TemplateWishes(body.think), formed=formed, with_span=service.gated)
+            return going_on(service, body.context, made) if body.context else made
 
         if not body.prompt:
             return _loaded(service, body.model, part(()))
-        return await _answer(service, body, prompt, part, x_steering, http)
-
-    @routes.get("/tags")
-    @routes.get("/ps")
-    def names() -> dict[str, Any]:
-        """The model, and one more name for each preset: what is there, and what is loaded."""
-        return {"models": [_listed(model, name) for name in service.steerings.listed()]}
-
-    @routes.post("/show")
-    def show(body: OllamaShow) -> dict[str, Any]:
-        """About the model."""
-        service.steerings.of_model_name(body.model or body.name or "")
-        info = {
-            "general.architecture": model.architecture,
-            "general.parameter_count": model.n_params,
-            f"{model.architecture}.context_length": service.engine.n_ctx,
-            f"{model.architecture}.embedding_length": model.n_embd,
-            f"{model.architecture}.block_count": model.n_layer,
-        }
-        return {
-            "modelfile": "",
-            "parameters": "",
-            "template": model.metadata("tokenizer.chat_template") or "",
-            "details": _details(model),
-            "model_info": info,
-            "capabilities": ["completion", "tools", "embedding", *(["thinking"] if _thinks(model) else [])],
-        }
-
-    @routes.get("/version")
-    def version() -> dict[str, str]:
-        """Of Ollama's API, as far as it is spoken here, and of localsteer."""
-        return {"version": _SPOKEN, "localsteer": metadata.version("localsteer")}
+        return await _answer(service, body, prompt, part, x_steering, http, with_context=not plain)
 
     return routes
 
@@ -244,6 +208,8 @@ async def _answer(
     part: Callable[[Sequence[Said]], dict[str, Any]],
     header: str | None,
     http: HTTPRequest,
+    *,
+    with_context: bool = False,
 ) -> Response | dict[str, Any]:
     options = body.options or Options()
     _check_context(service, options.num_ctx)
@@ -271,6 +237,7 @@ async def _answer(
             "prompt_eval_duration": int(timing.prompt_seconds * _NANOSECONDS),
             "eval_count": len(answer.tokens),
             "eval_duration": int(timing.answer_seconds * _NANOSECONDS),
+            **({"context": [*answers.jobs[0].request.prompt, *said_tokens(service.model, answer)]} if with_context else {}),
             "seed": answer.seed,
             "steering": asked.steering,
             "policy": decision_documents(decisions),
@@ -302,10 +269,6 @@ def _call(call: ToolCall) -> dict[str, Any]:
     return {"function": {"name": call.name, "arguments": json.loads(call.arguments)}}
 
 
-def _thinks(model: Model) -> bool:
-    return model.chat_template is not None and model.chat_template.thinking is not None
-
-
 def _check_context(service: Service, wanted: int | None) -> None:
     """What a model cannot have at all, Ollama cuts down without a word, and so is it here."""
     has = service.engine.n_ctx
@@ -324,25 +287,3 @@ def _loaded(service: Service, name: str, part: dict[str, Any]) -> dict[str, Any]
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _listed(model: Model, name: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "model": name,
-        "modified_at": datetime.fromtimestamp(model.path.stat().st_mtime, UTC).isoformat().replace("+00:00", "Z"),
-        "size": model.size_bytes,
-        "digest": model.fingerprint.content,
-        "details": _details(model),
-    }
-
-
-def _details(model: Model) -> dict[str, Any]:
-    return {
-        "parent_model": "",
-        "format": "gguf",
-        "family": model.architecture,
-        "families": [model.architecture],
-        "parameter_size": f"{model.n_params / 1e6:.0f}M" if model.n_params < 1e9 else f"{model.n_params / 1e9:.1f}B",
-        "quantization_level": model.description.rsplit(" ", 1)[-1],
-    }

@@ -51,7 +51,16 @@ _IDLE: dict[str, tuple[float, ...]] = {
 }
 
 
-class SamplingFields(BaseModel):
+class Fields(BaseModel):
+    """A part of a request, in which null means what it means to leave a field out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_nulls(cls, data: Any) -> Any:
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+
+class SamplingFields(Fields):
     """The part of a request that says how tokens are drawn; what it leaves out is as the server was started."""
 
     temperature: float | None = Field(default=None, ge=0, le=5)
@@ -203,7 +212,7 @@ class SteeredFields(SamplingFields):
     stream: bool = False
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Fields):
     """Of a streamed answer."""
 
     include_usage: bool = False

@@ -11,6 +11,7 @@ import pytest
 
 from tests.server.conftest import HELLO, Serve, Served
 from tests.server.test_openai_api import policy_file, text_of
+from tests.tiny_models import CHATML_TEMPLATE
 
 DONE = {"total_duration", "load_duration", "prompt_eval_count", "prompt_eval_duration", "eval_count", "eval_duration"}
 
@@ -136,8 +137,11 @@ def test_an_empty_request_loads_the_model(fresh: Served) -> None:
         ("/api/chat", {"model": 7}, "model"),
         ("/api/generate", {"suffix": "x"}, "fill in"),
         ("/api/generate", {"template": "x"}, "template"),
-        ("/api/generate", {"context": [1]}, "context"),
-        ("/api/generate", {"images": ["aGk="]}, "images"),
+        ("/api/generate", {"template": "{{ range .Messages }}{{ end }}"}, "template"),
+        ("/api/generate", {"template": "{{ .Prompt }}", "think": True}, "think"),
+        ("/api/generate", {"context": [1, 10**9]}, "1000000000 is no token"),
+        ("/api/generate", {"context": [1], "raw": True}, "context"),
+        ("/api/generate", {"images": ["aGk="]}, "Images"),
     ],
 )
 def test_what_cannot_be_had_is_refused(served: Served, path: str, body: dict[str, Any], word: str) -> None:
@@ -185,10 +189,17 @@ def test_the_model_is_listed_and_shown(serve: Serve) -> None:
         assert [one["name"] for one in models] == ["demo", "demo:cheerful"]
         assert all(one["size"] > 0 and datetime.fromisoformat(one["modified_at"]) for one in models)
         assert str(served.model.path.parent) not in json.dumps(models)
+        assert {one["details"]["quantization_level"] for one in models} == {"F32"}
+    (one, _) = served.client.get("/api/ps").json()["models"]
+    assert datetime.fromisoformat(one["expires_at"]).year > 2300
+    assert (one["size_vram"], one["context_length"]) == (0, served.engine.n_ctx)
     for key in ("model", "name"):
         document = served.client.post("/api/show", json={key: "demo:latest"}).json()
         assert document["model_info"]["llama.context_length"] == served.engine.n_ctx
         assert document["model_info"]["llama.block_count"] == 4
+        assert document["parameters"] == f"num_ctx {served.engine.n_ctx}"
+        assert "insert" not in document["capabilities"]
+        assert document["template"] == CHATML_TEMPLATE
         assert str(served.model.path.parent) not in json.dumps(document)
     version = served.client.get("/api/version").json()["version"]
     assert tuple(map(int, version.split("."))) >= (0, 6, 4)  # Visual Studio Code refuses older ones
@@ -222,6 +233,29 @@ def test_answers_are_anchored_here_as_well(serve: Serve) -> None:
     assert free["steering"]["scope"] == "response"
     free = serve(anchored=True).ollama(steering="2 happy", anchored=False, options={**options, "anchored": True})
     assert free["steering"]["scope"] == "response"  # the body goes first
+
+
+def test_an_answer_goes_on_behind_the_context_of_the_one_before(served: Served) -> None:
+    first = generated(served)
+    second = generated(served, prompt="and now?", context=first["context"])
+    more = "<|im_end|>\n<|im_start|>user\nand now?<|im_end|>\n<|im_start|>assistant\n"
+    asked = {"prompt": [*first["context"], more], "n_predict": 6, "temperature": 0}
+    plain = served.client.post("/completion", json=asked).json()
+    assert second["prompt_eval_count"] == plain["tokens_evaluated"]
+    assert second["response"] == plain["content"]
+    assert len(second["context"]) == second["prompt_eval_count"] + 6
+    assert "context" not in generated(served, raw=True)
+    last = lines(served, "/api/generate")[-1]
+    assert last["context"] == first["context"]
+
+
+def test_a_request_may_bring_its_template(served: Served) -> None:
+    template = "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}<|im_start|>user\n{{ .Prompt }}<|im_end|>\n"
+    template += "<|im_start|>assistant\n{{ .Response }}<|im_end|>"
+    for system in ({}, {"system": "be good"}):
+        by_model, by_request = generated(served, **system), generated(served, **system, template=template)
+        assert (by_request["response"], by_request["context"]) == (by_model["response"], by_model["context"])
+    assert generated(served, template="{{ .Prompt }}")["response"] == generated(served, raw=True)["response"]
 
 
 def test_policy_decisions_are_told(serve: Serve, tmp_path: Path) -> None:
