@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-MESSAGE = "<|message|>"
+CHANNEL, MESSAGE = "<|channel|>", "<|message|>"
 # Behind each of these a message is over; models leave some out.
-ENDS = ("<|end|>", "<|eom|>", "<|call|>", "<|return|>", "<|start|>", "<|channel|>")
+ENDS = ("<|end|>", "<|eom|>", "<|call|>", "<|return|>", "<|start|>", CHANNEL)
 # What may begin a header.
-BEGINS = ("<|channel|>", "<|start|>", "to=", "assistant<|channel|>", "assistant to=", MESSAGE)
+BEGINS = (CHANNEL, "<|start|>", "to=", "assistant<|channel|>", "assistant to=", MESSAGE)
 
 _ENDS = re.compile("|".join(map(re.escape, ENDS)))
 _RECIPIENT = re.compile(r"\bto=([\w.:/-]+)")
@@ -42,7 +42,7 @@ def end_in(text: str) -> tuple[int, int] | None:
     """Where the message that a text is of ends, and the mark of that; None where it goes on."""
     found = _ENDS.search(text)
     # The marks of a next header are part of it.
-    return (found.start(), found.start() if found[0] == "<|channel|>" else found.end()) if found is not None else None
+    return (found.start(), found.start() if found[0] == CHANNEL else found.end()) if found is not None else None
 
 
 def may_begin_header(text: str) -> bool:
@@ -61,4 +61,4 @@ def kind_behind(reply: str, *, begun: bool) -> Kind:
     if (end := end_in(text)) is not None:
         return "header" if text[end[0] :] else "answer"
     # The header reaches back to the end of the message before.
-    return kind_of(before[max((before.rfind(mark) for mark in ENDS if mark != "<|channel|>"), default=-1) + 1 :])
+    return kind_of(before[max((before.rfind(mark) for mark in ENDS if mark != CHANNEL), default=-1) + 1 :])

@@ -16,7 +16,7 @@ from localsteer.errors import LocalsteerError
 # wrote them before a colon, too.
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 # Those that the specification defines; of others it says that they are annotations (OpenAPI's int32 and password, say).
-_FORMATS = re.compile(
+FORMATS = re.compile(
     "date-time|date|time|duration|(idn-)?(email|hostname)|ipv4|ipv6|[iu]ri(-reference)?|uuid|uri-template|(relative-)?json-pointer|regex"
 )
 # Where schemas stand in a schema: by themselves, in a list, by names.
@@ -116,7 +116,7 @@ def _dict(part: Schema, key: str) -> Schema:
 
 def _prepare(part: Schema, references: _References) -> None:
     """Say what llguidance refuses or takes wrongly in a way that it takes right, or refuse it."""
-    if "format" in part and not _FORMATS.fullmatch(str(part["format"])):
+    if "format" in part and not FORMATS.fullmatch(str(part["format"])):
         del part["format"]
     if part.get("uniqueItems") is False:
         del part["uniqueItems"]
@@ -167,34 +167,34 @@ def _close(parts: Sequence[Schema]) -> None:
             part["additionalProperties"] = False
 
 
+def at_place(schema: object, reference: object) -> object:
+    """What stands where a reference points to within a schema; True, which says nothing, where that is no place in it."""
+    place, found = unquote(str(reference)), schema
+    if not place.startswith("#"):
+        return True
+    for name in place[1:].split("/")[1:]:
+        name = name.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+            found = found[int(name)]
+        elif isinstance(found, Mapping):
+            found = found.get(name, True)
+        else:
+            return True
+    return found if place == "#" or place.startswith("#/") else True
+
+
 class _References:
     """What is referred to in a schema by its place."""
 
     def __init__(self, schema: object, parts: Sequence[Schema]) -> None:
-        self._schema = schema
         names = [part["$ref"] for part in parts if isinstance(part.get("$ref"), str)]
         # Within a part that has a name of its own, references begin there.
         own = any("$id" in part for part in parts[1:])
-        self._found = {name: True if own else self._find(name) for name in names}
+        self._found = {name: True if own else at_place(schema, name) for name in names}
         if len(self._found) > _MAX_REFERENCES:
             raise ValueError(f"it has {len(self._found)} references, and {_MAX_REFERENCES} are allowed")
         self._ending: set[str] = set()
         self._left_to_compare = _MAX_COMPARED
-
-    def _find(self, reference: str) -> object:
-        """What stands there; True, which says nothing, where it is no place in the schema."""
-        place, found = unquote(reference), self._schema
-        if not place.startswith("#"):
-            return True
-        for name in place[1:].split("/")[1:]:
-            name = name.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
-                found = found[int(name)]
-            elif isinstance(found, dict):
-                found = found.get(name, True)
-            else:
-                return True
-        return found if place == "#" or place.startswith("#/") else True
 
     def has_end(self, schema: object) -> bool:
         """Whether a document can ever be complete: what has itself as a part that is required goes on for ever."""
@@ -234,13 +234,13 @@ class _References:
         one, other = self._followed(one), self._followed(other)
         if not isinstance(one, dict) or not isinstance(other, dict) or depth > 3:
             return False
-        self._left_to_compare -= sum(1 + len(_list(each, "required")) + len(_values(each) or ()) for each in (one, other))
+        self._left_to_compare -= sum(1 + len(_list(each, "required")) + len(constants(each) or ()) for each in (one, other))
         if self._left_to_compare < 0:
             return False
         types = _types(one) & _types(other)
         if not types:
             return True
-        values, others = _values(one), _values(other)
+        values, others = constants(one), constants(other)
         if values is not None and others is not None and _texts(values).isdisjoint(_texts(others)):
             return True
         if types != {"object"}:
@@ -259,18 +259,19 @@ class _References:
         return schema
 
 
-_TYPES = ("null", "boolean", "number", "string", "array", "object")
+TYPES = ("null", "boolean", "number", "string", "array", "object")
 
 
 def _types(schema: Schema) -> set[str]:
-    values = _values(schema)
+    values = constants(schema)
     if values is not None:
-        return {_type_of(value) for value in values}
-    given = schema.get("type", _TYPES)
+        return {type_of(value) for value in values}
+    given = schema.get("type", TYPES)
     return {"number" if name == "integer" else name for name in ([given] if isinstance(given, str) else given)}
 
 
-def _values(schema: Schema) -> list[Any] | None:
+def constants(schema: Schema) -> list[Any] | None:
+    """The values that a schema lists; None where it lists none."""
     if "const" in schema:
         return [schema["const"]]
     return schema["enum"] if isinstance(schema.get("enum"), list) else None
@@ -281,6 +282,7 @@ def _texts(values: list[Any]) -> set[str]:
     return {json.dumps(value, sort_keys=True) for value in json.loads(json.dumps(values), parse_int=float)}
 
 
-def _type_of(value: object) -> str:
+def type_of(value: object) -> str:
+    """The type of a value, one of `TYPES`."""
     kinds = {type(None): "null", bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object"}
     return kinds[type(value)]

@@ -22,7 +22,7 @@ from localsteer.server.errors import anthropic_document, decision_documents, err
 from localsteer.server.reply import Said
 from localsteer.server.schema import SteeringHeader
 from localsteer.server.streams import EventStream
-from localsteer.tools.tool import ToolCall
+from localsteer.tools.tool import MoreArguments, ToolCall
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "interrupted": "end_turn", "policy": "refusal"}
 
@@ -112,8 +112,9 @@ class _Writer:
         yield {"type": "content_block_start", "index": index, "content_block": block}
 
     def more(self, index: int, piece: Said) -> Iterator[Document]:
-        if isinstance(piece, ToolCall):
-            delta = {"type": "input_json_delta", "partial_json": piece.arguments}
+        if isinstance(piece, ToolCall | MoreArguments):
+            told = piece.arguments if isinstance(piece, ToolCall) else piece.text
+            delta = {"type": "input_json_delta", "partial_json": told}
         elif isinstance(piece, Reasoning):
             delta = {"type": "thinking_delta", "thinking": piece.text}
         else:
@@ -123,7 +124,7 @@ class _Writer:
     def end(self, index: int, whole: Said, *, cut: bool) -> Iterator[Document]:
         block = self.message["content"][index]
         if isinstance(whole, ToolCall):
-            block["input"] = json.loads(whole.arguments)
+            block["input"] = json.loads(whole.arguments) if whole.is_whole else {}
         elif isinstance(whole, Reasoning):
             block["thinking"] = whole.text
         else:

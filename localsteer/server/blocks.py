@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Protocol
 
-from localsteer.engine.reply import Reasoning
 from localsteer.policy.audit import Decision
 from localsteer.server.answers import Finished
 from localsteer.server.asking import Asked
 from localsteer.server.jobs import Ended, Failed
-from localsteer.server.reply import Said
+from localsteer.server.reply import Said, joined
 
 Document = dict[str, Any]
 
@@ -49,26 +48,18 @@ class _Blocks:
 
     def push(self, said: Sequence[Said]) -> Iterator[Document]:
         for piece in said:
-            joined = _joined(self._open, piece)
-            if joined is None:
+            whole = joined(self._open, piece)
+            if whole is None:
                 yield from self.close()
                 self._index += 1
                 yield from self._writer.begin(self._index, piece)
-            self._open = joined if joined is not None else piece
+            self._open = whole if whole is not None else piece
             yield from self._writer.more(self._index, piece)
 
     def close(self, *, cut: bool = False) -> Iterator[Document]:
         if self._open is not None:
             yield from self._writer.end(self._index, self._open, cut=cut)
             self._open = None
-
-
-def _joined(one: Said | None, other: Said) -> Said | None:
-    if isinstance(one, str) and isinstance(other, str):
-        return one + other
-    if isinstance(one, Reasoning) and isinstance(other, Reasoning):
-        return Reasoning(one.text + other.text)
-    return None
 
 
 def written(asked: Asked, finished: Finished, writer: Writer) -> list[Document]:
@@ -81,7 +72,7 @@ def written(asked: Asked, finished: Finished, writer: Writer) -> list[Document]:
 
 async def streamed(asked: Asked, writer: Writer) -> AsyncIterator[Document]:
     """The events of a reply while it comes."""
-    blocks, reader = _Blocks(writer), asked.reading.reader()
+    blocks, reader = _Blocks(writer), asked.reading.reader(in_pieces=True)
     decisions: list[Decision] = []
     async for event in asked.answers.events():
         if isinstance(event, Failed):

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from localsteer.engine.phases import division_of
+from localsteer.engine.phases import Division, division_of
 from localsteer.errors import LocalsteerError
+from localsteer.llama.channels import CHANNEL, ENDS, MESSAGE
 from localsteer.llama.chat_template import Message, ToolCall
 from localsteer.llama.grammar import Grammar
 from localsteer.llama.model import Model
@@ -136,11 +137,16 @@ def chat_prompt(
     """
     model = service.model
     think, variables = wishes.of(model)
-    if formed or (offer is not None and offer.choice == "required"):
+    in_channels = offer is not None and _calls_in_channels(model)
+    must_call = offer is not None and offer.choice == "required"
+    if formed or must_call:
         if think and model.chat_template is not None and model.chat_template.thinking is not None:
             raise RequestError("An answer in a form, or a call that has to be made, begins at once: without thinking.", "think")
-        think = False if model.chat_template is not None and model.chat_template.thinking is not None else think
-    elif wishes.is_open and not (offer is not None and _calls_in_channels(model)):
+        if must_call and in_channels:
+            think = None  # the call takes the place of the reasoning
+        elif model.chat_template is not None and model.chat_template.thinking is not None:
+            think = False
+    elif wishes.is_open and not in_channels:
         think = service.defaults.think
     turns = with_names(messages)
     given: dict[str, Any] = {"think": think, "variables": variables, "header": wishes.header, "now": datetime.now()}
@@ -152,13 +158,9 @@ def chat_prompt(
     tools = offer.tools if offer is not None else ()
     said = messages[last].content if last is not None else ""
     if form is not None and form.kind == "channel" and think is False:
-        if offer is not None and offer.choice == "required":
-            raise RequestError("This model decides by itself, between its channels, whether it calls a tool.", "tool_choice")
         raise RequestError("This model calls tools from between its channels: it cannot be kept from thinking then.", "think")
-    grammar = _grammar(model, form, offer) if form is not None and offer is not None else None
-    if division is not None and division.thinking is not None:
-        grammar = None  # it would have to let the model think as it likes, and mention a call that it does not make
-    return Prompt(tokens, said, span, chat_stop(model), Reading(division, form, tools), grammar)
+    grammar = _grammar(model, form, offer, division) if form is not None and offer is not None else None
+    return Prompt(tokens, said, span, chat_stop(model), Reading(division, form, tools, held=grammar is not None), grammar)
 
 
 def _calls_in_channels(model: Model) -> bool:
@@ -193,16 +195,18 @@ def _rendered(
     return explained(turns), explained, GENERIC if offer is not None else None
 
 
-def _grammar(model: Model, form: Form, offer: Offer) -> Callable[[Model], Grammar] | None:
-    if form.kind == "channel":  # its marks are control tokens throughout, which a grammar of texts cannot follow
-        if offer.choice == "required":
-            raise RequestError("The form in which this model calls tools leaves the choice to it.", "tool_choice")
-        return None
-    marks = model.control_tokens_in(*form.texts)
+def _grammar(model: Model, form: Form, offer: Offer, division: Division | None) -> Callable[[Model], Grammar] | None:
+    thinking = division.thinking if division is not None and offer.choice == "auto" else None
+    marks = model.control_tokens_in(*form.texts, *ENDS, *((thinking.opens, thinking.closes) if thinking is not None else ()))
+    if thinking is not None and thinking.answers and (form.kind != "channel" or not {CHANNEL, MESSAGE} <= marks.keys()):
+        return None  # Other replies in channels have shapes of their own.
+    given: dict[str, Any] = {"choice": offer.choice, "parallel": offer.parallel, "marks": marks}
+    if division is not None and thinking is not None:
+        given |= {"thinking": thinking, "begun": division.begun}
 
     def made(model: Model) -> Grammar:
         try:
-            return Grammar(model, tool_grammar(form, offer.tools, choice=offer.choice, parallel=offer.parallel, marks=marks))
+            return Grammar(model, tool_grammar(form, offer.tools, **given))
         except LocalsteerError as error:
             raise RequestError(error.message, "tools", hint=error.hint) from error
 

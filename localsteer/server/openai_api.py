@@ -130,7 +130,7 @@ class _Reply:
             for choice in range(len(answers.jobs)):
                 yield json.dumps(self.chunk(choice, self._echoing(choice, len(answers.jobs), {"text": ""})))
         ended: list[Answer] = []
-        telling = [_Telling(self.asked.reading.reader()) for _ in answers.jobs]
+        telling = [_Telling(self.asked.reading.reader(in_pieces=True)) for _ in answers.jobs]
         async for event in answers.events():
             if isinstance(event, Failed):
                 yield json.dumps(error_document(event.error)[1])
@@ -182,7 +182,7 @@ class _Telling:
 
     Attributes:
         reader: what reads it.
-        calls: how many calls of tools were told.
+        calls: how many calls of tools have begun.
     """
 
     reader: ReplyReader

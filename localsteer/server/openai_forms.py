@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from localsteer.engine.request import TokenLogprob
 from localsteer.llama.model import Model
 from localsteer.server.logprobs import logprob_documents
 from localsteer.server.reply import Said, parts_of
-from localsteer.tools.tool import ToolCall
+from localsteer.tools.tool import MoreArguments, ToolCall
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,25 @@ def _message(said: Sequence[Said]) -> dict[str, Any]:
 
 
 def _delta(said: Sequence[Said], calls_before: int) -> dict[str, Any]:
-    reasoning, text, calls = parts_of(said)
+    reasoning, text, _ = parts_of(said)
+    told = list(_calls_in(said, calls_before))
     return {
         "delta": {
             **({"reasoning_content": reasoning} if reasoning else {}),
-            **({"tool_calls": [{"index": calls_before + at, **_call(call)} for at, call in enumerate(calls)]} if calls else {}),
-            **({"content": text} if text or not (reasoning or calls) else {}),
+            **({"tool_calls": told} if told else {}),
+            **({"content": text} if text or not (reasoning or told) else {}),
         }
     }
+
+
+def _calls_in(said: Sequence[Said], before: int) -> Iterator[dict[str, Any]]:
+    """The calls that begin, and more of the latest one's arguments; `before`: how many have begun."""
+    for one in said:
+        if isinstance(one, ToolCall):
+            yield {"index": before, **_call(one)}
+            before += 1
+        elif isinstance(one, MoreArguments):
+            yield {"index": before - 1, "function": {"arguments": one.text}}
 
 
 def _call(call: ToolCall) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from localsteer.engine.phases import Division
 from localsteer.engine.reply import PartReader, Reasoning
 from localsteer.tools.form import Form
 from localsteer.tools.parser import ToolCallParser
-from localsteer.tools.tool import Tool, ToolCall
+from localsteer.tools.tool import MoreArguments, Tool, ToolCall
 
-Said = Reasoning | str | ToolCall
+Said = Reasoning | str | ToolCall | MoreArguments
 
 
 @dataclass(frozen=True)
@@ -22,29 +22,22 @@ class Reading:
         division: into reasoning and answer; None where it is all answer.
         form: in which calls of tools are written; None where there are no tools.
         tools: those that may be called.
+        held: a grammar holds calls to their form.
     """
 
     division: Division | None = None
     form: Form | None = None
     tools: tuple[Tool, ...] = ()
+    held: bool = False
 
-    def reader(self) -> ReplyReader:
-        """For one reply."""
-        return ReplyReader(self)
+    def reader(self, *, in_pieces: bool = False) -> ReplyReader:
+        """For one reply; `in_pieces`: calls that a grammar holds are told while they are written, else as a whole."""
+        return ReplyReader(self, in_pieces=in_pieces)
 
     def of(self, text: str) -> list[Said]:
         """A whole reply; texts that follow one another are one."""
         reader = self.reader()
-        joined: list[Said] = []
-        for said in [*reader.push(text), *reader.finish()]:
-            last = joined[-1] if joined else None
-            if isinstance(said, str) and isinstance(last, str):
-                joined[-1] = last + said
-            elif isinstance(said, Reasoning) and isinstance(last, Reasoning):
-                joined[-1] = Reasoning(last.text + said.text)
-            else:
-                joined.append(said)
-        return joined
+        return _joined([*reader.push(text), *reader.finish()])
 
 
 class ReplyReader:
@@ -52,21 +45,23 @@ class ReplyReader:
 
     Args:
         reading: how.
+        in_pieces: see `Reading.reader`.
     """
 
-    def __init__(self, reading: Reading) -> None:
-        self._calls = ToolCallParser(reading.form, reading.tools) if reading.form is not None else None
+    def __init__(self, reading: Reading, *, in_pieces: bool = False) -> None:
+        held = reading.held and in_pieces
+        self._calls = ToolCallParser(reading.form, reading.tools, held=held) if reading.form is not None else None
         in_channels = reading.form is not None and reading.form.kind == "channel"
         self._parts = PartReader(reading.division, calls=in_channels)
 
     def push(self, text: str) -> list[Said]:
-        """What is certain with this piece."""
-        return self._read(self._parts.push(text))
+        """What is certain with this piece; what belongs together as one."""
+        return _joined(self._read(self._parts.push(text)))
 
     def finish(self) -> list[Said]:
         """What is left at the end."""
         said = self._read(self._parts.finish())
-        return [*said, *(self._calls.finish() if self._calls is not None else ())]
+        return _joined([*said, *(self._calls.finish() if self._calls is not None else ())])
 
     def _read(self, parts: Sequence[Reasoning | str]) -> list[Said]:
         said: list[Said] = []
@@ -78,8 +73,32 @@ class ReplyReader:
         return said
 
 
+def joined(one: Said | None, other: Said) -> Said | None:
+    """What is said and what follows it, as one; None where they are two."""
+    if isinstance(one, str) and isinstance(other, str):
+        return one + other
+    if isinstance(one, Reasoning) and isinstance(other, Reasoning):
+        return Reasoning(one.text + other.text)
+    if isinstance(one, ToolCall) and isinstance(other, MoreArguments):
+        return ToolCall(one.name, one.arguments + other.text)
+    if isinstance(one, MoreArguments) and isinstance(other, MoreArguments):
+        return MoreArguments(one.text + other.text)
+    return None
+
+
+def _joined(said: Sequence[Said]) -> list[Said]:
+    whole: list[Said] = []
+    for one in said:
+        both = joined(whole[-1], one) if whole else None
+        if both is None:
+            whole.append(one)
+        else:
+            whole[-1] = both
+    return whole
+
+
 def parts_of(said: Sequence[Said]) -> tuple[str, str, list[ToolCall]]:
-    """The reasoning, the text and the calls."""
+    """The reasoning, the text and the calls that begin."""
     reasoning = "".join(one.text for one in said if isinstance(one, Reasoning))
     text = "".join(one for one in said if isinstance(one, str))
     return reasoning, text, [one for one in said if isinstance(one, ToolCall)]

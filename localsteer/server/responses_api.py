@@ -24,7 +24,7 @@ from localsteer.server.reply import Said
 from localsteer.server.responses_schema import Item, ResponsesRequest, joined
 from localsteer.server.schema import SteeringHeader
 from localsteer.server.streams import EventStream
-from localsteer.tools.tool import ToolCall
+from localsteer.tools.tool import MoreArguments, ToolCall
 
 _INCOMPLETE = {"length": "max_output_tokens", "policy": "content_filter"}
 
@@ -53,7 +53,7 @@ def router(service: Service) -> APIRouter:
 
         def keep() -> None:
             if body.store is not False and writer.response["status"] != "failed":
-                said = [Item.model_validate(item).message() for item in writer.response["output"]]
+                said = [Item.model_validate(item).message() for item in writer.response["output"] if not _is_cut_call(item)]
                 kept.keep(Kept(writer.response, tuple(joined([*turns, *said]))))
 
         async def events() -> AsyncIterator[dict[str, str]]:
@@ -83,6 +83,10 @@ def router(service: Service) -> APIRouter:
         return {"id": identity, "object": "response", "deleted": True}
 
     return routes
+
+
+def _is_cut_call(item: Document) -> bool:
+    return (item["type"], item["status"]) == ("function_call", "incomplete")
 
 
 def _event(document: Document) -> dict[str, str]:
@@ -152,8 +156,10 @@ class _Writer:
             yield self._of_part(index, "response.content_part.added", part=_part(first, ""))
 
     def more(self, index: int, piece: Said) -> Iterator[Document]:
-        if isinstance(piece, ToolCall):
-            yield self._of_item(index, "response.function_call_arguments.delta", delta=piece.arguments)
+        if isinstance(piece, ToolCall | MoreArguments):
+            told = piece.arguments if isinstance(piece, ToolCall) else piece.text
+            if told:
+                yield self._of_item(index, "response.function_call_arguments.delta", delta=told)
         elif isinstance(piece, Reasoning):
             yield self._of_part(index, "response.reasoning_text.delta", delta=piece.text)
         else:
@@ -162,11 +168,11 @@ class _Writer:
     def end(self, index: int, whole: Said, *, cut: bool) -> Iterator[Document]:
         item = self.response["output"][index]
         if isinstance(whole, ToolCall):
-            item.update(arguments=whole.arguments, status="completed")
+            item.update(arguments=whole.arguments, status="completed" if whole.is_whole else "incomplete")
             more = {"name": whole.name, "arguments": whole.arguments}
             yield self._of_item(index, "response.function_call_arguments.done", **more)
         else:
-            text = whole.text if isinstance(whole, Reasoning) else whole
+            text = whole if isinstance(whole, str) else whole.text
             item.update(content=[_part(whole, text)], status="incomplete" if cut else "completed")
             if isinstance(whole, Reasoning):
                 self._reasoning_tokens += len(self._model.tokenize(text, add_special=False))

@@ -88,8 +88,16 @@ class Form:
 
 
 LLAMA = Form("bare", middle='", "parameters": ', key="parameters", mark="<|python_tag|>")
-# gpt-oss: the channel `commentary to=functions.NAME`.
-HARMONY = Form("channel", head=" to=functions.", middle="<|message|>", tail="", between=None, mark=" to=functions.")
+# gpt-oss: a message in the channel `commentary`, to the tool.
+HARMONY = Form(
+    "channel",
+    opening="<|channel|>commentary",
+    head=" to=functions.",
+    middle=" <|constrain|>json<|message|>",
+    tail="",
+    between=None,
+    mark=" to=functions.",
+)
 # Its template tells of the mark in words alone, and shows no call.
 GRANITE = Form("object", opening="<|tool_call|>[", closing="]")
 # For models whose template knows no tools.

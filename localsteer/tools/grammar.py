@@ -7,15 +7,24 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from localsteer.errors import LocalsteerError
+from localsteer.llama.channels import CHANNEL, MESSAGE
 from localsteer.llama.json_schema import rule_of
-from localsteer.tools.form import IDENTITY, Form
-from localsteer.tools.reading import is_text
+from localsteer.llama.thinking import Thinking
+from localsteer.tools.form import IDENTITY, Form, Tags
+from localsteer.tools.reading import CDATA
+from localsteer.tools.text_argument import NULLS, TextArgument, types_of
 from localsteer.tools.tool import Tool
 
-_TEXT = "TEXT: /(?s:.*)/"
+_ANY = "/(?s:.*)/"
+_TEXT = f"TEXT: {_ANY}"
+_THOUGHT = f"THOUGHT: {_ANY}"
+_BLANK = r"BLANK: /\s+/"
+# What stands in the header of a message around its marks.
+_HEADER = "/[^<]{1,80}/"
+_TO_NOBODY = "~/(?s:.*)to=functions(?s:.*)/"
 # A text that no bare call begins with.
 _PLAIN = r"PLAIN: /\s*([^{\[\s](?s:.*))?/"
 _LIST = '"[" call (", " call)* "]"'
@@ -30,6 +39,8 @@ def tool_grammar(
     choice: Literal["auto", "required"],
     parallel: bool = True,
     marks: Mapping[str, int] = MappingProxyType({}),
+    thinking: Thinking | None = None,
+    begun: bool = False,
 ) -> str:
     """The grammar of answers that may call tools, or must, in llguidance's Lark.
 
@@ -38,7 +49,10 @@ def tool_grammar(
         tools: those that it may call; where one is to be called by its name, that one.
         choice: "auto" lets it answer by text as well, and holds it to the form as soon as it begins a call.
         parallel: whether it may call several.
-        marks: the tokens of those texts of the form that the vocabulary has as tokens that add no text.
+        marks: the tokens of those texts of the form, and of the marks of the reasoning, that the vocabulary has as tokens that
+            add no text; of channels, where a call may be made, those of the channel and of the message at least.
+        thinking: the marks of the reasoning that may stand before the answer, and is free; None for none.
+        begun: whether the reasoning has begun.
 
     Raises:
         LocalsteerError: there is no tool, or the schema of one cannot be followed.
@@ -46,15 +60,25 @@ def tool_grammar(
     if not tools:
         raise LocalsteerError("There is no tool to call.")
     write = _Writer(form, marks)
+    if form.kind == "channel" and choice == "auto":
+        return "\n".join(_messages(write, tools))
+    before = write.thought(thinking, begun=begun) if thinking is not None else ["start: answer"]
+    return "\n".join([*before, *_answer(write, tools, choice, parallel=parallel)])
+
+
+def _answer(write: _Writer, tools: Sequence[Tool], choice: Literal["auto", "required"], *, parallel: bool) -> list[str]:
+    form, marks = write.form, write.marks
     rules = [f"call: {' | '.join(f'call{number}' for number in range(len(tools)))}"]
     for number, tool in enumerate(tools):
-        rules += write.call(tool, f"call{number}", head=form.kind == "bare")
+        rules += write.call(tool, f"call{number}", head=form.kind in ("bare", "channel"))
+    if form.kind == "channel":
+        return [f"answer: {write.terms(form.opening)} call", *rules]
     if form.kind == "bare":
         mark = f"{write.terms(form.begin)}? " if form.begin else ""
         rules.append(f"calls: {mark}{f'(call | {_LIST})' if parallel else 'call'}")
         start = "calls" if choice == "required" else "calls | PLAIN"
         rules += [] if choice == "required" else [_PLAIN]
-        return "\n".join([f"start: {start}", *rules])
+        return [f"answer: {start}", *rules]
     before = form.opening + form.head
     # A mark that is a word ("functools") may well stand in an answer: with all that follows it up to a name it begins a call.
     begin = form.begin if form.begin in marks or set(form.begin) & set("<[|") else before
@@ -75,7 +99,41 @@ def tool_grammar(
         rules += [f"called: {f'TEXT {mark}' if token else 'begun'} marked", _TEXT]
         rules += [] if token else [f"begun[lazy]: TEXT {mark}"]
         start = "called* TEXT" if again else "called | TEXT"
-    return "\n".join([f"start: {start}", *rules])
+    return [f"answer: {start}", *rules]
+
+
+def _messages(write: _Writer, tools: Sequence[Tool]) -> list[str]:
+    """Messages in channels, the last of which may be a call; who it is for stands in front of the channel or behind it."""
+    start, end, channel, constrained, message = (
+        write.terms(mark) if mark in write.marks else None for mark in ("<|start|>", "<|end|>", CHANNEL, "<|constrain|>", MESSAGE)
+    )
+    said = f"({constrained} KIND?)? {message}" if constrained is not None else message
+    rules = [
+        "start: (other between)* (other | call)",
+        f"other: ROLE? {channel} HEAD? {said} TEXT",
+        f"between: {' '.join(f'{token}?' for token in (end, start) if token is not None)}",
+        f"call: {' | '.join(f'call{number}' for number in range(len(tools)))}",
+        f"ROLE: {_HEADER} & {_TO_NOBODY}",
+        f"HEAD: {_HEADER} & {_TO_NOBODY}",
+        f"KIND: {_HEADER}",
+        _TEXT,
+    ]
+    for number, tool in enumerate(tools):
+        to = rf"to=functions\.{_words(tool.name)}"
+        try:
+            arguments = rule_of(tool.parameters)
+        except LocalsteerError as error:
+            raise _of_tool(tool, error) from error
+        rules += [
+            f"call{number}: (ROLE? {channel} TO{number} | BY{number} {channel} KIND?) {said} {arguments}",
+            rf"TO{number}: /\s*(?:commentary|analysis)\s*{to}(?:\s[^<]{{0,40}})?/",
+            rf"BY{number}: /\s*(?:assistant)?\s*{to}\s*/",
+        ]
+    return rules
+
+
+def _of_tool(tool: Tool, error: LocalsteerError) -> LocalsteerError:
+    return LocalsteerError(f'The tool "{tool.name}": {error.message}', hint=error.hint)
 
 
 @dataclass(frozen=True)
@@ -96,6 +154,16 @@ class _Writer:
             return _IDENTITY
         return f"<[{self.marks[part]}]>" if part in self.marks else json.dumps(part, ensure_ascii=False)
 
+    def thought(self, thinking: Thinking, *, begun: bool) -> list[str]:
+        """The reasoning before the answer, as long as the model likes, or none."""
+        opens, closes = thinking.opens.strip(), thinking.closes.strip()
+        lazy = "" if closes in self.marks else "[lazy]"
+        rules = [_THOUGHT, _BLANK, f"thought{lazy}: THOUGHT {self.terms(closes)}"]
+        if begun:
+            return ["start: thought BLANK? answer", *rules]
+        lazy = "" if "<[" in self.terms(opens) else "[lazy]"
+        return ["start: opened thought BLANK? answer | answer", f"opened{lazy}: BLANK? {self.terms(opens)}", *rules]
+
     def call(self, tool: Tool, name: str, *, head: bool) -> list[str]:
         """One call; what stands before its name only if that is asked for."""
         form = self.form
@@ -105,7 +173,7 @@ class _Writer:
                 return self._tagged(tool, name, begin)
             return [f"{name}: {self.terms(begin)} {rule_of(tool.parameters)} {self.terms(form.tail)}"]
         except LocalsteerError as error:
-            raise LocalsteerError(f'The tool "{tool.name}": {error.message}', hint=error.hint) from error
+            raise _of_tool(tool, error) from error
 
     def _tagged(self, tool: Tool, name: str, begin: str) -> list[str]:
         """A tag for each argument, in the schema's order."""
@@ -121,29 +189,44 @@ class _Writer:
         rules, parts = [], []
         for number, (key, schema) in enumerate(properties.items()):
             part = f"{name}a{number}"
-            parts.append(part if key in required else f"{part}?")
-            if not is_text(tool, key):
-                value = rule_of({**schema, **definitions} if isinstance(schema, dict) else schema)
-                rules.append(f"{part}: {self.terms(f'{tags.before}{key}{tags.other}')} {value} {self.terms(tags.after)}")
+            if not types_of(schema, tool.parameters):
+                if key in required:
+                    raise LocalsteerError(f'The argument "{key}" is required, and by its schema there is no value for it.')
                 continue
-            before = self.terms(f"{tags.before}{key}{tags.text}")
-            after = self.terms(tags.after)
-            if not _says_more(schema):
-                # No text holds a token without a text; what ends at a text ends at the first one.
-                rules += [f"{part}: {before} {part}text", f"{part}text{'' if '<[' in after else '[lazy]'}: /(?s:.*)/ {after}"]
-            elif schema.keys() & {"enum", "const"}:
-                texts = [text for text in schema.get("enum", [schema.get("const")]) if isinstance(text, str)]
-                if not texts:
-                    raise LocalsteerError(f'The argument "{key}" is a text, and no text is allowed.')
-                rules.append(f"{part}: {before} ({' | '.join(json.dumps(text) for text in texts)}) {after}")
-            else:
-                said = ", ".join(sorted(_says_more(schema)))
-                raise LocalsteerError(
-                    f'The argument "{key}" is a text that is written without quotes, and cannot be held to {said}.'
-                )
+            parts.append(part if key in required else f"{part}?")
+            about = TextArgument.of(tool.parameters, key)
+            if about is not None:
+                rules += self._text(part, tags, about)
+                continue
+            value = rule_of({**schema, **definitions} if isinstance(schema, dict) else schema)
+            rules.append(f"{part}: {self.terms(f'{tags.before}{key}{tags.other}')} {value} {self.terms(tags.after)}")
         return [f"{name}: {' '.join([self.terms(begin), *parts, self.terms(self.form.tail)])}", *rules]
 
+    def _text(self, name: str, tags: Tags, about: TextArgument) -> list[str]:
+        """An argument that is a text: all up to what ends it, which cannot stand in it."""
+        marks = "|".join(map(re.escape, sorted(self.marks, key=len, reverse=True)))
+        token = re.search(marks, tags.after) if marks else None
+        # What stands before a token belongs to the text as far as the parser sees, which takes as much as it can.
+        end = tags.after[: token.start()] if token is not None else tags.after.rstrip()
+        closes = _words(end.strip() or (token[0] if token is not None else ""))
+        wanted = about.wanted()
+        text = f"({' & '.join(wanted or [_ANY])}) {json.dumps(end, ensure_ascii=False) if end else ''}"
+        behind = "+" if end.strip() else "*"
+        terms = [f"({text})", f"~/(?s:.*){closes}(?s:.{behind})/"]
+        if wanted:
+            terms.append(f"~/{_words(CDATA)}(?s:.*)/")
+        begin, others = self.terms(f"{tags.before}{about.name}{tags.text}"), ""
+        if about.nullable:
+            others = f" | {self.terms(f'{tags.before}{about.name}{tags.other}null{tags.after}')}"
+            if tags.text == tags.other:
+                terms.append(rf"~/\s*(?:{'|'.join(NULLS)})\s*{closes if end.strip() else ''}/")
+        return [
+            f"{name}: {begin} {name}text {self.terms(tags.after[len(end) :])}{others}",
+            f"{name}text{'[lazy]' if end.strip() else ''}: {name.upper()}",
+            f"{name.upper()}: {' & '.join(terms)}",
+        ]
 
-def _says_more(schema: dict[str, Any]) -> set[str]:
-    """What a schema wants of a text."""
-    return {"enum", "const", "minLength", "maxLength", "pattern"} & schema.keys()
+
+def _words(piece: str) -> str:
+    """A text whose white space is free, as it is for who reads it, as a regular expression of llguidance's."""
+    return r"\s*".join(re.escape(word).replace("/", r"\x2f") for word in piece.split())

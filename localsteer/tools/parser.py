@@ -8,7 +8,10 @@ from collections.abc import Iterable
 from localsteer.llama.thinking import open_end
 from localsteer.tools.form import GENERIC, Form
 from localsteer.tools.reading import NoCallError, read_calls
-from localsteer.tools.tool import Tool, ToolCall
+from localsteer.tools.telling import CallTeller
+from localsteer.tools.tool import MoreArguments, Tool, ToolCall
+
+Found = list[str | ToolCall | MoreArguments]
 
 # Whatever form their template teaches, small models write a call as plain JSON, too, and put it into a block of code.
 _BARE = re.compile(r"\s*(?:```(?:json|tool_call)?[ \t]*\n?\s*)?(?=[{\[])")
@@ -25,15 +28,19 @@ class ToolCallParser:
     Args:
         form: how the model writes calls.
         tools: those that it may call.
+        held: a grammar holds its calls to the form: they are told while they are written, a call without its arguments first, and
+            then more and more of these.
 
     Attributes:
         unfinished: once the answer has ended, the beginning of a call that was cut off; no text, and no call either.
     """
 
-    def __init__(self, form: Form, tools: Iterable[Tool]) -> None:
+    def __init__(self, form: Form, tools: Iterable[Tool], *, held: bool = False) -> None:
         self.unfinished = ""
         self._form = form
         self._tools = {tool.name: tool for tool in tools}
+        self._is_held = held
+        self._teller: CallTeller | None = None
         self._held = ""
         self._mark = ""  # what the call began with that is being read
         self._reading = False
@@ -43,15 +50,16 @@ class ToolCallParser:
         self._at_start = True
         self._has_called = False
 
-    def push(self, text: str) -> list[str | ToolCall]:
-        """What is certain with this piece of the answer: text, and whole calls, in their order."""
+    def push(self, text: str) -> Found:
+        """What is certain with this piece of the answer: text, and calls, in their order."""
         self._held += text
+        told: Found = [*self._teller.push(text)] if self._teller is not None else []
         # A call ends with one of these: else its beginning would be read again with every token.
         if self._reading and not _CLOSES.search(text):
-            return []
-        return self._all(final=False)
+            return told
+        return _joined([*told, *self._all(final=False)])
 
-    def finish(self) -> list[str | ToolCall]:
+    def finish(self) -> Found:
         """What is left at the end of the answer."""
         found = self._all(final=True)
         rest, self._held = self._mark + self._held, ""
@@ -61,19 +69,27 @@ class ToolCallParser:
             found.append(rest)
         return _joined(found)
 
-    def _all(self, *, final: bool) -> list[str | ToolCall]:
-        found: list[str | ToolCall] = []
+    def _all(self, *, final: bool) -> Found:
+        found: Found = []
         while self._held:
             if not self._reading:
                 if text := self._text():
                     found.append(text)
                 if not self._reading:
                     break
+                if self._is_held and "`" not in self._mark and (self._form.kind == "bare" or not self._bare):
+                    self._teller = CallTeller(self._form, self._tools)
+                    found += self._teller.push(self._held)
             try:
                 if self._bare and _NO_CALL.match(self._held):
                     raise NoCallError
                 read = read_calls(GENERIC if self._bare else self._form, self._held, self._tools, final=final)
             except NoCallError:
+                if self._teller is not None and self._teller.told:
+                    self.unfinished = self._mark + self._held  # it was told as far as it could be
+                    self._held, self._mark, self._reading, self._teller = "", "", False, None
+                    break
+                self._teller = None
                 # Text after all: the mark, or what looked like one.
                 cut = 0 if self._mark else 1
                 found.append(self._mark + self._held[:cut])
@@ -82,11 +98,21 @@ class ToolCallParser:
             if read is None:
                 break
             calls, length = read
-            found += calls
+            found += self._untold(calls)
             self._has_called = True
             self._fenced, self._over = "```" in self._mark, self._bare
             self._held, self._mark, self._reading = self._held[length:], "", False
         return _joined(found)
+
+    def _untold(self, calls: list[ToolCall]) -> Found:
+        """What was not told yet of calls that are whole."""
+        teller, self._teller = self._teller, None
+        if teller is None or not teller.told:
+            return [*calls]
+        latest, *others = calls[teller.told - 1 :]
+        # A key that stands there twice is told twice.
+        more = latest.arguments[len(teller.arguments) :] if latest.arguments.startswith(teller.arguments) else ""
+        return [*([MoreArguments(more)] if more else []), *others]
 
     def _text(self) -> str:
         """Text up to the next call, or to what may become one."""
@@ -124,9 +150,9 @@ class ToolCallParser:
         return re.match(rf'\s*\[?\s*\{{\s*"name"\s*:\s*"({names})"', text.removeprefix(self._mark)) is not None
 
 
-def _joined(found: list[str | ToolCall]) -> list[str | ToolCall]:
+def _joined(found: Found) -> Found:
     """Texts that follow one another as one."""
-    joined: list[str | ToolCall] = []
+    joined: Found = []
     for one in found:
         if isinstance(one, str) and joined and isinstance(joined[-1], str):
             joined[-1] += one

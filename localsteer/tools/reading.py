@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from localsteer.tools.form import IDENTITY, Form, Tags
+from localsteer.tools.text_argument import NULLS, TextArgument
 from localsteer.tools.tool import Tool, ToolCall
 
 # Strings and brackets of JSON.
@@ -17,8 +18,8 @@ _IDENTITY = re.compile(r"[\w.:-]*")
 _PARTS = re.compile(rf"\s+|{IDENTITY}|[^\s{IDENTITY}]+")
 _CHANNEL = re.compile(r"([\w.:/-]+)[^{]*?<\|message\|>\s*")
 _LONGEST_HEAD = 200
-# XML's marks of a text that holds marks; some templates write them.
-_CDATA = "<![CDATA["
+CDATA = "<![CDATA["
+"""Begins a text that may hold marks, as in XML; some templates write it."""
 # Mistral's models write a list, or a name and its arguments with an identifier or without, whatever their template shows.
 _MISTRAL = Form("named", head="[TOOL_CALLS]", middle="[ARGS]", tail="", between="")
 _MISTRALS = (_MISTRAL.middle, f"[CALL_ID]{IDENTITY}[ARGS]")
@@ -59,13 +60,6 @@ def read_calls(form: Form, text: str, tools: Tools, *, final: bool) -> tuple[lis
         return (_objects if as_objects else _named)(reader, form, tools), reader.at
     except _MoreError:
         return None
-
-
-def is_text(tool: Tool, name: str) -> bool:
-    """Whether an argument is a text by its schema, and written without quotes where each has a tag."""
-    properties = tool.parameters.get("properties")
-    schema = properties.get(name) if isinstance(properties, dict) else None
-    return isinstance(schema, dict) and schema.get("type") == "string"
 
 
 class _Reader:
@@ -126,6 +120,22 @@ class _Reader:
             raise _MoreError
         return False
 
+    def closes(self, piece: str) -> None:
+        """Past the marks behind a call, if they stand there; they may be cut off where nothing follows.
+
+        Raises:
+            _MoreError: nobody knows yet.
+        """
+        start = self.at
+        try:
+            self.literal(piece)
+        except NoCallError:
+            self.at = start
+        except _MoreError:
+            if not self.final:
+                raise
+            self.at = len(self.text)
+
     def json(self) -> Any:
         """Past an object or list of JSON, and what it says."""
         self.blank()
@@ -168,7 +178,7 @@ def _objects(reader: _Reader, form: Form, tools: Tools) -> list[ToolCall]:
     if not calls:
         raise NoCallError
     if form.kind == "object" and (after := (form.tail + form.closing).rpartition("}")[2].strip(" \n]")):
-        reader.passes(after)
+        reader.closes(after)
     return calls
 
 
@@ -179,7 +189,7 @@ def _named(reader: _Reader, form: Form, tools: Tools) -> list[ToolCall]:
     while form.encloses and form.between is not None and reader.passes(form.between + form.head):
         calls.append(_one_named(reader, form, tools))
     if form.closing:
-        reader.passes(form.closing)
+        reader.closes(form.closing)
     return calls
 
 
@@ -200,7 +210,9 @@ def _one_named(reader: _Reader, form: Form, tools: Tools) -> ToolCall:
     arguments = reader.json() if form.tags is None else _tagged(reader, form.tags, tools[name])
     if not isinstance(arguments, dict):
         raise NoCallError
-    if form.tail and not reader.passes(form.tail) and form.tags is not None:
+    if form.tags is None:
+        reader.closes(form.tail)
+    elif form.tail and not reader.passes(form.tail):
         rest = "".join(reader.text[reader.at :].split())
         if not (reader.final and rest and "".join(form.tail.split()).startswith(rest)):
             raise _MoreError  # in the middle of an argument
@@ -212,31 +224,22 @@ def _tagged(reader: _Reader, tags: Tags, tool: Tool) -> dict[str, Any]:
     pattern = _pattern_of(tags)
     arguments: dict[str, Any] = {}
     while found := pattern.match(reader.text, reader.at):
-        plain = is_text(tool, found["key"]) if tags.text == tags.other else found["text"] is not None
-        value = found["value"]
-        if value.startswith(_CDATA) and value.endswith("]]>"):
-            value = value[len(_CDATA) : -len("]]>")]
-        arguments[found["key"]] = value if plain else _typed(tool, found["key"], value)
+        arguments[found["key"]] = value_of(tags, tool, found["key"], found["value"], plain=found["text"] is not None)
         reader.at = found.end()
     return arguments
 
 
-def _typed(tool: Tool, name: str, text: str) -> Any:
-    """A value as its schema has it: what may be a text or null is a text, also where it looks like a number."""
-    value = _value(text)
-    properties = tool.parameters.get("properties")
-    types = set(_types(properties.get(name))) if isinstance(properties, dict) else set()
-    return text if types <= {"string", "null"} and "string" in types and value is not None else value
-
-
-def _types(schema: object) -> Iterator[str]:
-    """The types that a schema names, also in its alternatives."""
-    if isinstance(schema, dict):
-        named = schema.get("type")
-        yield from [named] if isinstance(named, str) else named if isinstance(named, list) else []
-        for key in ("anyOf", "oneOf"):
-            for one in schema.get(key) or []:
-                yield from _types(one)
+def value_of(tags: Tags, tool: Tool, key: str, text: str, *, plain: bool) -> Any:
+    """What an argument that has a tag says; `plain`: the tag is that of a text, where texts have one of their own."""
+    nullable = False
+    if tags.text == tags.other:
+        about = TextArgument.of(tool.parameters, key)
+        plain, nullable = about is not None, about is not None and about.nullable
+    if text.startswith(CDATA) and text.endswith("]]>"):
+        text = text[len(CDATA) : -len("]]>")]
+    if nullable and text.strip() in NULLS:
+        return None
+    return text if plain else _value(text)
 
 
 def _pattern_of(tags: Tags) -> re.Pattern[str]:
@@ -262,9 +265,18 @@ def _written(arguments: dict[str, Any]) -> str:
         NoCallError: a number in it is none.
     """
     try:
-        return json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode()
+        return as_json(arguments)
     except ValueError as error:
         raise NoCallError from error
+
+
+def as_json(value: object) -> str:
+    """A value as calls have it.
+
+    Raises:
+        ValueError: a number in it is none.
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode()
 
 
 def _value(text: str) -> Any:

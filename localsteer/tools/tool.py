@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,26 @@ class ToolCall:
 
     name: str
     arguments: str
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the arguments are complete; those of a call that is told while it is written may be cut off."""
+        try:
+            json.loads(self.arguments)
+        except ValueError:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class MoreArguments:
+    """More of the arguments of the latest call, which is told while it is written: they go on behind what was told of them.
+
+    Attributes:
+        text: of the JSON object.
+    """
+
+    text: str
 
 
 def tool_of(document: object) -> Tool:

@@ -128,6 +128,7 @@ def test_a_call_is_streamed(calling: Served) -> None:
     assert (begun["type"], begun["input"]) == ("tool_use", {})
     deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
     assert json.loads("".join(delta["partial_json"] for delta in deltas))["in"] in ("red", "blue")
+    assert len(deltas) > 3
     assert events[-2]["delta"]["stop_reason"] == "tool_use"
 
 

@@ -130,7 +130,17 @@ def test_a_call_is_streamed(calling: Served) -> None:
     deltas = [event["delta"] for event in events if event["type"] == "response.function_call_arguments.delta"]
     (done,) = [event for event in events if event["type"] == "response.function_call_arguments.done"]
     assert "".join(deltas) == done["arguments"] == events[-1]["response"]["output"][0]["arguments"]
+    assert len(deltas) > 3
     assert events[-1]["type"] == "response.completed"
+
+
+def test_a_call_that_is_cut_off_is_told_and_not_gone_on_with(calling: Served) -> None:
+    events = stream(calling, **{**MUST, "max_output_tokens": 49})
+    last = events[-1]["response"]
+    (call,) = last["output"]
+    assert (events[-1]["type"], call["type"], call["status"]) == ("response.incomplete", "function_call", "incomplete")
+    assert '{"in": "blue"}'.startswith(call["arguments"][:7])
+    assert ask(calling, input="and now?", previous_response_id=last["id"])["output"]
 
 
 def test_an_answer_follows_a_form(served: Served) -> None:

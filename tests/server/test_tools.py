@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+from openai import OpenAI
 
 from localsteer.llama.model import Model
 from tests.server.conftest import HELLO, PATIENCE, Listen, Serve, Served, wait_until
@@ -93,14 +95,39 @@ def test_a_template_that_cannot_do_without_a_description_has_an_empty_one(tmp_pa
         assert 0 < few < 20  # explained in words it takes a hundred
 
 
-def test_a_call_is_streamed(calling: Served) -> None:
-    events = stream(calling, "/v1/chat/completions", **MUST)
+def test_a_call_is_streamed_while_it_is_written(calling: Served) -> None:
+    (whole,) = calling.chat(**MUST, seed=3)["choices"][0]["message"]["tool_calls"]
+    events = stream(calling, "/v1/chat/completions", **MUST, seed=3)
     deltas = [event["choices"][0]["delta"] for event in events]
-    (call,) = [call for delta in deltas for call in delta.get("tool_calls", ())]
-    assert call["index"] == 0
-    assert_call(call)
+    first, *more = [call for delta in deltas for call in delta.get("tool_calls", ())]
+    assert len(more) > 3
+    assert {call["index"] for call in (first, *more)} == {0}
+    assert all(set(call) == {"index", "function"} and set(call["function"]) == {"arguments"} for call in more)
+    first["function"]["arguments"] += "".join(call["function"]["arguments"] for call in more)
+    assert_call(first)
+    assert first["function"] == whole["function"]
     assert not "".join(delta.get("content") or "" for delta in deltas)
     assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_the_openai_client_puts_calls_together(listen: Listen, tmp_path: Path) -> None:
+    offered: list[dict[str, Any]] = [PAINT, FREE_TEXT]
+    strict = [{**tool, "function": {**tool["function"], "strict": True}} for tool in offered]
+    with model_of(tmp_path, TAGS) as model:
+        live = listen(model=model, vectors=None, n_ctx=2048)
+        client = OpenAI(base_url=f"{live.url}/v1", api_key="none")
+        for seed in range(4):
+            asked: Any = {"model": "demo", "messages": HELLO, "max_tokens": 600, "temperature": 1, "seed": seed}
+            asked |= {"tools": strict, "tool_choice": "required"}
+            with client.chat.completions.stream(**asked) as told:
+                deltas = [event.arguments_delta for event in told if event.type == "tool_calls.function.arguments.delta"]
+                message: Any = told.get_final_completion().choices[0].message
+            answer: Any = client.chat.completions.create(**asked).choices[0].message
+            calls, whole = (
+                [(one.function.name, one.function.arguments) for one in each.tool_calls] for each in (message, answer)
+            )
+            assert calls == whole
+            assert len(deltas) > len(calls) > 0
 
 
 def test_ollama_is_told_of_a_call_and_tells_of_its_result(calling: Served) -> None:
@@ -158,6 +185,34 @@ def test_an_answer_in_a_form_is_steered_only_where_that_is_asked_for(served: Ser
     assert served.chat(**asked, steering="4 happy", steer_tools=True)["choices"] != unsteered
 
 
+# In tags its argument stands without quotes.
+FREE_TEXT: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "say",
+        "description": "",
+        "parameters": {
+            "type": "object",
+            "properties": {"what": {"type": "string", "minLength": 3, "maxLength": 9}},
+            "required": ["what"],
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("calling", ["own", "tags"], indirect=True)
+def test_a_text_has_the_length_and_the_pattern_of_its_schema(calling: Served) -> None:
+    coded = {"type": "object", "properties": {"what": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]+$", "maxLength": 9}}}
+    for parameters in (FREE_TEXT["function"]["parameters"], {**coded, "required": ["what"]}):
+        tool = {"type": "function", "function": {**FREE_TEXT["function"], "parameters": parameters}}
+        for seed in range(3):
+            asked = {"tools": [tool], "max_tokens": 200, "temperature": 1, "seed": seed}
+            (choice,) = calling.chat(**asked, tool_choice="required", parallel_tool_calls=False)["choices"]
+            (call,) = choice["message"]["tool_calls"]
+            jsonschema.validate(json.loads(call["function"]["arguments"]), parameters)
+            assert calling.chat(**asked | {"max_tokens": 4})["choices"]  # it may call, and need not
+
+
 # A tool whose calls are long.
 LONG: dict[str, Any] = {
     "type": "function",
@@ -173,16 +228,19 @@ LONG: dict[str, Any] = {
         },
     },
 }
-CUT = {"max_tokens": 40, "temperature": 0}
+CUT = {"max_tokens": 80, "temperature": 0}
 
 
-def test_a_call_that_is_cut_at_its_limit_is_none_and_no_text(calling: Served) -> None:
+def test_a_call_that_is_cut_at_its_limit_is_no_text_and_told_only_while_it_is_written(calling: Served) -> None:
     (choice,) = calling.chat(tools=[LONG], tool_choice="required", **CUT)["choices"]
     assert (choice["finish_reason"], choice["message"]["content"] or "") == ("length", "")
     assert not choice["message"].get("tool_calls")
     events = stream(calling, "/v1/chat/completions", tools=[LONG], tool_choice="required", **CUT)
     assert events[-1]["choices"][0]["finish_reason"] == "length"
-    assert not any(event["choices"][0]["delta"].get(part) for event in events for part in ("content", "tool_calls"))
+    deltas = [event["choices"][0]["delta"] for event in events]
+    assert not any(delta.get("content") for delta in deltas)
+    told = [call["function"]["arguments"] for delta in deltas for call in delta.get("tool_calls", ())]
+    assert "".join(told).startswith('{"in": ')
     response = calling.client.post(
         "/v1/responses",
         json={
@@ -273,6 +331,39 @@ def test_tools_that_cannot_be_had_are_refused(served: Served, asked: dict[str, A
     assert status == 400
     if parameter is not None:
         assert error["param"] == parameter
+
+
+# gpt-oss's form.
+HARMONY = """{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}<|start|>{{ m.role }}
+{%- for c in m.tool_calls or [] %} to=functions.{{ c.function.name }}<|channel|>commentary json<|message|>
+{{- c.function.arguments | tojson }}<|call|>{% else %}<|message|>{{ m.content }}<|end|>{% endfor %}{% endfor %}
+{%- if add_generation_prompt %}<|start|>assistant{% endif %}{# <|channel|>analysis<|message|> #}"""
+
+
+@pytest.fixture
+def harmony(tmp_path: Path, serve: Serve) -> Iterator[Served]:
+    """A model that writes messages in channels, calls among them."""
+    with model_of(tmp_path, HARMONY) as model:
+        yield serve(model=model, vectors=None)
+
+
+def test_a_call_in_a_channel_has_to_be_made(harmony: Served) -> None:
+    for choice in ("required", MUST["tool_choice"]):
+        asked: dict[str, Any] = {**MUST, "tools": [PAINT], "tool_choice": choice, "seed": 3}
+        (answer,) = harmony.chat(**asked)["choices"]
+        assert (answer["finish_reason"], answer["message"]["content"]) == ("tool_calls", None)
+        assert "reasoning_content" not in answer["message"]
+        (call,) = answer["message"]["tool_calls"]
+        assert_call(call)
+        events = stream(harmony, **asked)
+        told = [one for event in events for one in event["choices"][0]["delta"].get("tool_calls", ())]
+        assert "".join(one["function"]["arguments"] for one in told) == call["function"]["arguments"]
+        assert len(told) > 3
+    turns = [*HELLO, {**answer["message"]}, {"role": "tool", "tool_call_id": call["id"], "content": "done"}]
+    assert harmony.chat(messages=turns, tools=[PAINT], tool_choice="required", max_tokens=200)["choices"][0]["message"][
+        "tool_calls"
+    ]
+    assert harmony.refused({**MUST, "tools": [PAINT], "think": True})[1]["param"] == "think"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,8 @@ from llguidance import LLMatcher, LLTokenizer
 from localsteer.errors import LocalsteerError
 from localsteer.llama.grammar import Grammar
 from localsteer.llama.model import Model
-from localsteer.tools.form import GENERIC, LLAMA, Form
+from localsteer.llama.thinking import Thinking
+from localsteer.tools.form import GENERIC, HARMONY, LLAMA, Form
 from localsteer.tools.grammar import tool_grammar
 from localsteer.tools.parser import ToolCallParser
 from localsteer.tools.tool import Tool, ToolCall, tool_of
@@ -131,22 +133,77 @@ def test_what_a_schema_wants_and_cannot_be_had_is_refused_with_the_tools_name() 
     for form in FORMS.values():
         with pytest.raises(LocalsteerError, match=r'"bad".*1152921504606846977'):
             tool_grammar(form, [WEATHER, tool({"const": 2**60 + 1})], choice="auto")
-    with pytest.raises(LocalsteerError, match=r'"bad".*pattern'):
-        tool_grammar(QWEN_CODER, [tool({"type": "string", "pattern": "^a"})], choice="auto")
 
 
-@pytest.mark.parametrize(
-    ("parameters", "said"),
-    [
-        ({"properties": {"a": {"type": "string", "const": 1}}, "required": ["a"]}, "no text"),
-        ({"properties": {"a": {"type": "string", "enum": []}}, "required": ["a"]}, "no text"),
-        ({"properties": {"a": {"type": "string"}}, "required": ["b"]}, '"b" is required'),
-    ],
-)
-def test_arguments_in_tags_that_nobody_can_give_are_refused(parameters: dict[str, object], said: str) -> None:
-    tool = tool_of({"type": "function", "function": {"name": "bad", "parameters": {"type": "object", **parameters}}})
-    with pytest.raises(LocalsteerError, match=f'"bad".*{said}'):
+def test_what_is_required_and_not_described_is_refused() -> None:
+    parameters = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["b"]}
+    tool = tool_of({"type": "function", "function": {"name": "bad", "parameters": parameters}})
+    with pytest.raises(LocalsteerError, match=r'"bad".*"b" is required'):
         tool_grammar(QWEN_CODER, [tool], choice="required")
+
+
+THOUGHT = "Which tool? <tool_call> [TOOL_CALLS] {"
+THINK = Thinking("<think>", "</think>")
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_reasoning_before_the_answer_is_free_and_calls_behind_it_are_not(form: Form) -> None:
+    wrong = written(form, ("get_weather", {"city": "x", "days": 10}))
+    right = written(form, CALLS[0])
+    for begun, opens in ((True, ""), (False, "<think>"), (False, "\n<think>")):
+        lark = tool_grammar(form, TOOLS, choice="auto", thinking=THINK, begun=begun)
+        assert follows(lark, f"{opens}{THOUGHT}</think>\n\n{right}")
+        assert follows(lark, f"{opens}{THOUGHT}</think>\n\nNo tool.")
+        assert not follows(lark, f"{opens}{THOUGHT}</think>\n\n{wrong}")
+        assert begun or follows(lark, right)
+        assert begun or not follows(lark, wrong)
+
+
+def test_the_marks_of_reasoning_may_be_tokens_that_add_no_text(tiny: Model) -> None:
+    opens, closes = 1, 2  # any that are not in the texts
+    marks = {"<think>": opens, "</think>": closes}
+    matcher = Grammar(tiny, tool_grammar(HERMES, [MOVE], choice="auto", marks=marks, thinking=THINK)).matcher()
+    for token in (ord("\n"), opens, *b"{<tool_call>", closes, *b"\n\n<tool_call>"):
+        assert matcher.allows(token), token
+        matcher.accept(token)
+    assert np.flatnonzero(matcher.allowed()).size < 5
+
+
+def test_a_call_in_a_channel_can_be_required() -> None:
+    lark = tool_grammar(HARMONY, TOOLS, choice="required")
+    header = "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+    assert follows(lark, header + '{"city": "Rome", "days": 3}')
+    assert not follows(lark, header + '{"city": "Rome", "days": 10}')
+    assert not follows(lark, "<|channel|>final<|message|>No.")
+
+
+def test_a_call_in_a_channel_may_be_made_and_follows_its_schema(tiny: Model) -> None:
+    marks = {"<|channel|>": 1, "<|message|>": 2, "<|start|>": 3, "<|constrain|>": 4, "<|end|>": 5}
+    grammar = Grammar(tiny, tool_grammar(HARMONY, TOOLS, choice="auto", marks=marks))
+
+    def lets_through(reply: str) -> bool:
+        matcher = grammar.matcher()
+        for part in re.split(f"({'|'.join(map(re.escape, marks))})", reply):
+            for token in [marks[part]] if part in marks else part.encode():
+                if not matcher.allows(token):
+                    return False
+                matcher.accept(token)
+        return True
+
+    thought = "<|channel|>analysis<|message|>Which? to=functions.move {<|end|><|start|>assistant"
+    right, wrong = '{"city": "Rome", "days": 3}', '{"city": "Rome", "days": 10}'
+    assert lets_through(thought + "<|channel|>final<|message|>No tool.")
+    assert lets_through(f"{thought}<|channel|>commentary<|message|>I look.<|start|>assistant<|channel|>final<|message|>")
+    for header in (
+        "<|channel|>commentary to=functions.get_weather json<|message|>",
+        "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>",
+        " to=functions.get_weather<|channel|>commentary<|message|>",
+        "<|channel|>analysis to=functions.get_weather<|message|>",
+    ):
+        for before in (thought, ""):
+            assert lets_through(f"{before}{header}{right}"), header
+            assert not lets_through(f"{before}{header}{wrong}")
+    assert not lets_through("<|channel|>commentary to=functions.nothing<|message|>")
 
 
 def test_without_a_tool_there_is_nothing_to_call() -> None:

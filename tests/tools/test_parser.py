@@ -1,16 +1,29 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from localsteer.tools.form import GENERIC, LLAMA, Form
-from localsteer.tools.parser import ToolCallParser
-from localsteer.tools.tool import ToolCall
-from tests.tools.made import CALLS, FORMS, HERMES, MISTRAL, NEW_MISTRAL, QWEN_CODER, TOOLS, called, written
+from localsteer.tools.parser import Found, ToolCallParser
+from localsteer.tools.tool import MoreArguments, ToolCall
+from tests.tools.made import (
+    CALLS,
+    DEEPSEEK,
+    FORMS,
+    FUNCTIONARY,
+    HERMES,
+    KIMI,
+    MISTRAL,
+    NEW_MISTRAL,
+    QWEN_CODER,
+    TOOLS,
+    called,
+    written,
+)
 
-Found = list[str | ToolCall]
 
-
-def parsed(form: Form, *pieces: str) -> tuple[Found, str]:
+def parsed(form: Form, *pieces: str) -> tuple[Sequence[str | ToolCall | MoreArguments], str]:
     """What is found in an answer that comes in pieces, texts put together, and what of a call is left."""
     parser = ToolCallParser(form, TOOLS)
     found: Found = []
@@ -22,7 +35,7 @@ def parsed(form: Form, *pieces: str) -> tuple[Found, str]:
     return found, parser.unfinished
 
 
-def assert_parsed(form: Form, text: str, expected: Found, unfinished: str = "") -> None:
+def assert_parsed(form: Form, text: str, expected: Sequence[str | ToolCall], unfinished: str = "") -> None:
     """Wherever it is cut, and letter by letter."""
     assert parsed(form, text) == (expected, unfinished)
     for cut in range(len(text)):
@@ -144,3 +157,12 @@ def test_an_answer_in_json_that_was_cut_is_an_answer(text: str) -> None:
 def test_a_call_without_its_last_mark_is_a_call() -> None:
     whole = written(QWEN_CODER, *CALLS[:1])
     assert parsed(QWEN_CODER, whole.removesuffix("</tool_call>").rstrip() + "\n")[0] == called(*CALLS[:1])
+
+
+@pytest.mark.parametrize("form", [HERMES, QWEN_CODER, DEEPSEEK, KIMI, FUNCTIONARY])
+def test_a_last_mark_that_is_cut_off_is_no_text(form: Form) -> None:
+    whole = written(form, *CALLS[:1])
+    for cut in range(whole.rindex("}" if form.tags is None else "</parameter>") + 1, len(whole)):
+        if form.tags is not None and not whole[:cut].rstrip().endswith(("</function>", "</tool_call")):
+            continue  # an argument may follow
+        assert parsed(form, *whole[:cut])[0] == called(*CALLS[:1]), whole[:cut]
