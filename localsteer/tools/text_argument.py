@@ -98,10 +98,11 @@ class TextArgument:
     def _length(self, given: object) -> int | None:
         if given is None:
             return None
-        whole = isinstance(given, int) and not isinstance(given, bool)
-        if not (whole or (isinstance(given, float) and given.is_integer())) or given < 0:
+        if isinstance(given, float) and given.is_integer():
+            given = int(given)
+        if isinstance(given, bool) or not isinstance(given, int) or given < 0:
             raise self._error(f"cannot have a length of {given}")
-        return int(given)
+        return given
 
     def _pattern(self, pattern: object) -> str:
         """The texts in which a pattern is found."""
