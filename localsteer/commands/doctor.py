@@ -103,7 +103,9 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json({key.replace(" ", "_").replace("'", "").replace(".", "_"): value for key, value in facts.items()})
     else:
-        facts = {**facts, **facts.pop("vectors", {})}
         shown = {True: "yes", False: "no"}
-        rows = [(key, shown[value] if isinstance(value, bool) else str(value)) for key, value in facts.items()]
+        rows = [
+            (key, shown[value] if isinstance(value, bool) else str(value)) for key, value in facts.items() if key != "vectors"
+        ]
+        rows += facts.get("vectors", {}).items()
         print_facts(rows)
