@@ -17,7 +17,7 @@ export CFLAGS := $(CFLAGS) $(NO_AMX)
 export CXXFLAGS := $(CXXFLAGS) $(NO_AMX)
 endif
 
-.PHONY: demo test checks tests test-models fuzz bench bench-tools quality exports compatibility clean
+.PHONY: demo test checks tests test-models fuzz bench bench-tools quality exports compatibility handbook docs clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -29,6 +29,10 @@ endif
 .venv/.dev: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[demo,dev]"
 	touch $@ .venv/.demo
+
+.venv/.docs: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
 
 demo: .venv/.demo
 	@mkdir -p build
@@ -69,11 +73,13 @@ bench-tools: .venv/.dev
 
 bench: .venv/.dev bench-tools
 	$(BIN)/python -m bench.run
+	$(BIN)/python -m handbook
 
 # What steering does, and what it costs, beside prompting and the peers: hours. LOCALSTEER_REAL_MODEL=FILE adds that model, which
 # takes a night, or an evening with QUALITY=--quick; an interrupted run goes on.
 quality: .venv/.dev
 	$(BIN)/python -m bench.quality $(QUALITY)
+	$(BIN)/python -m handbook
 
 # Every vector of the library, exported and baked, in llama.cpp's own programs (`make test-models` takes one), and how near adapters
 # come on all models; LOCALSTEER_REAL_MODEL=FILE adds that model. An interrupted run goes on: EXPORTS="--model real happy" is a part.
@@ -86,6 +92,16 @@ exports: .venv/.dev bench-tools
 compatibility: .venv/.dev
 	$(BIN)/python -m bench.llama_server_tests --control
 	$(BIN)/python -m bench.llama_server_tests $(COMPATIBILITY)
+
+# What in docs/ is written by programs: help pages, the Python API, plots, the figures of the comparison. `make test` says when they
+# are out of date.
+handbook: .venv/.dev
+	$(BIN)/python -m handbook
+
+# The documentation as a site, its links checked: build/site/index.html, which a browser can open as it is.
+docs: .venv/.docs
+	$(BIN)/python -m handbook.site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv build dist
