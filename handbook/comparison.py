@@ -14,7 +14,6 @@ _BEGIN, _END = "<!-- figures: begin -->", "<!-- figures: end -->"
 _PEERS = ("llama-cvector-generator", "repeng")
 # Those that llama.cpp has a part in; the page of results has all.
 _SECTIONS = ("extraction", "decode", "memory", "serving", "going back")
-_MODEL = "The demo model: Smollm2 135M 8k Lc100K Mix1 Ep2"
 
 
 def with_figures(text: str) -> str:
@@ -31,15 +30,14 @@ def _speed() -> Iterator[str]:
         title = measured[section]["section"]["title"]
         for one in measured[section]["section"]["comparisons"]:
             if one["other"].startswith("llama-"):
-                ours, theirs, ratio = (_median(one[side]) for side in ("ours", "theirs", "ratio"))
-                yield (
-                    f"| {title}: {one['what']} | {_digits(ours)} {one['unit']} | {one['other']}: {_digits(theirs)} {one['unit']} | "
-                    f"{_digits(ratio)}, {one['ratio_is']} |"
-                )
+                unit = one["unit"]
+                ours, theirs, ratio = (_digits(statistics.median(one[side]["values"])) for side in ("ours", "theirs", "ratio"))
+                cells = (f"{title}: {one['what']}", f"{ours} {unit}", f"{one['other']}: {theirs} {unit}")
+                yield f"| {' | '.join(cells)} | {ratio}, {one['ratio_is']} |"
 
 
 def _reach() -> Iterator[str]:
-    rows = [row for row in table(ROOT / "bench" / "QUALITY.md", _MODEL) if any(row[peer] for peer in _PEERS)]
+    rows = [row for row in table(ROOT / "bench" / "quality" / "DEMO.md", "Swing") if any(row[peer] for peer in _PEERS)]
     columns = ("system prompt", "fresh", "calibrated", *_PEERS)
     yield from (f"| concept | instrument | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns))
     for row in rows:
@@ -51,13 +49,9 @@ def _reach() -> Iterator[str]:
         better += ours is not None and bool(theirs) and ours.value >= max(theirs)
     yield ""
     yield (
-        f"Both peers' vectors were tried for {len(rows)} concepts so far; in {better} of them the calibrated vector of localsteer "
-        "goes at least as far as the better one."
+        f"Both peers' vectors were tried for {len(rows)} concepts so far; in {better} of them the calibrated vector of "
+        "localsteer goes at least as far as the better one."
     )
-
-
-def _median(series: dict[str, list[float]]) -> float:
-    return statistics.median(series["values"])
 
 
 def _digits(value: float) -> str:
