@@ -23,7 +23,7 @@ TUTORIAL = ROOT / "docs" / "tutorial.md"
 # The first steered answer: what everybody tries. All of it takes minutes.
 QUICK = 1
 _SHOWS = re.compile(r"<!-- shows: (.*) -->")
-_PATIENCE = 120.0
+_PATIENCE = 300.0
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None or shutil.which("curl") is None, reason="needs bash and curl")
 
