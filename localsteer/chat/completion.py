@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
@@ -12,7 +12,7 @@ from localsteer.chat.commands import COMMANDS
 from localsteer.chat.session import Session
 from localsteer.chat.tables import doses, measured
 from localsteer.concepts.names import concepts
-from localsteer.discovery import find_models
+from localsteer.discovery import FoundModel, find_models
 
 # The name that is being written at the end of an expression.
 _NAME = re.compile(r"[^\s+\-!\"']*$")
@@ -29,6 +29,7 @@ class SessionCompleter(Completer):
         self._session = session
         self._files = PathCompleter(expanduser=True)
         self._doses: dict[tuple[str, str], str] = {}
+        self._models: Sequence[FoundModel] = ()
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
         """What may stand at the cursor."""
@@ -45,7 +46,9 @@ class SessionCompleter(Completer):
         if takes == "files":
             yield from self._files.get_completions(Document(argument), complete_event)
         elif takes == "models":
-            for model in find_models():
+            if not argument or not self._models:
+                self._models = find_models()  # which looks through folders, and is not to do so at every key
+            for model in self._models:
                 if model.name.startswith(argument):
                     yield Completion(model.name, -len(argument), display_meta=model.source)
         elif takes == "vectors":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -38,10 +39,12 @@ class Reply(Message):
     Attributes:
         cut: whether it ended before its time.
         steering: the expression that it was written under; None where that is not known.
+        remembered: what the policy remembered before its question (`localsteer.policy.controller.Controller.memory`).
     """
 
     cut: bool = False
     steering: str | None = None
+    remembered: Mapping[str, bool] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,15 +136,20 @@ class Conversation:
         request, dropped = self._request(turns)
         if seed is not None:
             request = replace(request, sampling=replace(request.sampling, seed=seed))
+        remembered = self._remembered
         gate = self.controller.answer(text, self.plan) if self.controller is not None else None
         tell = on_text if on_text is not None else lambda _piece, _reasoning: None
-        answer = self.generator.generate(
-            request,
-            gate=gate,
-            on_text=lambda piece: tell(piece, False),
-            on_reasoning=lambda piece: tell(piece, True),
-            should_stop=should_stop,
-        )
+        try:
+            answer = self.generator.generate(
+                request,
+                gate=gate,
+                on_text=lambda piece: tell(piece, False),
+                on_reasoning=lambda piece: tell(piece, True),
+                should_stop=should_stop,
+            )
+        except BaseException:
+            self._recall(remembered)
+            raise
         reasoning, reply = parts_of(request.division, answer.text)
         self.prompt_length = len(request.prompt) + len(answer.tokens)
         newly_dropped = False
@@ -149,8 +157,11 @@ class Conversation:
         if reply := reply.strip():
             steering = str(request.plan.steering) if request.plan is not None else ""
             cut = answer.finish_reason != "stop"
-            self.turns = [*turns, Reply("assistant", reply, reasoning or None, cut=cut, steering=steering)]
+            said = Reply("assistant", reply, reasoning or None, cut=cut, steering=steering, remembered=remembered)
+            self.turns = [*turns, said]
             newly_dropped, self.dropped_turns = dropped > self.dropped_turns, dropped
+        else:
+            self._recall(remembered)
         decisions = tuple(gate.decisions) if gate is not None else ()
         self.latest = Exchange(text, request, answer, reply, reasoning, decisions, bool(reply), newly_dropped)
         return self.latest
@@ -226,10 +237,35 @@ class Conversation:
         """Forget the last question and its answer; returns the question, None where there is none."""
         if not self.turns:
             return None
-        question = self.turns[-2].content
+        question, answer = self.turns[-2:]
         self.turns, self.latest = self.turns[:-2], None
         self.dropped_turns = min(self.dropped_turns, max(len(self.turns) - 2, 0))
-        return question
+        self._recall(answer.remembered if isinstance(answer, Reply) else {})
+        self._measure()
+        return question.content
+
+    @contextlib.contextmanager
+    def last_taken_back(self) -> Iterator[str | None]:
+        """Within it the last question and its answer are taken back; they return unless another answer has taken their place.
+
+        Yields:
+            The question; None where there is none.
+        """
+        before, remembered = (self.turns, self.dropped_turns, self.latest, self.prompt_length), self._remembered
+        question = self.take_back()
+        left = self.turns
+        try:
+            yield question
+        finally:
+            if self.turns is left:
+                self.turns, self.dropped_turns, self.latest, self.prompt_length = before
+                self._recall(remembered)
+
+    def take_up(self, turns: Sequence[Message]) -> None:
+        """Go on with what was said elsewhere or earlier, in place of what was said here."""
+        self.reset()
+        self.turns = list(turns)
+        self._measure()
 
     def reset(self) -> None:
         """Forget all turns; the system message, the steering and the policy stay."""
@@ -269,6 +305,18 @@ class Conversation:
         self.dropped_turns = self.prompt_length = 0
         if self.controller is not None and armed is not None:
             self.controller.policy = armed.for_answers(self.mode)
+
+    @property
+    def _remembered(self) -> Mapping[str, bool]:
+        return self.controller.memory if self.controller is not None else {}
+
+    def _recall(self, remembered: Mapping[str, bool]) -> None:
+        if self.controller is not None:
+            self.controller.recall(remembered)
+
+    def _measure(self) -> None:
+        """How long a prompt of what was said is, with a message of one token behind it."""
+        self.prompt_length = len(self._fitting([*self.turns, Message("user", ".")])[0]) if self.turns else 0
 
     def _request(self, turns: list[Message]) -> tuple[Request, int]:
         """The request to answer the last of these turns, and how many of the first ones are left out."""

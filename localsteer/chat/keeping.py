@@ -9,7 +9,7 @@ from pathlib import Path
 from localsteer.chat.conversation import Reply
 from localsteer.chat.history import History
 from localsteer.chat.session import Session
-from localsteer.chat.transcript import SavedMessage, Transcript
+from localsteer.chat.transcript import SavedMessage, Transcript, brief
 from localsteer.errors import LocalsteerError
 from localsteer.llama.chat_template import Message
 from localsteer.steering.expression import parse_steering
@@ -70,19 +70,20 @@ def go_on(session: Session, transcript: Transcript, *, steering: bool = True) ->
         yield f"This conversation was had with {transcript.model}; {model.name} goes on with it."
     if (transcript.policy or None) != session.policy_file:
         yield f"It was under {f'the policy {transcript.policy}' if transcript.policy else 'no policy'}."
-    conversation.reset()
     session.created = transcript.created
     said = [one for one in transcript.messages if one.text.strip()]
     pairs = [(one, two) for one, two in itertools.pairwise(said) if (one.role, two.role) == ("user", "assistant")]
+    turns: list[Message] = []
     for question, answer in pairs:
         reply = Reply("assistant", answer.text, answer.reasoning, cut=answer.cut, steering=answer.steering)
-        conversation.turns += [Message("user", question.text), reply]
+        turns += [Message("user", question.text), reply]
+    conversation.take_up(turns)
     counted = f"{len(pairs)} question{'' if len(pairs) == 1 else 's'} and answer{'' if len(pairs) == 1 else 's'}"
     yield f"{transcript.title or 'The conversation'}: {counted}."
     if pairs and pairs[-1][1].cut:
         yield "The last answer was cut; /retry answers once more."
     if said and said[-1].role == "user":
-        yield f"Not answered yet: {said[-1].text}"
+        yield f"Not answered yet: {brief(said[-1].text)}"
 
 
 class Keeper:

@@ -23,19 +23,19 @@ from prompt_toolkit.formatted_text.base import AnyFormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
-from rich.text import Text
 
 from localsteer.chat.completion import SessionCompleter
 from localsteer.chat.knobs import warning
 from localsteer.chat.live_screen import ANSWERING, KEPT_LINES, LiveScreen
-from localsteer.chat.markdown import ansi
-from localsteer.chat.screen import harmless
+from localsteer.chat.reflow import ReflowingRenderer, reflows
 from localsteer.chat.session import STEP, Session
 from localsteer.chat.terminal import handle, is_open
 from localsteer.errors import LocalsteerError
 
 logger = logging.getLogger(__name__)
 
+# What ends other programs' prompts, and is no message.
+_LEAVES = ("exit", "quit")
 # Signals that end a program; the terminal must not be left as a prompt has it.
 _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _STYLE = Style.from_dict(
@@ -96,7 +96,12 @@ class Chat:
             output=screen.output,
         )
         self._prompt.default_buffer.accept_handler = self._accept
-        self._prompt.app.min_redraw_interval = 0.02
+        app = self._prompt.app
+        app.min_redraw_interval = 0.02
+        if reflows():
+            app.renderer = ReflowingRenderer(
+                app.renderer.style, app.output, cpr_not_supported_callback=app.cpr_not_supported_callback
+            )
 
     def run(self) -> None:
         """Until /quit or Ctrl-D.
@@ -145,8 +150,8 @@ class Chat:
             while (line := self._lines.get()) is not None and not self._left:
                 self._working, self._doing = True, line
                 self._waiting.popleft()
-                self._screen.print_finished(ansi(Text(harmless(f"> {line}"), "bold"), self._screen.width))
-                if not handle(self._session, line):
+                self._screen.ask(line)
+                if line in _LEAVES or not handle(self._session, line):
                     break
                 self._working, self._doing = False, ""
                 self._screen.allow()

@@ -29,8 +29,9 @@ from rich.text import Text
 from localsteer.building.own_answers import Progress
 from localsteer.chat.columns import columns
 from localsteer.chat.conversation import Heard
-from localsteer.chat.markdown import ansi
+from localsteer.chat.markdown import ansi, rendered
 from localsteer.chat.screen import ShouldStop, harmless
+from localsteer.chat.transcript import brief
 from localsteer.chat.writing import MarkdownWriting, RawWriting, Writing
 
 T = TypeVar("T")
@@ -70,6 +71,8 @@ class LiveScreen:
         self._early_progress = progress
         self._stop = threading.Event()
         self._tail = ""
+        self._covered = False  # whether something else fills the terminal
+        self._later: list[str] = []  # what is to be printed then
 
     @property
     def tail(self) -> str:
@@ -111,6 +114,15 @@ class LiveScreen:
     def error(self, text: str) -> None:
         """Above the prompt, red."""
         self.show(Text(harmless(text), "red"))
+
+    def recall(self, question: str, answer: str) -> None:
+        """As it stood there."""
+        self.ask(brief(question))
+        self.show(Text(harmless(answer)) if self.plain else rendered(harmless(answer)))
+
+    def ask(self, line: str) -> None:
+        """A line that was sent, above what comes of it."""
+        self.show(Text(harmless(f"> {line}"), "bold"))
 
     @contextlib.contextmanager
     def answer(self) -> Iterator[Heard]:
@@ -182,6 +194,7 @@ class LiveScreen:
             finally:
                 ended()
 
+        self._covered = True
         running = self._started(run())
         try:
             meanwhile()
@@ -189,6 +202,10 @@ class LiveScreen:
             running.cancel()
             raise
         self._wait_for(running)
+        self._covered = False
+        later, self._later = self._later, []
+        if later:
+            self._print("".join(later))
 
     # ---- drawing
 
@@ -207,7 +224,10 @@ class LiveScreen:
         self._print(drawn, tail)
 
     def _print(self, drawn: str, tail: str | None = None) -> None:
-        """Above the prompt; waits for it, so that what is printed keeps its order."""
+        """Above the prompt; waits for it, so that what is printed keeps its order (the prompt's own thread cannot)."""
+        if self._covered:
+            self._later.append(drawn)
+            return
         done: Future[None] = Future()
         application = self.application
         loop = application.loop if application is not None else None
@@ -230,7 +250,8 @@ class LiveScreen:
 
         try:
             loop.call_soon_threadsafe(write)
-            self._wait_for(done)
+            if not _runs_here(loop):
+                self._wait_for(done)
         except (RuntimeError, KeyboardInterrupt):  # the prompt has ended before it got to it
             if not done.cancel():
                 raise
@@ -253,6 +274,7 @@ class LiveScreen:
         size = self.output.get_size()
         if above is not None:
             renderer.report_absolute_cursor_row(min(above + 1 + _rows(drawn, size.columns), size.rows))
+        application.render_counter += 1  # or what grew would be drawn once more as it was
         renderer.render(application, application.layout)
 
     def _in_terminal(self, function: Callable[[], T]) -> T:
@@ -294,6 +316,14 @@ class LiveScreen:
         finally:
             self.busy = before
             self.redraw()
+
+
+def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether this is the thread of a loop."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 def _rows(drawn: str, columns: int) -> int:

@@ -50,6 +50,9 @@ class Screen(Protocol):
     def error(self, text: str) -> None:
         """What went wrong."""
 
+    def recall(self, question: str, answer: str) -> None:
+        """What was said last, where a conversation goes on."""
+
     def answer(self) -> AbstractContextManager[Heard]:
         """Shows an answer as it comes: what it yields is told the pieces."""
 
@@ -114,6 +117,9 @@ class PlainScreen:
     def error(self, text: str) -> None:
         """On stderr."""
         click.secho(harmless(text), err=True, fg="red")
+
+    def recall(self, question: str, answer: str) -> None:
+        """Who reads from a pipe has had it."""
 
     @contextlib.contextmanager
     def answer(self) -> Iterator[Heard]:

@@ -204,6 +204,12 @@ class Session:
         if model.chat_template is None:
             yield "A base model without a chat template: the conversation is given to it as plain text."
 
+    def show_last(self) -> None:
+        """What was said last, for who goes on with a conversation."""
+        if self.conversation.turns:
+            question, answer = self.conversation.turns[-2:]
+            self.screen.recall(question.content, answer.content)
+
     # ---- talking
 
     def ask(self, text: str, *, seed: int | None = None, again: bool = False) -> None:
@@ -236,7 +242,8 @@ class Session:
                 self.keep()
             raise
         # Whatever else ends an answer (the terminal is gone, a kill) leaves what was kept of it so far.
-        self.keep()
+        if exchange.kept or not again:
+            self.keep()
         if self.conversation.turns != before:
             self.context = []
         if remarks := _remarks(exchange, self.conversation.dropped_turns):

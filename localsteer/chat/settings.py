@@ -25,6 +25,9 @@ _NUMBERS: dict[str, tuple[bool, float, float]] = {
     "seed": (True, 0, MAX_SEED),
     "max_tokens": (True, 1, 2**31 - 1),
 }
+# What other programs call them.
+_CALLED = {"num_predict": "max_tokens", "n_predict": "max_tokens", "temp": "temperature"}
+_AT_THE_START = ("num_ctx", "n_ctx", "context")
 _THINK = {"on": True, "off": False, "auto": None}
 
 
@@ -46,10 +49,11 @@ def change(conversation: Conversation, name: str, value: str) -> None:
         conversation.think = _THINK[value]
         return
     if name not in _NUMBERS:
-        near = difflib.get_close_matches(name, names(), n=1)
-        raise LocalsteerError(
-            f'"{name}" cannot be set.', hint=f"Did you mean {near[0]}?" if near else f"What can: {', '.join(names())}."
-        )
+        near = [_CALLED[name]] if name in _CALLED else difflib.get_close_matches(name, names(), n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"What can: {', '.join(names())}."
+        if name in _AT_THE_START:
+            hint = "How long the context is, --context says at the start."
+        raise LocalsteerError(f'"{name}" cannot be set.', hint=hint)
     if name == "seed" and value == "off":
         conversation.sampling = replace(conversation.sampling, seed=None)
         return

@@ -16,8 +16,13 @@ from localsteer.chat.keeping import go_on, transcript_of
 from localsteer.chat.markdown import code_blocks
 from localsteer.chat.session import MOST_CONTEXT, Session
 from localsteer.chat.shell import run_shell
-from localsteer.chat.transcript import Transcript, export_markdown, load_transcript, save_transcript
+from localsteer.chat.transcript import Transcript, brief, export_markdown, load_transcript, save_transcript
 from localsteer.errors import LocalsteerError
+
+# What a shell says of a command that there is not.
+_NO_COMMAND = 127
+# As Ollama's chat has them.
+_SET = {"think": "think on", "nothink": "think off"}
 
 
 @command("undo", "", "forget the last question and its answer")
@@ -25,7 +30,7 @@ def _undo(session: Session, _argument: str) -> None:
     if (question := session.conversation.take_back()) is None:
         raise LocalsteerError("There is nothing to undo.")
     session.keep()
-    session.screen.say(f"Forgotten: {question}")
+    session.screen.say(f"Forgotten: {brief(question)}")
 
 
 @command("retry", "[SEED]", "answer the last question once more")
@@ -52,15 +57,10 @@ def _edit(session: Session, argument: str) -> None:
 
 def _again(session: Session, changed: Callable[[str], str], seed: int | None) -> None:
     """Ask the last question anew, changed; where that fails the conversation is as it was."""
-    conversation = session.conversation
-    before = conversation.turns, conversation.dropped_turns
-    if (question := conversation.take_back()) is None:
-        raise LocalsteerError("There is no question yet.", hint="Say something first.")
-    try:
+    with session.conversation.last_taken_back() as question:
+        if question is None:
+            raise LocalsteerError("There is no question yet.", hint="Say something first.")
         session.ask(changed(question), seed=seed, again=True)
-    finally:
-        if not conversation.turns or conversation.turns[:-2] != before[0][:-2] or len(conversation.turns) < len(before[0]):
-            conversation.turns, conversation.dropped_turns = before
 
 
 @command("system", "TEXT|off", "set the system message, or remove it")
@@ -97,6 +97,8 @@ def shell(session: Session, line: str) -> None:
         raise LocalsteerError("! runs a command and gives its output as context.", hint="Such as !git diff.")
     with session.screen.stoppable() as should_stop:
         status, output = run_shell(line, should_stop)
+    if status == _NO_COMMAND:
+        raise LocalsteerError(f"{line}: {output.strip()}", hint="! runs a command of the system; /help lists those of the chat.")
     if output.strip():
         session.attach(f"$ {line}", output)
         session.screen.say(output.rstrip())
@@ -127,6 +129,7 @@ def _load(session: Session, argument: str) -> None:
     session.keep()
     for line in told:
         session.screen.note(line)
+    session.show_last()
     session.screen.say(f"Steering: {session.status()}")
 
 
@@ -174,9 +177,13 @@ def _copy(session: Session, argument: str) -> None:
 
 @command("set", "[NAME VALUE]", "set temperature, top_p, seed, max_tokens, think and the like; alone it shows them")
 def _set(session: Session, argument: str) -> None:
+    argument = _SET.get(argument, argument.removeprefix("parameter "))
     name, _, value = argument.partition(" ")
     if argument and not value:
-        raise LocalsteerError(f"/set {name} needs a value.", hint=f"Such as /set {name} on." if name == "think" else None)
+        raise LocalsteerError(f"/set {name} needs a value.")
+    if name == "system":
+        _system(session, value.strip())
+        return
     if argument:
         settings.change(session.conversation, name, value.strip())
     for line in settings.told(session.conversation):

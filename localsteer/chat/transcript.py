@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -25,6 +24,8 @@ VERSION = 1
 # A context of 16,384 tokens is some 70 kB of text, and what is dropped from it stays in the file.
 MAX_BYTES = 32 * 2**20
 TITLE_LENGTH = 60
+# Characters of either end of a long message: five lines or so.
+_BRIEF = 400
 
 # What a terminal would act on, or show in another order than it stands in a file: all control characters but tab and line feed,
 # line and paragraph separators, what turns the direction of writing, and halves of characters that no encoding can write.
@@ -130,6 +131,13 @@ def one_line(text: str) -> str:
     return " ".join(displayable(" ".join(text.split())).split())
 
 
+def brief(text: str) -> str:
+    """A message for somebody who knows it: its beginning and its end where it is long, such as one that a file was given with."""
+    if len(text) <= 2 * _BRIEF:
+        return text
+    return f"{text[:_BRIEF].rstrip()}\n[... {len(text) - 2 * _BRIEF:,} characters ...]\n{text[-_BRIEF:].lstrip()}"
+
+
 def transcript_of(document: Any) -> Transcript:
     """The transcript of a document that may come from anywhere.
 
@@ -173,11 +181,9 @@ def load_transcript(path: Path) -> Transcript:
         LocalsteerError: there is no such file, or it is no conversation; the message names the place in it.
     """
     try:
-        with readable(path, LocalsteerError, kind="saved conversation"):
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise LocalsteerError(f"{path} is not an ordinary file.")
-            with path.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
+        hint = "/save writes one; /model NAME opens a model."
+        with readable(path, LocalsteerError, kind="saved conversation", hint=hint, ordinary=True), path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
         return transcript_of(read_json(data.decode("utf-8-sig")))

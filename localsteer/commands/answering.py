@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from localsteer.building.library import loader
+from localsteer.building.own_answers import Progress
 from localsteer.commands.options import Command, Number, gathered, with_options
 from localsteer.commands.output import note, progress_bar
 from localsteer.engine.generate import Generator
@@ -174,8 +176,24 @@ def make_opposite(steering: Steering, model: Model, *, mode: Mode, limit: DoseLi
 
 
 @contextlib.contextmanager
-def armed_policy(path: str | None, model: Model, limit: DoseLimit | None, mode: Mode) -> Iterator[ArmedPolicy | None]:
+def armed_policy(
+    path: str | None,
+    model: Model,
+    limit: DoseLimit | None,
+    mode: Mode,
+    *,
+    tell: Callable[[str], None] = note,
+    progress: Callable[[], AbstractContextManager[Progress]] = progress_bar,
+) -> Iterator[ArmedPolicy | None]:
     """A policy file armed for a model; None without one.
+
+    Args:
+        path: the file.
+        model: the model.
+        limit: the largest dose; None for any.
+        mode: what is steered.
+        tell: is told what is to be known.
+        progress: shows how far the work is.
 
     Raises:
         LocalsteerError: the policy cannot be used, or the limit does not allow it.
@@ -186,9 +204,10 @@ def armed_policy(path: str | None, model: Model, limit: DoseLimit | None, mode: 
     from localsteer.policy.arm import arm
 
     with contextlib.ExitStack() as stack:
-        with progress_bar() as progress:
-            armed = stack.enter_context(arm(path, model, progress, limit=limit, mode=mode))
-        note(*armed.notes)
+        with progress() as shown:
+            armed = stack.enter_context(arm(path, model, shown, limit=limit, mode=mode))
+        for text in armed.notes:
+            tell(text)
         yield armed
 
 
@@ -197,8 +216,8 @@ def new_controller(armed: ArmedPolicy | None, mode: Mode) -> Controller | None:
     return Controller(armed.for_answers(mode), audit=armed.audit) if armed is not None else None
 
 
-def open_generator(model: Model, n_ctx: int | None) -> Generator:
-    """A generator with this context."""
+def open_generator(model: Model, n_ctx: int | None, *, tell: Callable[[str], None] = note) -> Generator:
+    """A generator with this context; what is to be known of it is told."""
     if n_ctx is not None and model.n_ctx_train and n_ctx > model.n_ctx_train:
-        note(f"{model.name} was trained for a context of {model.n_ctx_train} tokens; beyond that it loses the thread.")
+        tell(f"{model.name} was trained for a context of {model.n_ctx_train} tokens; beyond that it loses the thread.")
     return Generator(model, n_ctx=n_ctx)

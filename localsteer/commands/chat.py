@@ -27,7 +27,7 @@ from localsteer.commands.answering import (
     with_answer_options,
 )
 from localsteer.commands.options import ModelOptions, parse_special_option, with_model_options
-from localsteer.commands.output import interrupt_stops_answer, progress_bar
+from localsteer.commands.output import interrupt_stops_answer, log_told, progress_bar
 from localsteer.llama.sampling import Sampling
 from localsteer.vector.calibration import Mode
 
@@ -57,11 +57,13 @@ def command(
     @contextlib.contextmanager
     def open_model(name: str | None, mode: Mode) -> Iterator[Opened]:
         options = model_options if name is None else replace(model_options, model=name)
-        with options.open(parse_special=parse_special) as model:
+        # What is told goes where the chat is: /model opens one beneath the prompt.
+        tell, progress = screen.note, screen.progress
+        with options.open(parse_special=parse_special, tell=tell) as model:
             limit = limit_for(model, answering.max_dose)
             with (
-                armed_policy(answering.policy_file, model, limit, mode) as armed,
-                open_generator(model, answering.n_ctx) as generator,
+                armed_policy(answering.policy_file, model, limit, mode, tell=tell, progress=progress) as armed,
+                open_generator(model, answering.n_ctx, tell=tell) as generator,
             ):
                 yield Opened(model, generator, limit, armed)
 
@@ -74,18 +76,18 @@ def command(
     if kept is not None and model_options.model is None and Path(kept.model_path).is_file():
         model_options = replace(model_options, model=kept.model_path)
     mode: Mode = "anchored" if answering.anchored else "response"
+    screen: Screen
+    if live:
+        from prompt_toolkit.output import create_output
+
+        from localsteer.chat.live import Chat
+        from localsteer.chat.live_screen import LiveScreen
+
+        screen = drawn = LiveScreen(create_output(), progress_bar, plain=plain)
+    else:
+        screen = PlainScreen(progress_bar, interrupt_stops_answer)
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_model(None, mode))
-        screen: Screen
-        if live:
-            from prompt_toolkit.output import create_output
-
-            from localsteer.chat.live import Chat
-            from localsteer.chat.live_screen import LiveScreen
-
-            screen = drawn = LiveScreen(create_output(), progress_bar, plain=plain)
-        else:
-            screen = PlainScreen(progress_bar, interrupt_stops_answer)
         conversation = Conversation(
             opened.generator,
             system=answering.system,
@@ -110,11 +112,13 @@ def command(
             screen.note(
                 f"Conversations are kept in {keeper.file}; `localsteer history` shows and deletes them, --no-log keeps none."
             )
+        session.show_last()
         if piped:
             session.attach("the piped text", piped)
         try:
             if live:
-                Chat(session, drawn, None if no_log else _line_history()).run()
+                with log_told(screen.note):
+                    Chat(session, drawn, None if no_log else _line_history()).run()
             else:
                 run_plain(session, sys.stdin)
         finally:

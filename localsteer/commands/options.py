@@ -46,13 +46,19 @@ class ModelOptions:
     rpc: str | None
     trust: bool = False
 
-    def open(self, path: Path | None = None, *, parse_special: bool = False) -> Model:
-        """The model, or the default one (LOCALSTEER_MODEL, then the demo model); or in the same way the one in a file."""
+    def open(self, path: Path | None = None, *, parse_special: bool = False, tell: Callable[[str], None] = note) -> Model:
+        """The model, or the default one (LOCALSTEER_MODEL, then the demo model); or in the same way the one in a file.
+
+        Args:
+            path: the file.
+            parse_special: whether control tokens in messages count as such.
+            tell: is told what is to be known.
+        """
         rpc.connect([server.strip() for server in (self.rpc or "").split(",") if server.strip()])
         path = path if path is not None else self.path()
         ollama = ollama_layers(path, self.model)
         if ollama.system is not None:
-            note("Ollama keeps a system text with this model, which is not used here: give one with --system.")
+            tell("Ollama keeps a system text with this model, which is not used here: give one with --system.")
         return Model(
             path,
             gpu_layers=self.gpu_layers,

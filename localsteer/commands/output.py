@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import shlex
 import signal
@@ -31,6 +32,30 @@ def note(*texts: str) -> None:
 
 # Those whose result depends on the model.
 _OF_A_MODEL = re.compile(r"`localsteer (?:calibrate|extract|vectors build|policy fit)\b(?![^`]* -m )[^`]*(?=`)")
+
+
+class _Told(logging.Handler):
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell it."""
+        try:
+            self._tell(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+@contextlib.contextmanager
+def log_told(tell: Callable[[str], None]) -> Iterator[None]:
+    """Within it what is logged is told in this way, not written on stderr: there is a prompt on the terminal."""
+    logger = logging.getLogger("localsteer")
+    before, logger.handlers = logger.handlers, [_Told(tell)]
+    try:
+        yield
+    finally:
+        logger.handlers = before
 
 
 def for_this_model(text: str) -> str:

@@ -37,7 +37,7 @@ def read_arrays(path: Path) -> dict[str, Floats]:
     Raises:
         VectorError: no such file, of another kind, damaged, too large, a pickle, or an array of anything but floating point.
     """
-    with readable(path, VectorError), path.open("rb") as file:
+    with readable(path, VectorError, ordinary=True), path.open("rb") as file:
         data, size = file.read(MAX_BYTES), os.fstat(file.fileno()).st_size
     if path.suffix.lower() in _PICKLES:
         raise VectorError(f"{path} is a pickle.", hint=_PICKLE_HINT)

@@ -212,7 +212,7 @@ def type_name(kind: int) -> str:
 def _refusals(path: Path, error: type[LocalsteerError], kind: str, not_gguf: str | None = None) -> Iterator[None]:
     """Say for a person what is found to be wrong within the block."""
     try:
-        with readable(path, error, kind=kind):
+        with readable(path, error, kind=kind, ordinary=True):
             yield
     except OtherKindError:
         raise error(f"{path} is not a GGUF file.", hint=not_gguf) from None

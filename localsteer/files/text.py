@@ -10,7 +10,9 @@ from localsteer.errors import LocalsteerError
 
 
 @contextlib.contextmanager
-def readable(path: Path, error: type[LocalsteerError], *, kind: str = "file", hint: str | None = None) -> Iterator[None]:
+def readable(
+    path: Path, error: type[LocalsteerError], *, kind: str = "file", hint: str | None = None, ordinary: bool = False
+) -> Iterator[None]:
     """Around the reading of a file: what keeps it from being read is told as a person needs it.
 
     Args:
@@ -18,11 +20,14 @@ def readable(path: Path, error: type[LocalsteerError], *, kind: str = "file", hi
         error: what to raise.
         kind: what to call it.
         hint: what to do where it is missing.
+        ordinary: refuse terminals, pipes and the like, which may never end.
 
     Raises:
         LocalsteerError: of the class `error`: it is missing, or cannot be read.
     """
     try:
+        if ordinary and path.exists() and not (path.is_file() or path.is_dir()):
+            raise error(f"{path} is not an ordinary file.")
         yield
     except FileNotFoundError:
         raise error(f"There is no {kind} {path}.", hint=hint) from None

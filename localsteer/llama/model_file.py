@@ -25,7 +25,7 @@ def check_model_file(path: Path) -> None:
         ModelError: the file is missing, cannot be read, or is no GGUF.
     """
     hint = "`localsteer models list` shows the models on this machine."
-    with readable(path, ModelError, kind="model file", hint=hint), path.open("rb") as file:
+    with readable(path, ModelError, kind="model file", hint=hint, ordinary=True), path.open("rb") as file:
         magic = file.read(len(MAGIC))
     if magic != MAGIC:
         raise ModelError(

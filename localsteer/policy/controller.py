@@ -52,6 +52,16 @@ class Controller:
         self._answers = 0
         self._on: dict[str, bool] = {}  # whether classifiers of the prompt were true last time
 
+    @property
+    def memory(self) -> Mapping[str, bool]:
+        """What it carries from answer to answer: which classifiers of the prompt were true last time."""
+        return dict(self._on)
+
+    def recall(self, memory: Mapping[str, bool]) -> None:
+        """Remember what it did then; what came since was taken back."""
+        self._on = dict(memory)
+        self.latest = None
+
     def answer(self, message: str, plan: Plan | None = None) -> AnswerGate:
         """The gate of the next answer.
 

@@ -43,6 +43,7 @@ class ToolCallParser:
         self._teller: CallTeller | None = None
         self._held = ""
         self._mark = ""  # what the call began with that is being read
+        self._space = ""  # what stands before that: a part of the text where there is no call after all
         self._reading = False
         self._bare = form.kind == "bare"  # whether the call that is being read stands there without marks
         self._fenced = False  # whether the block of code of a call is still to be closed
@@ -62,7 +63,7 @@ class ToolCallParser:
     def finish(self) -> Found:
         """What is left at the end of the answer."""
         found = self._all(final=True)
-        rest, self._held = self._mark + self._held, ""
+        rest, self._held = self._space + self._mark + self._held, ""
         if self._reading and self._begins_a_call(rest):
             self.unfinished = rest
         elif rest.strip() or not self._has_called:
@@ -92,8 +93,8 @@ class ToolCallParser:
                 self._teller = None
                 # Text after all: the mark, or what looked like one.
                 cut = 0 if self._mark else 1
-                found.append(self._mark + self._held[:cut])
-                self._held, self._mark, self._reading = self._held[cut:], "", False
+                found.append(self._space + self._mark + self._held[:cut])
+                self._held, self._mark, self._space, self._reading = self._held[cut:], "", "", False
                 continue
             if read is None:
                 break
@@ -101,7 +102,7 @@ class ToolCallParser:
             found += self._untold(calls)
             self._has_called = True
             self._fenced, self._over = "```" in self._mark, self._bare
-            self._held, self._mark, self._reading = self._held[length:], "", False
+            self._held, self._mark, self._space, self._reading = self._held[length:], "", "", False
         return _joined(found)
 
     def _untold(self, calls: list[ToolCall]) -> Found:
@@ -136,7 +137,9 @@ class ToolCallParser:
         at = held.find(begin) if begin else -1
         if at >= 0:
             self._held, self._mark, self._reading, self._bare = held[at + len(begin) :], begin, True, self._form.kind == "bare"
-            return held[:at].rstrip()
+            text = held[:at].rstrip()
+            self._space = held[len(text) : at]
+            return text
         certain = len(held) - open_end(held, begin)
         certain = len(held[:certain].rstrip())
         self._held = held[certain:]

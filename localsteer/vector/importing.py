@@ -117,7 +117,7 @@ def import_vector(path: Path, *, shift: int | None = None, name: str | None = No
 
 def _find(path: Path, model: Fingerprint | None, told: bool) -> _Found:
     """What the file holds; `told` where the user says how to number it."""
-    with readable(path, VectorError), path.open("rb") as file:
+    with readable(path, VectorError, ordinary=True), path.open("rb") as file:
         is_gguf = file.read(4) == MAGIC
     return _find_in_gguf(read_vector_header(path), model) if is_gguf else _find_in_arrays(path, model, told)
 

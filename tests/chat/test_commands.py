@@ -15,8 +15,9 @@ import pytest
 from localsteer.chat import history
 from localsteer.chat.commands import COMMANDS, carry_out
 from localsteer.chat.conversation import Conversation
+from localsteer.chat.history import History
 from localsteer.chat.keeping import Keeper
-from localsteer.chat.screen import PlainScreen, harmless
+from localsteer.chat.screen import PlainScreen, ShouldStop, harmless
 from localsteer.chat.session import Opened, Session
 from localsteer.commands.output import interrupt_stops_answer, progress_bar
 from localsteer.engine.generate import Generator
@@ -368,8 +369,33 @@ def test_how_tokens_are_drawn_can_be_set(chat: Chat) -> None:
         ("/set temperature inf", "from 0, not inf"),
         ("/set seed", "needs a value"),
         ("/set colour red", "What can: temperature"),
+        ("/set parameter num_predict 9", "Did you mean max_tokens?"),
+        ("/set parameter num_ctx 9", "--context"),
+        ("/show info", "/model, /system, /set and /steer alone"),
     ):
         assert said in chat(line).err
+
+
+def test_what_ollamas_chat_takes_is_taken(chat: Chat) -> None:
+    lines = (
+        "/set parameter temperature 0.3",
+        "/set system Be brief.",
+        "/set nothink",
+        "/set think",
+        "/?",
+        "/clear",
+        "/bye",
+        "no",
+    )
+    out = chat(*lines).out
+    assert out.startswith("temperature 0.3\nSystem message: Be brief.\nthink off\nthink on\n")
+    assert out.endswith("The conversation begins anew.\n")
+
+
+def test_a_command_that_the_system_has_not_is_no_context(chat: Chat) -> None:
+    result = chat("!nosuchcommand", "/file", "!echo out; exit 3", "/file")
+    assert "nosuchcommand" in result.err
+    assert result.out == "With the next message: nothing\nout\nWith the next message: $ echo out; exit 3\n"
 
 
 def test_a_conversation_is_saved_and_loaded(chat: Chat, vector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,6 +446,32 @@ def test_a_kept_conversation_goes_on(chat: Chat, tiny: Model, tmp_path: Path, mo
     assert "There is no conversation 7" in chat(options=("--resume", "7")).err
     assert chat(options=("--resume", "x")).code == 2
     assert chat(options=("--resume", "--no-log")).code == 2
+
+
+def test_what_fails_to_take_the_place_of_an_answer_leaves_the_kept_one(tiny: Model, tmp_path: Path) -> None:
+    class Impatient(PlainScreen):
+        def stoppable(self) -> contextlib.AbstractContextManager[ShouldStop]:
+            return contextlib.nullcontext(lambda: True)
+
+    with Generator(tiny) as generator, History(tmp_path / "history.db") as kept:
+        session = session_with(generator)
+        session.keeper = Keeper(tmp_path / "history.db")
+        session.ask("Hello")
+        before = kept.read(1).messages
+        session.screen = Impatient(progress_bar, interrupt_stops_answer)
+        carry_out(session, "/retry")
+        assert kept.read(1).messages == before
+        carry_out(session, "/why")
+
+
+def test_a_long_message_is_shown_by_its_beginning_and_its_end(chat: Chat, tmp_path: Path) -> None:
+    file = tmp_path / "long.txt"
+    file.write_text("Once upon a time.\n" + "filler " * 100 + "\nThe end.")
+    result = chat(f"/file {file}", "What happens?", "/undo", options=("--context", "4096"))
+    forgotten = result.out.partition("Forgotten: ")[2]
+    assert "Once upon a time." in forgotten
+    assert "The end.\n\nWhat happens?" in forgotten
+    assert len(forgotten) < 900
 
 
 def test_that_nothing_can_be_kept_is_told_and_ends_nothing(

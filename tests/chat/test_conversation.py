@@ -264,6 +264,75 @@ def test_the_policy_hears_the_users_message_and_steers_the_answer_to_it(tiny: Mo
     assert heard == ["pass", "fire", "fire", "pass"]
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_what_is_taken_back_the_policy_has_not_heard(tiny: Model, controller: Controller, again: bool) -> None:
+    with Generator(tiny) as generator:
+        conversation = Conversation(generator, controller=controller, sampling=SAMPLING, max_tokens=4)
+
+        def heard(message: str) -> list[str]:
+            conversation.ask(message)
+            return actions(controller)
+
+        assert heard("A hen") == ["pass"]
+        assert heard("A pig") == ["fire"]
+        assert heard("And now?") == ["fire"]
+        if again:
+            with conversation.last_taken_back():
+                assert heard("A hen") == ["pass"]
+            assert heard("And now?") == ["pass"]
+            conversation.take_back()
+        conversation.take_back()
+        assert actions(controller) == []
+        assert heard("What of it?") == ["fire"]
+        for _ in range(2):
+            conversation.take_back()
+        assert heard("And now?") == ["pass"]
+
+
+def test_a_message_that_is_not_kept_the_policy_has_not_heard(tiny: Model, controller: Controller) -> None:
+    with Generator(tiny) as generator:
+        conversation = Conversation(generator, controller=controller, sampling=SAMPLING, max_tokens=4)
+        conversation.ask("A hen")
+        conversation.ask("A pig", should_stop=lambda: True)
+        with pytest.raises(KeyboardInterrupt):
+            conversation.ask("A pig", on_text=insistent)
+        conversation.ask("And now?")
+    assert actions(controller) == ["pass"]
+
+
+def insistent(_piece: str, _reasoning: bool) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_fails_to_take_the_place_of_an_answer_leaves_it_there(tiny: Model, controller: Controller) -> None:
+    with Generator(tiny, n_ctx=128) as generator:
+        conversation = Conversation(generator, controller=controller, sampling=SAMPLING, max_tokens=4)
+        conversation.ask("A pig")
+        before = conversation.turns, conversation.latest, conversation.prompt_length
+        with pytest.raises(LocalsteerError), conversation.last_taken_back():
+            conversation.ask("hen " * 200)
+        with conversation.last_taken_back():
+            conversation.ask("A hen", should_stop=lambda: True)
+        assert (conversation.turns, conversation.latest, conversation.prompt_length) == before
+        conversation.ask("And now?")
+    assert actions(controller) == ["fire"]
+
+
+def test_how_much_of_the_context_is_used_goes_back_with_what_was_said(tiny: Model) -> None:
+    with Generator(tiny) as generator:
+        conversation = Conversation(generator, sampling=SAMPLING, max_tokens=6)
+        conversation.ask("Hello")
+        one, turns = conversation.prompt_length, list(conversation.turns)
+        conversation.ask("And more of that, please")
+        two = conversation.prompt_length
+        conversation.take_back()
+        assert one <= conversation.prompt_length < two
+        conversation.take_back()
+        assert conversation.prompt_length == 0
+        conversation.take_up(turns)
+        assert one <= conversation.prompt_length < two
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """All requests that are answered."""

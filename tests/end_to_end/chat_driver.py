@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pexpect
 import pyte
+from pyte.screens import Char, StaticDefaultDict
+
+from localsteer.chat.reflow import VARIABLES
 
 ROOT = Path(__file__).parents[2]
 ENTER, ALT_ENTER, TAB, CTRL_C, CTRL_D = "\r", "\x1b\r", "\t", "\x03", "\x04"
@@ -21,6 +24,17 @@ ALT_UP, ALT_DOWN = "\x1b\x1b[A", "\x1b\x1b[B"
 PATIENCE = 30.0
 _CURSOR_ASKED = b"\x1b[6n"
 _GLANCE = 0.05
+# What is said of the terminal that the tests run in.
+_OF_A_TERMINAL = ("NO_COLOR", "COLUMNS", "LINES", "TERM_PROGRAM", "STY", *VARIABLES)
+
+
+def _text(screen: pyte.HistoryScreen) -> str:
+    return "\n".join(line.rstrip() for line in screen.display).rstrip()
+
+
+def _everything(screen: pyte.HistoryScreen) -> str:
+    above = ["".join(line[column].data for column in range(screen.columns)).rstrip() for line in screen.history.top]
+    return "\n".join([*above, _text(screen)])
 
 
 def pasted(text: str) -> str:
@@ -55,7 +69,7 @@ class Terminal:
         self.raw = b""
         self._stream = pyte.ByteStream(self.screen)
         own = {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), **(environment or {})}
-        inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
+        inherited = {name: value for name, value in os.environ.items() if name not in _OF_A_TERMINAL}
         first, *rest = map(str, command)
         self.process = pexpect.spawn(first, rest, dimensions=(lines, columns), env={**inherited, **own}, timeout=None)
         self.process.delaybeforesend = None
@@ -74,14 +88,12 @@ class Terminal:
     @property
     def text(self) -> str:
         """The screen."""
-        return "\n".join(line.rstrip() for line in self.screen.display).rstrip()
+        return _text(self.screen)
 
     @property
     def everything(self) -> str:
         """The screen, and what has left it at the top."""
-        width = self.screen.columns
-        above = ["".join(line[column].data for column in range(width)).rstrip() for line in self.screen.history.top]
-        return "\n".join([*above, self.text])
+        return _everything(self.screen)
 
     @property
     def toolbar(self) -> str:
@@ -119,6 +131,15 @@ class Terminal:
             if not until() and (not lives or time.monotonic() > end):
                 raise AssertionError(f"not seen{' before the end' if not lives else ''}: {what}\n{self.everything}")
 
+    @property
+    def drawn(self) -> Iterator[str]:
+        """What was on the screen and above it whenever it was drawn, up to now."""
+        again = pyte.HistoryScreen(self.screen.columns, self.screen.lines, history=5000)
+        stream = pyte.ByteStream(again)
+        for part in re.split(rb"(?<=\x1b\[\?25h)", self.raw):  # the cursor is hidden meanwhile
+            stream.feed(part)
+            yield _everything(again)
+
     def see(self, *texts: str) -> None:
         """Wait until all of these texts are there, on the screen or above it."""
         for text in texts:
@@ -149,8 +170,33 @@ class Terminal:
         self.type(text + ENTER)
 
     def resize(self, columns: int) -> None:
-        """Another width of the window. What stood further right stays where it was, as in most terminals."""
+        """Another width of the window. What stood further right stays where it was, as in xterm."""
         self.process.setwinsize(self.screen.lines, columns)
+
+    def reflow(self, columns: int) -> None:
+        """A narrower window that breaks its lines anew, as most terminals have it."""
+        screen = self.screen
+        rows: list[dict[int, Char]] = []
+        for y in range(screen.lines):
+            if y == screen.cursor.y:
+                place = len(rows) + screen.cursor.x // columns
+            filled = [x for x, char in screen.buffer[y].items() if char.data != " "]
+            for start in range(0, max(filled, default=0) + 1, columns):
+                line = range(start, min(start + columns, screen.columns))
+                rows.append({x - start: screen.buffer[y][x] for x in line})
+        used = max(place, *(number for number, row in enumerate(rows) if any(char.data != " " for char in row.values())))
+        gone = max(used + 1 - screen.lines, 0)
+        x = screen.cursor.x % columns
+        screen.resize(columns=columns)
+        for y, row in enumerate(rows[: gone + screen.lines]):
+            line = StaticDefaultDict(screen.default_char)
+            line.update(row)
+            if y < gone:
+                screen.history.top.append(line)
+            else:
+                screen.buffer[y - gone] = line
+        screen.cursor.x, screen.cursor.y = x, place - gone
+        self.process.setwinsize(screen.lines, columns)
 
 
 class ChatTerminal(Terminal):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import os
 import re
 import signal
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from bench.models import real_model
+from localsteer.chat.transcript import load_transcript
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import write_vector
 from tests.end_to_end.chat_driver import (
@@ -199,7 +202,7 @@ def stty(chat: ChatTerminal) -> tuple[str, str]:
 AROUND = "echo --begin--; stty -a; echo --chat--; {}; echo status $?; echo --end--; stty -a; echo --over--"
 
 
-@pytest.mark.parametrize(("leave", "status"), [(CTRL_D, 0), (f"/quit{ENTER}", 0), ("", 143)])
+@pytest.mark.parametrize(("leave", "status"), [(CTRL_D, 0), (f"/quit{ENTER}", 0), (f"exit{ENTER}", 0), ("", 143)])
 def test_the_terminal_is_left_as_it_was_found(tiny_path: TinyPath, leave: str, status: int) -> None:
     shell = AROUND if leave else AROUND.replace("{}", "{} & echo pid $! ; fg").replace("echo --begin--", "set -m; echo --begin--")
     with ChatTerminal("-m", tiny_path("llama"), "-n", "300", "--seed", "2", shell=shell) as chat:
@@ -256,6 +259,47 @@ def test_a_piped_text_is_context_and_a_full_context_is_told(tiny_path: TinyPath)
         chat.see("the context holds 256")
         chat.type(CTRL_D)
         assert chat.end() == 0
+
+
+def test_what_is_told_of_another_model_stands_above_the_prompt(
+    tiny_path: TinyPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "ollama"
+    keep_as_ollama(store, "sailor", model=tiny_path("llama"), system="You are a sailor.")
+    keep_as_ollama(store, "broken", model=tiny_path("llama"))
+    (store / "manifests" / "registry.ollama.ai" / "library" / "broken" / "latest").write_text("{")
+    monkeypatch.setenv("OLLAMA_MODELS", str(store))
+    with ChatTerminal("-m", tiny_path("llama"), "-n", "6", "--context", "700") as chat:
+        chat.wait_ready()
+        for letter in "/model sail":
+            chat.type(letter)
+            chat.look()
+        chat.type(TAB)
+        chat.see("> /model sailor")
+        assert chat.everything.count("Skipped") == 1  # not with every letter
+        chat.type(ENTER)
+        # Each in a line of its own, for nothing else has moved the cursor.
+        said = "Ollama keeps a system text with this model, which is not used here: give one with --system."
+        chat.see(f"\n{said}\n", "Skipped the Ollama model broken", "trained for a context of 512 tokens", "Model: ")
+        chat.wait_ready()
+        lines = chat.everything.split("\n")
+        assert lines.index("> /model sailor:latest") < lines.index(said)
+        assert sum(line.startswith(" unsteered") for line in lines) == 1
+        chat.ask("Hello")
+
+
+def keep_as_ollama(store: Path, name: str, *, model: Path, system: str = "") -> None:
+    """Put a model into a folder of Ollama's, as it keeps them."""
+    layers = []
+    for kind, data in (("model", model.read_bytes()), ("system", system.encode())):
+        digest = hashlib.sha256(data).hexdigest()
+        if data:
+            (store / "blobs").mkdir(parents=True, exist_ok=True)
+            (store / "blobs" / f"sha256-{digest}").write_bytes(data)
+            layers.append({"mediaType": f"application/vnd.ollama.image.{kind}", "digest": f"sha256:{digest}"})
+    manifest = store / "manifests" / "registry.ollama.ai" / "library" / name / "latest"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"layers": layers}))
 
 
 def test_without_colours(tiny_path: TinyPath) -> None:
@@ -340,6 +384,19 @@ def test_nothing_of_a_long_answer_is_torn(columns: int | None, lines: int) -> No
 
 
 @pytest.mark.models
+def test_nothing_flickers_while_an_answer_streams() -> None:
+    with ChatTerminal("-m", "demo", "-n", "60", "--seed", "3") as chat:
+        chat.wait_ready()
+        chat.ask(LONG)
+        whole = words(shown_answer(chat, LONG))
+        behind = [text.rpartition(f"> {LONG}\n")[2] for text in chat.drawn if f"> {LONG}\n" in text]
+    grown = [words(text.partition("\n>")[0]) for text in behind if "\n>" in text]
+    assert len(grown) > 20
+    # The last word of what grows may be half of one.
+    assert [some for some in grown if some[:-1] != whole[: max(len(some) - 1, 0)]] == []
+
+
+@pytest.mark.models
 def test_compare_streams_in_columns() -> None:
     with ChatTerminal("-m", "demo", "-n", "40", "--seed", "3", "-s", "0.8 happy") as chat:
         chat.wait_ready()
@@ -354,6 +411,62 @@ def test_compare_streams_in_columns() -> None:
         chat.type(CTRL_C)
         chat.wait_ready()
         chat.see("─ -0.5 happy ─", "─ 0 happy ─", "─ 1 happy ─")
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("columns", [90, 60])
+def test_compare_is_whole_where_the_terminal_breaks_lines_anew(columns: int) -> None:
+    environment = {"VTE_VERSION": "7600"}
+    with ChatTerminal("-m", "demo", "-n", "60", "--seed", "3", "-s", "0.8 happy", lines=40, environment=environment) as chat:
+        chat.wait_ready()
+        chat.ask("How was your day?")
+        chat.line("/compare")
+        chat.wait(lambda: "─ unsteered ─" in chat.text and chat.answering, "the frames")
+        chat.reflow(columns)
+        chat.wait_ready()
+        assert "> How was your day?" in chat.everything
+        assert chat.everything.count("─ unsteered ─") == 1
+        frames = chat.everything.rpartition("> /compare\n")[2].partition("\n>")[0]
+        assert frames.count("╭") == frames.count("╮") == frames.count("╰") == frames.count("╯") == 3
+        assert all(line[:1] in "╭│╰ " and line[-1:] in "╮│╯" for line in frames.strip().split("\n"))
+
+
+@pytest.mark.models
+def test_a_killed_chat_loses_nothing_but_the_token_that_was_being_written(tmp_path: Path) -> None:
+    options = ("-n", "300", "--seed", "3")
+    with ChatTerminal("-m", "demo", "-s", "0.5 happy", *options) as chat:
+        chat.wait_ready()
+        chat.ask("/system You are a zoologist.")
+        chat.ask("How was your day?")
+        chat.ask("/copy")
+        first = copied(chat)
+        chat.line(LONG)
+        chat.wait(lambda: chat.answering and len(words(shown_answer(chat, LONG))) > 20, "some words")
+        chat.process.kill(signal.SIGKILL)
+        assert chat.end() == -signal.SIGKILL
+        seen = words(shown_answer(chat, LONG))
+    with ChatTerminal("--resume", *options) as chat:
+        chat.wait_ready()
+        chat.see("How was your day?: 2 questions and answers.", "The last answer was cut; /retry answers once more.")
+        assert words(shown_answer(chat, LONG))[:10] == seen[:10]  # where it was
+        assert chat.toolbar.startswith(" 0.5 happy")
+        chat.ask(f"/save {tmp_path / 'talk.json'}")
+        kept = load_transcript(tmp_path / "talk.json")
+        assert kept.system == "You are a zoologist."
+        assert [one.text for one in kept.messages[:3]] == ["How was your day?", first, LONG]
+        assert kept.messages[3].cut
+        # The last word on the screen may have been half of one.
+        assert words(kept.messages[3].text)[: len(seen) - 1] == seen[:-1]
+        assert len(seen) > 20
+        chat.ask("Which of them is the largest?")
+        chat.see("Which of them is the largest?")
+        chat.ask("/undo")
+        chat.ask("/retry")
+        chat.ask(f"/save {tmp_path / 'again.json'}")
+        again = load_transcript(tmp_path / "again.json")
+        assert [one.text for one in again.messages[:3]] == ["How was your day?", first, LONG]
+        assert again.messages[3] != kept.messages[3]
+        assert again.created == kept.created
 
 
 @pytest.mark.models

@@ -70,6 +70,8 @@ def test_text_may_stand_between_calls_and_behind() -> None:
         "[TOOL",
         "<tool_call> is a mark",
         "[TOOL_CALLS] too",
+        "The mark:\n\n<tool_call> begins a call",
+        "Both  [TOOL_CALLS] and\n\t<tool_call>, \n<|python_tag|> too",
         '{"name": "Bob"}',
         "[1, 2]",
         "{x",

@@ -48,13 +48,16 @@ class Talks extends EventTarget {
   /** @param {Talk} talk */
   keep(talk) {
     if (this.keepsNothing || !talk.turns.length || this.#removed.has(talk.id)) return;
-    // Another tab may go on with the same one: then there are two.
     const there = load(PREFIX + talk.id);
-    if (talk.changed && there && there.changed !== talk.changed) talk.id = this.begin().id;
+    if (talk.changed && !there) return this.#tell("This conversation was deleted in another tab, and is kept no more. \"New chat\" begins another one.");
+    // Another tab may go on with the same one: then there are two.
+    if (talk.changed && there.changed !== talk.changed) Object.assign(talk, { id: this.begin().id, changed: 0 });
     talk.title = there?.title || talk.title || titleOf(talk.turns[0].user);
-    talk.changed = Date.now();
     save("talk", talk.id, true);
-    this.#tell(save(PREFIX + talk.id, talk) ? "" : "This conversation is not kept: the browser has no room left, or forbids it. Deleting others may help.");
+    const kept = { ...talk, changed: Date.now() };
+    const isKept = save(PREFIX + talk.id, kept);
+    if (isKept) talk.changed = kept.changed;
+    this.#tell(isKept ? "" : "This conversation is not kept: the browser has no room left, or forbids it. Deleting others may help.");
   }
 
   /** The title alone: another tab may have gone on with it meanwhile, or deleted it. @param {string} id @param {string} title */
@@ -77,8 +80,10 @@ class Talks extends EventTarget {
   keepNothing(nothing, current) {
     this.#keepsNothing = nothing;
     save("keepsNothing", nothing);
-    if (nothing) forget(PREFIX + current.id);
-    else this.keep(current);
+    if (nothing) {
+      forget(PREFIX + current.id);
+      current.changed = 0;
+    } else this.keep(current);
     this.#tell();
   }
 

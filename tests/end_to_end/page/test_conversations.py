@@ -110,6 +110,28 @@ def test_what_is_deleted_while_it_is_written_stays_deleted(page: Page, api: Fake
     assert kept(page) == []
 
 
+def test_what_another_tab_deletes_while_it_is_written_stays_deleted(page: Page, api: FakeApi) -> None:
+    api.endless = True
+    page.get_by_label("Message", exact=True).fill(QUESTION)
+    page.keyboard.press("Enter")
+    expect(page.locator(".words")).to_have_text(UNSTEERED)
+    other = page.context.new_page()
+    other.goto(page.url)
+    dialog = history(other)
+    dialog.get_by_role("button", name=f"Delete {QUESTION}").click()
+    dialog.get_by_role("button", name="for good").click()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#talk-problem")).to_contain_text("deleted in another tab")
+    assert kept(page) == []
+    # What was said stays on the screen, and what is said from here on is another conversation.
+    expect(page.locator(".words")).to_have_text(UNSTEERED)
+    api.endless = False
+    page.get_by_role("button", name="New chat").click()
+    ask(page, "Something else")
+    assert [one["title"] for one in kept(page)] == ["Something else"]
+    expect(page.locator("#talk-problem")).to_be_empty()
+
+
 def test_the_list_holds_still_for_who_renames_or_deletes_while_an_answer_is_written(page: Page, api: FakeApi) -> None:
     ask(page, "The first question")
     page.get_by_role("button", name="New chat").click()
