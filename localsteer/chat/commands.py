@@ -111,9 +111,13 @@ def _layers(session: Session, _argument: str) -> None:
 
 @command("compare", "[TEXT]", "the last message again: the other way, unsteered, steered; or another message")
 def _compare(session: Session, argument: str) -> None:
+    if not argument:
+        _check_asked(session)
     plan = session.conversation.plan
-    opposite = session.opposite_of(plan) if plan is not None else None
-    plans = [*([opposite] if opposite is not None else []), None, *([plan] if plan is not None else [])]
+    if plan is None:
+        raise LocalsteerError("Nothing is steered.", hint="Set something first, such as /steer 0.5 happy; or try /sweep happy.")
+    opposite = session.opposite_of(plan)
+    plans = [*([opposite] if opposite is not None else []), None, plan]
     titles = [str(one.steering) if one is not None else "unsteered" for one in plans]
     session.answer_side_by_side(titles, plans, argument or None)
 
@@ -134,8 +138,14 @@ def _sweep(session: Session, argument: str) -> None:
         raise LocalsteerError(f"/sweep shows 2 to {_MOST_SWEPT} strengths, not {count}.")
     strengths = [round(float(strength), 3) for strength in np.linspace(low, high, count)]
     name = parse_steering(words[0]).terms[0].vector
+    _check_asked(session)  # before a vector is built, which takes minutes on a large model
     plans = session.swept(name, strengths)
     session.answer_side_by_side([f"{strength:g} {name}" for strength in strengths], plans, None)
+
+
+def _check_asked(session: Session) -> None:
+    if not session.conversation.turns:
+        raise LocalsteerError("There is nothing to compare yet.", hint="Say something first.")
 
 
 def _number(word: str) -> float:

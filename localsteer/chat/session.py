@@ -218,12 +218,13 @@ class Session:
         Args:
             text: the message.
             seed: draw the answer with this one.
-            again: it was answered before: that answer stays kept until the new one is there.
+            again: it was answered before: that answer stays kept until the new one is there, and what goes with the next message
+                does not go with it.
 
         Raises:
             LocalsteerError: it does not fit the context.
         """
-        given, before = self.context, list(self.conversation.turns)
+        given, before = [] if again else self.context, list(self.conversation.turns)
         message = "\n\n".join([*(f"{name}:\n\n{content}" for name, content in given), text])
         keeper = self.keeper if not again else None
         if keeper is not None:
@@ -244,7 +245,7 @@ class Session:
         # Whatever else ends an answer (the terminal is gone, a kill) leaves what was kept of it so far.
         if exchange.kept or not again:
             self.keep()
-        if self.conversation.turns != before:
+        if self.conversation.turns != before and not again:
             self.context = []
         if remarks := _remarks(exchange, self.conversation.dropped_turns):
             self.screen.note(f"[{'; '.join(remarks)}]")
@@ -269,10 +270,8 @@ class Session:
         """Answer a message (or the last one again) under several steerings, in one batch.
 
         Raises:
-            LocalsteerError: there is nothing to answer yet.
+            LocalsteerError: it does not fit the context.
         """
-        if text is None and not self.conversation.turns:
-            raise LocalsteerError("There is nothing to compare yet.", hint="Say something first, or give a text.")
         with self.screen.stoppable() as should_stop, self.screen.side_by_side(titles) as tell:
             return self.conversation.side_by_side(plans, text, on_text=tell, should_stop=should_stop)
 

@@ -98,7 +98,7 @@ def shell(session: Session, line: str) -> None:
     with session.screen.stoppable() as should_stop:
         status, output = run_shell(line, should_stop)
     if status == _NO_COMMAND:
-        raise LocalsteerError(f"{line}: {output.strip()}", hint="! runs a command of the system; /help lists those of the chat.")
+        raise LocalsteerError(f"{output.strip() or line}.", hint="! runs a command of the system; /help lists those of the chat.")
     if output.strip():
         session.attach(f"$ {line}", output)
         session.screen.say(output.rstrip())

@@ -138,12 +138,13 @@ def test_who_draws_from_everything_cannot_anchor(chat: Chat, vector: Path) -> No
 
 
 def test_a_mistake_is_said_and_the_chat_goes_on(chat: Chat) -> None:
-    result = chat("/steer 0.5 hapy", "/steer 1 happy sad", "/ster x", "/compare", "Hello")
+    result = chat("/steer 0.5 hapy", "/steer 1 happy sad", "/ster x", "/compare", "/sweep happy", "Hello", "/compare")
     assert result.code == 0
     assert "Did you mean happy?" in result.err
     assert "^" in result.err
     assert "Did you mean /steer?" in result.err
-    assert "nothing to compare" in result.err
+    assert "Nothing is steered" in result.err
+    assert result.err.count("nothing to compare") == 2
     assert result.out == chat("Hello").out
 
 
@@ -336,6 +337,7 @@ def test_a_file_and_a_command_go_with_the_next_message(chat: Chat, tmp_path: Pat
     assert f"With the next message: {file}, $ echo two words\n" in result.out
     assert f"Forgotten: {file}:\n\nPigs can swim.\n\n$ echo two words:\n\ntwo words\n\nWhat can pigs do?\n" in result.out
     assert result.out.endswith("With the next message: nothing\n")
+    assert "/notes.txt\n" in chat("What?", f"/file {file}", "/retry", "/file").out  # that was asked before
     (tmp_path / "picture").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "empty").write_text(" \n")
     refused = chat(f"/file {tmp_path}/none", f"/file {tmp_path}/picture", f"/file {tmp_path}/empty", "/file")
