@@ -18,6 +18,8 @@ __all__ = ["COMMANDS", "carry_out"]
 
 # What other chats call them.
 _ALIASES = {"/clear": "/reset", "/new": "/reset", "/?": "/help"}
+# How alike a slip and a command are: /plicy and /policy are 0.92, and /nope and /compare 0.62.
+_NEAR = 0.7
 _SHOWN = {"/show": "/model, /system, /set and /steer alone show what is set."}
 # Doses of a sweep, unless it is told how many; more than nine answers side by side are read by nobody.
 _SWEPT, _MOST_SWEPT = 5, 9
@@ -38,7 +40,7 @@ def carry_out(session: Session, line: str) -> bool:
         return False
     found = COMMANDS.get(_ALIASES.get(name, name))
     if found is None:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=_NEAR)
         hint = _SHOWN.get(name) or (f"Did you mean {near[0]}?" if near else "/help lists the commands.")
         raise LocalsteerError(f"There is no command {name}.", hint=hint)
     found.action(session, argument.strip())

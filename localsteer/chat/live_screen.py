@@ -100,8 +100,8 @@ class LiveScreen:
         return shutil.get_terminal_size().columns
 
     def say(self, text: str) -> None:
-        """Above the prompt."""
-        self._print(harmless(text) + "\n")
+        """Above the prompt, broken between words."""
+        self.show(Text(harmless(text)))
 
     def show(self, renderable: RenderableType) -> None:
         """Above the prompt."""

@@ -91,7 +91,7 @@ class TraitReader:
         """
         for name, vector in vectors.items():
             vector.check_fits(self._model.fingerprint, name=name)
-        missing = {name: one for name, one in vectors.items() if self._everyday.get(name, (None,))[0] is not one}
+        missing = {name: one for name, one in vectors.items() if not self._knows(name, one)}
         if missing:
             found = project(self._model, _everyday_texts(), missing, n_ctx=self._n_ctx)
             for name, vector in missing.items():
@@ -106,6 +106,14 @@ class TraitReader:
             along[:1] = 0  # nothing stands before it
             traits.append(Trait(name, pieces, along))
         return traits
+
+    def _knows(self, name: str, vector: ControlVector) -> bool:
+        """Whether everyday text was read along it; another object may be the same vector, loaded once more."""
+        if name not in self._everyday:
+            return False
+        known = self._everyday[name][0].directions
+        own = vector.directions
+        return known.keys() == own.keys() and all(np.array_equal(known[layer], own[layer]) for layer in own)
 
 
 def _everyday_texts() -> list[str]:

@@ -6,6 +6,7 @@ item when the next one begins: they may be longer than a terminal, and what is a
 
 from __future__ import annotations
 
+import re
 from typing import Protocol
 
 from rich.cells import chop_cells
@@ -16,6 +17,7 @@ from localsteer.chat.markdown import Block, ansi, blocks, highlighted, rendered
 # would take 0.2 s at 400 lines.
 _CONTEXT = 20
 _UNSURE = 8
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Writing(Protocol):
@@ -103,5 +105,7 @@ class MarkdownWriting:
 
 
 def _markdown(text: str, width: int) -> str:
-    drawn = ansi(rendered(text), width).strip("\n")
-    return "".join(f"{line.rstrip(' ')}\n" for line in drawn.split("\n"))
+    lines = ansi(rendered(text), width).split("\n")
+    # A table has an empty line at either end, which is coloured.
+    shown = [number for number, line in enumerate(lines) if _COLOURS.sub("", line).strip()]
+    return "".join(f"{line.rstrip(' ')}\n" for line in (lines[shown[0] : shown[-1] + 1] if shown else [""]))

@@ -120,10 +120,21 @@ def command(
                 with log_told(screen.note):
                     Chat(session, drawn, None if no_log else _line_history()).run()
             else:
-                run_plain(session, sys.stdin)
+                run_plain(session, _typed() if sys.stdin.isatty() else sys.stdin)
         finally:
             if keeper is not None:
                 keeper.close()
+
+
+def _typed() -> Iterator[str]:
+    """Lines of a terminal that can show no more than lines, each behind a prompt."""
+    while True:
+        click.echo("> ", nl=False, err=True)
+        line = sys.stdin.readline()
+        if not line:
+            click.echo(err=True)
+            return
+        yield line
 
 
 def _override(session: Session, answering: AnswerOptions) -> None:

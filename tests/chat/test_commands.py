@@ -279,6 +279,7 @@ def test_a_chat_writes_one_conversation_into_the_audit_log(chat: Chat, policy: P
 def test_help_and_the_hint_for_a_slip_know_the_policy(chat: Chat) -> None:
     assert "/policy" in chat("/help").out
     assert "Did you mean /policy?" in chat("/polcy").err
+    assert "Did you mean" not in chat("/nope").err
 
 
 def test_several_lines_are_one_message_between_quotes(chat: Chat) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
 from localsteer.chat.trait import BARS, FULL, Trait, TraitReader
 from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
+from localsteer.reading.projection import project
 from localsteer.vector.control_vector import ControlVector
 
 
@@ -52,6 +56,20 @@ def test_read_along_a_vector_and_its_opposite(tiny: Model) -> None:
     again, longer = reader.read("Pigs can \u661fswim.", {"push": vectors["push"], "longer": ControlVector({2: 5 * direction})})
     np.testing.assert_array_equal(again.along, push.along)
     np.testing.assert_allclose(longer.along, push.along, atol=1e-2)
+
+
+def test_everyday_text_is_read_once_for_a_vector(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def counting(model: Model, texts: Sequence[str], *arguments: Any, **more: Any) -> Any:
+        read.append(len(texts))
+        return project(model, texts, *arguments, **more)
+
+    monkeypatch.setattr("localsteer.chat.trait.project", counting)
+    reader = TraitReader(tiny, 512)
+    for size in (1, 1, 2):  # loaded anew each time, and built anew once
+        reader.read("Pigs can swim.", {"push": ControlVector({2: np.full(64, size, np.float32)})})
+    assert [count > 1 for count in read] == [True, False, False, True, False]
 
 
 def test_a_vector_of_another_model_is_refused(tiny: Model) -> None:

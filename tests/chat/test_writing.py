@@ -38,6 +38,12 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
+def test_one_empty_line_stands_between_blocks() -> None:
+    drawn = plain(shown(MarkdownWriting(), ["One\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\nTwo\n\n# Three\n\n- four\n\nFive\n"])[0])
+    lines = [line.strip() for line in drawn.split("\n")]
+    assert lines == ["One", "", "a  b", "────", "1  2", "", "Two", "", "Three", "", "• four", "", "Five", ""]
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_what_is_shown_does_not_depend_on_the_pieces(text: str) -> None:
     whole, _ = shown(MarkdownWriting(), [text])

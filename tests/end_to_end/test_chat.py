@@ -85,8 +85,9 @@ def words(text: str) -> list[str]:
 
 
 def shown_answer(terminal: Terminal, question: str) -> str:
-    """What stands between a question and the prompt."""
-    return terminal.everything.rpartition(f"> {question}\n")[2].partition("\n>")[0]
+    """What stands between a question, which fits in a line, and the prompt; "" while it is not there."""
+    _, _, behind = terminal.everything.rpartition(f"> {question}\n")
+    return behind.partition("\n>")[0] if len(behind) < len(terminal.everything) else ""
 
 
 # With a tiny model, whose answers are six random letters
@@ -316,7 +317,9 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
     base = write_tiny_model(tmp_path / "base.gguf", "llama", chat_template=None)
     with ChatTerminal("-m", base, "-n", "6", "--seed", "2", environment={"TERM": "dumb"}) as chat:
         chat.see("A base model without a chat template", "/help lists the commands.")
+        chat.wait(lambda: chat.prompt == ">", "the prompt")
         chat.type("Hello\n")
+        chat.wait(lambda: chat.prompt == ">" and "> Hello" in chat.text, "the next prompt")
         chat.type("/undo\n")
         chat.see("Forgotten: Hello")
         chat.type(CTRL_D)
@@ -472,7 +475,7 @@ def test_a_killed_chat_loses_nothing_but_the_token_that_was_being_written(tmp_pa
 @pytest.mark.models
 @pytest.mark.skipif(real_model() is None, reason="LOCALSTEER_REAL_MODEL names no model")
 def test_code_and_markdown_of_a_real_model() -> None:
-    question = "Show a Python class for a stack with five methods and docstrings, then list its methods in a Markdown table."
+    question = "Write a Python class Stack: five methods, docstrings. Then list the methods in a Markdown table."
     path = real_model()
     assert path is not None
     with ChatTerminal("-m", path, "-n", "500", "--seed", "1", lines=24) as chat:

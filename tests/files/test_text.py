@@ -17,5 +17,5 @@ from localsteer.vector.importing import import_vector
 @pytest.mark.parametrize("read", [read_vector, read_arrays, check_model_file, import_vector, load_transcript])
 def test_what_may_never_end_is_refused(read: Callable[[Path], object], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.npz")
-    with pytest.raises(LocalsteerError, match="pipe.npz is not an ordinary file"):
+    with pytest.raises(LocalsteerError, match=r"pipe\.npz is not an ordinary file"):
         read(tmp_path / "pipe.npz")
