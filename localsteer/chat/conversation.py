@@ -15,6 +15,7 @@ from localsteer.engine.generate import Generator
 from localsteer.engine.phases import division_of
 from localsteer.engine.reply import parts_of
 from localsteer.engine.request import Answer, Request
+from localsteer.errors import LocalsteerError
 from localsteer.llama.chat_template import Message
 from localsteer.llama.sampling import Sampling
 from localsteer.policy.audit import Decision
@@ -315,8 +316,11 @@ class Conversation:
             self.controller.recall(remembered)
 
     def _measure(self) -> None:
-        """How long a prompt of what was said is, with a message of one token behind it."""
-        self.prompt_length = len(self._fitting([*self.turns, Message("user", ".")])[0]) if self.turns else 0
+        """How long a prompt of what was said is, with a message of one token behind it; 0 where the template takes none."""
+        self.prompt_length = 0
+        if self.turns:
+            with contextlib.suppress(LocalsteerError):
+                self.prompt_length = len(self._fitting([*self.turns, Message("user", ".")])[0])
 
     def _request(self, turns: list[Message]) -> tuple[Request, int]:
         """The request to answer the last of these turns, and how many of the first ones are left out."""

@@ -113,7 +113,9 @@ def command(
                 f"Conversations are kept in {keeper.file}; `localsteer history` shows and deletes them, --no-log keeps none."
             )
         session.show_last()
-        if piped:
+        if piped is not None and not piped.strip():
+            screen.note("Nothing was piped in.")
+        elif piped is not None:
             session.attach("the piped text", piped)
         try:
             if live:
@@ -161,14 +163,14 @@ def _number(resume: str) -> int | None:
     return int(resume)
 
 
-def _context_from_pipe() -> str:
-    """What is piped in where there is a terminal to talk on, which takes the pipe's place; "" where there is none."""
+def _context_from_pipe() -> str | None:
+    """What is piped in where there is a terminal to talk on, which takes the pipe's place; None without a pipe or a terminal."""
     if sys.stdin.isatty() or not sys.stdout.isatty():
-        return ""
+        return None
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY)
     except OSError:
-        return ""
+        return None
     text = sys.stdin.read()
     os.dup2(terminal, 0)
     os.close(terminal)

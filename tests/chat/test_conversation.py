@@ -212,6 +212,23 @@ def test_after_an_answer_without_text_the_next_message_is_answered(tmp_path: Pat
         assert [turn.content for turn in conversation.turns[2:]] == ["Are you there?", again.text.strip()]
 
 
+ONE_AT_A_TIME = "{% if messages|length > 1 %}{{ raise_exception('one at a time') }}{% endif %}{{ messages[0]['content'] }}"
+
+
+def test_what_the_template_refuses_can_be_taken_up_and_back(tiny: Model, tmp_path: Path) -> None:
+    with Generator(tiny) as generator:
+        conversation = Conversation(generator, sampling=SAMPLING, max_tokens=4)
+        conversation.ask("Hello")
+        turns = conversation.turns * 2
+    path = write_tiny_model(tmp_path / "strict.gguf", chat_template=ONE_AT_A_TIME)
+    with Model(path, threads=1) as strict, Generator(strict) as generator:
+        conversation = Conversation(generator, sampling=SAMPLING, max_tokens=4)
+        conversation.take_up(turns)
+        assert conversation.prompt_length == 0
+        assert conversation.take_back() == "Hello"
+        assert len(conversation.turns) == 2
+
+
 def test_reset_forgets_the_turns_and_keeps_the_system_message(tiny: Model) -> None:
     with Generator(tiny) as generator:
         conversation = Conversation(generator, system="Be brief.", sampling=SAMPLING, max_tokens=6)

@@ -203,6 +203,13 @@ def stty(chat: ChatTerminal) -> tuple[str, str]:
 AROUND = "echo --begin--; stty -a; echo --chat--; {}; echo status $?; echo --end--; stty -a; echo --over--"
 
 
+def test_that_a_pipe_was_empty_is_told(tiny_path: TinyPath) -> None:
+    with ChatTerminal("-m", tiny_path("llama"), "-n", "6", shell="true | {}") as chat:
+        chat.wait_ready()
+        chat.see("Nothing was piped in.")
+        chat.ask("Hello")
+
+
 @pytest.mark.parametrize(("leave", "status"), [(CTRL_D, 0), (f"/quit{ENTER}", 0), (f"exit{ENTER}", 0), ("", 143)])
 def test_the_terminal_is_left_as_it_was_found(tiny_path: TinyPath, leave: str, status: int) -> None:
     shell = AROUND if leave else AROUND.replace("{}", "{} & echo pid $! ; fg").replace("echo --begin--", "set -m; echo --begin--")
