@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from typing import NoReturn
 
 import numpy as np
 
@@ -38,13 +39,17 @@ def carry_out(session: Session, line: str) -> bool:
     name, _, argument = line.partition(" ")
     if name in ("/quit", "/exit", "/bye"):
         return False
-    found = COMMANDS.get(_ALIASES.get(name, name))
-    if found is None:
-        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=_NEAR)
-        hint = _SHOWN.get(name) or (f"Did you mean {near[0]}?" if near else "/help lists the commands.")
-        raise LocalsteerError(f"There is no command {name}.", hint=hint)
+    found = COMMANDS.get(_ALIASES.get(name, name)) or _unknown(name)
+    if argument.strip() and not found.usage:
+        raise LocalsteerError(f"{found.name} takes nothing behind it, and there is: {argument.strip()}")
     found.action(session, argument.strip())
     return True
+
+
+def _unknown(name: str) -> NoReturn:
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=_NEAR)
+    hint = _SHOWN.get(name) or (f"Did you mean {near[0]}?" if near else "/help lists the commands.")
+    raise LocalsteerError(f"There is no command {name}.", hint=hint)
 
 
 # ---- knobs
@@ -219,9 +224,14 @@ def _policy(session: Session, _argument: str) -> None:
         say(f"  {decision}")
 
 
-@command("help", "", "this list")
-def _help(session: Session, _argument: str) -> None:
+@command("help", "[COMMAND]", "this list, or a line of it")
+def _help(session: Session, argument: str) -> None:
     from localsteer.chat.tables import help_table
 
+    if argument:
+        name = f"/{argument.lstrip('/')}"
+        found = COMMANDS.get(_ALIASES.get(name, name)) or _unknown(name)
+        session.screen.say(f"{found.name} {found.usage}".rstrip() + f": {found.help}")
+        return
     rows = [(f"{one.name} {one.usage}".rstrip(), one.help) for one in COMMANDS.values()]
     session.screen.show(help_table(rows, session.screen.width))

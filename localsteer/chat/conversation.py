@@ -93,7 +93,7 @@ class Conversation:
         prompt_length: tokens of the latest prompt and its answer.
 
     Raises:
-        LocalsteerError: this model, or what is drawn in this way, cannot be anchored.
+        LocalsteerError: this model, or what is drawn in this way, cannot be anchored, or it cannot think.
     """
 
     generator: Generator
@@ -113,6 +113,7 @@ class Conversation:
 
     def __post_init__(self) -> None:
         self.set_mode(self.mode, self.plan, None)
+        self.set_think(self.think)
 
     def ask(
         self,
@@ -293,6 +294,17 @@ class Conversation:
         self.plan = plan
         if self.controller is not None and policy is not None:
             self.controller.policy = policy
+
+    def set_think(self, think: bool | None) -> None:
+        """Let the model think before it answers, or not, or leave that to its template.
+
+        Raises:
+            LocalsteerError: its template has no place for that; it is left to the template then.
+        """
+        self.think = None
+        if think:  # refused now, and not with every message
+            chat_tokens(self.generator.model, [Message("user", "Hello")], think=think)
+        self.think = think
 
     def move(self, generator: Generator, plan: Plan | None, armed: ArmedPolicy | None) -> None:
         """Go on with another model.

@@ -64,7 +64,11 @@ def go_on(session: Session, transcript: Transcript, *, steering: bool = True) ->
     conversation.plan = None
     session.set_mode(transcript.mode)
     conversation.plan = plan
-    conversation.system, conversation.think = transcript.system, transcript.think
+    conversation.system = transcript.system
+    try:
+        conversation.set_think(transcript.think)
+    except LocalsteerError as error:
+        yield str(error)
     conversation.sampling, conversation.max_tokens = transcript.sampling, transcript.max_tokens
     if transcript.fingerprint is not None and transcript.fingerprint.content != model.fingerprint.content:
         yield f"This conversation was had with {transcript.model}; {model.name} goes on with it."

@@ -307,6 +307,10 @@ class Session:
             self.stack.close()
             self.stack.push(stack.pop_all())
         self.model_name = name
+        try:
+            self.conversation.set_think(self.conversation.think)
+        except LocalsteerError as error:
+            self.screen.note(str(error))
 
     # ---- looking
 

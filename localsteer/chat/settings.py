@@ -46,7 +46,7 @@ def change(conversation: Conversation, name: str, value: str) -> None:
     if name == "think":
         if value not in _THINK:
             raise LocalsteerError(f'think is on, off or auto (as the template says), not "{value}".')
-        conversation.think = _THINK[value]
+        conversation.set_think(_THINK[value])
         return
     if name not in _NUMBERS:
         near = [_CALLED[name]] if name in _CALLED else difflib.get_close_matches(name, names(), n=1)
@@ -75,7 +75,7 @@ def _number(name: str, value: str) -> float:
     except ValueError:
         raise LocalsteerError(f'{name} is a {"whole " if whole else ""}number, not "{value}".') from None
     if not least <= number <= most or math.isinf(number):
-        most_said = "" if math.isinf(most) else f" to {most:g}"
+        most_said = "" if math.isinf(most) else f" to {most:.0f}"
         raise LocalsteerError(f"{name} is a number from {least:g}{most_said}, not {value}.")
     return number
 

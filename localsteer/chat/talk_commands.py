@@ -40,7 +40,7 @@ def _retry(session: Session, argument: str) -> None:
     _again(session, lambda question: question, int(argument) if argument else None)
 
 
-@command("edit", "", "write the next message in $EDITOR; with nothing typed, the last question once more")
+@command("edit", "[TEXT]", "write the next message in $EDITOR; with nothing typed, the last question once more")
 def _edit(session: Session, argument: str) -> None:
     last = session.conversation.turns[-2].content if session.conversation.turns else ""
     try:

@@ -16,9 +16,10 @@ from localsteer.chat import history
 from localsteer.chat.commands import COMMANDS, carry_out
 from localsteer.chat.conversation import Conversation
 from localsteer.chat.history import History
-from localsteer.chat.keeping import Keeper
+from localsteer.chat.keeping import Keeper, go_on
 from localsteer.chat.screen import PlainScreen, ShouldStop, harmless
 from localsteer.chat.session import Opened, Session
+from localsteer.chat.transcript import SavedMessage, Transcript
 from localsteer.commands.output import interrupt_stops_answer, progress_bar
 from localsteer.engine.generate import Generator
 from localsteer.errors import LocalsteerError
@@ -282,6 +283,16 @@ def test_help_and_the_hint_for_a_slip_know_the_policy(chat: Chat) -> None:
     assert "Did you mean" not in chat("/nope").err
 
 
+def test_help_for_one_command_and_nothing_behind_those_that_take_nothing(chat: Chat) -> None:
+    result = chat("/help sweep", "/help /clear", "/help swep", "Hello", "/undo 3", "/undo")
+    sweep, reset, *_ = result.out.split("\n")
+    assert sweep.startswith("/sweep NAME [FROM TO [COUNT]]: the last message at several strengths")
+    assert reset.startswith("/reset: forget the conversation")
+    assert "Did you mean /sweep?" in result.err
+    assert "/undo takes nothing behind it, and there is: 3" in result.err
+    assert result.out.endswith("Forgotten: Hello\n")
+
+
 def test_several_lines_are_one_message_between_quotes(chat: Chat) -> None:
     assert chat('"""One', "", 'two"""', "/undo").out.endswith("Forgotten: One\n\ntwo\n")
 
@@ -384,14 +395,13 @@ def test_what_ollamas_chat_takes_is_taken(chat: Chat) -> None:
         "/set parameter temperature 0.3",
         "/set system Be brief.",
         "/set nothink",
-        "/set think",
         "/?",
         "/clear",
         "/bye",
         "no",
     )
     out = chat(*lines).out
-    assert out.startswith("temperature 0.3\nSystem message: Be brief.\nthink off\nthink on\n")
+    assert out.startswith("temperature 0.3\nSystem message: Be brief.\nthink off\n")
     assert out.endswith("The conversation begins anew.\n")
 
 
@@ -399,6 +409,21 @@ def test_a_command_that_the_system_has_not_is_no_context(chat: Chat) -> None:
     result = chat("!nosuchcommand", "/file", "!echo out; exit 3", "/file")
     assert "nosuchcommand" in result.err
     assert result.out == "With the next message: nothing\nout\nWith the next message: $ echo out; exit 3\n"
+
+
+def test_a_model_that_cannot_think_is_not_made_to(chat: Chat, tiny: Model, vector: Path, tmp_path: Path) -> None:
+    result = chat("/set think", f"/steer {vector}", "Hello", "/set")
+    assert result.err.count("The model does not think before it answers") == 1
+    assert "think auto\n" in result.out
+    refused = chat("Hello", options=("--think",))
+    assert refused.code == 1
+    assert "does not think before it answers" in refused.err
+    with Generator(tiny) as generator:
+        session = session_with(generator)
+        told = list(go_on(session, Transcript((SavedMessage("user", "Hi"), SavedMessage("assistant", "Ho")), think=True)))
+    assert any("does not think before it answers" in line for line in told)
+    assert session.conversation.think is None
+    assert len(session.conversation.turns) == 2
 
 
 def test_a_conversation_is_saved_and_loaded(chat: Chat, vector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
