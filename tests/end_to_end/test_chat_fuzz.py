@@ -106,13 +106,11 @@ def settle(chat: ChatTerminal, typed: list[str]) -> None:
     for number in itertools.count():
         mark = f"q{len(typed)}.{number}"
         chat.type(CTRL_C + mark)
-        if (
-            comes(chat, lambda mark=mark: chat.prompt == f"> {mark}")  # type: ignore[misc]
-            and comes(chat, lambda: not chat.toolbar.endswith(("working", "answering")))
-            and chat.type(CTRL_C) is None
-            and comes(chat, lambda: chat.prompt == ">")
-        ):
-            return
+        if comes(chat, lambda mark=mark: chat.prompt == f"> {mark}"):  # type: ignore[misc]
+            comes(chat, lambda: not chat.toolbar.endswith(("working", "answering")))
+            chat.type(CTRL_C)
+            if comes(chat, lambda: chat.prompt == ">"):
+                return
         assert time.monotonic() < end, f"no prompt after {typed[-5:]!r}\n{chat.text}"
 
 
