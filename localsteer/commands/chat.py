@@ -27,7 +27,7 @@ from localsteer.commands.answering import (
     with_answer_options,
 )
 from localsteer.commands.options import ModelOptions, parse_special_option, with_model_options
-from localsteer.commands.output import interrupt_stops_answer, log_told, progress_bar
+from localsteer.commands.output import interrupt_stops_answer, progress_bar, warnings_told
 from localsteer.llama.sampling import Sampling
 from localsteer.vector.calibration import Mode
 
@@ -119,7 +119,7 @@ def command(
             session.attach("the piped text", piped)
         try:
             if live:
-                with log_told(screen.note):
+                with warnings_told(screen.note):
                     Chat(session, drawn, None if no_log else _line_history()).run()
             else:
                 run_plain(session, _typed() if sys.stdin.isatty() else sys.stdin)

@@ -36,7 +36,7 @@ _OF_A_MODEL = re.compile(r"`localsteer (?:calibrate|extract|vectors build|policy
 
 class _Told(logging.Handler):
     def __init__(self, tell: Callable[[str], None]) -> None:
-        super().__init__()
+        super().__init__(logging.WARNING)
         self._tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -48,14 +48,23 @@ class _Told(logging.Handler):
 
 
 @contextlib.contextmanager
-def log_told(tell: Callable[[str], None]) -> Iterator[None]:
-    """Within it what is logged is told in this way, not written on stderr: there is a prompt on the terminal."""
-    logger = logging.getLogger("localsteer")
-    before, logger.handlers = logger.handlers, [_Told(tell)]
+def warnings_told(tell: Callable[[str], None]) -> Iterator[None]:
+    """Within it warnings are told in this way, not on stderr: there is a prompt. The details that -v shows stay there."""
+
+    def is_detail(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING
+
+    logger, told = logging.getLogger("localsteer"), _Told(tell)
+    others = list(logger.handlers)
+    for handler in others:
+        handler.addFilter(is_detail)
+    logger.addHandler(told)
     try:
         yield
     finally:
-        logger.handlers = before
+        logger.removeHandler(told)
+        for handler in others:
+            handler.removeFilter(is_detail)
 
 
 def for_this_model(text: str) -> str:

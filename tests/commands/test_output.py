@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import io
+import logging
+
 import pytest
 
-from localsteer.commands.output import Thoughts, print_folded_table
+from localsteer.commands.output import Thoughts, print_folded_table, warnings_told
 
 HEADERS = ("name", "from", "description")
 TEXT = "Cheerful, delighted and hopeful against sad, gloomy and hopeless."
@@ -67,3 +70,20 @@ def test_thoughts_are_apart_from_the_answer(
     printed = capsys.readouterr()
     assert printed.out == out
     assert ("--max-tokens" in printed.err) == remark
+
+
+def test_beside_a_prompt_warnings_are_told_and_details_are_not() -> None:
+    logger, written, told = logging.getLogger("localsteer"), io.StringIO(), list[str]()
+    handler, level = logging.StreamHandler(written), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        with warnings_told(told.append):
+            logger.warning("Mind the gap.")
+            logger.debug("A detail")
+        logger.warning("Afterwards")
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert told == ["Mind the gap."]
+    assert written.getvalue() == "A detail\nAfterwards\n"
