@@ -92,6 +92,11 @@ if TYPE_CHECKING:
 @click.option(
     "--strict-model", is_flag=True, help="Refuse requests that name another model. Default: this one answers, with a note."
 )
+@click.option(
+    "--fixed-steering",
+    is_flag=True,
+    help="Requests get the default steering, or a preset by name: they may ask for no other one, and not change the default.",
+)
 @click.option("-n", "--max-tokens", type=click.IntRange(1, 10**7), help="Longest answer. Default: as much as the context holds.")
 @think_option
 @with_sampling_options
@@ -117,6 +122,7 @@ def command(
     max_dose: float | None,
     list_steerings: int,
     strict_model: bool,
+    fixed_steering: bool,
     max_tokens: int | None,
     think: bool | None,
     sampling: Sampling,
@@ -170,6 +176,7 @@ def command(
                     limit=limit,
                     list_steerings=list_steerings,
                     strict=strict_model,
+                    fixed=fixed_steering,
                     progress=progress,
                 )
             armed = stack.enter_context(armed_policy(policy_file, model, limit, mode))

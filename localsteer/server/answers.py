@@ -222,7 +222,10 @@ class Service:
 
         Raises:
             RequestError: both are asked for.
+            SteeringError: requests may not ask for it here.
         """
+        if steer_prompt or anchored is not None:
+            self.steerings.refuse_if_fixed()
         if steer_prompt and anchored:
             raise RequestError("An anchored answer is steered in the response alone: not together with steer_prompt.", "anchored")
         if steer_prompt:
@@ -245,6 +248,8 @@ class Service:
         named, _ = self.steerings.of_requested_name(model_name or "")
         text = body if body is not None else header
         asked = parse_requested(text) if text is not None else named
+        if text is not None and asked != self.steerings.default:  # which the page says, too
+            self.steerings.refuse_if_fixed()
         steering = asked if asked is not None else self.steerings.default
         await self.build([term.vector for term in steering.terms], http)
         return await run_in_threadpool(self.steerings.plan, steering, mode)

@@ -98,6 +98,7 @@ class Steerings:
         limit: the largest relative dose; None for any.
         list_steerings: how many steerings are listed beside the model and the presets.
         strict: refuse requests that name another model; else the one that is served answers them.
+        fixed: requests get the default, or a preset that they name, and may ask for no other steering.
         progress: told about the building of the default's vectors.
 
     Raises:
@@ -105,6 +106,7 @@ class Steerings:
 
     Attributes:
         mode: what is steered where a request says nothing.
+        fixed: as given.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class Steerings:
         limit: DoseLimit | None = None,
         list_steerings: int = 0,
         strict: bool = False,
+        fixed: bool = False,
         progress: Progress | None = None,
     ) -> None:
         if folder is not None and not folder.is_dir():
@@ -127,6 +130,7 @@ class Steerings:
         self.name = name
         self.presets = dict(presets or {})
         self.mode = mode
+        self.fixed = fixed
         self._folder = folder
         self._limit = limit
         self._strict = strict
@@ -163,7 +167,7 @@ class Steerings:
         """
         ready: list[tuple[bool, str, ControlVector]] = []
         own, known = self._own_files(), concepts()
-        for name in sorted({*own, *known}) if self._most_listed else ():
+        for name in sorted({*own, *known}) if self._most_listed and not self.fixed else ():
             with contextlib.suppress(LocalsteerError):
                 if (vector := self._look(name, own, known)[0]) is not None:
                     ready.append((vector.provenance.calibration is None, name, vector))
@@ -182,7 +186,7 @@ class Steerings:
 
         Raises:
             UnknownModelError: the name is not the served model's.
-            SteeringError: what follows it is no steering.
+            SteeringError: what follows it is no steering, or is one that requests may not ask for here.
         """
         # The name itself may hold a colon, as Ollama's do.
         if name in (self.name, f"{self.name}:latest"):
@@ -192,6 +196,7 @@ class Steerings:
         suffix = name.removeprefix(f"{self.name}:").removesuffix(":latest")
         if suffix in self.presets:
             return self.presets[suffix]
+        self.refuse_if_fixed()
         terms: list[Term] = []
         for part in suffix.split(","):
             vector, equals, strength = part.strip().partition("=")
@@ -206,6 +211,16 @@ class Steerings:
                 )
             terms += found
         return check_steering(Steering(tuple(terms)))
+
+    def refuse_if_fixed(self) -> None:
+        """For whatever else a request may ask to be steered by.
+
+        Raises:
+            SteeringError: it may not.
+        """
+        if self.fixed:
+            names = ", ".join(self.names)
+            raise SteeringError("What steers is fixed on this server (serve --fixed-steering).", hint=f"Ask for {names}.")
 
     def of_requested_name(self, name: str) -> tuple[Steering | None, str | None]:
         """What `of_model_name` says, and a note where the name is another model's: programs send the one that they were made for.

@@ -87,6 +87,7 @@ def router(service: Service) -> APIRouter:
     @routes.put("/steering")
     async def set_steering(body: DefaultSteering, http: HTTPRequest) -> dict[str, Any]:
         """Another one, from the next request on."""
+        service.steerings.refuse_if_fixed()
         asked = parse_requested(body.steering)
         await service.build([term.vector for term in asked.terms], http)
 

@@ -168,6 +168,7 @@ def serving(tiny: Model, folder: Path) -> Iterator[Serve]:
             policy: Path | None = None,
             access: Access | None = None,
             strict: bool = False,
+            fixed: bool = False,
             list_steerings: int = 0,
             defaults: Defaults | None = None,
             raise_server_exceptions: bool = True,
@@ -185,6 +186,7 @@ def serving(tiny: Model, folder: Path) -> Iterator[Serve]:
                 mode="anchored" if anchored else "response",
                 limit=limit,
                 strict=strict,
+                fixed=fixed,
                 list_steerings=list_steerings,
             )
             armed: ArmedPolicy | None = stack.enter_context(arm(policy, model, limit=limit)) if policy is not None else None

@@ -876,6 +876,37 @@ def test_no_name_is_the_served_models(served: Served, name: str | None) -> None:
     assert (document["model"], document["steering"]["notes"]) == ("demo", [])
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize(
+    ("body", "header"),
+    [
+        ({"steering": "-1 happy"}, None),
+        ({"steering": ""}, None),
+        ({"anchored": True}, None),
+        ({"steer_prompt": True}, None),
+        ({"model": "demo:happy=-1"}, None),
+        ({}, "0.1 happy"),
+    ],
+)
+def test_where_steering_is_fixed_no_request_has_one_of_its_own(
+    serve: Serve, path: str, body: dict[str, Any], header: str | None
+) -> None:
+    served = serve(default="0.5 happy", presets={"sad": "-0.5 happy"}, fixed=True, list_steerings=5)
+    status, error = served.refused(body, path, headers={"X-Steering": header} if header else {})
+    assert status == 400
+    assert "--fixed-steering" in error["message"]
+
+
+def test_where_steering_is_fixed_there_are_the_default_and_the_presets(serve: Serve) -> None:
+    served = serve(default="0.5 happy", presets={"sad": "-0.5 happy"}, fixed=True, list_steerings=5)
+    assert served.chat()["steering"]["expression"] == "0.5 happy"
+    assert served.chat(steering="0.5 happy")["steering"]["expression"] == "0.5 happy"  # as the page says it
+    assert served.chat(model="demo:sad")["steering"]["expression"] == "-0.5 happy"
+    assert [one["id"] for one in served.client.get("/v1/models").json()["data"]] == ["demo", "demo:sad"]
+    assert served.client.put("/v1/steering", json={"steering": ""}).status_code == 400
+    assert served.chat()["steering"]["expression"] == "0.5 happy"
+
+
 def test_another_model_is_not_found_where_that_is_asked_for(serve: Serve) -> None:
     served = serve(strict=True)
     status, error = served.refused({"model": "gpt-4o"})
