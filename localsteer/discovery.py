@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localsteer.errors import LocalsteerError, shown
+from localsteer.files.home import home_folder
 from localsteer.files.json_values import read_json
 from localsteer.llama.model_file import is_later_part, model_parts, model_stem
 
@@ -83,7 +84,7 @@ def find_models(
     folders in front; should those be the same too, the path is the name. `environment` and `home` stand in
     for `os.environ` and `Path.home()`.
     """
-    candidates = _candidates(os.environ if environment is None else environment, home or Path.home())
+    candidates = _candidates(os.environ if environment is None else environment, home or home_folder())
     return tuple(sorted(_named(candidates).values(), key=lambda model: (model.source, model.name)))
 
 
@@ -102,7 +103,7 @@ def resolve_model(
         LocalsteerError: no model fits, or more than one.
     """
     environment = os.environ if environment is None else environment
-    home = home or Path.home()
+    home = home or home_folder()
     wanted, origin = name_or_path, ""
     if wanted is None:
         wanted, origin = environment.get("LOCALSTEER_MODEL") or None, "LOCALSTEER_MODEL: "

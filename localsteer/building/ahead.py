@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from localsteer.building.cache import cache_folder, cache_path, make_folder
+from localsteer.building.cache import cache_folder, cache_path, forget_lock, make_folder
 from localsteer.building.library import FoundVector, build_vector, find_vector, is_built_from
 from localsteer.building.own_answers import Progress
 from localsteer.concepts.concept_file import parse_concept
@@ -181,6 +181,7 @@ class Shelf:
         """What is in the folder; what was built from another wording will be replaced."""
         if not path.exists():
             return None
+        forget_lock(path)
         try:
             vector = self.read(path)
         except VectorError as error:

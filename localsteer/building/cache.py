@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
-import platformdirs
 
 from localsteer.errors import VectorError
+from localsteer.files import home
 from localsteer.files.atomic import writable
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import read_vector
@@ -25,7 +25,7 @@ _VERSION = 6
 
 def cache_folder() -> Path:
     """The user's cache of vectors."""
-    return platformdirs.user_cache_path("localsteer") / "vectors"
+    return home.cache_folder() / "vectors"
 
 
 def cache_path(name: str, source: str, content: str) -> Path:
@@ -70,7 +70,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     The other one may have written it by then: look again. Where no lock can be had, in a folder that is read-only or on a disk
     that knows none, the block runs without one: files are written whole, and only the work is done twice.
     """
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    lock = filelock.FileLock(_lock_file(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -88,3 +88,15 @@ def one_at_a_time(path: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # Windows does not remove a file that is open; there filelock does
                 Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
+
+
+def forget_lock(path: Path) -> None:
+    """Of a vector that is there: remove the lock file of a process that was killed behind its work; one that is held stays."""
+    file = _lock_file(path)
+    if file.exists():
+        with contextlib.suppress(OSError, NotImplementedError, filelock.Timeout), filelock.FileLock(file).acquire(timeout=0):
+            file.unlink(missing_ok=True)
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")

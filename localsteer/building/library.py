@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from localsteer.building.cache import cache_path, cached_vectors, make_folder, one_at_a_time
+from localsteer.building.cache import cache_path, cached_vectors, forget_lock, make_folder, one_at_a_time
 from localsteer.building.dosing import dose
 from localsteer.building.extraction import ExtractionSettings, extract
 from localsteer.building.own_answers import Progress
 from localsteer.concepts.names import LibraryConcept, find_concept, is_path
 from localsteer.errors import CalibrationError, VectorError
+from localsteer.files.home import expanded
 from localsteer.llama.model import Model
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import read_vector, write_vector
@@ -62,6 +63,7 @@ def find_vector(
     found = []
     cached = cache_path(concept.name, source, content)
     if cached.exists():
+        forget_lock(cached)
         try:
             found.append(FoundVector(read(cached), cached))
         except VectorError as error:
@@ -97,7 +99,7 @@ def load_vector(name: str, model: Model, progress: Progress | None = None) -> Co
         ModelError: the model's residual stream cannot be read.
     """
     if is_path(name):
-        return read_vector(Path(name).expanduser())
+        return read_vector(expanded(name, VectorError))
     concept = find_concept(name)
     source, content = concept.source(), model.fingerprint.content
     found = find_vector(concept, source, content)
@@ -192,7 +194,7 @@ def load_for_showing(name: str, content: str | None = None) -> ControlVector:
         VectorError: no such file or concept, or a concept that is not built for any model yet.
     """
     if is_path(name):
-        return read_vector(Path(name).expanduser())
+        return read_vector(expanded(name, VectorError))
     concept = find_concept(name)
     source = concept.source()
     if content is not None and (own := find_vector(concept, source, content)) is not None:

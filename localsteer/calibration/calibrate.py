@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 
 from localsteer.building.dosing import Doser
 from localsteer.building.layers import scale_to_dose
@@ -21,6 +20,7 @@ from localsteer.calibration.search import Search
 from localsteer.concepts.contrast import Contrast
 from localsteer.engine.checks import check_anchored
 from localsteer.errors import CalibrationError
+from localsteer.files.home import cache_folder
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.vector.calibration import DEFAULT_BUDGET, POLES, Calibration, Mode, Pole
@@ -347,7 +347,7 @@ def _or_infinite(dose: float) -> float:
 
 def measurements_folder() -> Path:
     """Where the measurements of calibrations are kept."""
-    return platformdirs.user_cache_path("localsteer") / "calibration"
+    return cache_folder() / "calibration"
 
 
 def _at_layers(vector: ControlVector, layers: tuple[int, int] | None) -> ControlVector:

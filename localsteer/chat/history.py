@@ -13,11 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import platformdirs
-
 from localsteer.chat.history_database import Database, reason
 from localsteer.chat.transcript import SavedMessage, Transcript, displayable, now, one_line, transcript_of
 from localsteer.errors import LocalsteerError, shown
+from localsteer.files.home import data_folder
 from localsteer.files.json_values import build, json_text, read_json
 
 
@@ -48,7 +47,7 @@ class Entry:
 
 def history_path() -> Path:
     """Where conversations are kept."""
-    return platformdirs.user_data_path("localsteer") / "history.db"
+    return data_folder() / "history.db"
 
 
 def lines_path() -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from localsteer.chat.session import MOST_CONTEXT, Session
 from localsteer.chat.shell import run_shell
 from localsteer.chat.transcript import Transcript, brief, export_markdown, load_transcript, save_transcript
 from localsteer.errors import LocalsteerError
+from localsteer.files.home import expanded
 
 # What a shell says of a command that there is not.
 _NO_COMMAND = 127
@@ -148,7 +148,7 @@ def _said(session: Session) -> Transcript:
 
 
 def _file_for(name: str, argument: str) -> Path:
-    path = Path(argument).expanduser()
+    path = expanded(argument)
     if path.is_dir():
         raise LocalsteerError(f"{argument} is a folder.", hint=f"Give a file, such as {name} {argument.rstrip('/')}/talk.json.")
     return path
@@ -203,7 +203,7 @@ def _read_context(path: str) -> str:
     Raises:
         LocalsteerError: it cannot be read, is no text, or is too long.
     """
-    file = Path(os.path.expanduser(path))
+    file = expanded(path)
     if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe or a terminal, which may never end
         raise LocalsteerError(f"{path} is no file.")
     try:

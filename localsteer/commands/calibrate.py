@@ -36,6 +36,7 @@ from localsteer.commands.output import console, note, print_json, print_table, p
 from localsteer.concepts.concept_file import load_concept, parse_concept
 from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.names import is_path
+from localsteer.files.home import expanded
 from localsteer.vector.calibration import DEFAULT_BUDGET, MODE_NAMES, POLES, SIGN
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import write_vector
@@ -99,7 +100,7 @@ def command(
     """
     if report is not None:
         prepare(report)
-    target = output if output is not None or not is_path(vector) else Path(vector).expanduser()
+    target = output if output is not None or not is_path(vector) else expanded(vector)
     if target is not None:
         check_output(target, force=force, model=model_options, calibrates=True)
     with model_options.open() as opened, progress_bar() as progress:

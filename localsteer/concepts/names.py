@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from localsteer.errors import ContrastError, VectorError
+from localsteer.files.home import data_folder
 from localsteer.files.text import read_text
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import read_vector
@@ -64,7 +63,7 @@ class LibraryConcept:
 
 def user_folder() -> Path:
     """Where users put concepts of their own; they come before shipped ones of the same name."""
-    return platformdirs.user_data_path("localsteer") / "vectors"
+    return data_folder() / "vectors"
 
 
 def shipped_folder() -> Path:

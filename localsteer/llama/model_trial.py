@@ -14,9 +14,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import platformdirs
-
 from localsteer.errors import ModelError, shown
+from localsteer.files.home import cache_folder
 from localsteer.files.text import readable
 from localsteer.llama import library, rpc
 from localsteer.llama.apart import Limits, NotStartedError, Outcome, run_apart
@@ -112,4 +111,4 @@ def _build(gpu_layers: int | None) -> str:
 
 def _known_file(what: str) -> Path:
     name = hashlib.sha256(what.encode("utf-8", errors="surrogateescape")).hexdigest()[:32]
-    return platformdirs.user_cache_path("localsteer") / "tried-models" / name
+    return cache_folder() / "tried-models" / name

@@ -13,6 +13,7 @@ from localsteer.concepts.names import is_path
 from localsteer.discovery import ollama_layers, resolve_model
 from localsteer.engine.checks import check_steering
 from localsteer.errors import PolicyError
+from localsteer.files.home import expanded
 from localsteer.llama.closing import Closing
 from localsteer.llama.model import Model
 from localsteer.llama.steerability import steerability
@@ -198,10 +199,7 @@ class ArmedPolicy(Closing):
         return resolve(steering, self._model.fingerprint, load, "response" if mode == "prompt" else mode, self._limit)
 
     def _path(self, name: str) -> Path:
-        try:
-            return self._folder / Path(name).expanduser()
-        except RuntimeError as error:  # "~name" of nobody
-            raise PolicyError(f"{name} names the home of someone who is not known here.") from error
+        return self._folder / expanded(name, PolicyError)
 
 
 def arm(

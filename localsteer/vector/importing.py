@@ -26,6 +26,7 @@ from localsteer.errors import VectorError, shown
 from localsteer.files.arrays import read_arrays
 from localsteer.files.gguf_header import GGUFHeader
 from localsteer.files.gguf_layout import INT32_TYPE, MAGIC
+from localsteer.files.home import expanded
 from localsteer.files.text import readable
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.control_vector import ControlVector, Floats, Provenance, format_layers
@@ -77,7 +78,7 @@ def import_vector(path: Path, *, shift: int | None = None, name: str | None = No
     Raises:
         VectorError: the file is missing, damaged, too large, a pickle or no vector, or does not fit the model.
     """
-    path = path.expanduser()
+    path = expanded(path, VectorError)
     found = _find(path, model, told=shift is not None)
     moved_by = found.shift if shift is None else shift
     findings = [f"{path.name} is {found.why}."]

@@ -6,7 +6,7 @@ from pathlib import Path
 import filelock
 import pytest
 
-from localsteer.building.cache import cache_folder, cache_path, make_folder, one_at_a_time
+from localsteer.building.cache import cache_folder, cache_path, forget_lock, make_folder, one_at_a_time
 from localsteer.errors import VectorError
 
 
@@ -87,3 +87,14 @@ def test_where_no_lock_can_be_had_the_work_is_done_all_the_same(
         done.append("no locks")
     assert done == ["no folder", "no locks"]
     assert caplog.messages == []
+
+
+def test_a_lock_that_a_killed_process_left_goes_and_one_that_is_held_stays(tmp_path: Path) -> None:
+    path, left = tmp_path / "v.gguf", tmp_path / ".v.gguf.lock"
+    with one_at_a_time(path):
+        forget_lock(path)
+        assert left.exists()
+    left.touch()
+    forget_lock(path)
+    assert list(tmp_path.iterdir()) == []
+    forget_lock(path)
