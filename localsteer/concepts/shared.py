@@ -154,7 +154,8 @@ def keep(shared: SharedFolder, *, name: str | None = None, force: bool = False) 
             left_out.append(path)
             continue
         kept[place] = own.model.name, vector
-    if taken := next((path for path in kept if path.exists() and not force), None):
+    # The concept's file comes last: vectors without one were left by an import that was killed.
+    if not force and file.is_file() and (taken := next((path for path in kept if path.exists()), None)):
         raise VectorError(f"{taken} is there already.", hint="--force replaces it.")
     with writable(folder, VectorError):
         folder.mkdir(parents=True, exist_ok=True)

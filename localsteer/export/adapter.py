@@ -6,7 +6,7 @@ import contextlib
 import functools
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -92,36 +92,58 @@ def export_adapter(
     """
     beside = modelfile_path(output) if modelfile else None
     _check_place(output, beside)
+    with contextlib.ExitStack() as stack:
+        # It gets its name last: it is of no use alone.
+        for_ollama = stack.enter_context(atomic_path(beside, ExportError)) if beside is not None else None
+        temporary = stack.enter_context(atomic_path(output, ExportError))
+        adapted = make_adapter(steering, temporary, load, model, verify=verify, force=force, progress=progress)
+        if beside is not None and for_ollama is not None:
+            with writable(beside, ExportError):
+                for_ollama.write_text(
+                    adapter_modelfile(output, adapted.label, model.path, model.template_beside), encoding="utf-8"
+                )
+    return replace(adapted, modelfile=beside)
+
+
+def make_adapter(
+    steering: Steering,
+    file: Path,
+    load: Callable[[str], ControlVector],
+    model: Model,
+    *,
+    verify: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Adapted:
+    """Write an adapter as `export_adapter` does, into a file that gets its name later.
+
+    Raises:
+        LocalsteerError: as `export_adapter`.
+        OSError: the disk is full.
+    """
     refuse_removal(steering)
     loaded = functools.cache(load)
     plan = resolve(steering, model.fingerprint, loaded, "prompt")
     label = describe(steering, loaded)
     if not plan.edit.added.any():
         raise VectorError(f'"{label}" adds nothing at any layer.')
-    with open_model_file(model.path) as file:
-        fitted = fit(model, file, plan.edit.added, progress)
+    with open_model_file(model.path) as weights:
+        fitted = fit(model, weights, plan.edit.added, progress)
     ours = reference(model, plan.edit.added) if verify else None
     fidelity: Fidelity | None = None
-    with contextlib.ExitStack() as stack:
-        if beside is not None:
-            # It gets its name last: it is of no use alone.
-            for_ollama = stack.enter_context(atomic_path(beside, ExportError))
-            with writable(beside, ExportError):
-                for_ollama.write_text(adapter_modelfile(output, label, model.path, model.template_beside), encoding="utf-8")
-        temporary = stack.enter_context(atomic_path(output, ExportError))
-        other = resolve_opposite(steering, model.fingerprint, loaded, "prompt")
-        opposite = _times(plan.edit.added, other.edit.added) if other is not None else None
-        keys, vector = _about(label, plan, model, opposite), vector_for_llama_cpp(steering, loaded)
-        rows = best_rows(model, fitted, plan.edit.added, temporary)
-        write_adapter(temporary, model.architecture, str(label), rows, keys, vector)
-        if ours is not None:
-            with Adapter(model, temporary) as adapter:
-                fidelity = ours.compare(predictions(model, ours.texts, adapters=[(adapter, 1.0)]))
-            if not force:
-                fidelity.refuse_if_far(noise=NOISE, hint="--force keeps it.")
-            keys |= {"kl": f"{fidelity.mean:.4g}", "unsteered_kl": f"{fidelity.unsteered_mean:.4g}"}
-            write_adapter(temporary, model.architecture, str(label), rows, keys, vector)
-    return Adapted(label, plan, tuple(row.matrix for row in rows), opposite, output.stat().st_size, beside, fidelity)
+    other = resolve_opposite(steering, model.fingerprint, loaded, "prompt")
+    opposite = _times(plan.edit.added, other.edit.added) if other is not None else None
+    keys, vector = _about(label, plan, model, opposite), vector_for_llama_cpp(steering, loaded)
+    rows = best_rows(model, fitted, plan.edit.added, file)
+    write_adapter(file, model.architecture, str(label), rows, keys, vector)
+    if ours is not None:
+        with Adapter(model, file) as adapter:
+            fidelity = ours.compare(predictions(model, ours.texts, adapters=[(adapter, 1.0)]))
+        if not force:
+            fidelity.refuse_if_far(noise=NOISE, hint="--force keeps it.")
+        keys |= {"kl": f"{fidelity.mean:.4g}", "unsteered_kl": f"{fidelity.unsteered_mean:.4g}"}
+        write_adapter(file, model.architecture, str(label), rows, keys, vector)
+    return Adapted(label, plan, tuple(row.matrix for row in rows), opposite, file.stat().st_size, None, fidelity)
 
 
 def _about(label: Steering, plan: Plan, model: Model, opposite: float | None) -> dict[str, str]:

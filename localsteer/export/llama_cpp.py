@@ -17,7 +17,7 @@ from localsteer.steering.combination import combine
 from localsteer.steering.expression import Steering, Term
 from localsteer.steering.plan import Plan, resolve
 from localsteer.vector.control_vector import ControlVector, Floats
-from localsteer.vector.file import read_vector, write_vector
+from localsteer.vector.file import fill_file, read_vector
 
 PROGRAMS = ("llama-cli", "llama-server", "llama-completion")
 
@@ -65,7 +65,7 @@ def export_vector(
     plan = resolve(steering, fingerprint, loaded, "prompt") if fingerprint is not None else None
     fidelity: Fidelity | None = None
     with atomic_path(output, ExportError) as temporary:
-        write_vector(vector, temporary)
+        fill_file(vector, temporary)
         if verify and model is not None and plan is not None:
             fidelity = compare(temporary, model, plan.edit.added)
             fidelity.refuse_if_far()

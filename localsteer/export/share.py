@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +16,18 @@ from localsteer.concepts.names import CONCEPT_FILE
 from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request
 from localsteer.errors import ExportError
-from localsteer.export.adapter import Adapted, export_adapter
+from localsteer.export.adapter import Adapted, make_adapter
 from localsteer.export.card import Contents, Sample, card
-from localsteer.files.atomic import writable
+from localsteer.files.atomic import atomic_path, is_unfinished, writable
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
+from localsteer.llama.threads import interrupts_after
 from localsteer.reading.prompt import prompt_tokens
 from localsteer.steering.expression import Steering, Term
 from localsteer.steering.plan import Plan, resolve
 from localsteer.vector.control_vector import ControlVector
-from localsteer.vector.file import write_vector
+from localsteer.vector.file import fill_file
 
 CARD = "README.md"
 
@@ -83,7 +84,8 @@ def share(
 
     Raises:
         VectorError: the vector is missing or damaged, or does not fit the model.
-        ExportError: the folder cannot be written, or holds files of these names already. It is left as it was then.
+        ExportError: the folder cannot be written, or holds files of these names already, unless a share that was killed left
+            them. It is left as it was then.
     """
     load = functools.cache(load)
     vector = load(name)
@@ -97,12 +99,14 @@ def share(
     owned = [f"{called}.gguf", f"{called}-lora.gguf", CONCEPT_FILE, CARD]
     _check_place(folder, owned, force)
     adapted, why = None, ""
-    with writable(folder, ExportError), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
-        place = Path(beside)
+    with _made(folder), contextlib.ExitStack() as stack:
+        # What is entered first gets its name last. That is the card: while there is none, the folder is seen to be half done.
+        for_card = stack.enter_context(atomic_path(folder / CARD, ExportError))
         try:
-            adapted = export_adapter(
-                Steering((Term(name),)), place / f"{called}-lora.gguf", load, model, modelfile=False, progress=progress
-            )
+            with contextlib.ExitStack() as unless:
+                place = unless.enter_context(atomic_path(folder / owned[1], ExportError))
+                adapted = make_adapter(Steering((Term(name),)), place, load, model, progress=progress)
+                stack.push(unless.pop_all())
         except ExportError as error:  # the folder is of use without
             why = error.message
         samples = _samples(vector, model, {strength: plans[strength, "response"] for strength in _STRENGTHS[1:]})
@@ -122,19 +126,19 @@ def share(
             license=license,
             base_model=base_model,
         )
-        write_vector(vector, place / contents.vector_file)
         if source:
-            (place / CONCEPT_FILE).write_text(source, encoding="utf-8", newline="")
-        (place / CARD).write_text(card(contents), encoding="utf-8")
-        folder.mkdir(exist_ok=True)
+            concept = stack.enter_context(atomic_path(folder / CONCEPT_FILE, ExportError))
+            concept.write_text(source, encoding="utf-8", newline="")
+        fill_file(vector, stack.enter_context(atomic_path(folder / contents.vector_file, ExportError)))
+        for_card.write_text(card(contents), encoding="utf-8")
         names = [contents.vector_file, *([contents.adapter_file] if adapted is not None else [])]
         names += [*([CONCEPT_FILE] if source else []), CARD]
-        # The card goes first and comes last: while there is none, the folder is seen to be half done. What it does not speak of
-        # any more goes, too.
-        for one in (CARD, *(one for one in owned if one not in names)):
-            (folder / one).unlink(missing_ok=True)
-        for one in names:
-            (place / one).replace(folder / one)
+        finished = stack.pop_all()
+        with interrupts_after():  # in the middle it would leave a folder that is neither the old one nor the new
+            # The card goes first, and what the new one does not speak of any more goes, too.
+            for one in (CARD, *(one for one in owned if one not in names)):
+                (folder / one).unlink(missing_ok=True)
+            finished.close()
     notes = dict.fromkeys(note for plan in plans.values() for note in plan.notes)
     return Shared(called, tuple(folder / one for one in names), adapted, why, tuple(notes))
 
@@ -144,12 +148,27 @@ def _file_name(concept: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", concept.lower())[:_LONGEST_NAME].strip("-") or "vector"
 
 
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Around what is written into a folder: it is made where it is not there, and gone again where nothing was written."""
+    is_new = not folder.exists()
+    with writable(folder, ExportError):
+        folder.mkdir(exist_ok=True)
+        try:
+            yield
+        except BaseException:
+            if is_new:
+                with contextlib.suppress(OSError):  # others have put something there
+                    folder.rmdir()
+            raise
+
+
 def _check_place(folder: Path, names: list[str], force: bool) -> None:
     """Find out before the work that the folder cannot be made, or that files would be lost."""
     if not folder.parent.is_dir() or (folder.exists() and not folder.is_dir()):
         raise ExportError(f"The folder {folder} cannot be made.", hint="Name one in a folder that is there.")
     there = next((folder / name for name in names if (folder / name).exists()), None)
-    if there is not None and not force:
+    if there is not None and not force and not is_unfinished(folder / CARD):
         raise ExportError(f"{there} is there already.", hint="Give another folder, or --force to write it anew.")
 
 

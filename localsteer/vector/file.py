@@ -78,20 +78,29 @@ def write_vector(vector: ControlVector, path: str | Path) -> None:
     Raises:
         VectorError: the folder is missing or read-only, or the disk is full.
     """
+    with atomic_path(Path(path), VectorError) as temporary:
+        fill_file(vector, temporary)
+
+
+def fill_file(vector: ControlVector, path: Path) -> None:
+    """Write a vector into a file that gets its name later.
+
+    Raises:
+        OSError: the disk is full.
+    """
     import gguf
 
     provenance = vector.provenance
-    with atomic_path(Path(path), VectorError) as temporary:
-        writer = gguf.GGUFWriter(temporary, ARCHITECTURE)
-        hint = provenance.model.architecture if provenance.model is not None else provenance.model_hint
-        writer.add_string(f"{ARCHITECTURE}.model_hint", hint or "unknown")
-        writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(vector.layers))
-        _add_provenance(writer, provenance)
-        if provenance.removal is not None:
-            write_removal(writer, provenance.removal)
-        for layer, direction in vector.directions.items():
-            writer.add_tensor(f"direction.{layer}", np.ascontiguousarray(direction, np.float32))
-        write_out(writer)
+    writer = gguf.GGUFWriter(path, ARCHITECTURE)
+    hint = provenance.model.architecture if provenance.model is not None else provenance.model_hint
+    writer.add_string(f"{ARCHITECTURE}.model_hint", hint or "unknown")
+    writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(vector.layers))
+    _add_provenance(writer, provenance)
+    if provenance.removal is not None:
+        write_removal(writer, provenance.removal)
+    for layer, direction in vector.directions.items():
+        writer.add_tensor(f"direction.{layer}", np.ascontiguousarray(direction, np.float32))
+    write_out(writer)
 
 
 def add_to_adapter(writer: GGUFWriter, vector: ControlVector) -> None:

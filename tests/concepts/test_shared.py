@@ -92,6 +92,14 @@ def test_nobodys_concept_is_replaced_unasked(folder: Path) -> None:
         keep(read_folder(folder))
 
 
+def test_what_a_killed_import_left_is_written_anew_unasked(folder: Path) -> None:
+    kept = keep(read_folder(folder))
+    files = set(kept.folder.iterdir())
+    (kept.folder / "concept.yaml").unlink()  # it comes last
+    keep(read_folder(folder))
+    assert set(kept.folder.iterdir()) == files
+
+
 def test_a_concept_that_hides_a_shipped_one_is_told(folder: Path) -> None:
     assert keep(read_folder(folder), name="happy").hides_shipped
     assert not keep(read_folder(folder)).hides_shipped

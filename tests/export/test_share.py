@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -125,10 +127,36 @@ def test_an_end_before_the_end_leaves_no_folder(tiny: Model, tmp_path: Path, mon
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_share_left_is_written_anew_unasked(tiny: Model, tmp_path: Path) -> None:
+    """As between two renames: the card comes last."""
+    vector = loud(tiny)
+    made = shared(tiny, tmp_path / "shared", vector)
+    (tmp_path / "shared" / "README.md").rename(tmp_path / "shared" / ".README.md.0123abcd")
+    shared(tiny, tmp_path / "shared", vector)
+    assert sorted(file.name for file in (tmp_path / "shared").iterdir()) == sorted(file.name for file in made.files)
+    with pytest.raises(ExportError, match="is there already"):
+        shared(tiny, tmp_path / "shared", vector)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are raised otherwise there")
+def test_ctrl_c_between_two_files_comes_behind_the_last(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced = Path.replace
+
+    def pressed(self: Path, target: Path) -> Path:
+        os.kill(os.getpid(), signal.SIGINT)
+        return replaced(self, target)
+
+    monkeypatch.setattr(Path, "replace", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        shared(tiny, tmp_path / "shared", loud(tiny))
+    names = {"loud.gguf", "loud-lora.gguf", "concept.yaml", "README.md"}
+    assert {file.name for file in (tmp_path / "shared").iterdir()} == names
+
+
 def test_a_folder_that_cannot_be_made_is_an_error_before_the_work(
     tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(share_module, "export_adapter", lambda *_, **__: pytest.fail("was begun"))
+    monkeypatch.setattr(share_module, "make_adapter", lambda *_, **__: pytest.fail("was begun"))
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "missing" / "shared"):
         with pytest.raises(ExportError, match="cannot be made"):

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from localsteer.errors import ContrastError, LocalsteerError, VectorError
-from localsteer.files.atomic import atomic_path, check_writable
+from localsteer.files.atomic import atomic_path, check_writable, is_unfinished
 
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
@@ -241,3 +244,51 @@ def test_a_disk_that_fails_at_the_end_leaves_the_old_file(tmp_path: Path, monkey
     with pytest.raises(VectorError, match=os.strerror(errno.EIO)):
         write(path, "new", VectorError)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+# What a killed process leaves
+
+WRITES = """
+import sys
+from pathlib import Path
+from localsteer.files.atomic import atomic_path
+with atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    print("written", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="nobody can tell there")
+def test_the_next_write_removes_what_a_killed_process_left_and_nothing_else(tmp_path: Path) -> None:
+    path, other = tmp_path / "file.txt", tmp_path / ".file.txt.backup"
+    other.write_text("mine")
+    started = [sys.executable, "-c", WRITES, str(path)]
+    with subprocess.Popen(started, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "written\n"
+        (temporary,) = (file for file in tmp_path.iterdir() if file != other)
+        # What another process still writes stays.
+        assert not is_unfinished(path)
+        write(path, "new")
+        assert set(tmp_path.iterdir()) == {path, other, temporary}
+        process.send_signal(signal.SIGKILL)
+    assert is_unfinished(path)
+    write(tmp_path / "file", "x")
+    write(path, "newer")
+    assert set(tmp_path.iterdir()) == {path, other, tmp_path / "file"}
+    assert path.read_text() == "newer"
+    assert not is_unfinished(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such locks")
+def test_a_disk_without_locks_is_written_to_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    left = tmp_path / ".file.txt.0123abcd"
+    left.write_text("half")
+    write(tmp_path / "file.txt", "new")
+    assert set(tmp_path.iterdir()) == {tmp_path / "file.txt", left}  # who writes it cannot be told
+    assert (tmp_path / "file.txt").read_text() == "new"
