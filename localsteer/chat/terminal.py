@@ -27,6 +27,8 @@ def handle(session: Session, line: str) -> bool:
         session.screen.note("[stopped]")
     except ValueError as error:  # a name or a number that no system takes
         session.screen.error(f"That cannot be done: {error}.")
+    except BrokenPipeError:  # who read the answers (`| head`) has gone
+        raise
     except OSError as error:
         session.screen.error(f"{error.filename or 'A file'}: {error.strerror}.")
     return True

@@ -5,13 +5,17 @@ Commands are imported when they are called, so that `localsteer --help` stays fa
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import io
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import TextIO
 
 import click
 
@@ -94,32 +98,82 @@ def command(context: click.Context, verbose: bool) -> None:
             click.echo(context.get_help())
 
 
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Signals that would end Python at once end it as Ctrl-C does: temporary files and other processes go with it.
+
+    Those that are ignored, as behind `nohup`, stay so.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ends = [number for number in ends if signal.getsignal(number) == signal.SIG_DFL]
+    for number in ends:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ends:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console script: runs a command and exits with 0 (done), 1 (LocalsteerError), 2 (usage) or 130 (interrupted)."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a console that cannot show ‖ or an emoji shows a question mark
+    """The console script: runs a command and exits with 0 (done), 1 (LocalsteerError), 2 (usage) or 128 and a signal's number."""
+    _open_streams()
     try:
         # click itself looks only whether it writes to a terminal.
         plain = os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
-        code = command.main(arguments, prog_name="localsteer", standalone_mode=False, color=False if plain else None)
+        with _ended_in_order():
+            code = command.main(arguments, prog_name="localsteer", standalone_mode=False, color=False if plain else None)
+        sys.stdout.flush()
     except LocalsteerError as error:
-        click.echo(f"localsteer: {error}", err=True)
+        _say(str(error))
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("localsteer: interrupted", err=True)
+        _say("interrupted")
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader (`| head`) has gone; keep Python from complaining about it at exit.
-        sys.stdout = None
+    except BrokenPipeError:  # the reader (`| head`) has gone
+        _drop(sys.stdout)
         sys.exit(0)
     except UnicodeDecodeError:
-        click.echo("localsteer: The input is not UTF-8 text.", err=True)
+        _say("The input is not UTF-8 text.")
         sys.exit(1)
     except OSError as error:
-        click.echo(f"localsteer: {shown(error.filename or 'The output')} cannot be written or read: {error.strerror}.", err=True)
+        if error.filename is None:
+            _drop(sys.stdout)
+        _say(f"{shown(error.filename or 'The output')} cannot be written or read: {error.strerror}.")
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_streams() -> None:
+    """Have stdin, stdout and stderr, whatever is closed (`>&-`): a file would get its number, and what C code prints."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console that cannot show ‖ or an emoji shows a question mark
+
+
+def _say(text: str) -> None:
+    try:
+        click.echo(f"localsteer: {text}", err=True)
+    except OSError:  # a full disk, or nobody reads it
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Let what is left to be written go nowhere: Python would complain of it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

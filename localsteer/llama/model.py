@@ -16,7 +16,7 @@ from localsteer.llama import library
 from localsteer.llama.chat_template import ChatTemplate
 from localsteer.llama.closing import Closing
 from localsteer.llama.fingerprint import Fingerprint, hash_texts
-from localsteer.llama.model_file import check_model_file, content_hash, why_not
+from localsteer.llama.model_file import check_model_file, content_hash, model_parts, why_not
 from localsteer.llama.model_trial import try_model
 from localsteer.llama.template_errors import TemplateError
 from localsteer.llama.template_tokens import TemplateTokens
@@ -80,7 +80,10 @@ class Model(Closing):
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers if gpu_layers is not None else _ALL_LAYERS
         library.forget_errors()
-        with interrupts_after():
+        with interrupts_after() as wanted:
+            # A large model on a slow disk takes minutes, in which Ctrl-C is heard.
+            params.progress_callback = llama.llama_progress_callback(lambda _part, _data: not wanted())
+            self._loaded = _stamps(self.path)
             self._model = llama.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._model:
             reason = library.last_error("llama.cpp gives no reason")
@@ -203,7 +206,11 @@ class Model(Closing):
 
     @functools.cached_property
     def fingerprint(self) -> Fingerprint:
-        """Identity for control vectors."""
+        """Identity for control vectors.
+
+        Raises:
+            ModelError: the file cannot be read, or is another one than was opened.
+        """
         texts = (self._llama.llama_vocab_get_text(self.vocabulary, token) for token in range(self.n_vocab))
         return Fingerprint(
             name=self.name,
@@ -211,8 +218,15 @@ class Model(Closing):
             n_layer=self.n_layer,
             n_embd=self.n_embd,
             vocabulary=hash_texts(texts),
-            content=content_hash(self.path),
+            content=self._content(),
         )
+
+    def _content(self) -> str:
+        # Of the file, which somebody may have replaced: what is built from these weights would be taken for the other's.
+        content = content_hash(self.path)
+        if _stamps(self.path) != self._loaded:
+            raise ModelError(f"{self.path} is no longer the file that was opened.", hint="Open it again.")
+        return content
 
     def tokenize(self, text: str, *, add_special: bool = True, special: bool = True) -> list[int]:
         """Tokens of a text.
@@ -299,3 +313,9 @@ class Model(Closing):
         if token < 0:
             return ""
         return self.token_bytes(token, special=True).decode("utf-8", errors="replace")
+
+
+def _stamps(path: Path) -> list[tuple[int, int, int]]:
+    """What tells a file, or the parts of a split one, from what may take its place."""
+    states = [part.stat() for part in model_parts(path) if part.is_file()]
+    return [(state.st_mtime_ns, state.st_size, state.st_ino) for state in states]

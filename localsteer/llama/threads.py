@@ -1,4 +1,4 @@
-"""Computing in a thread that ends, and Ctrl-C that waits for llama.cpp: out of a C callback ctypes would print it and go on."""
+"""Computing in a thread that ends, and signals that wait for llama.cpp: out of a C callback ctypes would print them and go on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from types import FrameType
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -34,39 +35,47 @@ class _Stop:
 
 # Its `stop` is that by which this thread can be ended.
 _here = threading.local()
+# Those by which users and systems end programs. SIGHUP is that of a terminal that is closed; Windows has none.
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @contextlib.contextmanager
-def interrupts_after() -> Iterator[None]:
-    """Around a call into llama.cpp that may call back into Python: Ctrl-C takes effect after it.
+def interrupts_after() -> Iterator[Callable[[], bool]]:
+    """Around a call into llama.cpp that may call back into Python, or what must be done as a whole: signals take effect after it.
 
     Python delivers a signal at the next function entry, which may be that of a callback; an exception cannot leave one. A thread
-    that has a `_Stop` is interrupted by that in the same places.
+    that has a `_Stop` is interrupted by that in the same places. Signals that have no handler end the process as ever.
+
+    Yields:
+        Tells whether something waits for the call to end, for calls that can be told to.
 
     Raises:
-        KeyboardInterrupt: this thread is to end.
+        BaseException: what the handler of a signal raises; KeyboardInterrupt where this thread is to end.
     """
     stop: _Stop | None = getattr(_here, "stop", None)
     # Only the main thread may set handlers, and only it is interrupted.
     if threading.current_thread() is threading.main_thread():
-        pending: list[Any] = []
-        before = signal.signal(signal.SIGINT, lambda *arrived: pending.append(arrived))
+        pending: list[tuple[int, FrameType | None]] = []
+        before = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
+        for number in before:
+            signal.signal(number, lambda *arrived: pending.append(arrived))
         try:
-            yield
+            yield lambda: bool(pending)
         finally:
-            signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
-            if pending and callable(before):
-                before(*pending[-1])
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            for number, frame in pending:
+                before[number](number, frame)
     elif stop is not None:
         stop.inside = True  # before the look at what is wanted: who wants it looks at this one afterwards
         try:
             _end_if(stop.wanted)
-            yield
+            yield lambda: stop.wanted
         finally:
             stop.inside = False
             _end_if(stop.wanted)
     else:
-        yield
+        yield lambda: False
 
 
 def _end_if(wanted: bool) -> None:
@@ -123,7 +132,7 @@ class Apart(Generic[T]):
                 ends = time.monotonic() + _PATIENCE  # what follows the call frees the context, and the model must outlive it
             elif time.monotonic() >= ends:
                 return
-            with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C must not close the model under llama.cpp either
+            with contextlib.suppress(KeyboardInterrupt, SystemExit):  # nor must a second one close the model under llama.cpp
                 wait([self._result], timeout=_LOOK)
         self._thread.join()
 

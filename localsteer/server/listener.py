@@ -20,7 +20,7 @@ _BACKLOG = 128
 # Seconds that answers (and builds) have to come to their end, and then those that their connections have to close.
 _GRACE = 2
 _CLOSING = 5
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class _Server(uvicorn.Server):
@@ -52,7 +52,7 @@ def configured(app: ASGIApp, *, closing: int = _GRACE + _CLOSING) -> uvicorn.Con
 
 
 def run(app: ASGIApp, bound: Sequence[socket.socket], service: Service, ready: Callable[[], None]) -> None:
-    """Serve until SIGINT or SIGTERM; both are the usual way to end, and no error.
+    """Serve until SIGINT, SIGTERM or SIGHUP: the usual ways to end, and no error. One that is ignored (`nohup`) stays so.
 
     Args:
         app: what to serve.
@@ -68,7 +68,7 @@ def run(app: ASGIApp, bound: Sequence[socket.socket], service: Service, ready: C
         server.should_exit = True
 
     # uvicorn has handlers of its own while it runs, and raises the signal again when it is done.
-    before = {number: signal.signal(number, end) for number in _SIGNALS}
+    before = {number: signal.signal(number, end) for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
     try:
         for one in bound:
             one.listen(config.backlog)

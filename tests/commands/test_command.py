@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,3 +110,31 @@ def test_a_terminal_that_knows_no_escape_codes_gets_none(
         monkeypatch.setenv(variable, value)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert ("\x1b" in run(capfd, "generate", "Hello", "-n", "2", "-m", tiny_path("llama")).err) == escapes
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are raised otherwise there")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_command_as_ctrl_c_does(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default it would end Python at once, and leave a temporary file."""
+    number = signal.Signals[name]
+    vector = tmp_path / "push.gguf"
+    write_vector(ControlVector({1: np.full(64, 3, np.float32)}), vector)
+    monkeypatch.setattr("localsteer.vector.file.write_out", lambda _writer: os.kill(os.getpid(), number))
+    assert signal.getsignal(number) == signal.SIG_DFL
+    result = run(capfd, "vectors", "combine", f"0.5 {vector}", "-o", tmp_path / "half.gguf")
+    assert (result.code, result.out, result.err) == (128 + number, "", "")
+    assert list(tmp_path.iterdir()) == [vector]
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no such signal there")
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As `nohup` has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(capfd, "vectors", "list", "--json").code == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

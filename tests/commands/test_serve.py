@@ -183,14 +183,14 @@ def test_it_listens_on_several_addresses_with_what_it_was_told_of_answers(tiny_p
             assert (params["n_predict"], params["seed"], params["temperature"]) == (3, 7, 0.5)
 
 
-# Both signals have one handler: each is tried with half of what may be going on.
+# All signals have one handler: each is tried with a part of what may be going on.
 @pytest.mark.parametrize(
     ("number", "path"),
     [
         (signal.SIGINT, "/v1/chat/completions"),
         (signal.SIGTERM, "/api/chat"),
         (signal.SIGTERM, "not streamed"),
-        (signal.SIGINT, "nothing"),
+        (signal.SIGHUP, "nothing"),
     ],
 )
 def test_a_signal_ends_it_cleanly_while_a_request_streams(endless: Path, number: signal.Signals, path: str) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
@@ -263,3 +265,20 @@ def test_a_closed_model_says_so(tiny_path: TinyPath) -> None:
 def test_half_a_character_is_refused(tiny: Model) -> None:
     with pytest.raises(LocalsteerError, match="character 4"):
         tiny.tokenize("bad \udc80 bytes")
+
+
+def test_a_model_that_is_being_loaded_can_be_given_up(tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large one takes minutes, in which somebody may press Ctrl-C."""
+
+    @contextlib.contextmanager
+    def pressed() -> Iterator[Callable[[], bool]]:
+        yield lambda: True
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("localsteer.llama.model.interrupts_after", pressed)
+    loaded: list[object] = []
+    load = library.load().llama_model_load_from_file
+    monkeypatch.setattr(library.load(), "llama_model_load_from_file", lambda *given: loaded.append(load(*given)))
+    with pytest.raises(KeyboardInterrupt):
+        Model(tiny_path("llama"), threads=1)
+    assert loaded == [None]

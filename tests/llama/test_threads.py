@@ -125,3 +125,38 @@ def test_what_follows_a_call_into_llama_cpp_is_waited_for(monkeypatch: pytest.Mo
     assert inside.wait(60)
     apart.stop()
     assert freed.is_set()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are raised otherwise there")
+def test_signals_wait_for_a_call_into_llama_cpp() -> None:
+    """An exception in the middle of it could only be lost: its callbacks are called from C."""
+    seen: list[str] = []
+
+    def end(number: int, _frame: object) -> None:
+        seen.append(signal.Signals(number).name)
+        if number == signal.SIGTERM:
+            raise SystemExit(143)
+
+    def call() -> None:
+        with interrupts_after() as wanted:
+            assert not wanted()
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert wanted()
+            seen.append("done")
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGHUP, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit):
+            call()
+        assert seen == ["done", "SIGHUP", "SIGTERM"]
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_signals_without_a_handler_end_the_process_as_ever(tiny: Model) -> None:
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    with interrupts_after():
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
