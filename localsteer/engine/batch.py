@@ -13,7 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from localsteer.engine.answering import Answering, Logits, Run, next_run
-from localsteer.engine.checks import check_anchored_batch, check_prompt, check_steering, default_context, needs_tap
+from localsteer.engine.checks import (
+    check_anchored_batch,
+    check_memory,
+    check_prompt,
+    check_steering,
+    default_context,
+    needs_tap,
+)
 from localsteer.engine.gate import Gate
 from localsteer.engine.lane import Lane, Part, again, batch_of, planned
 from localsteer.engine.prefix_cache import DEFAULT_CACHE_RAM, WORTH_KEEPING, PrefixCache
@@ -345,6 +352,7 @@ class RunningBatch(Closing):
     def _make_context(self, parallel: int, *, tapped: bool) -> Context:
         tap = ResidualTap(self.model.n_layer, self.model.n_embd) if tapped else None
         n_cells = self._n_cells if self._n_cells is not None else self.n_ctx * parallel
+        check_memory(self.model, n_cells)
         return Context(self.model, n_ctx=n_cells, n_seq=parallel, tap=tap)
 
     def _remake(self, parallel: int, *, tapped: bool) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import psutil
 
 from localsteer.errors import LocalsteerError, ModelError
+from localsteer.llama import library, rpc
+from localsteer.llama.memory import free_memory
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
@@ -38,9 +39,27 @@ class ContextLengthError(LocalsteerError):
 
 def default_context(model: Model, parallel: int = 1) -> int:
     """Tokens of context of each of several conversations where nobody asks for a number: what the model and the memory allow."""
-    room = int(psutil.virtual_memory().available * _SHARE_OF_MEMORY) // (model.kv_bytes * parallel)
+    room = int(free_memory() * _SHARE_OF_MEMORY) // (model.kv_bytes * parallel)
     allowed = max(_LEAST_DEFAULT, room // _LEAST_DEFAULT * _LEAST_DEFAULT)
     return min(_LONGEST_DEFAULT, allowed, model.n_ctx_train or _LONGEST_DEFAULT)
+
+
+def check_memory(model: Model, n_cells: int) -> None:
+    """Make sure that a context of so many tokens fits into the memory: the system ends whoever takes more than there is.
+
+    Raises:
+        ModelError: it does not.
+    """
+    elsewhere = rpc.connected() or (library.build_features().gpu and model.gpu_layers != 0)
+    if elsewhere or not model.sequences_share_tokens:
+        return  # what is free there, or what a recurrent model's states take, is not known
+    needed, free = model.kv_bytes * n_cells, free_memory(swapping=True)
+    if needed > free:
+        raise ModelError(
+            f"A context of {n_cells:,} tokens takes {needed / 1e9:,.1f} GB of memory with {model.name}, and {free / 1e9:,.1f} GB "
+            "are free.",
+            hint="Try a smaller one with --context.",
+        )
 
 
 def check_prompt(prompt: Sequence[int], n_ctx: int) -> None:

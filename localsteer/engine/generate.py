@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 from localsteer.engine.batch import RunningBatch, check_request, places_for
-from localsteer.engine.checks import default_context
+from localsteer.engine.checks import check_memory, default_context
 from localsteer.engine.gate import Gate
 from localsteer.engine.prefix_cache import WORTH_KEEPING
 from localsteer.engine.reply import apart
@@ -34,11 +34,15 @@ class Generator(Closing):
         model: the model.
         n_ctx: tokens of context; None means what the model and the memory allow.
         cache_ram: MiB of main memory for prompts and answers that others have taken the place of.
+
+    Raises:
+        ModelError: there is not enough memory for such a context.
     """
 
     def __init__(self, model: Model, *, n_ctx: int | None = None, cache_ram: int = _CACHE_RAM) -> None:
         self.model = model
         self.n_ctx = n_ctx if n_ctx is not None else default_context(model)
+        check_memory(model, self.n_ctx)  # the context itself is made when it is needed
         self._cache_ram = cache_ram
         self._batch: RunningBatch | None = None
 

@@ -221,22 +221,28 @@ _OWN_GROUPS = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
 
 
-def _quotas() -> list[int]:
-    """The processors that each control group of this process may use, as `docker run --cpus` sets them; a part counts as one."""
+def control_groups(controller: str) -> Iterator[tuple[Path, int]]:
+    """The folders of the control groups that this process is in, innermost first, and their version (1 or 2); none elsewhere.
+
+    Args:
+        controller: of version 1, such as "cpu"; version 2 has one tree for all.
+    """
     try:
         groups = _OWN_GROUPS.read_text()
     except OSError:
-        return []
-    quotas = []
-    # The names of the controllers of version 1, of which "cpu" is the one wanted; version 2 has no name.
-    for controllers, place in re.findall(r"^\d+:(|(?:[^:]*,)?cpu(?:,[^:]*)?):(.*)$", groups, re.MULTILINE):
+        return
+    # Version 1 names the controllers of each tree; version 2 has no name.
+    for controllers, place in re.findall(rf"^\d+:(|(?:[^:]*,)?{controller}(?:,[^:]*)?):(.*)$", groups, re.MULTILINE):
         own = Path(place.lstrip("/"))
         # A container may see its own group as the root, while its path tells where the host has it.
         for group in (own, *own.parents):
-            quota = _quota(_GROUPS / controllers / group, version=1 if controllers else 2)
-            if quota is not None:
-                quotas.append(quota)
-    return quotas
+            yield _GROUPS / controllers / group, 1 if controllers else 2
+
+
+def _quotas() -> list[int]:
+    """The processors that each control group of this process may use, as `docker run --cpus` sets them; a part counts as one."""
+    quotas = (_quota(group, version) for group, version in control_groups("cpu"))
+    return [quota for quota in quotas if quota is not None]
 
 
 def _quota(group: Path, version: int) -> int | None:

@@ -5,7 +5,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from localsteer.engine.checks import default_context
+from localsteer.engine.batch import RunningBatch
+from localsteer.engine.checks import check_memory, default_context
+from localsteer.engine.generate import Generator
+from localsteer.errors import ModelError
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 
@@ -13,8 +16,9 @@ from localsteer.llama.model import Model
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """How much memory there seems to be."""
-    memory = SimpleNamespace(available=0)
+    memory = SimpleNamespace(available=0, total=0)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(free=0))
     return memory
 
 
@@ -43,3 +47,24 @@ def test_the_kv_cache_is_as_large_as_said(tiny: Model) -> None:
             context.decode(Batch.of_one_sequence(tokens, start=start))
             sizes.append(context.sequence_bytes(0))
     assert (sizes[1] - sizes[0]) / 64 == pytest.approx(tiny.kv_bytes, rel=0.1)
+
+
+def test_a_context_that_does_not_fit_is_refused_before_it_is_made(
+    tiny: Model, free: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system would end some process for lack of memory: llama.cpp clears what it gets."""
+    monkeypatch.setattr(Context, "__init__", lambda *_, **__: pytest.fail("was made"))
+    free.available = free.total = 100_000 * tiny.kv_bytes
+    check_memory(tiny, 100_000)
+    for attempt in (
+        lambda: check_memory(tiny, 100_001),
+        lambda: Generator(tiny, n_ctx=10**8),
+        lambda: RunningBatch(tiny, parallel=4, n_ctx=30_000),
+    ):
+        with pytest.raises(ModelError, match=r"A context of [\d,]+ tokens takes .* GB of memory .* --context"):
+            attempt()
+
+
+def test_what_is_free_elsewhere_is_not_known(tiny: Model, free: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("localsteer.engine.checks.rpc.connected", lambda: ["10.0.0.2:50052"])
+    check_memory(tiny, 10**8)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from localsteer.llama import library
+from localsteer.llama.memory import free_memory, give_back_large_blocks
+
+GB = 1_000_000_000
+
+
+@pytest.fixture(autouse=True)
+def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux with 8 of 16 GB free and 1 GB of swap, outside of any control group."""
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * GB, total=16 * GB))
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(free=GB))
+    monkeypatch.setattr(psutil, "RLIMIT_AS", 9, raising=False)
+    limit(monkeypatch, -1)
+    monkeypatch.setattr(library, "_OWN_GROUPS", tmp_path / "own-groups")
+    monkeypatch.setattr(library, "_GROUPS", tmp_path / "groups")
+
+
+def limit(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """As `ulimit -v` sets it for a process that has taken 1 GB."""
+    process = SimpleNamespace(rlimit=lambda _kind: (size, -1), memory_info=lambda: SimpleNamespace(vms=GB))
+    monkeypatch.setattr(psutil, "Process", lambda: process)
+
+
+def test_it_is_what_the_machine_has_free() -> None:
+    assert free_memory() == 8 * GB
+    assert free_memory(swapping=True) == 9 * GB
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_where_swap_grows_as_it_is_needed_all_memory_counts(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", system)
+    assert free_memory() == 8 * GB
+    assert free_memory(swapping=True) == 16 * GB
+
+
+def test_the_limit_of_the_process_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, 3 * GB)
+    assert free_memory() == free_memory(swapping=True) == 2 * GB
+    limit(monkeypatch, GB // 2)
+    assert free_memory() == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "free"),
+    [
+        ("0::/", {"memory.max": "max", "memory.current": "5"}, 8),
+        ("0::/", {"memory.max": f"{4 * GB}", "memory.current": f"{3 * GB}", "memory.stat": f"anon 7\ninactive_file {GB}\n"}, 2),
+        ("0::/", {"memory.max": f"{4 * GB}", "memory.current": f"{3 * GB}", "memory.stat": ""}, 1),
+        ("0::/a/b", {"a/memory.max": f"{2 * GB}", "a/memory.current": "0", "a/memory.stat": ""}, 2),
+        (
+            "4:cpu:/\n5:memory:/docker/1",
+            {"memory/memory.limit_in_bytes": f"{3 * GB}", "memory/memory.usage_in_bytes": "0", "memory/memory.stat": ""},
+            3,
+        ),
+        ("0::/", {}, 8),
+        ("0::/", {"memory.max": "what is this", "memory.current": "0"}, 8),
+    ],
+)
+def test_a_containers_memory_counts(own: str, files: dict[str, str], free: int, tmp_path: Path) -> None:
+    (tmp_path / "own-groups").write_text(f"{own}\n")
+    for name, content in files.items():
+        file = tmp_path / "groups" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    assert free_memory() == free * GB
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda _name: SimpleNamespace())
+    give_back_large_blocks()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_large_blocks_that_are_freed_go_back_to_the_system() -> None:
+    """By default a block that was freed lets glibc keep all that are smaller."""
+    program = """
+import ctypes, psutil
+import numpy as np
+from localsteer.llama.memory import give_back_large_blocks
+give_back_large_blocks()
+process = psutil.Process()
+np.ones(20 << 20, np.uint8)
+before = process.memory_info().rss
+blocks = [np.ones(size << 20, np.uint8) for size in range(2, 18)]
+del blocks[::2]
+print(sum(block.nbytes for block in blocks), process.memory_info().rss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    held, grown = map(int, done.stdout.split())
+    assert grown < held + (8 << 20)
