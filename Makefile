@@ -1,5 +1,6 @@
 # `make demo` and `make test` do everything on a fresh machine; each makes .venv itself.
-# The first installation compiles llama.cpp (about 5 minutes on 2 cores); pip keeps the result for later ones.
+# The first installation compiles llama.cpp (about 5 minutes on 2 cores, told as they pass); pip keeps the result for later ones.
+# Without a compiler: make demo WHEELS=INDEX takes a wheel of llama-cpp-python that is compiled already (docs/install.md).
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,22 +17,23 @@ ifneq ($(shell grep -sm1 -o amx_tile /proc/cpuinfo && cc $(NO_AMX) -E -x c /dev/
 export CFLAGS := $(CFLAGS) $(NO_AMX)
 export CXXFLAGS := $(CXXFLAGS) $(NO_AMX)
 endif
+export WHEELS
 
-.PHONY: demo test checks tests test-models fuzz bench bench-tools quality exports compatibility handbook docs clean
+.PHONY: demo test checks tests test-models fuzz faults soak bench bench-tools quality exports compatibility handbook docs clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
 .venv/.demo: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	@$(BIN)/python install.py demo
 	touch $@
 
 .venv/.dev: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[demo,dev]"
+	@$(BIN)/python install.py demo,dev
 	touch $@ .venv/.demo
 
 .venv/.docs: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	@$(BIN)/python install.py docs
 	touch $@
 
 demo: .venv/.demo
@@ -67,6 +69,15 @@ fuzz: .venv/.dev
 	LOCALSTEER_EXAMPLES=2000 $(PYTEST) tests/llama/test_made_schemas.py
 	LOCALSTEER_EXAMPLES=1000 $(PYTEST) tests/end_to_end/test_chat_fuzz.py
 	$(BIN)/python -m tests.llama.mutant_doors 1500 docs/reliability.md
+
+# 200 kills by four signals over every command that writes, some ten minutes: into docs/reliability.md. `make test` kills ten.
+KILLS ?= 200
+faults: .venv/.dev
+	$(BIN)/python -m tests.kills $(KILLS) docs/reliability.md
+
+# An hour of mixed requests to a server of the demo model: into docs/reliability.md.
+soak: .venv/.dev
+	$(BIN)/python -m bench.soak
 
 bench-tools: .venv/.dev
 	$(BIN)/python -m bench.tools
