@@ -464,6 +464,15 @@ def test_a_line_that_is_cut_off_is_measured_again(tiny: Model, tmp_path: Path, s
     assert open_interview(tiny, tmp_path).measured == len(ALL)
 
 
+def test_two_that_measure_at_the_same_time_keep_what_both_found(tiny: Model, tmp_path: Path) -> None:
+    """As two processes that calibrate one vector: each knows what was there when it began."""
+    one, other = open_interview(tiny, tmp_path), open_interview(tiny, tmp_path)
+    one.measure(STEERED[:3])
+    other.measure(STEERED)
+    one.measure(ALL)
+    assert open_interview(tiny, tmp_path).measured == len(ALL)
+
+
 @pytest.mark.parametrize(
     "line", ["", "{", "[]", "{}", "5", "null", '"ab"', '["key", null]', '["key", {"text": "Yes."}]', "[[1, 2], {}]", "\ufeff[1]"]
 )
