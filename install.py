@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LOG = Path("build/install.log")
-WHEELS = "INDEX"
 _PACKAGE = "llama-cpp-python"
 # What CMake looks for, of each kind the first that is there.
 _COMPILERS = {"CC": ("cc", "gcc", "clang"), "CXX": ("c++", "g++", "clang++")}
@@ -50,7 +49,8 @@ def compiler_advice(environment: Mapping[str, str]) -> str | None:
     return (
         f"llama.cpp is compiled when {_PACKAGE} is installed, and no C++ compiler was found: install one (Debian and Ubuntu: "
         "`sudo apt install build-essential`, Fedora: `sudo dnf install gcc-c++`, macOS: `xcode-select --install`), or take a "
-        f"wheel that is compiled already: `make demo WHEELS={WHEELS}` (docs/install.md)."
+        "wheel that is compiled already: `make demo WHEELS=INDEX`; llama-cpp-python's README names the INDEX of its own wheels "
+        "(docs/install.md)."
     )
 
 
