@@ -96,7 +96,7 @@ if TYPE_CHECKING:
 @click.option(
     "--fixed-steering",
     is_flag=True,
-    help="Requests get the default steering, or a preset by name: they may ask for no other one, and not change the default.",
+    help="Requests get the default steering, or a preset by name, also in calls of tools and forms: they may ask for no other.",
 )
 @click.option("-n", "--max-tokens", type=click.IntRange(1, 10**7), help="Longest answer. Default: as much as the context holds.")
 @think_option

@@ -345,7 +345,7 @@ class Service:
                     wishes.logprobs,
                     mode,
                     _divided(prompt.reading.division, formed=wishes.grammar is not None),
-                    wishes.steer_forms,
+                    wishes.steer_forms or self.steerings.fixed,  # a form that allows anything would be a way out
                 )
                 gate = None
                 if self._armed is not None:

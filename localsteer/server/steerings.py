@@ -98,7 +98,8 @@ class Steerings:
         limit: the largest relative dose; None for any.
         list_steerings: how many steerings are listed beside the model and the presets.
         strict: refuse requests that name another model; else the one that is served answers them.
-        fixed: requests get the default, or a preset that they name, and may ask for no other steering.
+        fixed: requests get the default, or a preset that they name, and may ask for no other steering; calls of tools and answers
+            in a form are steered as well.
         progress: told about the building of the default's vectors.
 
     Raises:

@@ -897,6 +897,14 @@ def test_where_steering_is_fixed_no_request_has_one_of_its_own(
     assert "--fixed-steering" in error["message"]
 
 
+@pytest.mark.parametrize("form", [{"grammar": r"root ::= [\x00-\U0010FFFF]*"}, {"response_format": {"type": "json_object"}}])
+def test_where_steering_is_fixed_a_form_is_no_way_out(serve: Serve, form: dict[str, Any]) -> None:
+    told = serve(default="2 happy").chat(**form)["steering"]["notes"]
+    assert any("form is not steered" in note for note in told)
+    fixed = serve(default="2 happy", fixed=True).chat(**form)["steering"]["notes"]
+    assert not any("form is not steered" in note for note in fixed)
+
+
 def test_where_steering_is_fixed_there_are_the_default_and_the_presets(serve: Serve) -> None:
     served = serve(default="0.5 happy", presets={"sad": "-0.5 happy"}, fixed=True, list_steerings=5)
     assert served.chat()["steering"]["expression"] == "0.5 happy"
