@@ -132,6 +132,8 @@ class Steerings:
         self.presets = dict(presets or {})
         self.mode = mode
         self.fixed = fixed
+        # Taken now: it cannot be had any more once somebody has touched the file.
+        self._fingerprint = model.fingerprint
         self._folder = folder
         self._limit = limit
         self._strict = strict
@@ -253,7 +255,7 @@ class Steerings:
         with self._lock:
             kept = self._plans.get(key)
         if kept is None or kept[0] != vectors:
-            kept = vectors, resolve(steering, self.model.fingerprint, vectors.__getitem__, mode, self._limit)
+            kept = vectors, resolve(steering, self._fingerprint, vectors.__getitem__, mode, self._limit)
         with self._lock:
             self._plans[key] = kept
             self._plans.move_to_end(key)
@@ -314,8 +316,8 @@ class Steerings:
     def _document(self, name: str, vector: ControlVector | None, about: Contrast | Provenance) -> dict[str, object]:
         calibration = vector.provenance.calibration if vector is not None else None
         dosing = vector.provenance.dosing if vector is not None else None
-        calibrated = calibration is not None and calibration.content == self.model.fingerprint.content
-        dosed = calibration is None and dosing is not None and dosing.content == self.model.fingerprint.content
+        calibrated = calibration is not None and calibration.content == self._fingerprint.content
+        dosed = calibration is None and dosing is not None and dosing.content == self._fingerprint.content
         tried = {pole: strongest_tried(vector, pole) for pole in POLES} if vector is not None and (calibrated or dosed) else None
         return {
             "id": name,
@@ -344,7 +346,7 @@ class Steerings:
                 vector = self._read(own[name])
             except VectorError as error:
                 raise VectorError(error.message.replace(str(own[name]), name), hint=error.hint) from None
-            vector.check_fits(self.model.fingerprint, name=name)
+            vector.check_fits(self._fingerprint, name=name)
             return vector, vector.provenance
         if name not in known:
             near = difflib.get_close_matches(name, {*known, *own}, n=3)

@@ -1074,3 +1074,11 @@ def test_a_policys_answers_are_anchored_where_that_is_asked_for(serve: Serve, tm
     assert text_of(anchored) != plain
     # It may steer, so that there must be two places for it.
     assert serve(policy=path, parallel=1).refused({"anchored": True})[0] == 400
+
+
+def test_a_model_whose_file_was_touched_is_served_on(serve: Serve, tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "model.gguf")
+    with Model(path, threads=1) as model:
+        served = serve(model=model, vectors=None)
+        path.touch()
+        assert text_of(served.chat()) == streamed_text(stream(served))
