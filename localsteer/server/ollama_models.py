@@ -31,11 +31,16 @@ def router(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter(prefix="/api", tags=["Ollama"])
     model = service.model
+    # Of the file that was opened, whatever becomes of that while it is served.
+    modified = datetime.fromtimestamp(model.path.stat().st_mtime, UTC).isoformat().replace("+00:00", "Z")
+
+    def listed() -> list[dict[str, Any]]:
+        return [_listed(model, name, modified) for name in service.steerings.listed()]
 
     @routes.get("/tags")
     def tags() -> dict[str, Any]:
         """The model, and one more name for each preset, and for what it can be steered by."""
-        return {"models": [_listed(model, name) for name in service.steerings.listed()]}
+        return {"models": listed()}
 
     @routes.get("/ps")
     def running() -> dict[str, Any]:
@@ -46,7 +51,7 @@ def router(service: Service) -> APIRouter:
             "size_vram": model.size_bytes if on_gpu else 0,
             "context_length": service.engine.n_ctx,
         }
-        return {"models": [{**_listed(model, name), **loaded} for name in service.steerings.listed()]}
+        return {"models": [{**one, **loaded} for one in listed()]}
 
     @routes.post("/show")
     def show(body: OllamaShow) -> dict[str, Any]:
@@ -73,7 +78,7 @@ def router(service: Service) -> APIRouter:
                 *(["thinking"] if template is not None and template.thinking is not None else []),
                 *(["insert"] if can_infill(model) else []),
             ],
-            "modified_at": _modified(model),
+            "modified_at": modified,
         }
 
     @routes.get("/version")
@@ -84,19 +89,15 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _listed(model: Model, name: str) -> dict[str, Any]:
+def _listed(model: Model, name: str, modified: str) -> dict[str, Any]:
     return {
         "name": name,
         "model": name,
-        "modified_at": _modified(model),
+        "modified_at": modified,
         "size": model.size_bytes,
         "digest": model.fingerprint.content,
         "details": _details(model),
     }
-
-
-def _modified(model: Model) -> str:
-    return datetime.fromtimestamp(model.path.stat().st_mtime, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _details(model: Model) -> dict[str, Any]:

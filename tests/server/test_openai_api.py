@@ -1076,9 +1076,16 @@ def test_a_policys_answers_are_anchored_where_that_is_asked_for(serve: Serve, tm
     assert serve(policy=path, parallel=1).refused({"anchored": True})[0] == 400
 
 
-def test_a_model_whose_file_was_touched_is_served_on(serve: Serve, tmp_path: Path) -> None:
+def test_a_model_whose_file_was_touched_or_renamed_is_served_on(serve: Serve, tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path / "model.gguf")
     with Model(path, threads=1) as model:
-        served = serve(model=model, vectors=None)
+        served = serve(model=model, vectors=None, list_steerings=4)
         path.touch()
         assert text_of(served.chat()) == streamed_text(stream(served))
+        before = served.client.get("/api/tags").json()
+        path.rename(tmp_path / "other.gguf")
+        assert served.chat()["choices"]
+        assert served.client.get("/v1/models").json()["data"]
+        assert served.client.get("/api/tags").json() == before
+        assert served.client.get("/api/ps").json()["models"]
+        assert served.client.post("/api/show", json={"model": "demo"}).json()["modified_at"] == before["models"][0]["modified_at"]
