@@ -131,9 +131,9 @@ class _Writer:
             block["text"] = whole
         yield {"type": "content_block_stop", "index": index}
 
-    def finish(self, finished: Finished) -> Iterator[Document]:
+    def finish(self, finished: Finished, whole_calls: int) -> Iterator[Document]:
         answer = finished.answer
-        ends = self._end(answer)
+        ends = self._end(answer, whole_calls)
         usage = self._usage(answer.timing.reused_tokens, len(answer.tokens))
         more = {
             "steering": self._steering,
@@ -148,9 +148,9 @@ class _Writer:
     def fail(self, error: Exception) -> Iterator[Document]:
         yield anthropic_document(*error_document(error))
 
-    def _end(self, answer: Answer) -> dict[str, Any]:
+    def _end(self, answer: Answer, whole_calls: int) -> dict[str, Any]:
         if answer.finish_reason == "stop":
-            if any(block["type"] == "tool_use" for block in self.message["content"]):
+            if whole_calls:
                 return {"stop_reason": "tool_use", "stop_sequence": None}
             if answer.met in self._stops:
                 return {"stop_reason": "stop_sequence", "stop_sequence": answer.met}

@@ -9,7 +9,7 @@ from localsteer.policy.audit import Decision
 from localsteer.server.answers import Finished
 from localsteer.server.asking import Asked
 from localsteer.server.jobs import Ended, Failed
-from localsteer.server.reply import Said, joined
+from localsteer.server.reply import Said, joined, parts_of
 
 Document = dict[str, Any]
 
@@ -29,8 +29,8 @@ class Writer(Protocol):
         """It is whole, or was cut off."""
         ...
 
-    def finish(self, finished: Finished) -> Iterator[Document]:
-        """The reply is at its end."""
+    def finish(self, finished: Finished, whole_calls: int) -> Iterator[Document]:
+        """The reply is at its end; so many of its calls are whole."""
         ...
 
     def fail(self, error: Exception) -> Iterator[Document]:
@@ -67,7 +67,7 @@ def written(asked: Asked, finished: Finished, writer: Writer) -> list[Document]:
     blocks = _Blocks(writer)
     cut = finished.answer.finish_reason == "length"
     said = asked.reading.of(finished.answer.text)
-    return [*blocks.push(said), *blocks.close(cut=cut), *writer.finish(finished)]
+    return [*blocks.push(said), *blocks.close(cut=cut), *writer.finish(finished, len(parts_of(said)[2]))]
 
 
 async def streamed(asked: Asked, writer: Writer) -> AsyncIterator[Document]:
@@ -85,5 +85,6 @@ async def streamed(asked: Asked, writer: Writer) -> AsyncIterator[Document]:
             yield document
         if isinstance(event, Ended):
             cut = event.answer.finish_reason == "length"
-            for document in (*blocks.close(cut=cut), *writer.finish(Finished(event.answer, tuple(decisions)))):
+            whole = Finished(event.answer, tuple(decisions))
+            for document in (*blocks.close(cut=cut), *writer.finish(whole, reader.whole_calls)):
                 yield document

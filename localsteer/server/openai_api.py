@@ -159,7 +159,7 @@ class _Reply:
         if said or (event.logprobs and self.wants_logprobs):
             documents.append(self._piece(event.choice, said, telling, event.logprobs))
         content: dict[str, Any] = {"delta": {}} if self.form is CHAT else {"text": ""}
-        finish = _finish(event.answer, calls=telling.calls)
+        finish = _finish(event.answer, calls=telling.reader.whole_calls)
         more = {
             "steering": self.asked.steering,
             **_times([event.answer]),

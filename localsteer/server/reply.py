@@ -54,6 +54,11 @@ class ReplyReader:
         in_channels = reading.form is not None and reading.form.kind == "channel"
         self._parts = PartReader(reading.division, calls=in_channels)
 
+    @property
+    def whole_calls(self) -> int:
+        """How many calls were whole so far; one that is told while it is written may never be."""
+        return self._calls.whole if self._calls is not None else 0
+
     def push(self, text: str) -> list[Said]:
         """What is certain with this piece; what belongs together as one."""
         return _joined(self._read(self._parts.push(text)))

@@ -182,7 +182,7 @@ class _Writer:
             yield self._of_part(index, "response.content_part.done", part=_part(whole, text))
         yield self._document("response.output_item.done", output_index=index, item=item)
 
-    def finish(self, finished: Finished) -> Iterator[Document]:
+    def finish(self, finished: Finished, _whole_calls: int) -> Iterator[Document]:
         answer = finished.answer
         reason = _INCOMPLETE.get(answer.finish_reason)
         status = "completed" if reason is None else "incomplete"

@@ -33,10 +33,12 @@ class ToolCallParser:
 
     Attributes:
         unfinished: once the answer has ended, the beginning of a call that was cut off; no text, and no call either.
+        whole: how many calls were whole so far; one that is told while it is written may never be.
     """
 
     def __init__(self, form: Form, tools: Iterable[Tool], *, held: bool = False) -> None:
         self.unfinished = ""
+        self.whole = 0
         self._form = form
         self._tools = {tool.name: tool for tool in tools}
         self._is_held = held
@@ -49,7 +51,6 @@ class ToolCallParser:
         self._fenced = False  # whether the block of code of a call is still to be closed
         self._over = False  # whether brackets may still come that close nothing
         self._at_start = True
-        self._has_called = False
 
     def push(self, text: str) -> Found:
         """What is certain with this piece of the answer: text, and calls, in their order."""
@@ -66,7 +67,7 @@ class ToolCallParser:
         rest, self._held = self._space + self._mark + self._held, ""
         if self._reading and self._begins_a_call(rest):
             self.unfinished = rest
-        elif rest.strip() or not self._has_called:
+        elif rest.strip() or not self.whole:
             found.append(rest)
         return _joined(found)
 
@@ -100,7 +101,7 @@ class ToolCallParser:
                 break
             calls, length = read
             found += self._untold(calls)
-            self._has_called = True
+            self.whole += len(calls)
             self._fenced, self._over = "```" in self._mark, self._bare
             self._held, self._mark, self._space, self._reading = self._held[length:], "", "", False
         return _joined(found)

@@ -132,6 +132,15 @@ def test_a_call_is_streamed(calling: Served) -> None:
     assert events[-2]["delta"]["stop_reason"] == "tool_use"
 
 
+def test_a_call_in_which_a_stop_string_stands_is_none(calling: Served) -> None:
+    red = {**SCHEMA, "properties": {"in": {"const": "red"}}}
+    asked = {**MUST, "tools": [{**PAINT, "input_schema": red}], "stop_sequences": ["ed"]}
+    document = ask(calling, **asked)
+    ends = {"stop_reason": "stop_sequence", "stop_sequence": "ed"}
+    assert not [block for block in document["content"] if block["type"] == "tool_use"]
+    assert {key: document[key] for key in ends} == stream(calling, **asked)[-2]["delta"] == ends
+
+
 def test_results_of_calls_are_part_of_the_conversation(calling: Served) -> None:
     assert count(calling, messages=RESULTS, tools=[PAINT]) > count(calling, tools=[PAINT]) + 10
     failed = [*RESULTS[:-1], {"role": "user", "content": [{**RESULTS[-1]["content"][0], "is_error": True}]}]

@@ -270,6 +270,20 @@ def test_a_call_that_is_cut_at_its_limit_is_no_text_and_told_only_while_it_is_wr
     assert not [block for block in message["content"] if block["type"] == "tool_use"]
 
 
+RED: dict[str, Any] = {"type": "object", "properties": {"in": {"const": "red"}}, "required": ["in"]}
+
+
+def test_a_call_in_which_a_stop_string_stands_is_none(calling: Served) -> None:
+    tool = {"type": "function", "function": {"name": "paint", "parameters": RED}}
+    asked: dict[str, Any] = {"tools": [tool], "tool_choice": "required", "max_tokens": 200, "stop": "ed"}
+    (choice,) = calling.chat(**asked)["choices"]
+    events = stream(calling, "/v1/chat/completions", **asked)
+    told = [call["function"]["arguments"] for event in events for call in event["choices"][0]["delta"].get("tool_calls", ())]
+    assert not choice["message"].get("tool_calls")
+    assert '{"in": "red"}'.startswith("".join(told))
+    assert choice["finish_reason"] == events[-1]["choices"][0]["finish_reason"] == "stop"
+
+
 @pytest.mark.parametrize(
     "schema",
     [
