@@ -17,6 +17,7 @@ _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]|"', re.DOTALL)
 _IDENTITY = re.compile(r"[\w.:-]*")
 _PARTS = re.compile(rf"\s+|{IDENTITY}|[^\s{IDENTITY}]+")
 _CHANNEL = re.compile(r"([\w.:/-]+)[^{]*?<\|message\|>\s*")
+_MAY_QUOTE = re.compile(r'\s*[\[{"]')
 _LONGEST_HEAD = 200
 CDATA = "<![CDATA["
 """Begins a text that may hold marks, as in XML; some templates write it."""
@@ -221,12 +222,35 @@ def _one_named(reader: _Reader, form: Form, tools: Tools) -> ToolCall:
 
 
 def _tagged(reader: _Reader, tags: Tags, tool: Tool) -> dict[str, Any]:
-    pattern = _pattern_of(tags)
+    begins, ends, ends_json = _patterns_of(tags)
     arguments: dict[str, Any] = {}
-    while found := pattern.match(reader.text, reader.at):
-        arguments[found["key"]] = value_of(tags, tool, found["key"], found["value"], plain=found["text"] is not None)
+    while begun := begins.match(reader.text, reader.at):
+        key, plain = begun["key"], begun["text"] is not None
+        found = ends.match(reader.text, begun.end())
+        if found is None:
+            break
+        if not is_text(tags, tool, key, plain=plain) and _MAY_QUOTE.match(found["value"]) and not is_json(found["value"]):
+            quoting = ends_json.match(reader.text, begun.end())
+            if quoting is None and not reader.final:
+                raise _MoreError
+            found = quoting if quoting is not None and is_json(quoting["value"]) else found
+        arguments[key] = value_of(tags, tool, key, found["value"], plain=plain)
         reader.at = found.end()
     return arguments
+
+
+def is_text(tags: Tags, tool: Tool, key: str, *, plain: bool) -> bool:
+    """Whether an argument that has a tag is a text without quotes; `plain` as in `value_of`."""
+    return plain if tags.text != tags.other else TextArgument.of(tool.parameters, key) is not None
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is a document of JSON."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def value_of(tags: Tags, tool: Tool, key: str, text: str, *, plain: bool) -> Any:
@@ -242,12 +266,19 @@ def value_of(tags: Tags, tool: Tool, key: str, text: str, *, plain: bool) -> Any
     return text if plain else _value(text)
 
 
-def _pattern_of(tags: Tags) -> re.Pattern[str]:
-    """An argument; a line break that the form has beside a value is none of the value's, all other white space is."""
+def _patterns_of(tags: Tags) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    """What begins an argument, and all up to its end: as soon as the tag is closed, and where that may stand in strings of JSON.
+
+    A line break that the form has beside a value is none of the value's, all other white space is.
+    """
     text, other = (f"{_words(middle)}{_break(middle.endswith(chr(10)))}" for middle in (tags.text, tags.other))
     after = f"{_break(tags.after.startswith(chr(10)))}{_words(tags.after)}"
     middle = f"(?:(?P<text>{text})|{other})"
-    return re.compile(rf"\s*{_words(tags.before)}(?P<key>[^<>\n]+?){middle}(?P<value>.*?){after}", re.DOTALL)
+    return (
+        re.compile(rf"\s*{_words(tags.before)}(?P<key>[^<>\n]+?){middle}"),
+        re.compile(rf"(?P<value>.*?){after}", re.DOTALL),
+        re.compile(rf'(?P<value>(?>"(?:[^"\\]|\\.)*"|[^"])*?){after}', re.DOTALL),
+    )
 
 
 def _words(piece: str) -> str:

@@ -14,7 +14,7 @@ from typing import Protocol
 from localsteer.llama.channels import MESSAGE
 from localsteer.llama.thinking import open_end
 from localsteer.tools.form import IDENTITY, Form, Tags
-from localsteer.tools.reading import CDATA, as_json, value_of
+from localsteer.tools.reading import CDATA, as_json, is_json, is_text, value_of
 from localsteer.tools.text_argument import NULLS, TextArgument
 from localsteer.tools.tool import MoreArguments, Tool, ToolCall
 
@@ -197,7 +197,7 @@ class _Value:
         self.rest: str | None = None
         self._tags, self._tool, self._key, self._plain = tags, tool, key, plain
         about = TextArgument.of(tool.parameters, key) if tags.text == tags.other else None
-        self._is_text = plain if tags.text != tags.other else about is not None
+        self._is_text = is_text(tags, tool, key, plain=plain)
         self._nulls = NULLS if about is not None and about.nullable else ()
         self._held = ""
         self._told = False  # whether a part of a text was
@@ -205,6 +205,8 @@ class _Value:
     def push(self, text: str) -> str:
         self._held += text
         end = self._held.find(self._tags.after)
+        while end >= 0 and not self._is_text and not is_json(self._held[:end]):
+            end = self._held.find(self._tags.after, end + 1)  # it stands in a string of JSON
         if end < 0:
             certain = len(self._held) - open_end(self._held, self._tags.after)
             if not self._is_text or not certain or (not self._told and self._may_be_other(self._held[:certain])):

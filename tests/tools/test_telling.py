@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,13 @@ TAGGED = [form for form in FORMS.values() if form.tags is not None]
 def told(form: Form, *pieces: str) -> Found:
     """What is told of an answer that comes in pieces, put together."""
     parser = ToolCallParser(form, TOOLS, held=True)
+    return joined([*(one for piece in pieces for one in parser.push(piece)), *parser.finish()])
+
+
+def joined(pieces: Found) -> Found:
+    """What belongs together as one."""
     found: Found = []
-    for one in [*(one for piece in pieces for one in parser.push(piece)), *parser.finish()]:
+    for one in pieces:
         last = found[-1] if found else None
         if isinstance(last, str) and isinstance(one, str):
             found[-1] = last + one
@@ -103,6 +109,37 @@ def test_texts_in_tags_are_told_as_they_are_read(form: Form, value: str) -> None
             elif isinstance(one, MoreArguments):
                 arguments[-1] += one.text
         assert arguments[1:] == [call.arguments for call in expected if isinstance(call, ToolCall)]
+
+
+PICK = tool_of(
+    {
+        "type": "function",
+        "function": {
+            "name": "pick",
+            "parameters": {
+                "type": "object",
+                "properties": {"from": {"type": "array"}, "as": {"type": ["object", "string"]}},
+                "required": ["from"],
+            },
+        },
+    }
+)
+
+
+@pytest.mark.parametrize("form", TAGGED)
+def test_what_closes_a_tag_may_stand_in_strings_of_json(form: Form) -> None:
+    assert form.tags is not None
+    ends = form.tags.after + form.tail + form.closing
+    calls: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("pick", {"from": [f"x{form.tags.after.strip()}y", 'a "b" \\'], "as": {ends: 1}}),
+        ("pick", {"from": [ends, [ends]]}),
+        ("pick", {"from": []}),
+    )
+    text = written(form, *calls)
+    for held in (False, True):
+        for pieces in ([text], [*text]):
+            parser = ToolCallParser(form, [PICK], held=held)
+            assert joined([*(one for piece in pieces for one in parser.push(piece)), *parser.finish()]) == called(*calls)
 
 
 def test_a_call_in_a_channel_is_told_while_it_is_written() -> None:
