@@ -14,7 +14,7 @@ from localsteer.llama.channels import CHANNEL, MESSAGE
 from localsteer.llama.json_schema import rule_of
 from localsteer.llama.thinking import Thinking
 from localsteer.tools.form import IDENTITY, Form, Tags
-from localsteer.tools.reading import CDATA
+from localsteer.tools.reading import CDATA, NAME
 from localsteer.tools.text_argument import NULLS, TextArgument, types_of
 from localsteer.tools.tool import Tool
 
@@ -185,6 +185,10 @@ class _Writer:
             raise LocalsteerError("properties is no object, or required no list.")
         if stray := next((key for key in required if key not in properties), None):
             raise LocalsteerError(f'The argument "{stray}" is required, and nothing says what it is.')
+        if (unread := next((key for key in properties if not NAME.fullmatch(key)), None)) is not None:
+            raise LocalsteerError(
+                f"The argument {json.dumps(unread)} cannot have a tag: its name is empty, or holds <, > or a line break."
+            )
         definitions = {key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters}
         rules, parts = [], []
         for number, (key, schema) in enumerate(properties.items()):

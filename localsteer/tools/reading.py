@@ -17,6 +17,8 @@ _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]|"', re.DOTALL)
 _IDENTITY = re.compile(r"[\w.:-]*")
 _PARTS = re.compile(rf"\s+|{IDENTITY}|[^\s{IDENTITY}]+")
 _CHANNEL = re.compile(r"([\w.:/-]+)[^{]*?<\|message\|>\s*")
+NAME = re.compile(r"[^<>\n]+")
+"""The name of an argument that has a tag."""
 _MAY_QUOTE = re.compile(r'\s*[\[{"]')
 _LONGEST_HEAD = 200
 CDATA = "<![CDATA["
@@ -275,7 +277,7 @@ def _patterns_of(tags: Tags) -> tuple[re.Pattern[str], re.Pattern[str], re.Patte
     after = f"{_break(tags.after.startswith(chr(10)))}{_words(tags.after)}"
     middle = f"(?:(?P<text>{text})|{other})"
     return (
-        re.compile(rf"\s*{_words(tags.before)}(?P<key>[^<>\n]+?){middle}"),
+        re.compile(rf"\s*{_words(tags.before)}(?P<key>{NAME.pattern}?){middle}"),
         re.compile(rf"(?P<value>.*?){after}", re.DOTALL),
         re.compile(rf'(?P<value>(?>"(?:[^"\\]|\\.)*"|[^"])*?){after}', re.DOTALL),
     )

@@ -14,7 +14,7 @@ from typing import Protocol
 from localsteer.llama.channels import MESSAGE
 from localsteer.llama.thinking import open_end
 from localsteer.tools.form import IDENTITY, Form, Tags
-from localsteer.tools.reading import CDATA, as_json, is_json, is_text, value_of
+from localsteer.tools.reading import CDATA, NAME, as_json, is_json, is_text, value_of
 from localsteer.tools.text_argument import NULLS, TextArgument
 from localsteer.tools.tool import MoreArguments, Tool, ToolCall
 
@@ -156,7 +156,7 @@ class _Tagged:
         self._value: _Value | None = None
         self._first = True
         text, other = _exactly(tags.text), _exactly(tags.other)
-        self._begins = re.compile(rf"{_exactly(tags.before)}(?P<key>[^<>\n]+?)(?:(?P<text>{text})|{other})")
+        self._begins = re.compile(rf"{_exactly(tags.before)}(?P<key>{NAME.pattern}?)(?:(?P<text>{text})|{other})")
 
     def push(self, text: str) -> str:
         self._held += text

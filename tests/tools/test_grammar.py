@@ -142,6 +142,17 @@ def test_what_is_required_and_not_described_is_refused() -> None:
         tool_grammar(QWEN_CODER, [tool], choice="required")
 
 
+@pytest.mark.parametrize("name", ["a<b", "a>b", "a\nb", ""])
+def test_a_name_of_an_argument_that_a_tag_cannot_hold_is_refused(name: str) -> None:
+    tool = tool_of({"type": "function", "function": {"name": "bad", "parameters": {"properties": {name: {}}}}})
+    for form in FORMS.values():
+        if form.tags is None:
+            tool_grammar(form, [tool], choice="auto")
+        else:
+            with pytest.raises(LocalsteerError, match=f'"bad".*{re.escape(json.dumps(name))}'):
+                tool_grammar(form, [tool], choice="auto")
+
+
 THOUGHT = "Which tool? <tool_call> [TOOL_CALLS] {"
 THINK = Thinking("<think>", "</think>")
 
