@@ -22,9 +22,17 @@ _MOST = 500
 _PIECES = re.compile(r"\\.|\[\^?(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 # What ECMAScript, whose patterns a schema has, means otherwise than Rust, whose patterns llguidance has. What Python means
 # otherwise than both is left out.
-_MEANT = {r"\d": "0-9", r"\w": "A-Za-z0-9_", r"\s": r" \t\n\r\f\v", r"\/": r"\x2f", "/": r"\x2f", "\n": r"\n"}
-_LOOKS_AROUND = re.compile(r"(?<!\\)\(\?(?:[=!]|<[=!])")
-_REFERS = re.compile(r"\\[1-9bBk]")
+_MEANT = {r"\d": "[0-9]", r"\w": "[A-Za-z0-9_]", r"\s": r"[ \t\n\r\f\v]", r"\S": r"[^\s\x{feff}\x1c-\x1f]"}
+_MEANT |= {r"\/": r"\x2f", "/": r"\x2f", "\n": r"\n"}
+# Within a class that leaves its members out: as much as any of them means, where elsewhere it is as little.
+_LEFT_OUT = {r"\s": r"\s\x{feff}\x1c-\x1f", r"\S": r"[^ \t\n\r\f\v]", r"\D": "[^0-9]", r"\W": "[^A-Za-z0-9_]"}
+# Of a class: a class of its own, or a character, or a range of them.
+_ONE = r"(?:\\(?:u\{[^}]*\}|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|[^dwsDWSpP])|[^\\])"
+_MEMBER = re.compile(rf"(?P<all>\\(?:[dwsDWS]|[pP]\{{[^}}]*\}}))|(?P<first>{_ONE})(?:-(?P<last>{_ONE}))?", re.DOTALL)
+# In Rust a class may hold classes, and what joins or parts them.
+_LITERAL = {"[": r"\[", "&": r"\&", "~": r"\~", "-": r"\-", "^": r"\^", r"\b": r"\x08"}
+_LOOKS_AROUND = re.compile(r"\(\?<?[=!]")
+_REFERS = re.compile(r"\\[1-9k]")
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,8 @@ class TextArgument:
                 raise self._error(f"cannot be held to the format {schema['format']}")
             terms.append(f"/{REGEXES[schema['format']]}/")
         if "$ref" in schema:
-            terms += self._wanted(at_place(self.root, schema["$ref"]), depth + 1, parts)
+            reference = schema["$ref"]
+            terms += self._wanted(at_place(self.root, reference), depth + 1, parts)
         for part in _listed(schema, "allOf"):
             terms += self._wanted(part, depth + 1, parts)
         for key in ("anyOf", "oneOf"):
@@ -109,8 +118,12 @@ class TextArgument:
         if not isinstance(pattern, str):
             raise self._error("has a pattern that is no text")
         pieces = _PIECES.findall(pattern)
-        if _LOOKS_AROUND.search(pattern) or any(map(_REFERS.fullmatch, pieces)):
+        if _LOOKS_AROUND.search("".join(piece if len(piece) == 1 else " " for piece in pieces)) or any(
+            map(_REFERS.fullmatch, pieces)
+        ):
             raise self._error("cannot be held to its pattern: it looks around, or refers back")
+        if word := next((piece for piece in pieces if piece in (r"\b", r"\B")), None):
+            raise self._error(f"cannot be held to its pattern: {word} asks for the edge of a word")
         alternatives: list[list[str]] = [[]]
         depth = 0
         for piece in pieces:
@@ -143,9 +156,17 @@ def _as_meant(piece: str) -> str:
     if piece == ".":
         return r"[^\n\r\x{2028}\x{2029}]"
     if piece.startswith("["):
-        return re.sub(r"\\.|[/\n]", lambda found: _MEANT.get(found[0], found[0]), piece, flags=re.DOTALL)
-    meant = _MEANT.get(piece, piece)
-    return f"[{meant}]" if piece in (r"\d", r"\w", r"\s") else meant
+        begin = "[^" if piece.startswith("[^") else "["
+        meant = _MEANT | _LEFT_OUT if begin == "[^" else _MEANT
+        return f"{begin}{_MEMBER.sub(lambda found: _member(found, meant), piece[len(begin) : -1])}]"
+    return _MEANT.get(piece, piece)
+
+
+def _member(found: re.Match[str], meant: Mapping[str, str]) -> str:
+    """A member of a class, as llguidance takes it."""
+    if found["all"]:
+        return meant.get(found["all"], found["all"])
+    return "-".join(_LITERAL.get(one, _MEANT.get(one, one)) for one in (found["first"], found["last"]) if one)
 
 
 def types_of(schema: object, root: Mapping[str, Any]) -> frozenset[str]:
