@@ -90,6 +90,8 @@ class TextArgument:
             terms.append(f"/{REGEXES[schema['format']]}/")
         if "$ref" in schema:
             reference = schema["$ref"]
+            if reference != "#" and not str(reference).startswith("#/"):
+                raise self._error(f"refers to {json.dumps(reference)}, which is no place in its schema: those begin with #/")
             terms += self._wanted(at_place(self.root, reference), depth + 1, parts)
         for part in _listed(schema, "allOf"):
             terms += self._wanted(part, depth + 1, parts)

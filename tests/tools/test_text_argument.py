@@ -148,6 +148,8 @@ def test_what_ends_a_text_may_be_a_token(tiny: Model) -> None:
         ({"type": "string", "pattern": "(?<!a)b"}, "looks around"),
         ({"type": "string", "pattern": r"\ba"}, "edge of a word"),
         ({"type": "string", "pattern": "a(^b)"}, "middle"),
+        ({"type": "string", "$ref": "#name"}, "#name"),
+        ({"type": "string", "$ref": "other.json#/a"}, "other.json"),
         ({"type": "string", "pattern": 7}, "pattern"),
         ({"type": "string", "not": {"const": "a"}}, "not"),
         ({"type": "string", "format": "iri"}, "iri"),
