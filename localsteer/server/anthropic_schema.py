@@ -11,14 +11,14 @@ from localsteer.llama.chat_template import Message, ToolCall
 from localsteer.server.answers import RequestError, Service, Wishes
 from localsteer.server.constraints import Constraint, of_schema
 from localsteer.server.conversations import Offer, offer_of
-from localsteer.server.schema import ContentPart, InAnyCase, MaxTokens, SteeredFields, longest, refuse_fields, text_of
+from localsteer.server.schema import ContentPart, Fields, InAnyCase, MaxTokens, SteeredFields, longest, refuse_fields, text_of
 from localsteer.server.template_wishes import TemplateWishes
 
 _NOT_OFFERED = ("container", "mcp_servers", "context_management", "n", "logprobs", "logit_bias", "response_format", "grammar")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-class Block(BaseModel):
+class Block(Fields):
     """A part of a message."""
 
     type: str
@@ -105,7 +105,7 @@ class AnthropicTool(BaseModel):
         return {"type": "function", "function": {"name": self.name, **about, "parameters": self.input_schema}}
 
 
-class ToolChoice(BaseModel):
+class ToolChoice(Fields):
     """Whether tools are called."""
 
     type: Literal["auto", "any", "tool", "none"]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.request import TokenLogprob
@@ -20,7 +20,7 @@ from localsteer.server.asking import applied
 from localsteer.server.errors import decision_documents, error_document
 from localsteer.server.jobs import Ended, Failed, Job
 from localsteer.server.logprobs import logprob_documents
-from localsteer.server.schema import Common, MaxTokens, SteeringHeader, Text
+from localsteer.server.schema import Common, Fields, MaxTokens, SteeringHeader, Text
 from localsteer.server.streams import EventStream
 from localsteer.server.texts import token_lists
 from localsteer.steering.plan import Plan
@@ -75,7 +75,7 @@ class Completion(Common):
         return body.wishes(service, max_tokens=most, logprobs=self.n_probs or None)
 
 
-class Extra(BaseModel):
+class Extra(Fields):
     """Another file."""
 
     filename: Annotated[str, Field(max_length=2000)] = "tmp"

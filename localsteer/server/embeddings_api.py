@@ -11,12 +11,13 @@ import numpy as np
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request as HTTPRequest
 
 from localsteer.reading.embedding import check_embedded, embed, embedding_layer
 from localsteer.server.answers import RequestError, Service
 from localsteer.server.beside import while_connected
+from localsteer.server.schema import Fields
 from localsteer.server.texts import token_lists
 
 # As many as OpenAI takes.
@@ -27,7 +28,7 @@ Layer = Annotated[int | None, Field(ge=0, description="The block to read, from 0
 Texts = Annotated[Any, Field(description="A string, tokens, or a list of them.")]
 
 
-class OpenAIEmbeddings(BaseModel):
+class OpenAIEmbeddings(Fields):
     """POST /v1/embeddings."""
 
     input: Texts
@@ -37,7 +38,7 @@ class OpenAIEmbeddings(BaseModel):
     layer: Layer = None
 
 
-class LlamaEmbeddings(BaseModel):
+class LlamaEmbeddings(Fields):
     """POST /embedding."""
 
     input: Texts = None
@@ -46,7 +47,7 @@ class LlamaEmbeddings(BaseModel):
     layer: Layer = None
 
 
-class OllamaEmbed(BaseModel):
+class OllamaEmbed(Fields):
     """POST /api/embed."""
 
     model: str = Field(max_length=2000)
@@ -56,7 +57,7 @@ class OllamaEmbed(BaseModel):
     layer: Layer = None
 
 
-class OllamaEmbedding(BaseModel):
+class OllamaEmbedding(Fields):
     """POST /api/embeddings."""
 
     model: str = Field(max_length=2000)

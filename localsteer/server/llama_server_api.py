@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from localsteer.server.answered import text_of_tokens
 from localsteer.server.answers import RequestError, Service
 from localsteer.server.conversations import chat_prompt, offer_of
 from localsteer.server.defaults import Defaults
-from localsteer.server.schema import ChatRequest, Text
+from localsteer.server.schema import ChatRequest, Fields, Text
 
 _MAX_TOKENS = 10**6
 
 
-class Tokenize(BaseModel):
+class Tokenize(Fields):
     """POST /tokenize."""
 
     content: Text = ""
@@ -26,10 +26,10 @@ class Tokenize(BaseModel):
     with_pieces: bool = False
 
 
-class Detokenize(BaseModel):
+class Detokenize(Fields):
     """POST /detokenize."""
 
-    tokens: Annotated[list[int], Field(max_length=_MAX_TOKENS)] = []
+    tokens: list[int] = Field(default_factory=list, max_length=_MAX_TOKENS)
 
 
 def router(service: Service) -> APIRouter:

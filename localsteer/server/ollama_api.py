@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request as HTTPRequest
 
 from localsteer.engine.request import Answer, TokenLogprob
@@ -85,7 +85,7 @@ class _Common(Fields):
         return any_json if self.format == "json" else None
 
 
-class OllamaMessage(BaseModel):
+class OllamaMessage(Fields):
     """One turn."""
 
     role: Annotated[Literal["system", "user", "assistant", "tool"], InAnyCase]

@@ -12,7 +12,17 @@ from localsteer.llama.chat_template import Message
 from localsteer.server.answers import RequestError, Service, Wishes
 from localsteer.server.constraints import Constraint, any_json, of_schema
 from localsteer.server.conversations import Offer, offer_of, tool_calls_of
-from localsteer.server.schema import ContentPart, InAnyCase, MaxTokens, SteeredFields, Text, longest, refuse_fields, text_of
+from localsteer.server.schema import (
+    ContentPart,
+    Fields,
+    InAnyCase,
+    MaxTokens,
+    SteeredFields,
+    Text,
+    longest,
+    refuse_fields,
+    text_of,
+)
 from localsteer.server.template_wishes import TemplateWishes
 
 _NOT_OFFERED = (
@@ -33,7 +43,7 @@ _NOT_OFFERED = (
 )
 
 
-class Item(BaseModel):
+class Item(Fields):
     """A part of the conversation."""
 
     type: str = "message"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import BaseModel
 
@@ -35,4 +37,24 @@ def test_null_means_what_it_means_to_leave_a_field_out(served: Served, path: str
     if path.startswith("/api"):
         body["options"] = dict.fromkeys(("temperature", "num_ctx", "steering", "stop", "seed")) | {"num_predict": 3}
     answer = served.client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            "/v1/messages",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "name": None, "input": None}]}]},
+        ),
+        ("/v1/responses", {"input": [{"type": None, "role": "user", "content": "a"}]}),
+        ("/api/chat", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]}),
+        ("/embedding", {"embd_normalize": None, "layer": None}),
+        ("/api/embed", {"truncate": None}),
+        ("/tokenize", dict.fromkeys(("content", "add_special", "parse_special", "with_pieces"))),
+        ("/detokenize", {"tokens": None}),
+    ],
+)
+def test_null_means_so_in_parts_of_a_request_and_in_others_too(served: Served, path: str, body: dict[str, Any]) -> None:
+    answer = served.client.post(path, json={**BODIES[path], **body})
     assert answer.status_code == 200, answer.text
