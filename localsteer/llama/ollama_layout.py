@@ -43,7 +43,7 @@ class OllamaLayout:
         self.variables: frozenset[str] = frozenset()
         self._nodes = _parsed(source)
         if not _FIELD.search(source.replace(".System", "")):
-            raise TemplateError("Ollama's template of this model has no place for a message.")
+            raise TemplateError("The template in Ollama's form has no place for a message.")
         if ".Response" not in source:
             self._nodes.append(".Response")
 
@@ -106,9 +106,9 @@ def _parsed(source: str) -> list[Any]:
         elif said == "end" and open_blocks:
             nodes, _ = open_blocks.pop()
         else:
-            raise TemplateError(f"Ollama's template of this model holds {said!r}, which is not known here.")
+            raise TemplateError(f"The template in Ollama's form holds {said!r}, which is not known here.")
     if open_blocks:
-        raise TemplateError("Ollama's template of this model is cut off.")
+        raise TemplateError("The template in Ollama's form is cut off.")
     return nodes
 
 

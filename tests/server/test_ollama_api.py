@@ -258,6 +258,14 @@ def test_a_request_may_bring_its_template(served: Served) -> None:
     assert generated(served, template="{{ .Prompt }}")["response"] == generated(served, raw=True)["response"]
 
 
+def test_a_requests_template_is_not_blamed_on_the_model(served: Served) -> None:
+    for template in ("{{ range .Messages }}{{ .Content }}{{ end }}", "{{ if .System }}{{ .Prompt }}", "a"):
+        answer = served.client.post("/api/generate", json={"model": "demo", "prompt": "good", "template": template})
+        assert answer.status_code == 400
+        assert "template" in answer.json()["error"]
+        assert "model" not in answer.json()["error"]
+
+
 def test_policy_decisions_are_told(serve: Serve, tmp_path: Path) -> None:
     served = serve(policy=policy_file(tmp_path, "  - {name: calm, when: asked, steer: push.gguf}\n"))
     pig = [{"role": "user", "content": "a pig"}]
