@@ -181,7 +181,7 @@ def test_a_template_of_ollama_is_read(template: str, expected: str) -> None:
 
 @pytest.mark.parametrize("template", ["{{ range .Messages }}{{ .Content }}{{ end }}", "Hello {{ .System }}", "{{ if .Prompt }}"])
 def test_a_template_of_ollama_that_cannot_be_read_is_refused(template: str) -> None:
-    with pytest.raises(TemplateError, match="Ollama's template"):
+    with pytest.raises(TemplateError, match="Ollama's form"):
         ChatTemplate(template, bos="", eos="", of_ollama=True)
 
 
