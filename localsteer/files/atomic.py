@@ -66,6 +66,8 @@ def atomic_path(path: Path, error: type[LocalsteerError] = LocalsteerError) -> I
             temporary.replace(target)
             _keep_name(target)
     finally:
+        if sys.platform == "win32":  # nor removes it
+            claim.close()
         temporary.unlink(missing_ok=True)
         claim.close()
 
