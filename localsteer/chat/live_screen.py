@@ -195,17 +195,19 @@ class LiveScreen:
                 ended()
 
         self._covered = True
-        running = self._started(run())
         try:
-            meanwhile()
-        except BaseException:
-            running.cancel()
-            raise
-        self._wait_for(running)
-        self._covered = False
-        later, self._later = self._later, []
-        if later:
-            self._print("".join(later))
+            running = self._started(run())
+            try:
+                meanwhile()
+            except BaseException:
+                running.cancel()
+                raise
+            self._wait_for(running)
+        finally:
+            self._covered = False
+            later, self._later = self._later, []
+            if later:
+                self._print("".join(later))
 
     # ---- drawing
 
