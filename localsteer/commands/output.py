@@ -39,6 +39,12 @@ class _Told(logging.Handler):
         super().__init__(logging.WARNING)
         self._tell = tell
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Tell it, without the lock: who tells may wait for the prompt's thread, which may have a warning to tell as well."""
+        if passed := self.filter(record):
+            self.emit(record)
+        return bool(passed)
+
     def emit(self, record: logging.LogRecord) -> None:
         """Tell it."""
         try:

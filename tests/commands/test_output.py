@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 
 import pytest
 
@@ -87,3 +88,21 @@ def test_beside_a_prompt_warnings_are_told_and_details_are_not() -> None:
         logger.setLevel(level)
     assert told == ["Mind the gap."]
     assert written.getvalue() == "A detail\nAfterwards\n"
+
+
+def test_who_waits_while_a_warning_is_told_may_warn_as_well() -> None:
+    """As the thread of a prompt, which shows what another one tells."""
+    logger, told, waited = logging.getLogger("localsteer"), list[str](), list[bool]()
+
+    def tell(text: str) -> None:
+        told.append(text)
+        if text == "first":
+            prompt = threading.Thread(target=logger.warning, args=("second",), daemon=True)
+            prompt.start()
+            prompt.join(10)
+            waited.append(prompt.is_alive())
+
+    with warnings_told(tell):
+        logger.warning("first")
+    assert told == ["first", "second"]
+    assert waited == [False]
