@@ -57,8 +57,8 @@ def _left(group: Path, version: int) -> int | None:
     limit, used = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
     try:
         left = int((group / limit).read_text()) - int((group / used).read_text())
-        # Files that were read count as used, and make room where it is needed.
-        files = re.search(r"^(?:total_)?inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+        counts: dict[str, str] = dict(re.findall(r"^(\w+) (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE))
     except (OSError, ValueError):  # "max", or the controller is off
         return None
-    return left + (int(files[1]) if files is not None else 0)
+    # Files that were read count as used, and make room where it is needed. Version 1 counts the groups within by "total_".
+    return left + sum(int(counts.get(f"total_{name}", counts.get(name, "0"))) for name in ("inactive_file", "active_file"))

@@ -14,6 +14,35 @@ from localsteer.llama.memory import free_memory, give_back_large_blocks
 
 GB = 1_000_000_000
 
+# As Linux writes them: of version 2, and of version 1, whose first part is of this group without those within.
+STAT_2 = f"""\
+anon 1000000000
+file 1800000000
+kernel_stack 49152
+file_mapped 12288
+inactive_anon 999000000
+active_anon 1000000
+inactive_file {GB // 2}
+active_file {GB // 2}
+unevictable 0
+workingset_refault_file 17
+"""
+STAT_1 = f"""\
+cache 8192
+rss 4096
+inactive_anon 0
+active_anon 4096
+inactive_file 4096
+active_file 4096
+unevictable 0
+hierarchical_memory_limit {3 * GB}
+total_cache 1800000000
+total_rss 1000000000
+total_inactive_file {GB // 2}
+total_active_file {GB // 2}
+total_unevictable 0
+"""
+
 
 @pytest.fixture(autouse=True)
 def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,13 +85,22 @@ def test_the_limit_of_the_process_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     ("own", "files", "free"),
     [
         ("0::/", {"memory.max": "max", "memory.current": "5"}, 8),
-        ("0::/", {"memory.max": f"{4 * GB}", "memory.current": f"{3 * GB}", "memory.stat": f"anon 7\ninactive_file {GB}\n"}, 2),
+        ("0::/", {"memory.max": f"{4 * GB}", "memory.current": f"{3 * GB}", "memory.stat": STAT_2}, 2),
         ("0::/", {"memory.max": f"{4 * GB}", "memory.current": f"{3 * GB}", "memory.stat": ""}, 1),
         ("0::/a/b", {"a/memory.max": f"{2 * GB}", "a/memory.current": "0", "a/memory.stat": ""}, 2),
         (
             "4:cpu:/\n5:memory:/docker/1",
             {"memory/memory.limit_in_bytes": f"{3 * GB}", "memory/memory.usage_in_bytes": "0", "memory/memory.stat": ""},
             3,
+        ),
+        (
+            "5:memory:/",
+            {
+                "memory/memory.limit_in_bytes": f"{3 * GB}",
+                "memory/memory.usage_in_bytes": f"{2 * GB}",
+                "memory/memory.stat": STAT_1,
+            },
+            2,
         ),
         ("0::/", {}, 8),
         ("0::/", {"memory.max": "what is this", "memory.current": "0"}, 8),
