@@ -106,6 +106,8 @@ def _ended_in_order() -> Iterator[None]:
     """
 
     def end(number: int, _frame: FrameType | None) -> None:
+        for one in ends:  # a second one would end the first one's clean-up
+            signal.signal(one, signal.SIG_IGN)
         sys.exit(128 + number)
 
     ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]

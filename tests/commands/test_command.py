@@ -129,6 +129,29 @@ def test_a_signal_ends_a_command_as_ctrl_c_does(
     assert signal.getsignal(number) == signal.SIG_DFL
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals are raised otherwise there")
+def test_a_second_signal_does_not_end_the_clean_up_of_the_first_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the hang-up of a terminal may follow the end of a session."""
+    vector = tmp_path / "push.gguf"
+    write_vector(ControlVector({1: np.full(64, 3, np.float32)}), vector)
+    cleaned: list[str] = []
+
+    def write(_writer: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleaned.append("all")
+
+    monkeypatch.setattr("localsteer.vector.file.write_out", write)
+    assert run(capfd, "vectors", "combine", f"0.5 {vector}", "-o", tmp_path / "half.gguf").code == 128 + signal.SIGTERM
+    assert cleaned == ["all"]
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
 @pytest.mark.skipif(os.name == "nt", reason="there is no such signal there")
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """As `nohup` has it."""
