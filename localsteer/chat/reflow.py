@@ -21,13 +21,15 @@ VARIABLES = (
     "TMUX", "VTE_VERSION", "KITTY_WINDOW_ID", "WT_SESSION", "KONSOLE_VERSION", "ALACRITTY_WINDOW_ID", "WEZTERM_PANE",
     "GHOSTTY_RESOURCES_DIR",
 )  # fmt: skip
+# GNU screen, xterm and Emacs do not, whatever they were started from and inherit of that.
+_OF_OTHERS = ("STY", "XTERM_VERSION", "INSIDE_EMACS")
 _PROGRAMS = ("iTerm.app", "Apple_Terminal", "WezTerm", "vscode", "ghostty")
 _TERMS = ("tmux", "xterm-kitty", "alacritty", "foot", "xterm-ghostty")
 
 
 def reflows(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the terminal is known to break lines anew."""
-    if "STY" in environment:  # GNU screen does not, in whatever terminal it runs
+    if any(name in environment for name in _OF_OTHERS):
         return False
     return (
         any(name in environment for name in VARIABLES)
