@@ -6,6 +6,7 @@ import ctypes
 import functools
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -80,11 +81,20 @@ class Model(Closing):
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers if gpu_layers is not None else _ALL_LAYERS
         library.forget_errors()
-        with interrupts_after() as wanted:
-            # A large model on a slow disk takes minutes, in which Ctrl-C is heard.
-            params.progress_callback = llama.llama_progress_callback(lambda _part, _data: not wanted())
-            self._loaded = _stamps(self.path)
-            self._model = llama.llama_model_load_from_file(os.fsencode(self.path), params)
+        ended = True
+        while ended:  # once more where the handler of a signal raised nothing
+            ended = False
+            with interrupts_after() as wanted:
+
+                def go_on(_part: float, _data: object, wanted: Callable[[], bool] = wanted) -> bool:
+                    nonlocal ended
+                    ended = wanted()
+                    return not ended
+
+                # A large model on a slow disk takes minutes, in which Ctrl-C is heard.
+                params.progress_callback = llama.llama_progress_callback(go_on)
+                self._loaded = _stamps(self.path)
+                self._model = llama.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._model:
             reason = library.last_error("llama.cpp gives no reason")
             raise ModelError(f"llama.cpp cannot load {self.path}: {reason}.", hint=why_not(self.path, reason))

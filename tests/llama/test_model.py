@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -282,3 +284,30 @@ def test_a_model_that_is_being_loaded_can_be_given_up(tiny_path: TinyPath, monke
     with pytest.raises(KeyboardInterrupt):
         Model(tiny_path("llama"), threads=1)
     assert loaded == [None]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no such signal there")
+def test_a_signal_whose_handler_goes_on_does_not_keep_a_model_from_being_loaded(
+    tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a program that reads its settings anew by SIGHUP."""
+    load = library.load().llama_model_load_from_file
+    loaded: list[bool] = []
+
+    def load_hung_up(*given: object) -> object:
+        if not loaded:
+            os.kill(os.getpid(), signal.SIGHUP)
+        model = load(*given)
+        loaded.append(bool(model))
+        return model
+
+    monkeypatch.setattr(library.load(), "llama_model_load_from_file", load_hung_up)
+    heard: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda number, _frame: heard.append(number))
+    try:
+        with Model(tiny_path("llama"), threads=1) as model:
+            assert model.n_layer == 4
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert loaded == [False, True]
+    assert heard == [signal.SIGHUP]
