@@ -21,21 +21,19 @@ VARIABLES = (
     "TMUX", "VTE_VERSION", "KITTY_WINDOW_ID", "WT_SESSION", "KONSOLE_VERSION", "ALACRITTY_WINDOW_ID", "WEZTERM_PANE",
     "GHOSTTY_RESOURCES_DIR",
 )  # fmt: skip
-# GNU screen, xterm and Emacs do not, whatever they were started from and inherit of that.
-_OF_OTHERS = ("STY", "XTERM_VERSION", "INSIDE_EMACS")
 _PROGRAMS = ("iTerm.app", "Apple_Terminal", "WezTerm", "vscode", "ghostty")
 _TERMS = ("tmux", "xterm-kitty", "alacritty", "foot", "xterm-ghostty")
 
 
 def reflows(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the terminal is known to break lines anew."""
-    if any(name in environment for name in _OF_OTHERS):
+    term = environment.get("TERM", "")
+    if term.startswith(_TERMS):
+        return True
+    # GNU screen, Emacs and xterm do not, whatever they were started from and inherit of that. (tmux in an xterm is no xterm.)
+    if "STY" in environment or "INSIDE_EMACS" in environment or ("XTERM_VERSION" in environment and term.startswith("xterm")):
         return False
-    return (
-        any(name in environment for name in VARIABLES)
-        or environment.get("TERM_PROGRAM") in _PROGRAMS
-        or environment.get("TERM", "").startswith(_TERMS)
-    )
+    return any(name in environment for name in VARIABLES) or environment.get("TERM_PROGRAM") in _PROGRAMS
 
 
 class ReflowingRenderer(Renderer):

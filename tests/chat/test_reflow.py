@@ -17,6 +17,7 @@ from localsteer.chat.reflow import reflows
         ({"TERM": "xterm-256color", "TERM_PROGRAM": "unheard-of"}, False),
         ({"TERM": "screen-256color", "STY": "1.pts", "VTE_VERSION": "7600"}, False),
         ({"TERM": "xterm-256color", "XTERM_VERSION": "XTerm(390)", "VTE_VERSION": "7600"}, False),
+        ({"TERM": "screen-256color", "TMUX": "/tmp/tmux-0/default,1,0", "XTERM_VERSION": "XTerm(390)"}, True),
         ({"TERM": "eterm-color", "INSIDE_EMACS": "29.1,term:0.96", "TMUX": "/tmp/tmux-0/default,1,0"}, False),
         ({}, False),
     ],

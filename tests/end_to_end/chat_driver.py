@@ -25,7 +25,7 @@ PATIENCE = 30.0
 _CURSOR_ASKED = b"\x1b[6n"
 _GLANCE = 0.05
 # What is said of the terminal that the tests run in.
-_OF_A_TERMINAL = ("NO_COLOR", "COLUMNS", "LINES", "TERM_PROGRAM", "STY", *VARIABLES)
+_OF_A_TERMINAL = ("NO_COLOR", "COLUMNS", "LINES", "TERM_PROGRAM", "STY", "XTERM_VERSION", "INSIDE_EMACS", *VARIABLES)
 
 
 def _text(screen: pyte.HistoryScreen) -> str:
