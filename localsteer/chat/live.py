@@ -108,7 +108,7 @@ class Chat:
 
         Raises:
             LocalsteerError: something failed that should not.
-            SystemExit: a signal ended it.
+            SystemExit: a signal ended it, or KeyboardInterrupt.
         """
         worker = threading.Thread(target=self._work, name="chat", daemon=True)
 
@@ -121,6 +121,7 @@ class Chat:
             self._screen.application = self._prompt.app
             worker.start()
 
+        handlers = {number: handler for number in _ENDS if (handler := signal.getsignal(number)) is not None}
         try:
             self._prompt.prompt(pre_run=begin)
         except EOFError:
@@ -128,13 +129,18 @@ class Chat:
         except Exception as error:  # of a key, or while drawing
             self._failure = self._failure or error
         finally:
+            for number, handler in handlers.items():  # the loop leaves the system's, which end Python at once
+                signal.signal(number, handler)
             self._left = True
             self._screen.application = None
             self._screen.request_stop()
             self._lines.put(None)
-            if worker.ident is not None:
-                worker.join()
-        if isinstance(self._failure, (LocalsteerError, SystemExit)):
+            while worker.is_alive():  # a model must not be closed while it computes
+                try:
+                    worker.join()
+                except (KeyboardInterrupt, SystemExit) as end:
+                    self._failure = self._failure or end
+        if isinstance(self._failure, (LocalsteerError, KeyboardInterrupt, SystemExit)):
             raise self._failure
         if self._failure is not None:
             logger.debug("The chat failed.", exc_info=self._failure)

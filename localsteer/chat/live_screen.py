@@ -83,6 +83,10 @@ class LiveScreen:
         """Ctrl-C was pressed."""
         self._stop.set()
 
+    def stop_requested(self) -> bool:
+        """Whether what goes on is to be stopped."""
+        return self._stop.is_set()
+
     def allow(self) -> None:
         """What comes next is not to be stopped: a Ctrl-C before was for something else."""
         self._stop.clear()

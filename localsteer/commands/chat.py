@@ -29,6 +29,7 @@ from localsteer.commands.answering import (
 from localsteer.commands.options import ModelOptions, parse_special_option, with_model_options
 from localsteer.commands.output import interrupt_stops_answer, progress_bar, warnings_told
 from localsteer.llama.sampling import Sampling
+from localsteer.llama.threads import ended_by
 from localsteer.vector.calibration import Mode
 
 
@@ -59,13 +60,13 @@ def command(
         options = model_options if name is None else replace(model_options, model=name)
         # What is told goes where the chat is: /model opens one beneath the prompt.
         tell, progress = screen.note, screen.progress
-        with options.open(parse_special=parse_special, tell=tell) as model:
-            limit = limit_for(model, answering.max_dose)
-            with (
-                armed_policy(answering.policy_file, model, limit, mode, tell=tell, progress=progress) as armed,
-                open_generator(model, answering.n_ctx, tell=tell) as generator,
-            ):
-                yield Opened(model, generator, limit, armed)
+        with contextlib.ExitStack() as held:
+            with ended_by(drawn.stop_requested) if live else contextlib.nullcontext():
+                model = held.enter_context(options.open(parse_special=parse_special, tell=tell))
+                limit = limit_for(model, answering.max_dose)
+                armed = held.enter_context(armed_policy(answering.policy_file, model, limit, mode, tell=tell, progress=progress))
+                generator = held.enter_context(open_generator(model, answering.n_ctx, tell=tell))
+            yield Opened(model, generator, limit, armed)
 
     if resume is not None and no_log:
         raise click.UsageError("--resume goes on with a conversation that is kept: leave out --no-log.")

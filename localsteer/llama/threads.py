@@ -25,11 +25,11 @@ class _Stop:
     """Ends the work of one thread: it is interrupted where it leaves llama.cpp, or before it gets there again.
 
     Attributes:
-        wanted: set by others: from now on, the thread gets a KeyboardInterrupt.
+        wanted: tells whether the thread is to get a KeyboardInterrupt.
         inside: set by the thread while it is in llama.cpp.
     """
 
-    wanted: bool = False
+    wanted: Callable[[], bool]
     inside: bool = False
 
 
@@ -69,11 +69,11 @@ def interrupts_after() -> Iterator[Callable[[], bool]]:
     elif stop is not None:
         stop.inside = True  # before the look at what is wanted: who wants it looks at this one afterwards
         try:
-            _end_if(stop.wanted)
-            yield lambda: stop.wanted
+            _end_if(stop.wanted())
+            yield stop.wanted
         finally:
             stop.inside = False
-            _end_if(stop.wanted)
+            _end_if(stop.wanted())
     else:
         yield lambda: False
 
@@ -81,6 +81,21 @@ def interrupts_after() -> Iterator[Callable[[], bool]]:
 def _end_if(wanted: bool) -> None:
     if wanted:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def ended_by(wanted: Callable[[], bool]) -> Iterator[None]:
+    """Within it, a thread other than the main one is interrupted in its calls into llama.cpp, as that one is by signals.
+
+    Args:
+        wanted: tells whether it is to be, from then on.
+    """
+    before = getattr(_here, "stop", None)
+    _here.stop = _Stop(wanted)
+    try:
+        yield
+    finally:
+        _here.stop = before
 
 
 class Apart(Generic[T]):
@@ -97,7 +112,8 @@ class Apart(Generic[T]):
     def __init__(self, compute: Callable[[], T]) -> None:
         self._compute = compute
         self._result: Future[T] = Future()
-        self._stop = _Stop()
+        self._wanted = threading.Event()
+        self._stop = _Stop(self._wanted.is_set)
         # A daemon: at the end of the process nobody waits for what did not stop.
         self._thread = threading.Thread(target=self._run, name="localsteer-apart", daemon=True)
         self._thread.start()
@@ -125,7 +141,7 @@ class Apart(Generic[T]):
         A model must not be closed while it is run, so that call is waited for. What does not end otherwise is left behind; it
         will not call llama.cpp any more.
         """
-        self._stop.wanted = True
+        self._wanted.set()
         ends = time.monotonic() + _PATIENCE
         while not self._result.done():
             if self._stop.inside:

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -253,6 +254,52 @@ def test_what_fails_unexpectedly_ends_the_chat_with_an_error(tiny_path: TinyPath
         assert terminal.end() == 1
         assert "localsteer: The chat failed: TypeError: spoiled" in terminal.everything
         assert "Traceback" not in terminal.everything
+
+
+@pytest.fixture
+def opening_slowly(tiny_path: TinyPath) -> Iterator[Terminal]:
+    """A chat in which a second model is being opened, which takes a minute."""
+    program = (
+        "import time\n"
+        "from localsteer.llama import library\n"
+        "llama = library.load()\n"
+        "load, loads = llama.llama_model_load_from_file, []\n"
+        "def load_slowly(path, params):\n"
+        "    loads.append(path)\n"
+        "    end = time.monotonic() + 60\n"
+        "    while len(loads) == 2 and time.monotonic() < end and params.progress_callback(0.5, None):\n"
+        "        time.sleep(0.05)\n"
+        "    return load(path, params)\n"
+        "llama.llama_model_load_from_file = load_slowly\n"
+        "from localsteer.commands import main\n"
+        f"main(['chat', '-n', '6', '--threads', '1', '--trust', '-m', {str(tiny_path('llama'))!r}])\n"
+    )
+    with Terminal([sys.executable, "-c", program]) as terminal:
+        terminal.see("context 0/")
+        terminal.line(f"/model {tiny_path('gemma3')}")
+        terminal.wait(lambda: terminal.toolbar.endswith("| working"), "working")
+        yield terminal
+
+
+def test_ctrl_c_gives_up_another_model(opening_slowly: Terminal) -> None:
+    opening_slowly.type(CTRL_C)
+    opening_slowly.see("[stopped]")
+    opening_slowly.line("Hello")
+    opening_slowly.wait(lambda: re.search(r"context [1-9]\d*/\d+$", opening_slowly.toolbar) is not None, "an answer")
+    opening_slowly.type(CTRL_D)
+    assert opening_slowly.end() == 0
+
+
+@pytest.mark.parametrize(("leave", "status"), [(CTRL_D, 0), ("", 143)])
+def test_a_chat_that_opens_another_model_ends_at_once(opening_slowly: Terminal, leave: str, status: int) -> None:
+    begun = time.monotonic()
+    if leave:
+        opening_slowly.type(leave)
+    else:
+        opening_slowly.process.kill(signal.SIGTERM)
+    assert opening_slowly.end() == status
+    assert time.monotonic() - begun < 30
+    assert "Traceback" not in opening_slowly.everything
 
 
 def test_a_piped_text_is_context_and_a_full_context_is_told(tiny_path: TinyPath) -> None:

@@ -7,9 +7,11 @@ import time
 
 import pytest
 
+from localsteer.llama import library
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
-from localsteer.llama.threads import Apart, compute_apart, interrupts_after
+from localsteer.llama.threads import Apart, compute_apart, ended_by, interrupts_after
+from tests.conftest import TinyPath
 
 
 def test_what_is_computed_apart_leaves_no_thread_behind() -> None:
@@ -160,3 +162,26 @@ def test_signals_without_a_handler_end_the_process_as_ever(tiny: Model) -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     with interrupts_after():
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_thread_gives_up_loading_a_model_when_that_is_wanted(tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a chat, where Ctrl-C is pressed while a large model is opened."""
+    wanted, loaded = threading.Event(), list[object]()
+    load = library.load().llama_model_load_from_file
+
+    def load_unwanted(*given: object) -> object:
+        wanted.set()
+        loaded.append(load(*given))
+        return loaded[-1]
+
+    monkeypatch.setattr(library.load(), "llama_model_load_from_file", load_unwanted)
+
+    def open_model() -> None:
+        with pytest.raises(KeyboardInterrupt), ended_by(wanted.is_set):
+            Model(tiny_path("llama"), threads=1)
+        with Model(tiny_path("llama"), threads=1):
+            loaded.append("afterwards")
+
+    compute_apart(open_model)
+    assert loaded[0] is None
+    assert loaded[-1] == "afterwards"
