@@ -29,13 +29,11 @@ from localsteer.chat.knobs import warning
 from localsteer.chat.live_screen import ANSWERING, KEPT_LINES, LiveScreen
 from localsteer.chat.reflow import ReflowingRenderer, reflows
 from localsteer.chat.session import STEP, Session
-from localsteer.chat.terminal import handle, is_open
+from localsteer.chat.terminal import LEAVES, handle, is_open
 from localsteer.errors import LocalsteerError
 
 logger = logging.getLogger(__name__)
 
-# What ends other programs' prompts, and is no message.
-_LEAVES = ("exit", "quit")
 # Signals that end a program; the terminal must not be left as a prompt has it.
 _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _STYLE = Style.from_dict(
@@ -157,7 +155,7 @@ class Chat:
                 self._working, self._doing = True, line
                 self._waiting.popleft()
                 self._screen.ask(line)
-                if line in _LEAVES or not handle(self._session, line):
+                if line in LEAVES or not handle(self._session, line):
                     break
                 self._working, self._doing = False, ""
                 self._screen.allow()

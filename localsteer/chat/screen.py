@@ -15,6 +15,7 @@ from rich.console import Console, RenderableType
 from localsteer.building.own_answers import Progress
 from localsteer.chat.columns import columns
 from localsteer.chat.conversation import Heard
+from localsteer.chat.transcript import brief
 from localsteer.errors import LocalsteerError
 
 if TYPE_CHECKING:
@@ -87,15 +88,19 @@ class PlainScreen:
     Args:
         progress: shows how far a long work is.
         interrupt: within it Ctrl-C asks for an end; what it yields tells whether that was asked for.
+        typed: somebody types the lines.
     """
 
     def __init__(
         self,
         progress: Callable[[], AbstractContextManager[Progress]],
         interrupt: Callable[[], AbstractContextManager[ShouldStop]],
+        *,
+        typed: bool = False,
     ) -> None:
         self.progress = progress
         self._interrupt = interrupt
+        self._typed = typed
 
     @property
     def width(self) -> int:
@@ -119,7 +124,9 @@ class PlainScreen:
         click.secho(harmless(text), err=True, fg="red")
 
     def recall(self, question: str, answer: str) -> None:
-        """Who reads from a pipe has had it."""
+        """On stderr, to who types; a program has had it."""
+        if self._typed:
+            self.note(f"> {brief(question)}\n{answer}")
 
     @contextlib.contextmanager
     def answer(self) -> Iterator[Heard]:

@@ -10,6 +10,8 @@ from localsteer.chat.session import Session
 from localsteer.errors import LocalsteerError
 
 QUOTES = '"""'
+# What ends other programs' prompts, and is no message.
+LEAVES = ("exit", "quit")
 
 
 def handle(session: Session, line: str) -> bool:
@@ -39,8 +41,14 @@ def unquoted(text: str) -> str:
     return text.removeprefix(QUOTES).removesuffix(QUOTES).strip() if text.startswith(QUOTES) else text
 
 
-def run_plain(session: Session, lines: Iterable[str]) -> None:
-    '''Answer lines from a pipe; between """ and """ they are one message.'''
+def run_plain(session: Session, lines: Iterable[str], *, typed: bool) -> None:
+    '''Answer lines; between """ and """ they are one message.
+
+    Args:
+        session: the chat.
+        lines: from a pipe, or from somebody who types them.
+        typed: somebody types them.
+    '''
     held: list[str] = []
     for line in lines:
         text = line.rstrip("\r\n")
@@ -48,7 +56,7 @@ def run_plain(session: Session, lines: Iterable[str]) -> None:
         if held[0].lstrip().startswith(QUOTES) and not _is_closed("\n".join(held)):
             continue
         whole, held = "\n".join(held), []
-        if not handle(session, whole):
+        if (typed and whole.strip() in LEAVES) or not handle(session, whole):
             return
     if held:
         handle(session, "\n".join(held))

@@ -86,7 +86,7 @@ def command(
 
         screen = drawn = LiveScreen(create_output(), progress_bar, plain=plain)
     else:
-        screen = PlainScreen(progress_bar, interrupt_stops_answer)
+        screen = PlainScreen(progress_bar, interrupt_stops_answer, typed=sys.stdin.isatty())
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_model(None, mode))
         conversation = Conversation(
@@ -123,7 +123,8 @@ def command(
                 with warnings_told(screen.note):
                     Chat(session, drawn, None if no_log else _line_history()).run()
             else:
-                run_plain(session, _typed() if sys.stdin.isatty() else sys.stdin)
+                typed = sys.stdin.isatty()
+                run_plain(session, _typed() if typed else sys.stdin, typed=typed)
         finally:
             if keeper is not None:
                 keeper.close()

@@ -367,17 +367,22 @@ def test_without_colours(tiny_path: TinyPath) -> None:
         assert not re.search(rb"\x1b\[(?:[0-9;]*;)?(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])[;m]", chat.raw)
 
 
-def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
+@pytest.mark.parametrize("leave", [CTRL_D, "exit\n"])
+def test_a_dumb_terminal_gets_plain_lines(leave: str, tmp_path: Path) -> None:
     base = write_tiny_model(tmp_path / "base.gguf", "llama", chat_template=None)
     with ChatTerminal("-m", base, "-n", "6", "--seed", "2", environment={"TERM": "dumb"}) as chat:
         chat.see("A base model without a chat template", "/help lists the commands.")
         chat.wait(lambda: chat.prompt == ">", "the prompt")
         chat.type("Hello\n")
         chat.wait(lambda: chat.prompt == ">" and "> Hello" in chat.text, "the next prompt")
-        chat.type("/undo\n")
+        chat.type(f"/save {tmp_path / 'chat.json'}\n/undo\n")
         chat.see("Forgotten: Hello")
-        chat.type(CTRL_D)
+        before = chat.everything.count("> Hello")
+        chat.type(f"/load {tmp_path / 'chat.json'}\n")
+        chat.see_again("> Hello", before + 1)  # what was said last
+        chat.type(leave)
         assert chat.end() == 0
+        assert chat.everything.count("> Hello") == before + 1
         assert b"\x1b" not in chat.raw
 
 
