@@ -38,7 +38,14 @@ def in_shell(line: str, folder: Path, **environment: str) -> subprocess.Complete
     own = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     told = line.replace("LS", f"{sys.executable} {ROOT / 'cli.py'}")
     return subprocess.run(
-        ["bash", "-c", told], cwd=folder, env=own, capture_output=True, encoding="utf-8", errors="replace", check=False
+        ["bash", "-c", told],
+        cwd=folder,
+        env=own,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+        timeout=60,
     )
 
 

@@ -14,6 +14,7 @@ from localsteer.vector.file import read_vector
 from localsteer.vector.importing import import_vector
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there are no such pipes there")
 @pytest.mark.parametrize("read", [read_vector, read_arrays, check_model_file, import_vector, load_transcript])
 def test_what_may_never_end_is_refused(read: Callable[[Path], object], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.npz")

@@ -59,10 +59,11 @@ def test_a_broken_link_and_a_missing_heading_are_found(tmp_path: Path) -> None:
     assert out.file is None
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")
 def test_no_page_names_a_registry_of_packages() -> None:
     found = subprocess.run(
         ["git", "-C", str(ROOT), "grep", "--line-number", "-E", r"pypi\.org|npmjs\.com|pythonhosted", "--", "*.md"],
         capture_output=True,
         text=True,
     )
-    assert found.stdout == ""
+    assert (found.returncode, found.stdout) == (1, "")  # 1: nothing found

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+if os.name == "nt":
+    pytest.skip("Windows has no such signals", allow_module_level=True)
+
 from tests.kills.__main__ import MARKERS, kills
 from tests.kills.jobs import JOBS, ROOT, prepare
 
@@ -14,7 +17,6 @@ from tests.kills.jobs import JOBS, ROOT, prepare
 _NAMES = ("vectors combine", "export glp", "history export")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 def test_killed_commands_leave_nothing_torn_and_no_litter_and_are_done_again(tmp_path: Path) -> None:
     jobs = [job for job in JOBS if job.name in _NAMES]
     assert len(jobs) == len(_NAMES)
