@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+
 # Of a message, and of an expression that is shown around a mistake: what quotes a file may quote megabytes.
 _LONGEST = 1500
 _AROUND = 400
+# Commands whose result depends on the model.
+_OF_A_MODEL = re.compile(r"`localsteer (?:calibrate|extract|vectors build|policy fit)\b(?![^`]* -m )[^`]*(?=`)")
 
 
 class LocalsteerError(Exception):
@@ -35,6 +40,14 @@ def shown(text: object) -> str:
 def shown_lines(text: object) -> str:
     """The same of several lines."""
     return "\n".join(map(shown, str(text).split("\n")))
+
+
+def for_model(text: str, model: str | None) -> str:
+    """A text whose `commands` are for a model, by the name that -m takes: pasted, they would take the default one (None)."""
+    if model is None:
+        return text
+    name = shlex.quote(model)
+    return _OF_A_MODEL.sub(lambda found: f"{found[0]} -m {name}", text).replace("-m MODEL`", f"-m {name}`")
 
 
 def _told(text: str) -> str:

@@ -15,7 +15,7 @@ from localsteer.chat.trait import Trait, TraitReader
 from localsteer.engine.generate import Generator
 from localsteer.engine.phases import division_of
 from localsteer.engine.request import Answer, Request
-from localsteer.errors import LocalsteerError
+from localsteer.errors import LocalsteerError, for_model
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.audit import FIRED
@@ -140,7 +140,7 @@ class Session:
         plan = self.plan_for(steering)
         self.conversation.plan = plan
         for said in (*plan.notes, *self._unheard(plan)) if plan is not None and not quiet else ():
-            self.screen.note(said)
+            self.screen.note(for_model(said, self.model_name))
 
     def _unheard(self, plan: Plan) -> tuple[str, ...]:
         """What of a steering does nothing in this chat: whether the model thinks first is the same for any message."""
@@ -200,7 +200,8 @@ class Session:
         if (state := self.policy_state) is not None:
             parts.append(state)
         yield f"{'; '.join(parts)}. /help lists the commands."
-        yield from conversation.plan.worth if conversation.plan is not None else ()
+        for said in conversation.plan.worth if conversation.plan is not None else ():
+            yield for_model(said, self.model_name)
         if model.chat_template is None:
             yield "A base model without a chat template: the conversation is given to it as plain text."
 
@@ -296,7 +297,11 @@ class Session:
             LocalsteerError: there is none of that name, or it cannot be opened; the one before goes on then.
         """
         with contextlib.ExitStack() as stack:
-            opened = stack.enter_context(self.open_model(name, self.conversation.mode))
+            try:
+                opened = stack.enter_context(self.open_model(name, self.conversation.mode))
+            except LocalsteerError as error:
+                error.args = (for_model(str(error), name),)
+                raise
             before, self.opened = self.opened, opened
             try:
                 plan = self.plan_for(self.steering)

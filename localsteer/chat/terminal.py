@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from localsteer.chat.commands import carry_out
 from localsteer.chat.session import Session
-from localsteer.errors import LocalsteerError
+from localsteer.errors import LocalsteerError, for_model
 
 QUOTES = '"""'
 # What ends other programs' prompts, and is no message.
@@ -24,7 +24,7 @@ def handle(session: Session, line: str) -> bool:
             return carry_out(session, text)
         session.ask(unquoted(text))
     except LocalsteerError as error:
-        session.screen.error(str(error))
+        session.screen.error(for_model(str(error), session.model_name))
     except KeyboardInterrupt:  # an impatient second one, or one while a vector is built
         session.screen.note("[stopped]")
     except ValueError as error:  # a name or a number that no system takes

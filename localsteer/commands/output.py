@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from localsteer.errors import shown_lines
+from localsteer.errors import for_model, shown_lines
 from localsteer.files.json_values import json_text
 from localsteer.vector.calibration import without_nan
 
@@ -28,10 +26,6 @@ def note(*texts: str) -> None:
     """Remarks that are no result, one a line."""
     for text in texts:
         click.secho(shown_lines(for_this_model(text)), err=True, dim=True)
-
-
-# Those whose result depends on the model.
-_OF_A_MODEL = re.compile(r"`localsteer (?:calibrate|extract|vectors build|policy fit)\b(?![^`]* -m )[^`]*(?=`)")
 
 
 class _Told(logging.Handler):
@@ -76,11 +70,7 @@ def warnings_told(tell: Callable[[str], None]) -> Iterator[None]:
 def for_this_model(text: str) -> str:
     """A text whose `commands` are for the model that the running one was given by -m: pasted, they would take the default one."""
     context = click.get_current_context(silent=True)
-    model = context.params.get("model") if context is not None else None
-    if model is None:
-        return text
-    name = shlex.quote(model)
-    return _OF_A_MODEL.sub(lambda found: f"{found[0]} -m {name}", text).replace("-m MODEL`", f"-m {name}`")
+    return for_model(text, context.params.get("model") if context is not None else None)
 
 
 def print_json(document: Any) -> None:

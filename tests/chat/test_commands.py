@@ -82,6 +82,13 @@ def test_answers_each_line_until_the_input_ends(chat: Chat) -> None:
     assert chat("Hello", "", "Again").out.startswith(one.out)
 
 
+def test_commands_in_hints_are_for_the_model_that_is_open(chat: Chat, vector: Path, tiny_path: TinyPath) -> None:
+    other = tiny_path("qwen2")
+    told = chat(f"/steer {vector}", f"/model {other}", f"/steer {vector}", options=("--anchored",)).err
+    commands = re.findall(r"`localsteer calibrate ([^`]*)`", told)
+    assert commands == [f"{vector} --anchored -m {model}" for model in (tiny_path("llama"), other)]
+
+
 def test_quit_ends_before_the_next_line(chat: Chat) -> None:
     assert chat("/quit", "Hello").out == ""
 
