@@ -24,11 +24,11 @@ HAPPY = ROOT / "vectors" / "happy" / "concept.yaml"
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else None
 
 
-def cli(*arguments: str | Path, stdin: str | None = None, threads: int | None = THREADS) -> subprocess.CompletedProcess[str]:
+def cli(*arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command that opens a model."""
     command = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
-    if threads is not None:
-        command += ["--threads", str(threads)]
+    if THREADS is not None:
+        command += ["--threads", str(THREADS)]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
 
 
@@ -68,8 +68,7 @@ def happy_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = (folder if THREADS is None else folder.parent) / "happy.gguf"
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            # The other worker mostly waits for it.
-            result = cli("extract", HAPPY, "-m", "demo", "-o", path, threads=None)
+            result = cli("extract", HAPPY, "-m", "demo", "-o", path)
             assert result.returncode == 0, result.stderr
             assert "96 pairs" in result.stdout
     return path

@@ -1,6 +1,6 @@
 """Lines and keys that nobody would type: the chat lives, says no traceback, and leaves the terminal as it was found.
 
-`make test` tries 60 of them; LOCALSTEER_EXAMPLES=1000 that many.
+`make test` tries 30 of them; LOCALSTEER_EXAMPLES=1000 that many.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from localsteer.vector.file import write_vector
 from tests.end_to_end.chat_driver import ALT_DOWN, ALT_ENTER, ALT_UP, CTRL_C, CTRL_D, ENTER, PATIENCE, TAB, ChatTerminal, pasted
 from tests.end_to_end.test_chat import AROUND, stty
 
-EXAMPLES = int(os.environ.get("LOCALSTEER_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("LOCALSTEER_EXAMPLES", "30"))
 # One chat each: a failure names its seed, and the way to it is short.
 ONE_CHAT = 60
 # Without those that leave the chat, open an editor or a full screen, or write files.

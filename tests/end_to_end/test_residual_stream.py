@@ -137,7 +137,7 @@ def test_four_strengths_in_one_batch_equal_four_alone(model: Model) -> None:
 
 def test_a_prefix_tree_reads_what_single_prompts_read(model: Model) -> None:
     contrast = load_concept(HAPPY)
-    prompts = [tuple(model.tokenize(prompt.render(model))) for prompt in list(contrast.prompts())[::16]]
+    prompts = [tuple(model.tokenize(prompt.render(model))) for prompt in list(contrast.prompts())[::32]]
     layers = (1, model.n_layer // 2, model.n_layer - 1)
     tree = read_activations(model, [Span(prompt) for prompt in prompts], layers)
     assert sum(len(part.batch) for part in lay_out(model, prompts)) < sum(map(len, prompts))

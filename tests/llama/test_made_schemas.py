@@ -25,7 +25,7 @@ from tests.conftest import random_tokens
 from tests.llama.made_schemas import Schema, make_schema
 
 # make test-models runs 2,000.
-EXAMPLES = int(os.environ.get("LOCALSTEER_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("LOCALSTEER_EXAMPLES", "40"))
 PROMPT = random_tokens(12, seed=1)
 # What a refusal names: a keyword, or why nothing satisfies the schema.
 NAMED = re.compile(
