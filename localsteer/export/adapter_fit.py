@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import yaml
@@ -51,6 +51,10 @@ UNLIKE = 0.25
 # 20 and 16 % of the unsteered model's divergence away with 0.003, 4.1 and 2.6 with 0.01, 8.9 and 5.1 with 0.03, 32 and 17 with
 # 0.1; a random vector of a random model took 0.1.
 ROOMS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+# Of what is added at a block before norms, so much is added behind the attention already, and the rest behind the feed-forward
+# layer: what a norm takes away grows with the square of what comes through it. French on Gemma 3 270M was 15.6 % of the
+# unsteered model's divergence away with nothing there, 11.1 % with 0.3, 8.8 % with 0.5.
+SHARES = (0.5, 0.0)
 # What falls to the next blocks is let go of where it is less than this, of the length of all that is added.
 _NOTHING = 1e-3
 
@@ -88,6 +92,7 @@ class _Place:
         a: as in `Row`.
         deviation: likewise.
         norm: (n_embd,) the weights of a norm behind the matrix; None without one.
+        shared: only a share is added here, and the rest at the other matrix of the same block.
     """
 
     added: Floats
@@ -95,6 +100,7 @@ class _Place:
     a: Floats
     deviation: float
     norm: Floats | None
+    shared: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,24 +122,31 @@ class Fit:
         """Which to choose from, for `rows`: one will do where no norm comes in between."""
         return ROOMS if any(place.norm is not None for place in self.places) else ROOMS[:1]
 
-    def rows(self, room: float) -> list[Row]:
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Likewise."""
+        return SHARES if any(place.shared for place in self.places) else SHARES[:1]
+
+    def rows(self, room: float, share: float) -> list[Row]:
         """The rows of the adapter.
 
         Args:
             room: the most that is added before a norm, of the mean square of what is there.
+            share: of what is added at a block, how much behind the attention where norms follow both of its matrices.
         """
         length = math.sqrt(sum(float((place.added**2).sum()) for place in self.places))
         rows: list[Row] = []
         left = np.zeros_like(self.places[0].added)
         for place in self.places:
-            added = place.added + left
+            left = place.added + left
+            added = left * np.float32(share) if place.shared else left
             if np.linalg.norm(added) <= _NOTHING * length:
                 continue
             if place.norm is None:
                 b, left = added / np.float32(self.scale), np.zeros_like(left)
             else:
                 before = _before_norm(added, place.norm, room)
-                left = added - before * place.norm
+                left = left - before * place.norm
                 b = before / np.float32(math.sqrt(1 - float((before**2).mean())))
             rows.append(Row(place.matrix, place.a, b, place.deviation))
         return rows
@@ -158,19 +171,25 @@ def fit(model: Model, file: ModelFile, added: Floats, progress: Progress | None 
             hint="`localsteer doctor -m MODEL` says what can be done with a model.",
         )
     doors, texts = _doors(model, file, added, kinds), _passages(model)
-    inputs = _inputs(model, [door for candidates, _ in doors.values() for door in candidates], added, texts, progress)
+    inputs = _inputs(model, file, [door for candidates, _ in doors.values() for door in candidates], added, texts, progress)
     places = []
     for candidates, row in doors.values():
         found: list[_Place] = []
         for door in candidates:
             values = inputs.pop(door.matrix, None)
-            if values is not None and not (found and found[0].deviation <= UNLIKE):
+            if values is not None and (door.norm is not None or not (found and found[0].deviation <= UNLIKE)):
                 a, deviation = _constant(values)
                 found.append(_Place(row, door.matrix, a, deviation, door.norm))
         known = [one for one in found if math.isfinite(one.deviation)]
         if not known:
             raise ExportError(f"llama.cpp does not show what goes into {candidates[0].matrix} of {model.name}.")
-        places.append(known[0] if known[0].deviation <= UNLIKE else min(known, key=lambda one: one.deviation))
+        if known[0].norm is None:
+            places.append(known[0] if known[0].deviation <= UNLIKE else min(known, key=lambda one: one.deviation))
+            continue
+        # The attention, where it is a candidate, adds before the feed-forward layer.
+        *rest, last = reversed(known)
+        places += [replace(place, shared=True) for place in rest]
+        places.append(replace(last, added=np.zeros_like(row)) if rest else last)
     return Fit(tuple(places), residual_scale(file), texts)
 
 
@@ -183,7 +202,8 @@ class _Door:
         width: of its input.
         nodes: what llama.cpp may call the node that holds that; the last of them that has this width is it.
         norm: the weights of a norm that its result goes through first (Gemma); None where it is added as it is.
-        result: what llama.cpp may call the node that holds the result, which is only read where there is such a norm.
+        result: what llama.cpp may call the node that holds the result, which is only read where there is such a norm. Where it
+            has no name (the attention's), it is computed.
     """
 
     matrix: str
@@ -200,6 +220,7 @@ def _doors(model: Model, file: ModelFile, added: Floats, kinds: Collection[str])
         block = f"blk.{layer}."
         # plamo3 calls it by the shorter name.
         norm = next((name for name in (f"{block}post_ffw_norm.weight", f"{block}post_ffw_norm") if name in file.tensors), None)
+        behind_attention = f"{block}post_attention_norm.weight"
         for kind, nodes in _INPUTS.items():
             tensor = file.tensors.get(f"{block}{kind}.weight") if kind in kinds else None
             # llama.cpp multiplies what such a matrix gives by its scale, or refuses an adapter there by ending the process.
@@ -211,6 +232,8 @@ def _doors(model: Model, file: ModelFile, added: Floats, kinds: Collection[str])
             elif kind == "ffn_down":
                 result = (f"ffn_down-{layer}", f"ffn_out-{layer}")
                 at.setdefault(layer, []).append(_Door(tensor.name, tensor.shape[0], names, file.floats(norm), result))
+            elif layer in at and behind_attention in file.tensors:
+                at[layer].append(_Door(tensor.name, tensor.shape[0], names, file.floats(behind_attention)))
     found: dict[int, tuple[list[_Door], Floats]] = {}
     steered = np.flatnonzero(added.any(axis=1)).tolist()
     # What does not come through a norm falls to the next blocks.
@@ -231,7 +254,12 @@ def _doors(model: Model, file: ModelFile, added: Floats, kinds: Collection[str])
 
 
 def _inputs(
-    model: Model, doors: Sequence[_Door], added: Floats, texts: Sequence[tuple[int, ...]], progress: Progress | None
+    model: Model,
+    file: ModelFile,
+    doors: Sequence[_Door],
+    added: Floats,
+    texts: Sequence[tuple[int, ...]],
+    progress: Progress | None,
 ) -> dict[str, NDArray[np.float16]]:
     """(n_tokens, n_in) by matrix, what goes into it; before a norm, over the root mean square of what comes out, as there.
 
@@ -260,7 +288,7 @@ def _inputs(
                 for door in doors:
                     shown = [values for node, values in tap.nodes.items() if node in door.nodes and values.shape[1] == door.width]
                     result = [values for node, values in tap.nodes.items() if node in door.result]
-                    if shown and (result or door.norm is None):
+                    if shown and (result or not (door.norm is not None and door.result)):
                         values = shown[-1][kept]
                         if result:
                             values = values / np.sqrt((result[-1][kept] ** 2).mean(axis=1, keepdims=True))
@@ -268,7 +296,13 @@ def _inputs(
                 done += 1
                 if progress is not None:
                     progress("reading exchanges", done, total)
-    return {matrix: np.concatenate(read.pop(matrix)) for matrix in list(read)}
+    inputs = {matrix: np.concatenate(read.pop(matrix)) for matrix in list(read)}
+    for door in doors:
+        if door.norm is not None and not door.result and door.matrix in inputs:
+            values = inputs[door.matrix].astype(np.float32)
+            size = np.sqrt(((values @ file.matrix(door.matrix).T) ** 2).mean(axis=1, keepdims=True))
+            inputs[door.matrix] = np.clip(values / size, -most, most).astype(np.float16)
+    return inputs
 
 
 def _passages(model: Model) -> tuple[tuple[int, ...], ...]:

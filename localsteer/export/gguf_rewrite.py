@@ -62,6 +62,29 @@ class ModelFile:
             raise ExportError(f"{name} in {part.path} is {type_name(tensor.kind)}, and only F32 can be added to.")
         return np.frombuffer(part.tensor_bytes(tensor), "<f4").astype(np.float32)
 
+    def matrix(self, name: str, rows: slice = slice(None)) -> Floats:
+        """(n_rows, n_in) a matrix of any type, or some rows of it, each of which gives one number of the result.
+
+        Raises:
+            ExportError: the gguf package cannot read its type.
+        """
+        import gguf
+
+        part = self.part_of(name)
+        tensor = part.tensors[name]
+        n_in, n_out = tensor.shape
+        row_bytes = tensor.size // n_out
+        first, last, _ = rows.indices(n_out)
+        start = part.data_start + tensor.offset
+        data = np.frombuffer(part.read(start + first * row_bytes, start + last * row_bytes), np.uint8)
+        try:
+            found: Floats = gguf.dequantize(data.reshape(last - first, row_bytes), gguf.GGMLQuantizationType(tensor.kind))
+        except NotImplementedError:
+            raise ExportError(
+                f"{name} in {part.path} is {type_name(tensor.kind)}, which the installed gguf package cannot read."
+            ) from None
+        return found.reshape(last - first, n_in)
+
 
 @dataclass(frozen=True)
 class Replacement:

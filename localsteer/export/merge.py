@@ -14,7 +14,6 @@ import numpy as np
 from localsteer.errors import ExportError
 from localsteer.export.adapter_fit import Row
 from localsteer.export.gguf_rewrite import ModelFile, Replacement
-from localsteer.files.gguf_header import type_name
 from localsteer.vector.control_vector import Floats
 
 # Bytes of a matrix's float32 numbers that are in memory at a time.
@@ -47,24 +46,12 @@ def _merged(file: ModelFile, name: str, a: Floats, b: Floats) -> Replacement:
     # The blocks of all quantised types are whole ones of Q8_0.
     target = source if source in (kinds.F32, kinds.F16, kinds.BF16) else kinds.Q8_0
     block, block_bytes = gguf.GGML_QUANT_SIZES[target]
-    row_bytes = tensor.size // n_out
-    start = part.data_start + tensor.offset
-
-    def numbers(first: int, last: int) -> Floats:
-        data = np.frombuffer(part.read(start + first * row_bytes, start + last * row_bytes), np.uint8)
-        found: Floats = gguf.dequantize(data.reshape(last - first, row_bytes), source).reshape(last - first, n_in)
-        return found
 
     def chunks() -> Iterator[bytes]:
         step = max(1, _CHUNK // (4 * n_in))
         for first in range(0, n_out, step):
             last = min(first + step, n_out)
-            yield gguf.quantize(numbers(first, last) + np.outer(b[first:last], a), target).tobytes()
+            yield gguf.quantize(file.matrix(name, slice(first, last)) + np.outer(b[first:last], a), target).tobytes()
 
-    try:
-        numbers(0, 1)
-    except NotImplementedError:
-        raise ExportError(
-            f"{name} in {part.path} is {type_name(tensor.kind)}, which the installed gguf package cannot read."
-        ) from None
+    file.matrix(name, slice(0, 1))  # refuses what cannot be read before anything is written
     return Replacement(int(target), n_out * n_in // block * block_bytes, chunks)

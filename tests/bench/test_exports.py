@@ -22,7 +22,7 @@ def test_only_what_takes_no_biases_is_merged_as_well(tiny_model: TinyModel) -> N
         records: exports.Records = {}
         assert measure(records, "happy", tiny_model(architecture))
         (found,) = records["demo"]["measured"].values()
-        assert found.keys() - {"key"} == ways
+        assert found.keys() - {"key", "noise"} == ways
         for way in ways:
             assert 0 < found[way]["mean"] < 0.06 * found[way]["unsteered"]
 
@@ -33,6 +33,12 @@ def test_what_is_measured_already_is_not_measured_again(tiny: Model) -> None:
     assert not measure(records, "happy", tiny)
     assert measure(records, "-happy", tiny)
     assert measure(records, "happy", tiny, seed=1)  # another vector
+    fitted = records["demo"]["measured"]["happy"]
+    del fitted["noise"]
+    before = dict(fitted)
+    assert measure(records, "happy", tiny, seed=1)  # of before the noise was measured
+    assert {**fitted, "noise": None} == {**before, "noise": None}
+    assert fitted["noise"]["mean"] < 0.1 * fitted["noise"]["unsteered"]
 
 
 def test_the_tables_are_written_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,7 +201,8 @@ def test_a_block_without_such_a_matrix_hands_on_to_the_next(tiny: Model, monkeyp
     with open_model_file(tiny.path) as file:
         left = {name: tensor for name, tensor in file.tensors.items() if not name.startswith("blk.1.")}
         monkeypatch.setattr(type(file), "tensors", property(lambda _file: left))
-        (row,) = fit(tiny, file, added).rows(ROOMS[0])
+        fitted = fit(tiny, file, added)
+    (row,) = fitted.rows(fitted.rooms[0], fitted.shares[0])
     assert row.matrix == "blk.2.ffn_down.weight"
     np.testing.assert_allclose(row.b, added[1] + added[2], rtol=1e-5)
 
@@ -232,14 +233,26 @@ def test_what_does_not_come_through_a_norm_falls_to_the_next_block(
     monkeypatch.setattr(ModelFile, "floats", closed_at_first)
     with open_model_file(model.path) as file:
         fitted = fit(model, file, added)
-    first, second, *_ = fitted.rows(0.2)
+    first, second, *_ = fitted.rows(0.2, share=0.0)
     assert first.matrix.startswith("blk.1.")
     assert second.matrix.startswith("blk.2.")
     closed = np.arange(model.n_embd) % 2 == 0
     assert np.abs(first.b[closed]).max() < 0.01 * np.abs(second.b[closed]).max()
     # And no more is added before the norm than there is room for.
     for room in ROOMS:
-        assert all(float((row.b**2).mean()) <= room / (1 - room) * 1.01 for row in fitted.rows(room))
+        assert all(float((row.b**2).mean()) <= room / (1 - room) * 1.01 for row in fitted.rows(room, share=0.0))
+
+
+def test_where_norms_follow_both_matrices_of_a_block_each_adds_a_part(tiny_model: TinyModel) -> None:
+    model = tiny_model("gemma3")
+    added = random_rows(model, (1,), seed=0, norm=0.1)
+    with open_model_file(model.path) as file:
+        fitted = fit(model, file, added)
+        norms = [file.floats(f"blk.1.{name}.weight") for name in ("post_attention_norm", "post_ffw_norm")]
+    attention, feed_forward = fitted.rows(0.2, share=0.3)[:2]
+    assert (attention.matrix, feed_forward.matrix) == ("blk.1.attn_output.weight", "blk.1.ffn_down.weight")
+    np.testing.assert_allclose(attention.b * norms[0], 0.3 * added[1], atol=0.02 * float(np.abs(added).max()))
+    np.testing.assert_allclose(feed_forward.b * norms[1], 0.7 * added[1], atol=0.02 * float(np.abs(added).max()))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
