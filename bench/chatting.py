@@ -28,9 +28,10 @@ def chatting(model: Path, threads: int, repeats: int, folder: Path) -> list[tupl
     rounds: list[tuple[float, float, float]] = []
 
     def ask(terminal: ChatTerminal, line: str, answers: int) -> None:
-        """Ask, and wait until the log has so many answers."""
-        terminal.ask(line)
-        terminal.wait(lambda: log.exists() and len(log.read_text(encoding="utf-8").splitlines()) == answers, line)
+        """Ask, and wait until the log has so many answers, and the prompt is back."""
+        terminal.line(line)
+        terminal.unseen(lambda: log.exists() and len(log.read_text(encoding="utf-8").splitlines()) == answers)
+        terminal.wait(lambda: terminal.ready, line)
 
     with ChatTerminal(*options, "--no-log", program=[*timed, "chat"]) as terminal:
         terminal.wait_ready()
@@ -41,6 +42,7 @@ def chatting(model: Path, threads: int, repeats: int, folder: Path) -> list[tupl
             ask(terminal, QUESTION, 1)
             ask(terminal, "/compare", 2)
             with Terminal([*timed, "generate", QUESTION, *options]) as other:
+                other.unseen(lambda: not other.process.isalive())
                 if other.end() != 0:
                     raise MeasurementError(f"generate failed:\n{other.everything}")
             talked, compared, generated = tuple(_read(log))

@@ -108,6 +108,11 @@ class Terminal:
             return True
         except pexpect.EOF:
             return False
+        self.take(data)
+        return True
+
+    def take(self, data: bytes) -> None:
+        """Show what has come, and answer what is asked in it."""
         self.raw += data
         for part in re.split(rb"(?<=\x1b\[6n)", data):
             self._stream.feed(part)
@@ -115,7 +120,21 @@ class Terminal:
                 self.process.send(f"\x1b[{self.screen.cursor.y + 1};{self.screen.cursor.x + 1}R")
         if not self.states or self.states[-1] != self.text:
             self.states.append(self.text)
-        return True
+
+    def unseen(self, until: Callable[[], bool]) -> None:
+        """Until something holds, or the program has ended; what comes meanwhile is shown afterwards.
+
+        An emulated terminal would take the processor from what is timed.
+        """
+        taken = b""
+        while not until():
+            try:
+                taken += self.process.read_nonblocking(65536, timeout=_GLANCE)
+            except pexpect.TIMEOUT:
+                continue
+            except pexpect.EOF:
+                break
+        self.take(taken)
 
     def wait(self, until: Callable[[], bool], what: str = "") -> None:
         """Until something holds.
