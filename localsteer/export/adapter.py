@@ -167,9 +167,9 @@ def best_rows(model: Model, fitted: Fit, added: Floats, scratch: Path) -> list[R
         added: (n_layer, n_embd) what it was fitted for.
         scratch: an adapter is written here for each that is tried.
     """
-    room, share = fitted.rooms[0], fitted.shares[0]
-    if len(fitted.rooms) == 1:
-        return fitted.rows(room, share)
+    ways = [(room, share) for share in fitted.shares for room in fitted.rooms]
+    if len(ways) == 1:
+        return fitted.rows(*ways[0])
     texts = [text for text in fitted.texts[:_TRIED] if len(text) >= PLACES]
     sides = {scale: reference(model, added * np.float32(scale), texts) for scale in (1.0, -1.0)}
 
@@ -180,10 +180,7 @@ def best_rows(model: Model, fitted: Fit, added: Floats, scratch: Path) -> list[R
                 ours.compare(predictions(model, ours.texts, adapters=[(adapter, scale)])).mean for scale, ours in sides.items()
             )
 
-    tried = {(one, share): divergence(fitted.rows(one, share)) for one in fitted.rooms}
-    room, _ = min(tried, key=tried.__getitem__)
-    tried |= {(room, other): divergence(fitted.rows(room, other)) for other in fitted.shares[1:]}
-    return fitted.rows(*min(tried, key=tried.__getitem__))
+    return min((fitted.rows(*way) for way in ways), key=divergence)
 
 
 def _check_place(path: Path, beside: Path | None) -> None:
