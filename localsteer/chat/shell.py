@@ -10,12 +10,13 @@ import tempfile
 import time
 from collections.abc import Callable
 
+from localsteer.chat.session import MOST_CONTEXT
 from localsteer.errors import LocalsteerError
 
 # A command that takes longer is no context for a message.
 _SECONDS = 60
-# More than that is no context either: a million characters can be given (`session.Session.attach`), of four bytes at most.
-_MOST_BYTES = 4_000_001
+# More than that is no context either: a character has four bytes at most.
+_MOST_BYTES = 4 * MOST_CONTEXT + 1
 
 
 def run_shell(command: str, should_stop: Callable[[], bool]) -> tuple[int, str]:

@@ -224,15 +224,13 @@ class Service:
             RequestError: both are asked for.
             SteeringError: requests may not ask for it here.
         """
-        if steer_prompt or anchored is not None:
-            self.steerings.refuse_if_fixed()
         if steer_prompt and anchored:
             raise RequestError("An anchored answer is steered in the response alone: not together with steer_prompt.", "anchored")
-        if steer_prompt:
-            return "prompt"
-        if anchored is None:
-            return self.steerings.mode
-        return "anchored" if anchored else "response"
+        asked: Mode | None = None if anchored is None else "anchored" if anchored else "response"
+        mode = "prompt" if steer_prompt else asked or self.steerings.mode
+        if mode != self.steerings.mode:
+            self.steerings.refuse_if_fixed()
+        return mode
 
     async def plan(
         self, body: str | None, header: str | None, model_name: str | None, mode: Mode, http: HTTPRequest
@@ -248,7 +246,7 @@ class Service:
         named, _ = self.steerings.of_requested_name(model_name or "")
         text = body if body is not None else header
         asked = parse_requested(text) if text is not None else named
-        if text is not None and asked != self.steerings.default:  # which the page says, too
+        if text is not None and asked != self.steerings.default:  # the page says what it is
             self.steerings.refuse_if_fixed()
         steering = asked if asked is not None else self.steerings.default
         await self.build([term.vector for term in steering.terms], http)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from localsteer.engine.phases import Division, division_of
 from localsteer.errors import LocalsteerError
-from localsteer.llama.channels import CHANNEL, ENDS, MESSAGE
 from localsteer.llama.chat_template import Message, ToolCall
 from localsteer.llama.grammar import Grammar
 from localsteer.llama.model import Model
@@ -159,7 +158,7 @@ def chat_prompt(
     said = messages[last].content if last is not None else ""
     if form is not None and form.kind == "channel" and think is False:
         raise RequestError("This model calls tools from between its channels: it cannot be kept from thinking then.", "think")
-    grammar = _grammar(model, tokens, form, offer, division) if form is not None and offer is not None else None
+    grammar = _grammar(model, form, offer, division) if form is not None and offer is not None else None
     return Prompt(tokens, said, span, chat_stop(model), Reading(division, form, tools, held=grammar is not None), grammar)
 
 
@@ -195,15 +194,13 @@ def _rendered(
     return explained(turns), explained, GENERIC if offer is not None else None
 
 
-def _grammar(
-    model: Model, prompt: Tokens, form: Form, offer: Offer, division: Division | None
-) -> Callable[[Model], Grammar] | None:
+def _grammar(model: Model, form: Form, offer: Offer, division: Division | None) -> Callable[[Model], Grammar] | None:
     thinking = division.thinking if division is not None and offer.choice == "auto" else None
-    marks = model.control_tokens_in(*form.texts, *ENDS, *((thinking.opens, thinking.closes) if thinking is not None else ()))
-    if thinking is not None and thinking.answers and (form.kind != "channel" or not {CHANNEL, MESSAGE} <= marks.keys()):
-        return None  # Other replies in channels have shapes of their own.
-    if form.kind == "channel" and offer.choice == "auto" and not _begins_message(prompt, marks):
-        return None  # The reply goes on with a message that the prompt has begun.
+    if offer.choice == "auto" and (form.kind == "channel" or (thinking is not None and thinking.answers)):
+        # What may stand in channels has many shapes, and llama.cpp takes their marks for text ("quick hack for gpt-oss" of
+        # llama-vocab.cpp): no grammar knows where a call begins.
+        return None
+    marks = model.control_tokens_in(*form.texts, *((thinking.opens, thinking.closes) if thinking is not None else ()))
     given: dict[str, Any] = {"choice": offer.choice, "parallel": offer.parallel, "marks": marks}
     if division is not None and thinking is not None:
         given |= {"thinking": thinking, "begun": division.begun}
@@ -215,9 +212,3 @@ def _grammar(
             raise RequestError(error.message, "tools", hint=error.hint) from error
 
     return made
-
-
-def _begins_message(prompt: Tokens, marks: Mapping[str, int]) -> bool:
-    """Whether a prompt ends in the header of a message whose channel is still to come."""
-    ends_with = next((token for token in reversed(prompt) if token in marks.values()), None)
-    return ends_with is not None and ends_with == marks.get("<|start|>")

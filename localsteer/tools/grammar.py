@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Literal
 
 from localsteer.errors import LocalsteerError
-from localsteer.llama.channels import CHANNEL, MESSAGE
 from localsteer.llama.json_schema import rule_of
 from localsteer.llama.thinking import Thinking
 from localsteer.tools.form import IDENTITY, Form, Tags
@@ -22,9 +21,6 @@ _ANY = "/(?s:.*)/"
 _TEXT = f"TEXT: {_ANY}"
 _THOUGHT = f"THOUGHT: {_ANY}"
 _BLANK = r"BLANK: /\s+/"
-# What stands in the header of a message around its marks.
-_HEADER = "/[^<]{1,80}/"
-_TO_NOBODY = "~/(?s:.*)to=functions(?s:.*)/"
 # A text that no bare call begins with.
 _PLAIN = r"PLAIN: /\s*([^{\[\s](?s:.*))?/"
 _LIST = '"[" call (", " call)* "]"'
@@ -47,10 +43,10 @@ def tool_grammar(
     Args:
         form: how the model writes calls.
         tools: those that it may call; where one is to be called by its name, that one.
-        choice: "auto" lets it answer by text as well, and holds it to the form as soon as it begins a call.
+        choice: "auto" lets it answer by text as well, and holds it to the form as soon as it begins a call; not in channels.
         parallel: whether it may call several.
         marks: the tokens of those texts of the form, and of the marks of the reasoning, that the vocabulary has as tokens that
-            add no text; of channels, where a call may be made, those of the channel and of the message at least.
+            add no text.
         thinking: the marks of the reasoning that may stand before the answer, and is free; None for none.
         begun: whether the reasoning has begun.
 
@@ -60,8 +56,6 @@ def tool_grammar(
     if not tools:
         raise LocalsteerError("There is no tool to call.")
     write = _Writer(form, marks)
-    if form.kind == "channel" and choice == "auto":
-        return "\n".join(_messages(write, tools))
     before = write.thought(thinking, begun=begun) if thinking is not None else ["start: answer"]
     return "\n".join([*before, *_answer(write, tools, choice, parallel=parallel)])
 
@@ -100,36 +94,6 @@ def _answer(write: _Writer, tools: Sequence[Tool], choice: Literal["auto", "requ
         rules += [] if token else [f"begun[lazy]: TEXT {mark}"]
         start = "called* TEXT" if again else "called | TEXT"
     return [f"answer: {start}", *rules]
-
-
-def _messages(write: _Writer, tools: Sequence[Tool]) -> list[str]:
-    """Messages in channels, the last of which may be a call; who it is for stands in front of the channel or behind it."""
-    start, end, channel, constrained, message = (
-        write.terms(mark) if mark in write.marks else None for mark in ("<|start|>", "<|end|>", CHANNEL, "<|constrain|>", MESSAGE)
-    )
-    said = f"({constrained} KIND?)? {message}" if constrained is not None else message
-    rules = [
-        "start: (other between)* (other | call)",
-        f"other: ROLE? {channel} HEAD? {said} TEXT",
-        f"between: {' '.join(f'{token}?' for token in (end, start) if token is not None)}",
-        f"call: {' | '.join(f'call{number}' for number in range(len(tools)))}",
-        f"ROLE: {_HEADER} & {_TO_NOBODY}",
-        f"HEAD: {_HEADER} & {_TO_NOBODY}",
-        f"KIND: {_HEADER}",
-        _TEXT,
-    ]
-    for number, tool in enumerate(tools):
-        to = rf"to=functions\.{_words(tool.name)}"
-        try:
-            arguments = rule_of(tool.parameters)
-        except LocalsteerError as error:
-            raise _of_tool(tool, error) from error
-        rules += [
-            f"call{number}: (ROLE? {channel} TO{number} | BY{number} {channel} KIND?) {said} {arguments}",
-            rf"TO{number}: /\s*(?:commentary|analysis)\s*{to}(?:\s[^<]{{0,40}})?/",
-            rf"BY{number}: /\s*(?:assistant)?\s*{to}\s*/",
-        ]
-    return rules
 
 
 def _of_tool(tool: Tool, error: LocalsteerError) -> LocalsteerError:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 # All that commands import, once for all of them: the processes are forked from one that has done so (`multiprocessing`).
+# llama.cpp is imported and not initialised (`localsteer.llama.library.load`): its threads would not be there behind a fork.
 import llama_cpp  # noqa: F401
 import pytest
 

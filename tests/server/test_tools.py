@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,7 @@ import jsonschema
 import pytest
 from openai import OpenAI
 
-from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
-from localsteer.server.conversations import chat_prompt, offer_of
-from localsteer.server.template_wishes import TemplateWishes
-from tests import tiny_models
 from tests.server.conftest import HELLO, PATIENCE, Listen, Serve, Served, wait_until
 from tests.server.test_openai_api import steering_of, stream
 from tests.tiny_models import write_tiny_model
@@ -383,39 +378,6 @@ def test_a_call_in_a_channel_has_to_be_made(harmony: Served) -> None:
         "tool_calls"
     ]
     assert harmony.refused({**MUST, "tools": [PAINT], "think": True})[1]["param"] == "think"
-
-
-@pytest.fixture
-def channels(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Served]]:
-    """Serves models that write messages in channels, whose marks are tokens that add no text, by their templates."""
-    names = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>")
-    marks = {name: len(tiny_models.VOCABULARY) + number for number, name in enumerate(names)}
-    monkeypatch.setattr(tiny_models, "VOCABULARY", (*tiny_models.VOCABULARY, *names))
-    monkeypatch.setattr(tiny_models, "SPECIAL_TOKENS", (*tiny_models.SPECIAL_TOKENS, *names))
-    # llama.cpp itself has them add their text.
-    monkeypatch.setattr(
-        Model, "control_tokens_in", lambda _, *texts: {name: marks[name] for name in names if name in "".join(texts)}
-    )
-    with contextlib.ExitStack() as stack:
-        yield lambda template: serve(model=stack.enter_context(model_of(tmp_path, template)), vectors=None)
-
-
-def test_a_call_in_a_channel_is_held_where_the_reply_begins_with_a_header_only(channels: Callable[[str], Served]) -> None:
-    """A message that the prompt has begun goes on as it stands."""
-    offer = offer_of([PAINT])
-    hello, going_on = Message("user", "Hello"), Message("assistant", "Sure, the boat")
-
-    def is_held(served: Served, *turns: Message) -> bool:
-        return chat_prompt(served.service, turns, TemplateWishes(), offer).grammar is not None
-
-    served = channels(HARMONY)
-    assert is_held(served, hello)
-    assert is_held(served, hello, going_on, hello)
-    assert not is_held(served, hello, going_on)
-    asked = {"messages": [*HELLO, {"role": "assistant", "content": "Sure, the boat"}], "max_tokens": 120}
-    assert served.chat(**asked, tools=[PAINT])["choices"][0]["finish_reason"] == "length"
-    opens = HARMONY.replace("assistant{% endif %}", "assistant<|channel|>analysis<|message|>{% endif %}")
-    assert not is_held(channels(opens), hello)
 
 
 @pytest.fixture

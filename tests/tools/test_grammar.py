@@ -188,35 +188,6 @@ def test_a_call_in_a_channel_can_be_required() -> None:
     assert not follows(lark, "<|channel|>final<|message|>No.")
 
 
-def test_a_call_in_a_channel_may_be_made_and_follows_its_schema(tiny: Model) -> None:
-    marks = {"<|channel|>": 1, "<|message|>": 2, "<|start|>": 3, "<|constrain|>": 4, "<|end|>": 5}
-    grammar = Grammar(tiny, tool_grammar(HARMONY, TOOLS, choice="auto", marks=marks))
-
-    def lets_through(reply: str) -> bool:
-        matcher = grammar.matcher()
-        for part in re.split(f"({'|'.join(map(re.escape, marks))})", reply):
-            for token in [marks[part]] if part in marks else part.encode():
-                if not matcher.allows(token):
-                    return False
-                matcher.accept(token)
-        return True
-
-    thought = "<|channel|>analysis<|message|>Which? to=functions.move {<|end|><|start|>assistant"
-    right, wrong = '{"city": "Rome", "days": 3}', '{"city": "Rome", "days": 10}'
-    assert lets_through(thought + "<|channel|>final<|message|>No tool.")
-    assert lets_through(f"{thought}<|channel|>commentary<|message|>I look.<|start|>assistant<|channel|>final<|message|>")
-    for header in (
-        "<|channel|>commentary to=functions.get_weather json<|message|>",
-        "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>",
-        " to=functions.get_weather<|channel|>commentary<|message|>",
-        "<|channel|>analysis to=functions.get_weather<|message|>",
-    ):
-        for before in (thought, ""):
-            assert lets_through(f"{before}{header}{right}"), header
-            assert not lets_through(f"{before}{header}{wrong}")
-    assert not lets_through("<|channel|>commentary to=functions.nothing<|message|>")
-
-
 def test_without_a_tool_there_is_nothing_to_call() -> None:
     with pytest.raises(LocalsteerError, match="no tool"):
         tool_grammar(GENERIC, [], choice="auto")
