@@ -30,18 +30,13 @@ from localsteer.building.own_answers import Progress
 from localsteer.chat.columns import columns
 from localsteer.chat.conversation import Heard
 from localsteer.chat.markdown import ansi, rendered
+from localsteer.chat.pace import Pace
 from localsteer.chat.screen import ShouldStop, harmless
 from localsteer.chat.transcript import brief
 from localsteer.chat.writing import MarkdownWriting, RawWriting, Writing
 
 T = TypeVar("T")
 
-# Seconds between two drawings of a growing block; the eye reads no faster.
-_REDRAW = 0.125
-# And times what one took: no token comes meanwhile, and the prompt around it takes as much again of a core that computes. Eight
-# a second made answers 5 % (135M) and 8 % (1.5B) slower on two cores.
-_SHARE = 60.0
-_SELDOM = 0.5  # seconds at most: a drawing may have waited for something else
 # Lines of the terminal that the prompt, the status line and a menu keep for themselves.
 KEPT_LINES = 6
 # What the status line says meanwhile.
@@ -145,14 +140,13 @@ class LiveScreen:
     def side_by_side(self, titles: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
         """Columns that grow on top of the prompt; whole when all have ended."""
         texts = [""] * len(titles)
-        drawn = 0.0
+        pace = Pace()
 
         def tell(number: int, piece: str) -> None:
-            nonlocal drawn
             texts[number] += harmless(piece)
-            if time.monotonic() - drawn >= _REDRAW:
-                drawn = time.monotonic()
-                self.grow(ansi(columns(titles, texts, self.width, lines=self.room - 2), self.width))
+            with pace.drawing() as is_due:
+                if is_due:
+                    self.grow(ansi(columns(titles, texts, self.width, lines=self.room - 2), self.width))
 
         with self._works(ANSWERING):
             try:
@@ -348,8 +342,7 @@ class _Answer:
         self._writing = writing
         self._thought = ""
         self._thinking_since: float | None = None
-        self._drawn = 0.0
-        self._pause = _REDRAW
+        self._pace = Pace()
         self._begun = time.monotonic()
         self._pieces = 0
 
@@ -363,15 +356,12 @@ class _Answer:
         else:
             self._fold()
             self._writing.push(harmless(piece))
-        now = time.monotonic()
-        if now - self._drawn < self._pause:
-            return
-        self._draw(now, reasoning=reasoning)
-        self._drawn = time.monotonic()
-        self._pause = min(max(_REDRAW, _SHARE * (self._drawn - now)), _SELDOM)
+        with self._pace.drawing() as is_due:
+            if is_due:
+                self._draw(reasoning=reasoning)
 
-    def _draw(self, now: float, *, reasoning: bool) -> None:
-        self._screen.speed = self._pieces / max(now - self._begun, 1e-3)
+    def _draw(self, *, reasoning: bool) -> None:
+        self._screen.speed = self._pieces / max(time.monotonic() - self._begun, 1e-3)
         width = self._screen.width
         if reasoning:
             self._screen.grow(ansi(Text(f"thinking: {self._thought.split(chr(10))[-1]}"[-width * 2 :], "dim italic"), width))
