@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from bench.measure import MeasurementError
+from localsteer.llama.context import Batch, Context
+from localsteer.llama.model import Model
 from tests.end_to_end.chat_driver import CTRL_D, ENTER, ChatTerminal, Terminal
 
 CHAT_TOKENS = 128
 QUESTION = "Write a long list of animals, each with a sentence about where it lives."
+# Where an answer stands when it is half said.
+_PLACE = 128
+_STEPS = 24
 # At its default strength an answer is as long as an unsteered one.
 _STEERING = "happy"
 
@@ -52,6 +61,32 @@ def chatting(model: Path, threads: int, repeats: int, folder: Path) -> list[tupl
         terminal.type(f"{CTRL_D}{ENTER}")
     log.unlink()
     return rounds
+
+
+def bare_steps(path: Path, threads: int, repeats: int) -> list[tuple[float, float]]:
+    """Milliseconds of a decode of one sequence and of three, a token each, by llama.cpp alone: nothing steered, sampled or drawn."""
+    rounds = []
+    with Model(path, threads=threads) as model, Context(model, n_ctx=3 * (_PLACE + _STEPS), n_seq=3) as context:
+        for sequence in range(3):
+            context.decode(Batch.of_one_sequence([*range(100, 100 + _PLACE)], start=0, sequence=sequence))
+        for _ in range(repeats + 1):
+            rounds.append((_step(context, 1), _step(context, 3)))
+    return rounds[1:]
+
+
+def _step(context: Context, count: int) -> float:
+    taken = []
+    for step in range(_STEPS):
+        each = np.ones(count, np.int32)
+        tokens, places = np.arange(count, dtype=np.int32) + 100 + step, each * np.int32(_PLACE + step)
+        batch = Batch(tokens, places, each, np.arange(count, dtype=np.int32), each.astype(np.int8))
+        start = time.perf_counter()
+        context.decode(batch)
+        context.logits(count - 1)
+        taken.append(time.perf_counter() - start)
+    for sequence in range(count):
+        context.forget(sequence, _PLACE)
+    return 1000 * statistics.median(taken)
 
 
 def _read(log: Path) -> Iterator[tuple[int, float]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.chatting import CHAT_TOKENS, chatting
+from bench.chatting import CHAT_TOKENS, bare_steps, chatting
 from bench.measure import Comparison, Section, Series, Target, run_cli, run_process, run_worker
 from bench.models import real_model
 from bench.serving import knobs, returning, serving
@@ -367,11 +367,15 @@ def chat(setting: Setting) -> Section:
                 Target(1.6, at_least=False),
             ),
         ]
+        one, three = (Series(values) for values in zip(*bare_steps(model, setting.threads, setting.repeats), strict=True))
+        what = f"of which llama.cpp alone: a decode of three sequences, {label}"
+        comparisons.append(Comparison(what, "ms", three, "of one", one, three.over(one), "three / one"))
     return Section(
         "The chat",
         f"Up to {CHAT_TOKENS} tokens of one steered answer, in `localsteer chat` and by `localsteer generate`, each in a "
         "terminal that is read; then the three answers of `/compare` to the same question, in one batch. Time from the first "
-        "token to the last, for a token of the longest answer.",
+        "token to the last, for a token of the longest answer. Three at once can take no less than llama.cpp itself needs for a "
+        "token of each of three sequences, where nothing is steered, sampled or drawn.",
         tuple(comparisons),
     )
 

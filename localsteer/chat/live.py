@@ -18,7 +18,7 @@ from pathlib import Path
 from prompt_toolkit import PromptSession
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.filters import Condition, is_searching
-from prompt_toolkit.formatted_text import ANSI, FormattedText, merge_formatted_text
+from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.formatted_text.base import AnyFormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -187,7 +187,7 @@ class Chat:
 
     def _message(self) -> AnyFormattedText:
         waiting = [("class:waiting", f"  {line.splitlines()[0]}\n") for line in list(self._waiting)[0 if self._working else 1 :]]
-        return merge_formatted_text([ANSI(self._screen.tail), FormattedText([*waiting, ("class:prompt", "> ")])])
+        return FormattedText([*self._screen.tail, *waiting, ("class:prompt", "> ")])
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import click
 from prompt_toolkit.application import Application, in_terminal
+from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.output import Output
 from prompt_toolkit.renderer import HeightIsUnknownError
 from rich.cells import cell_len
@@ -29,7 +30,7 @@ from rich.text import Text
 from localsteer.building.own_answers import Progress
 from localsteer.chat.columns import columns
 from localsteer.chat.conversation import Heard
-from localsteer.chat.markdown import ansi, rendered
+from localsteer.chat.markdown import ansi, fragments, rendered
 from localsteer.chat.pace import Pace
 from localsteer.chat.screen import ShouldStop, harmless
 from localsteer.chat.transcript import brief
@@ -68,12 +69,12 @@ class LiveScreen:
         self.speed = 0.0
         self._early_progress = progress
         self._stop = threading.Event()
-        self._tail = ""
+        self._tail: StyleAndTextTuples = []
         self._covered = False  # whether something else fills the terminal
         self._later: list[str] = []  # what is to be printed then
 
     @property
-    def tail(self) -> str:
+    def tail(self) -> StyleAndTextTuples:
         """What still grows, drawn: the prompt shows it above itself."""
         return self._tail
 
@@ -219,7 +220,7 @@ class LiveScreen:
 
     def grow(self, drawn: str) -> None:
         """Show what is not finished yet, its last lines where it is longer than the terminal."""
-        self._tail = "".join(drawn.splitlines(keepends=True)[-self.room :])
+        self._tail = fragments("".join(drawn.splitlines(keepends=True)[-self.room :]))
         self.redraw()
 
     def print_finished(self, drawn: str, tail: str = "") -> None:

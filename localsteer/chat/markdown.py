@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from prompt_toolkit.formatted_text import ANSI, StyleAndTextTuples, to_formatted_text
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement
 from rich.syntax import Syntax
@@ -139,3 +141,13 @@ def ansi(renderable: RenderableType, width: int) -> str:
     drawn = io.StringIO()
     Console(file=drawn, force_terminal=True, width=width, highlight=False, color_system="256").print(renderable)
     return drawn.getvalue()
+
+
+def fragments(drawn: str) -> StyleAndTextTuples:
+    """What a terminal reads, as prompt_toolkit does.
+
+    It goes through a prompt's fragments a dozen times for one drawing: one for every character (its own reading of escapes)
+    costs several times what one for every run of equal style does.
+    """
+    characters = to_formatted_text(ANSI(drawn))
+    return [(style, "".join(part[1] for part in run)) for style, run in itertools.groupby(characters, lambda part: part[0])]

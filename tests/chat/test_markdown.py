@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-from localsteer.chat.markdown import ansi, blocks, code_blocks, highlighted, rendered
+from prompt_toolkit.formatted_text import ANSI, to_formatted_text
+from rich.text import Text
+
+from localsteer.chat.markdown import ansi, blocks, code_blocks, fragments, highlighted, rendered
 
 TEXT = """# Title
 
@@ -93,3 +96,11 @@ def test_a_link_is_no_command_to_the_terminal() -> None:
         "![it](https://x/%1B%5B2J)",
     ):
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", plain(text, 200)), text
+
+
+def test_fragments_are_few_and_say_what_the_terminal_would_have_read() -> None:
+    drawn = ansi(Text.assemble("plain ", ("red", "red"), " tail \N{CJK UNIFIED IDEOGRAPH-597D}\nnext"), 40)
+    of_characters = to_formatted_text(ANSI(drawn))
+    of_runs = fragments(drawn)
+    assert [(part[0], letter) for part in of_runs for letter in part[1]] == [(part[0], part[1]) for part in of_characters]
+    assert len(of_runs) == 3
