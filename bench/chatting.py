@@ -64,7 +64,7 @@ def chatting(model: Path, threads: int, repeats: int, folder: Path) -> list[tupl
 
 
 def bare_steps(path: Path, threads: int, repeats: int) -> list[tuple[float, float]]:
-    """Milliseconds of a decode of one sequence and of three, a token each, by llama.cpp alone: nothing steered, sampled or drawn."""
+    """Milliseconds of a decode of one sequence and of three, a token each, by llama.cpp alone: nothing steered or drawn."""
     rounds = []
     with Model(path, threads=threads) as model, Context(model, n_ctx=3 * (_PLACE + _STEPS), n_seq=3) as context:
         for sequence in range(3):
