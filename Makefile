@@ -59,9 +59,10 @@ test-models: .venv/.dev
 	$(PYTEST) -m models
 	@$(MAKE) --no-print-directory fuzz
 
-# Every door takes 10,000 bad inputs: files of all kinds, texts, requests, schemas. FUZZ=N tries N at each; `make test` some 400. Of
-# model files 1,500, a quarter of an hour; what came of them goes into docs/reliability.md.
+# Every door takes 10,000 bad inputs: files of all kinds, texts, requests. FUZZ=N tries N at each; `make test` some 400. Of model
+# files 1,500, a quarter of an hour. What came of them goes into docs/reliability.md.
 FUZZ ?= 10000
+fuzz: export LOCALSTEER_DOORS := docs/reliability.md
 fuzz: .venv/.dev
 	LOCALSTEER_MUTATIONS=$(FUZZ) LOCALSTEER_EXAMPLES=$(FUZZ) $(PYTEST) \
 	  tests/files/test_mutated_files.py tests/test_doors.py tests/policy/test_hostile_texts.py

@@ -21,7 +21,10 @@ from localsteer.llama.residual import Edit, ResidualTap
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import Mode
+from tests.door_report import door, pytest_terminal_summary
 from tests.tiny_models import RECURRENT_ARCHITECTURE, write_tiny_model
+
+__all__ = ["door", "pytest_terminal_summary"]  # pytest finds them here
 
 # The same examples in every run, and no limit to the time of one: machines differ.
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)

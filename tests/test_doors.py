@@ -29,6 +29,7 @@ from localsteer.policy.policy_file import load_policy
 from localsteer.server.steerings import load_presets, parse_requested
 from localsteer.steering.expression import parse_steering
 from tests.commands.runner import CONCEPT, run
+from tests.door_report import Door
 from tests.mutations import EXAMPLES, assert_clear, in_time, mutated, one_more_gigabyte
 
 POLICIES = Path(__file__).parents[1] / "docs" / "policies"
@@ -70,18 +71,18 @@ TEXTS = {
     ".csv": ['text,label\n"Hello, you",1\nHi,0\n', "prompt,answer,label\nHi,Ho,yes\n"],
 }
 
-Door = Callable[[bytes], None]
+Reader = Callable[[bytes], None]
 
 
-def attack(door: Door, originals: Sequence[bytes | str], count: int = EXAMPLES) -> None:
+def attack(read: Reader, originals: Sequence[bytes | str]) -> None:
     """Try a door with so many inputs; the first one that gets through says which it was."""
     sound = [one.encode() if isinstance(one, str) else one for one in originals]
     with one_more_gigabyte():
-        for seed in range(count):
+        for seed in range(EXAMPLES):
             data = mutated(sound, Random(seed)) if seed >= len(sound) else sound[seed]
             try:
                 with in_time():
-                    door(data)
+                    read(data)
             except LocalsteerError as error:
                 assert_clear(error)
             except BaseException as error:
@@ -89,45 +90,52 @@ def attack(door: Door, originals: Sequence[bytes | str], count: int = EXAMPLES) 
                 raise
 
 
-def from_file(path: Path, read: Callable[[Path], object]) -> Door:
-    def door(data: bytes) -> None:
+def from_file(path: Path, read: Callable[[Path], object]) -> Reader:
+    def of_bytes(data: bytes) -> None:
         path.write_bytes(data)
         read(path)
 
-    return door
+    return of_bytes
 
 
-def test_concepts(tmp_path: Path) -> None:
+def test_concepts(door: Door, tmp_path: Path) -> None:
+    door("concepts", EXAMPLES)
     shipped = [(shipped_folder() / name / "concept.yaml").read_bytes()[:4000] for name in ("happy", "formal")]
     attack(from_file(tmp_path / "concept.yaml", load_concept), [CONCEPT, PAIRS, *shipped])
 
 
-def test_policies(tmp_path: Path) -> None:
+def test_policies(door: Door, tmp_path: Path) -> None:
+    door("policies", EXAMPLES)
     attack(from_file(tmp_path / "policy.yaml", load_policy), [POLICY, *(one.read_bytes() for one in POLICIES.glob("*.yaml"))])
 
 
-def test_presets(tmp_path: Path) -> None:
+def test_presets(door: Door, tmp_path: Path) -> None:
+    door("presets", EXAMPLES)
     attack(from_file(tmp_path / "presets.yaml", load_presets), [PRESETS])
 
 
-def test_prompt_files(tmp_path: Path) -> None:
+def test_prompt_files(door: Door, tmp_path: Path) -> None:
+    door("prompt files", EXAMPLES)
     other = tmp_path / "other.txt"
     other.write_text(PROMPTS, newline="")
     attack(from_file(tmp_path / "prompts.txt", lambda path: read_prompt_files(path, other, name="x")), [PROMPTS])
 
 
 @pytest.mark.parametrize("parse", [parse_steering, parse_requested])
-def test_expressions(parse: Callable[[str], object]) -> None:
-    def door(data: bytes) -> None:
+def test_expressions(door: Door, parse: Callable[[str], object]) -> None:
+    door("expressions, in two ways", EXAMPLES)
+
+    def read(data: bytes) -> None:
         steering = parse(data.decode("utf-8", "surrogateescape"))
         with contextlib.suppress(LocalsteerError):  # a name with both kinds of quotes
             assert parse(str(steering)) == steering
 
-    attack(door, EXPRESSIONS)
+    attack(read, EXPRESSIONS)
 
 
 @pytest.mark.parametrize("suffix", TEXTS)
-def test_examples(tmp_path: Path, suffix: str) -> None:
+def test_examples(door: Door, tmp_path: Path, suffix: str) -> None:
+    door("examples for a policy, in three formats", EXAMPLES)
     attack(from_file(tmp_path / f"examples{suffix}", read_examples), TEXTS[suffix])
 
 
@@ -149,7 +157,8 @@ SAID = Transcript(
 )
 
 
-def test_saved_conversations(tmp_path: Path) -> None:
+def test_saved_conversations(door: Door, tmp_path: Path) -> None:
+    door("saved conversations", EXAMPLES)
     written = tmp_path / "written.json"
 
     def read(path: Path) -> None:
@@ -161,14 +170,15 @@ def test_saved_conversations(tmp_path: Path) -> None:
     attack(from_file(tmp_path / "said.json", read), [json_text(SAID.document())])
 
 
-def test_the_database_of_conversations(tmp_path: Path) -> None:
+def test_the_database_of_conversations(door: Door, tmp_path: Path) -> None:
+    door("the database of conversations", EXAMPLES)
     path = tmp_path / "history.db"
     with History(path) as history:
         for _ in range(3):
             history.grow(history.begin(SAID), "More.")
     whole = path.read_bytes()
 
-    def door(data: bytes) -> None:
+    def read(data: bytes) -> None:
         for other in tmp_path.iterdir():
             other.unlink()
         path.write_bytes(data)
@@ -191,7 +201,7 @@ def test_the_database_of_conversations(tmp_path: Path) -> None:
                 except LocalsteerError as error:
                     assert_clear(error)
 
-    attack(door, [whole], EXAMPLES // 2)  # each is some ten statements that write
+    attack(read, [whole])
 
 
 # Models of other programs
@@ -235,7 +245,10 @@ MANIFEST = json.dumps(
         (f".ollama/models/blobs/sha256-{'cd' * 32}", "Be kind."),
     ],
 )
-def test_what_other_programs_say_of_their_models(home: Path, caplog: pytest.LogCaptureFixture, name: str, original: str) -> None:
+def test_what_other_programs_say_of_their_models(
+    door: Door, home: Path, caplog: pytest.LogCaptureFixture, name: str, original: str
+) -> None:
+    door("manifests, settings, pointer, reference and system text of other programs", EXAMPLES)
     path = home / name
     path.parent.mkdir(parents=True, exist_ok=True)
     blob = home / ".ollama" / "models" / "blobs" / f"sha256-{'ab' * 32}"
@@ -261,8 +274,9 @@ NAMES = ["a\x1b[2Jb", "a\x9b2Jb", "a\u202eb", "a\nb", "\udcff", "x" * 200, " ", 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_files_command_no_terminal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str
+    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
+    door("names of files, seven commands each", 7)
     (tmp_path / f"{name}.gguf").write_bytes(b"GGUF" + bytes(60))
     monkeypatch.setenv("LOCALSTEER_MODELS", str(tmp_path))
     for arguments in (

@@ -17,6 +17,7 @@ import pytest
 
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import write_vector
+from tests.door_report import Door
 from tests.end_to_end.chat_driver import ALT_DOWN, ALT_ENTER, ALT_UP, CTRL_C, CTRL_D, ENTER, PATIENCE, TAB, ChatTerminal, pasted
 from tests.end_to_end.test_chat import AROUND, stty
 
@@ -67,8 +68,10 @@ def made(rng: random.Random) -> str:
 
 @pytest.mark.parametrize("seed", range(-(-EXAMPLES // ONE_CHAT)))
 def test_nothing_that_is_typed_breaks_the_chat(
-    tiny_path: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+    door: Door, tiny_path: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
+    count = min(ONE_CHAT, EXAMPLES - seed * ONE_CHAT)
+    door("lines and keys in the chat", count)
     write_vector(ControlVector({1: np.full(64, 3, np.float32)}), tmp_path / "push.gguf")
     (tmp_path / "notes.txt").write_text("Pigs can swim.\n")
     monkeypatch.chdir(tmp_path)
@@ -76,7 +79,7 @@ def test_nothing_that_is_typed_breaks_the_chat(
     typed: list[str] = []
     with ChatTerminal("-m", tiny_path("llama"), "-n", "12", "--context", "128", shell=AROUND) as chat:
         chat.wait_ready()
-        for _ in range(min(ONE_CHAT, EXAMPLES - seed * ONE_CHAT)):
+        for _ in range(count):
             typed.append(made(rng))
             chat.type(typed[-1])
             if rng.random() < 0.1:

@@ -41,6 +41,7 @@ from localsteer.vector.file import read_vector, write_vector
 from localsteer.vector.importing import import_vector
 from tests.calibration.made import calibrated
 from tests.commands.runner import run
+from tests.door_report import Door
 from tests.made_files import gguf_bytes, text, write_foreign_vector
 from tests.mutations import EXAMPLES, one_more_gigabyte
 from tests.tiny_models import write_tiny_model
@@ -62,6 +63,8 @@ _EDITS = st.one_of(
     st.tuples(st.just("end"), _PLACES, st.just(0)),
 )
 Edits = list[tuple[str, float, int]]
+# Vectors have seven tests, of five formats and of two kinds of metadata; adapters two.
+_SEVENTH, _HALF = -(-EXAMPLES // 7), -(-EXAMPLES // 2)
 
 
 def mutate(data: bytes, edits: Edits, within: int | None = None) -> bytes:
@@ -103,12 +106,13 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", ["ours.gguf", "theirs.gguf", "rows.npz", "layers.npz", "rows.safetensors"])
 def test_a_damaged_vector_is_imported_or_refused(
-    originals: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory, name: str
+    door: Door, originals: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:
+    door("vectors", _SEVENTH)
     folder = tmp_path_factory.mktemp("mutated")
     source, target = folder / name, folder / "out.gguf"
 
-    @settings(max_examples=-(-EXAMPLES // 6), suppress_health_check=list(HealthCheck))
+    @settings(max_examples=_SEVENTH, suppress_health_check=list(HealthCheck))
     @given(edits=st.lists(_EDITS, min_size=1, max_size=4))
     @example(edits=[])
     def check(edits: Edits) -> None:
@@ -141,15 +145,16 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.mark.parametrize("within", [None, "header"])
 def test_a_damaged_adapter_is_imported_or_refused(
-    adapter: bytes, tmp_path_factory: pytest.TempPathFactory, within: str | None
+    door: Door, adapter: bytes, tmp_path_factory: pytest.TempPathFactory, within: str | None
 ) -> None:
     """By either door: as a file, and in a folder."""
+    door("adapters, as a file and in a folder", _HALF)
     folder = tmp_path_factory.mktemp("adapters")
     source, target = folder / "a.gguf", folder.parent / "imported.gguf"
     source.write_bytes(adapter)
     first = read_header(source, VectorError).data_start if within else None
 
-    @settings(max_examples=-(-EXAMPLES // 2), suppress_health_check=list(HealthCheck))
+    @settings(max_examples=_HALF, suppress_health_check=list(HealthCheck))
     @given(edits=st.lists(_EDITS, min_size=1, max_size=4))
     @example(edits=[])
     def check(edits: Edits) -> None:
@@ -235,13 +240,16 @@ def use(vector: ControlVector, path: Path, capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("source", [SHIPPED, PROBE], ids=["calibrated", "probe"])
-def test_damaged_metadata_of_a_vector_is_used_or_refused(source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_damaged_metadata_of_a_vector_is_used_or_refused(
+    door: Door, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    door("vectors", _SEVENTH)
     header = read_header(source, VectorError)
     entries = [header.read(*one.entry) for one in header.tensors.values()]
     data = header.read(header.data_start, header.size)
     path = tmp_path / "mutated.gguf"
 
-    @settings(max_examples=-(-EXAMPLES // 6), suppress_health_check=list(HealthCheck))
+    @settings(max_examples=_SEVENTH, suppress_health_check=list(HealthCheck))
     @given(random=st.randoms(use_true_random=False))
     def check(random: Random) -> None:
         changed = random.choice([name for name in header.fields if name.startswith("localsteer.")])
@@ -263,13 +271,14 @@ def test_damaged_metadata_of_a_vector_is_used_or_refused(source: Path, tmp_path:
         check()
 
 
-def test_a_damaged_model_is_rewritten_or_refused(tmp_path: Path) -> None:
+def test_a_damaged_model_is_rewritten_or_refused(door: Door, tmp_path: Path) -> None:
+    door("model files that are rewritten", EXAMPLES)
     source, target = tmp_path / "m.gguf", tmp_path / "out.gguf"
     original = write_tiny_model(source, n_layer=2, n_embd=8).read_bytes()
     header = read_header(source, ExportError).data_start
     row = Row("blk.0.ffn_down.weight", np.ones(16, np.float32), ROWS[0], 0.0)
 
-    @settings(max_examples=-(-EXAMPLES // 6), suppress_health_check=list(HealthCheck))
+    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
     @given(edits=st.lists(_EDITS, min_size=1, max_size=4))
     @example(edits=[])
     def check(edits: Edits) -> None:

@@ -22,6 +22,7 @@ from localsteer.llama.grammar import Grammar
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from tests.conftest import random_tokens
+from tests.door_report import Door
 from tests.llama.made_schemas import Schema, make_schema
 
 # make test-models runs 2,000.
@@ -93,7 +94,8 @@ def outcome(generator: Generator, seed: int) -> str:
     return "valid" if texts else "endless"
 
 
-def test_what_is_written_by_a_schema_is_valid(generator: Generator) -> None:
+def test_what_is_written_by_a_schema_is_valid(door: Door, generator: Generator) -> None:
+    door("JSON schemas", EXAMPLES)
     outcomes = [outcome(generator, seed) for seed in range(EXAMPLES)]
     counts = Counter(outcomes)
     print(counts)

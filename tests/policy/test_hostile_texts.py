@@ -26,6 +26,7 @@ from localsteer.policy.replay import Replayed, replay
 from localsteer.reading.prompt import prompt_tokens
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import write_vector
+from tests.door_report import Door
 from tests.policy.made import EXAMPLES, probe_vector, yes_and_no_are_letters
 from tests.tiny_models import write_tiny_model
 
@@ -149,7 +150,8 @@ def replayed(armed: ArmedPolicy, model: Model, count: int, seed: int, path: Path
 
 
 @pytest.mark.parametrize("armed", [(RULES, 1)], indirect=True, ids=["rules"])
-def test_no_text_breaks_a_rule(armed: ArmedPolicy, model: Model, tmp_path: Path) -> None:
+def test_no_text_breaks_a_rule(door: Door, armed: ArmedPolicy, model: Model, tmp_path: Path) -> None:
+    door("messages that a policy looks at", EXAMPLES * 82 // 100)
     results = replayed(armed, model, EXAMPLES * 82 // 100, 1, tmp_path / "texts.jsonl")
     assert all(one.failures == {} for one in results)
     for name in armed.policy.classifiers:
@@ -157,7 +159,8 @@ def test_no_text_breaks_a_rule(armed: ArmedPolicy, model: Model, tmp_path: Path)
 
 
 @pytest.mark.parametrize("armed", [(PROBES, 1)], indirect=True, ids=["probes"])
-def test_no_text_breaks_a_probe(armed: ArmedPolicy, model: Model, tmp_path: Path) -> None:
+def test_no_text_breaks_a_probe(door: Door, armed: ArmedPolicy, model: Model, tmp_path: Path) -> None:
+    door("messages that a policy looks at", EXAMPLES * 12 // 100)
     results = replayed(armed, model, EXAMPLES * 12 // 100, 2, tmp_path / "texts.jsonl")
     reasons = {reason for one in results for reason in one.failures.values()}
     assert reasons == {"There are no activations to read: no text, or too long a one."}
@@ -165,7 +168,8 @@ def test_no_text_breaks_a_probe(armed: ArmedPolicy, model: Model, tmp_path: Path
 
 
 @pytest.mark.parametrize("armed", [(JUDGES, 32)], indirect=True, ids=["judges"])
-def test_no_text_breaks_a_judge(armed: ArmedPolicy, model: Model, tmp_path: Path) -> None:
+def test_no_text_breaks_a_judge(door: Door, armed: ArmedPolicy, model: Model, tmp_path: Path) -> None:
+    door("messages that a policy looks at", EXAMPLES * 6 // 100)
     results = replayed(armed, model, EXAMPLES * 6 // 100, 3, tmp_path / "texts.jsonl")
     assert all(one.failures == {} for one in results)
     assert all(0 < score < 1 for one in results for score in one.scores.values())
@@ -182,7 +186,8 @@ def test_half_characters_that_no_file_let_through_end_in_no_exception(armed: Arm
 
 
 @pytest.mark.parametrize("armed", [(RULES + PROBES + JUDGES, 1)], indirect=True, ids=["all"])
-def test_an_answer_to_any_text_comes_to_its_end(armed: ArmedPolicy, model: Model) -> None:
+def test_an_answer_to_any_text_comes_to_its_end(door: Door, armed: ArmedPolicy, model: Model) -> None:
+    door("messages that a policy looks at", EXAMPLES // 100)
     controller = Controller(armed.policy)
     with Generator(model) as generator:
         for number, text in enumerate(hostile(EXAMPLES // 100, 4)):

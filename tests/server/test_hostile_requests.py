@@ -28,6 +28,7 @@ from localsteer.server.engine import Engine
 from localsteer.server.guard import Access
 from localsteer.server.steerings import Steerings
 from localsteer.steering.expression import parse_steering
+from tests.door_report import Door
 from tests.mutations import EXAMPLES as MUTATIONS
 from tests.mutations import in_time, mutated, one_more_gigabyte
 from tests.server.conftest import HeldBatch, Served
@@ -109,14 +110,18 @@ def sensible(body: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_no_request_makes_the_server_fail(hostile: Served, document: schemathesis.BaseSchema, method: str, path: str) -> None:
+def test_no_request_makes_the_server_fail(
+    door: Door, hostile: Served, document: schemathesis.BaseSchema, method: str, path: str
+) -> None:
     operation = document[path][method.upper()]
     has_input = bool(operation.body) or bool(operation.path_parameters)
+    count = EXAMPLES if has_input else 3
+    door("requests made from the OpenAPI document, of every route", count)
     modes = [GenerationMode.POSITIVE, *([GenerationMode.NEGATIVE] if has_input else [])]
     cases = st.one_of([operation.as_strategy(generation_mode=mode) for mode in modes])
 
     @settings(
-        max_examples=EXAMPLES if has_input else 3,
+        max_examples=count,
         derandomize=True,
         database=None,
         deadline=None,
@@ -175,11 +180,13 @@ def sound_bodies() -> list[bytes]:
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_no_body_makes_the_server_fail(hostile: Served, path: str) -> None:
+def test_no_body_makes_the_server_fail(door: Door, hostile: Served, path: str) -> None:
+    count = -(-MUTATIONS // len(BODIES))
+    door("bodies of requests, to every route that takes one", count)
     sound = json.dumps(BODIES[path], indent=1).encode()
     tried(hostile, path, sound, [])
     with one_more_gigabyte():
-        for seed in range(-(-MUTATIONS // len(BODIES))):
+        for seed in range(count):
             random = Random(f"{path} {seed}")
             body = mutated([sound] if random.random() < 0.9 else sound_bodies(), random)
             try:
@@ -190,9 +197,10 @@ def test_no_body_makes_the_server_fail(hostile: Served, path: str) -> None:
     assert hostile.client.get("/health").json()["status"] == "ok"
 
 
-def test_no_headers_make_the_server_fail(hostile: Served) -> None:
+def test_no_headers_make_the_server_fail(door: Door, hostile: Served) -> None:
+    door("headers of requests", MUTATIONS)
     body = json.dumps(BODIES["/v1/chat/completions"]).encode()
-    for seed in range(MUTATIONS // 2):
+    for seed in range(MUTATIONS):
         random = Random(seed)
         lines = [line.partition(b": ") for line in mutated(HEADERS, random).split(b"\n")]
         # What stands before these is refused by the HTTP parser.
