@@ -307,7 +307,8 @@ def ollama_layers(path: Path, name: str | None = None) -> OllamaLayers:
     if path.parent.name == "blobs" and path.name.startswith("sha256-"):
         for relative in sorted(glob.glob("*/*/*/*", root_dir=manifests)):
             try:
-                layers = {layer["mediaType"]: layer["digest"] for layer in read_json(_small_text(manifests / relative))["layers"]}
+                listed = read_json(_small_text(manifests / relative))["layers"]
+                layers = {layer["mediaType"]: str(layer["digest"]) for layer in listed}
                 if layers[OLLAMA_MODEL_LAYER].replace(":", "-") == path.name:
                     found["/".join(Path(relative).parts[2:]).replace("/", ":")] = layers
             except (OSError, ValueError, LookupError, TypeError):

@@ -198,6 +198,17 @@ def test_of_several_ollama_model_layers_the_last_counts_as_in_ollama(home: Path)
     assert resolve_model("two:1b", {}, home) == last
 
 
+@pytest.mark.parametrize("kind", ["model", "system", "template"])
+@pytest.mark.parametrize("digest", ["[]", "null", "1", "{}"])
+def test_a_layer_of_ollama_without_a_digest_is_none(home: Path, kind: str, digest: str) -> None:
+    blob = write_ollama(home / ".ollama" / "models", "registry.ollama.ai/library/tiny/latest", "a")
+    manifest = home / ".ollama/models/manifests/registry.ollama.ai/library/tiny/latest"
+    layer = f'{{"mediaType": "application/vnd.ollama.image.{kind}", "digest": {digest}}}'
+    manifest.write_bytes(manifest.read_bytes().replace(b'"layers": [', f'"layers": [{layer}, '.encode()))
+    assert layer.encode() in manifest.read_bytes()
+    assert ollama_layers(blob) == OllamaLayers(None, None)
+
+
 @pytest.mark.parametrize("layers", ["null", "[]", '[{"mediaType": "application/vnd.ollama.image.tensor"}]'])
 def test_ollama_models_without_a_gguf_file_are_no_cause_for_a_warning(
     home: Path, caplog: pytest.LogCaptureFixture, layers: str

@@ -233,10 +233,10 @@ class History:
             self._remove(id)
             return id, None
         moment = now()
-        cursor = self._database.execute(
+        written = self._database.execute(
             "INSERT INTO conversations (id, created, updated, title, model, steering, settings) VALUES (?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (id) DO UPDATE SET updated = excluded.updated, title = excluded.title, model = excluded.model, "
-            "steering = excluded.steering, settings = excluded.settings, revision = revision + 1",
+            "steering = excluded.steering, settings = excluded.settings, revision = revision + 1 RETURNING id, revision",
             (
                 id,
                 transcript.created or moment,
@@ -247,10 +247,9 @@ class History:
                 json_text({**transcript.document(), "messages": []}),
             ),
         )
-        id = id if id is not None else cursor.lastrowid
-        assert id is not None
+        ((id, revision),) = written.fetchall()
         self._put_messages(id, transcript.messages)
-        return id, self._row("SELECT revision FROM conversations WHERE id = ?", id)[0]
+        return id, revision
 
     def _put_messages(self, id: int, messages: Sequence[SavedMessage]) -> None:
         """Those from the first one that differs; the answer that was being written is among them, or given up."""
