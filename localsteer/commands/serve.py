@@ -27,7 +27,7 @@ from localsteer.engine.checks import check_anchored_batch
 from localsteer.engine.prefix_cache import DEFAULT_CACHE_RAM
 from localsteer.errors import LocalsteerError
 from localsteer.llama.grammar import vocabulary
-from localsteer.llama.memory import give_back_large_blocks
+from localsteer.llama.memory import keep_few_holes
 from localsteer.llama.sampling import Sampling
 from localsteer.llama.steerability import steerability
 from localsteer.llama.threads import compute_apart
@@ -149,7 +149,7 @@ def command(
     from localsteer.server.engine import Engine
     from localsteer.server.steerings import Steerings, load_presets
 
-    give_back_large_blocks()
+    keep_few_holes()
     hosts = [one.strip() for one in host.split(",")]
     access = _access(hosts, api_key, allow_host, allow_origin)
     presets = load_presets(presets_file) if presets_file is not None else {}

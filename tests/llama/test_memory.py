@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from localsteer.llama import library
-from localsteer.llama.memory import free_memory, give_back_large_blocks
+from localsteer.llama.memory import free_memory, keep_few_holes
 
 GB = 1_000_000_000
 
@@ -117,7 +117,7 @@ def test_a_containers_memory_counts(own: str, files: dict[str, str], free: int, 
 
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda _name: SimpleNamespace())
-    give_back_large_blocks()
+    keep_few_holes()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
@@ -126,8 +126,8 @@ def test_large_blocks_that_are_freed_go_back_to_the_system() -> None:
     program = """
 import ctypes, psutil
 import numpy as np
-from localsteer.llama.memory import give_back_large_blocks
-give_back_large_blocks()
+from localsteer.llama.memory import keep_few_holes
+keep_few_holes()
 process = psutil.Process()
 np.ones(20 << 20, np.uint8)
 before = process.memory_info().rss
@@ -138,3 +138,33 @@ print(sum(block.nbytes for block in blocks), process.memory_info().rss - before)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     held, grown = map(int, done.stdout.split())
     assert grown < held + (8 << 20)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_what_one_thread_frees_another_one_uses_again() -> None:
+    """By default each thread has a heap of its own."""
+    program = """
+import threading, psutil
+import numpy as np
+from localsteer.llama.memory import keep_few_holes
+keep_few_holes()
+process = psutil.Process()
+kept, turns = [], [threading.Event() for _ in range(7)]
+
+def work(number):
+    turns[number].wait()
+    blocks = [np.ones(100_000, np.uint8) for _ in range(100)]
+    kept.append(blocks.pop())  # at the end of the heap, which cannot shrink then
+    del blocks
+    turns[number + 1].set()
+
+threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+for thread in threads:
+    thread.start()
+before = process.memory_info().rss
+turns[0].set()
+turns[6].wait()
+print(process.memory_info().rss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 30e6
