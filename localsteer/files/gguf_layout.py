@@ -6,6 +6,7 @@ header is read, through a small window, so a file of any size costs little memor
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from collections.abc import Callable, Collection, Mapping
@@ -287,7 +288,7 @@ class _Cursor:
 def _room(tensors: Collection[TensorInfo], size: int) -> list[int]:
     """How many bytes there are from each tensor to the next one, or to the end of a data section of `size` bytes."""
     offsets = sorted({tensor.offset for tensor in tensors})
-    ends = dict(zip(offsets, [*offsets[1:], size], strict=True))
+    ends = dict(itertools.pairwise([*offsets, size]))
     return [ends[tensor.offset] - tensor.offset for tensor in tensors]
 
 
