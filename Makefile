@@ -21,6 +21,9 @@ export WHEELS
 
 .PHONY: demo test checks tests test-models coverage fuzz faults soak bench bench-tools quality exports compatibility handbook docs clean
 
+# The next `make` begins again what failed: where Debian's python3-venv is missing, a .venv is left that has no pip in it.
+.DELETE_ON_ERROR:
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,21 @@ def test_make_stops_there(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("llama.cpp is compiled when llama-cpp-python is installed, and no C++ compiler was found")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_a_venv_that_was_begun_and_failed_is_begun_again(tmp_path: Path) -> None:
+    """Where Debian's python3-venv is missing, a .venv is left that has no pip in it."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nmkdir -p "$3/bin" && ln -s "$0" "$3/bin/python" && echo begun\nexit 1\n')
+    python.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS")}
+    for _ in range(2):
+        command = ["make", "demo", f"PYTHON={python}"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode != 0
+        assert "begun" in done.stdout.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -123,8 +123,8 @@ def _ended_in_order() -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: runs a command and exits with 0 (done), 1 (LocalsteerError), 2 (usage) or 128 and a signal's number."""
-    _open_streams()
     try:
+        _open_streams()
         # click itself looks only whether it writes to a terminal.
         plain = os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
         with _ended_in_order():

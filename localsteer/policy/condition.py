@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -40,7 +41,9 @@ def parse_condition(text: str) -> Condition:
     """
     text = text.strip()
     try:
-        root = ast.parse(text, mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # from Python 3.12 on it also prints what it thinks of '\d' and 1or
+            root = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ConditionError(f'"{text}" is no condition such as "leaking and not friendly"') from error
     names: dict[str, None] = {}

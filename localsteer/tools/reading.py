@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -319,7 +320,9 @@ def _value(text: str) -> Any:
     except ValueError:
         pass
     try:
-        value = ast.literal_eval(text) if len(text) <= _LONGEST_LITERAL else text
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # from Python 3.12 on it also prints what it thinks of '\d'
+            value = ast.literal_eval(text) if len(text) <= _LONGEST_LITERAL else text
         json.dumps(value)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text

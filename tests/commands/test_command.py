@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -21,6 +22,19 @@ def test_an_unknown_command_is_answered_with_the_nearest(capfd: pytest.CaptureFi
     assert result.code == 2
     assert "Did you mean generate?" in result.err
     assert "Did you mean" not in run(capfd, "xyz").err
+
+
+def test_ctrl_c_is_told_in_a_line_from_the_first_moment_on(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_arguments: Any) -> int:
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the signal's handler raises")
+
+    monkeypatch.setattr(os, "open", interrupted)
+    result = run(capfd, "--version")
+    assert (result.code, result.out, result.err) == (130, "", "localsteer: interrupted\n")
 
 
 def commands_with_a_model(group: click.Group = command, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import pytest
@@ -144,6 +145,15 @@ def test_what_does_not_parse_is_refused_and_shown(text: str) -> None:
     with pytest.raises(ConditionError) as caught:
         parse_condition(text)
     assert str(caught.value) == f'"{text.strip()}" is no condition such as "leaking and not friendly"'
+
+
+@pytest.mark.parametrize("text", [r"'\d' and a", "1or a", "0x1for a"])
+def test_what_python_thinks_of_it_is_not_printed(text: str) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(ConditionError):
+            parse_condition(text)
+    assert [str(one.message) for one in told] == []
 
 
 @pytest.mark.parametrize("count", [101, 300, 1500, 20_000, 200_000])

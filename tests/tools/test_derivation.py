@@ -189,8 +189,9 @@ def _described(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": "A tool.", "parameters": parameters}}
 
 
-def _templates() -> list[Path]:
-    return sorted(TEMPLATES.glob("*.jinja"))
+def _templates() -> list[Any]:
+    missing = pytest.mark.skip(reason="llama.cpp's source is not here: `make bench-tools` unpacks it")
+    return sorted(TEMPLATES.glob("*.jinja")) or [pytest.param(TEMPLATES, marks=missing)]
 
 
 @pytest.mark.parametrize("path", _templates(), ids=lambda path: path.stem)

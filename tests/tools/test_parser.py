@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import pytest
@@ -154,6 +155,14 @@ def test_an_answer_in_json_that_was_cut_is_an_answer(text: str) -> None:
     found, unfinished = parsed(GENERIC, text)
     assert "".join(one for one in found if isinstance(one, str)).strip() == text.strip()
     assert not unfinished
+
+
+def test_a_value_as_python_writes_it_is_read_and_nothing_is_printed_about_it() -> None:
+    text = "<tool_call>\n<function=move>\n<parameter=to>\n{'x': '\\d'}\n</parameter>\n</function>\n</tool_call>"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert_parsed(QWEN_CODER, text, called(("move", {"to": {"x": "\\d"}})))
+    assert [str(one.message) for one in told] == []
 
 
 def test_a_call_without_its_last_mark_is_a_call() -> None:
