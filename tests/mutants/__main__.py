@@ -1,6 +1,6 @@
-"""`python -m tests.mutants 300 [docs/reliability.md]`: so many small faults in the code, which of them a test catches, and that there.
+"""`python -m tests.mutants 300 [docs/reliability.md]`: so many small faults in the code, whether a test catches them, and that.
 
-What is known of a mutant is kept in build/mutants/: an interrupted run goes on, and a survivor is tried again when tests have changed.
+What came of a mutant is kept in build/mutants/: an interrupted run goes on, and a survivor is tried again when tests have changed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -27,6 +27,8 @@ from tests.pages import keep
 MARKERS = ("<!-- mutants: `make mutants` -->", "<!-- end of the mutants -->")
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "mutants"
+# The share of survivors above which a run fails.
+_MAY_LIVE = 0.15
 REASONS = Path(__file__).with_name("reasons.yaml")
 
 
@@ -42,12 +44,8 @@ class Reason:
 
     def is_of(self, mutant: Mutant) -> bool:
         """Whether it is this mutant's."""
-        return (self.path, self.function, self.was, self.becomes) == (
-            mutant.path,
-            mutant.function,
-            mutant.was,
-            mutant.becomes,
-        )
+        mine = self.path, self.function, self.was, self.becomes
+        return mine == (mutant.path, mutant.function, mutant.was, mutant.becomes)
 
 
 def reasons(path: Path = REASONS) -> list[Reason]:
@@ -91,7 +89,7 @@ def report(found: Sequence[tuple[Mutant, Verdict]], known: Sequence[Reason]) -> 
     lines = [
         f"{date.today().isoformat()}, `python -m tests.mutants {count}`: {caught} of {count} mutants are caught "
         f"({100 * caught / max(count, 1):.1f} %).\n",
-        "| room | mutants | by the mirrored tests | by others of the room | by tests elsewhere | by time or death | survivors | caught |",
+        "| room | mutants | by the mirrored tests | by others of the room | by others | by time or death | survivors | caught |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for room in (*ROOMS, "all"):
@@ -117,12 +115,8 @@ def _code(text: str) -> str:
 
 def tests_state(root: Path) -> str:
     """What changes when a test does."""
-    files: Mapping[str, bytes] = {
-        str(file.relative_to(root)): file.read_bytes()
-        for file in sorted((root / "tests").rglob("*.py"))
-        if "mutants" not in file.parts[-2:-1]
-    }
-    return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16]
+    files = [file for file in sorted((root / "tests").rglob("*.py")) if file.parent.name != "mutants"]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def main() -> int:
@@ -162,10 +156,6 @@ def main() -> int:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-# The share of survivors above which a run fails.
-_MAY_LIVE = 0.15
 
 
 if __name__ == "__main__":

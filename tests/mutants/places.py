@@ -106,7 +106,7 @@ def _places(code: str) -> dict[tuple[int, int], list[tuple[str, int]]]:
     """Line and column of each place, and what can be done there: an operator, and its how-manieth occurrence in the file."""
     from cosmic_ray.ast import ast_nodes, get_ast
 
-    marks = {*"+ - * / // % ** << >> | & ^".split()}
+    marks = {"+", "-", "*", "/", "//", "%", "**", "<<", ">>", "|", "&", "^"}
     plain = {"name", "newline", "string", "endmarker", "fstring_string", "fstring_start", "fstring_end"}
     nodes = [one for one in ast_nodes(get_ast(code)) if one.type not in plain and (one.type != "operator" or one.value in marks)]
     left_out = _left_out(code)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.metadata
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -26,8 +29,6 @@ _HANGS = 15
 _STANDS = 150.0
 # A mutant may keep what it should drop.
 _MEMORY = 6 << 30
-# Seconds of a processor: behind so many no further test is begun.
-WHOLE = float("inf")
 _LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv", "build", "dist", "__pycache__", ".*_cache", ".hypothesis")
 
 
@@ -78,7 +79,7 @@ class Tree:
         tests: Sequence[str],
         *,
         mutated: tuple[str, str] | None = None,
-        limit: float = WHOLE,
+        limit: float = math.inf,
         trace: bool = False,
         keep_going: bool = False,
     ) -> Ran:
@@ -156,10 +157,10 @@ class Tree:
 
 
 def _end(pid: int | None) -> None:
-    try:
-        os.killpg(pid or 0, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+    """Kill a process with all that it has started."""
+    assert pid is not None
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 class _Watch:
@@ -241,6 +242,4 @@ def reach(tree: Tree, rooms: Sequence[str], kept: Path, say: Callable[[str], Non
 
 
 def _digest(files: Sequence[Path]) -> str:
-    import hashlib
-
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]

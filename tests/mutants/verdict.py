@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Court:
         """Run tests until one fails."""
         mirror, room = self.tests_of(mutant)
         stages: tuple[tuple[By, list[str], float], ...] = (
-            ("mirror", mirror, float("inf")),
+            ("mirror", mirror, math.inf),
             ("room", room, _ROOM),
             ("others", self._importing(mutant), _OTHERS),
         )
