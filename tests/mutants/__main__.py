@@ -1,6 +1,6 @@
 """`python -m tests.mutants 300 [docs/reliability.md]`: so many small faults in the code, whether a test catches them, and that.
 
-What came of a mutant is kept in build/mutants/: an interrupted run goes on, and a survivor is tried again when tests have changed.
+What came of a mutant is kept in build/mutants/: an interrupted run goes on, and survivors are tried again with new tests.
 """
 
 from __future__ import annotations
