@@ -13,7 +13,7 @@ from tests.mutants.trial import Tree
 
 By = Literal["mirror", "room", "others", ""]
 # Seconds of a processor behind which no further test is begun, for the tests of the room and for all others.
-_ROOM, _OTHERS = 25.0, 12.0
+_ROOM, _OTHERS = 10.0, 5.0
 _NOT_ASKED = ("tests/mutants/", "tests/kills/", "tests/end_to_end/", "tests/bench/", "tests/clients/")
 
 
