@@ -104,6 +104,16 @@ def test_what_got_its_place_back_whole_is_there_no_more() -> None:
     assert len(cache) == 0
 
 
+def test_what_another_one_goes_on_from_is_kept_where_a_sequence_cannot_be_cut() -> None:
+    """As a recurrent state cannot: a longer one is of no use to a prompt that parts from it."""
+    for whole, lengths in ((False, [40]), (True, [30, 40])):
+        cache = PrefixCache(100)
+        for count in (30, 40, 40):
+            cache.put(written((count, None)), state(10), whole=whole)
+        assert len(cache) == len(lengths)
+        assert cache.best(range(35), None, whole=True)[1] == (30 if whole else 0)
+
+
 # In a batch
 
 
