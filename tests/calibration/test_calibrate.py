@@ -242,6 +242,14 @@ def test_the_search_begins_at_the_doses_of_teacher_forcing(
     assert sum(norm / hidden[layer] for layer, norm in zip(search.layers, search.norms, strict=True)) == pytest.approx(1)
 
 
+def test_an_effect_must_be_shown_unless_the_cost_alone_is_asked_for(
+    tiny: Model, vector: ControlVector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = searched(monkeypatch)
+    Calibrator(tiny, vector, CONTRAST, CalibrationSettings()).run()
+    assert [(one.by_cost, one.anchored, one.seed) for one in begun] == [(False, False, 0)]
+
+
 def test_the_dose_at_which_refusals_begin_goes_with_the_search(
     tiny: Model, vector: ControlVector, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -861,6 +861,14 @@ def test_what_was_taken_back_is_drawn_with_other_random_numbers(tiny: Model) -> 
     assert len(set(answers)) == 5
 
 
+def test_each_time_that_something_is_taken_back_others_are_drawn(tiny: Model) -> None:
+    gate = Script(ends=[Verdict(None, rewind=6)] * 3)
+    answer = answer_of(tiny, Request(PROMPT, None, LIVELY, max_tokens=8), gate)
+    written = [draft for draft in gate.drafts if len(draft) == 8]
+    assert written[-1] == answer.tokens
+    assert len(set(written)) == len(written) == 4
+
+
 def test_the_highest_seed_can_be_rewound(tiny: Model) -> None:
     request = Request(PROMPT, None, replace(LIVELY, seed=2**32 - 2), max_tokens=8)
     assert len(answer_of(tiny, request, Script(tokens={4: Verdict(None, rewind=2)})).tokens) == 8

@@ -397,6 +397,10 @@ def test_few_texts_are_noted_and_enough_are_not(tiny: Model) -> None:
     few = fit_probe(tiny, low_and_high(12)).notes
     assert few[0].startswith("Few texts: fitted to 6 positive and 6 negative ones.")
     assert few[1].startswith("Few texts: reported on 6 positive and 6 negative ones.")
+    unseen = [*texts("abc", 6, True), *texts("STU", 8, False)]
+    assert (
+        fit_probe(tiny, low_and_high(40), unseen=unseen).notes[0].startswith("Few texts: reported on 6 positive and 8 negative")
+    )
     assert fit_probe(tiny, low_and_high(40)).notes == ()
 
 

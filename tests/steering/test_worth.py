@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from localsteer.steering.worth import strongest_tried, worth, worth_of
+from localsteer.steering.worth import is_shown, strongest_tried, worth, worth_of
 from localsteer.vector.calibration import Interval, Pole
 from localsteer.vector.control_vector import ControlVector
 from tests.calibration.made import calibrated
@@ -79,6 +79,21 @@ def test_a_dosed_vector_says_whether_anything_was_seen() -> None:
 
 def _other(made: ControlVector) -> str:
     return made.provenance.negative or "-"
+
+
+def test_an_effect_is_shown_where_there_is_a_dose_and_no_doubt() -> None:
+    made = vector(1)
+    assert not is_shown(made, "positive")
+    for shown in (True, False):
+        assert is_shown(replace(made, provenance=replace(made.provenance, dosing=dosing(shown=shown))), "positive") is shown
+    made = calibrated(MODEL, without=(("negative", "response"),))
+    calibration = made.provenance.calibration
+    assert calibration is not None
+    assert is_shown(made, "positive")
+    assert not is_shown(made, "negative")
+    doubtful = {key: replace(side, shown=False) for key, side in calibration.sides.items()}
+    made = replace(made, provenance=replace(made.provenance, calibration=replace(calibration, sides=doubtful)))
+    assert not is_shown(made, "positive")
 
 
 def test_nothing_is_said_of_a_vector_that_was_not_measured() -> None:

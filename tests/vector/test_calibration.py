@@ -9,11 +9,18 @@ import pytest
 
 from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.vector.calibration import MODES, POLES, Calibration, Interval, Side
+from localsteer.vector.calibration import MODES, OTHER, POLES, SIGN, Calibration, Interval, Pole, Side, pole_of
 from tests.calibration.made import calibration, hidden_norms, nothing, point, side
 
 MODEL = Fingerprint("Tiny Großmodell", "llama", 6, 4, "vocabulary", "content")
 MADE = calibration(MODEL)
+
+
+@pytest.mark.parametrize("pole", POLES)
+def test_a_strength_is_toward_the_pole_of_its_sign(pole: Pole) -> None:
+    assert abs(SIGN[pole]) == 1
+    assert pole_of(SIGN[pole]) == pole_of(0.5 * SIGN[pole]) == pole
+    assert pole_of(-SIGN[pole]) == OTHER[pole]
 
 
 # There and back

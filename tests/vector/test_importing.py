@@ -71,6 +71,7 @@ def test_a_last_direction_behind_the_last_block_shows_that_all_are_late(tmp_path
     assert import_vector(path).shift == 0
     found = import_vector(path, model=MODEL)
     assert found.shift == -1
+    assert f"its last direction is 6, and the last block of {MODEL.name} 5" in found.findings[0]
     assert_at_home(found.vector, range(1, 6))
 
 
