@@ -45,6 +45,16 @@ def test_half_the_strength_goes_as_far_as_half_the_dose_was_measured_to() -> Non
     assert "0.5 times as far" in told
 
 
+@pytest.mark.parametrize(("strength", "price"), [(1.0, "0.30"), (0.5, "0.10"), (2.0, "1.00")])
+def test_the_price_of_strength_one_comes_from_all_doses_and_others_from_those_beside_them(strength: float, price: str) -> None:
+    made = with_effect(0.9)
+    calibration = made.provenance.calibration
+    assert calibration is not None
+    sides = {key: replace(side, cost=0.3) for key, side in calibration.sides.items()}
+    made = replace(made, provenance=replace(made.provenance, calibration=replace(calibration, sides=sides)))
+    assert f"for {price} nats a token" in str(worth_of(made, strength))
+
+
 @pytest.mark.parametrize(
     ("scale", "beside"),
     [
