@@ -8,6 +8,7 @@ import pytest
 from localsteer.engine.batch import RunningBatch
 from localsteer.engine.prefix_cache import PrefixCache, Written
 from localsteer.engine.request import Answer, Request
+from localsteer.llama.context import Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
@@ -155,6 +156,17 @@ def test_without_main_memory_what_lost_its_place_is_read_anew(kind: Model) -> No
         for _ in range(2):
             reused = [answered(batch, Request(talk, None, GREEDY, 4)).timing.reused_tokens for talk in TALKS]
     assert reused == [0] * len(TALKS)
+
+
+def test_what_the_context_has_no_room_to_take_back_is_read_anew(batch: RunningBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    talks = [(*talk, *answered(batch, Request(talk, None, GREEDY, 4)).tokens, 65) for talk in TALKS[:4]]
+    refused: list[int] = []
+    monkeypatch.setattr(Context, "restore_sequence", lambda _context, sequence, _state: bool(refused.append(sequence)))
+    again = Request(talks[0], None, GREEDY, 4)
+    answer = answered(batch, again)
+    assert len(refused) == 1
+    assert answer.timing.reused_tokens == 0
+    assert_greedy(batch.model, again.prompt, answer.tokens)
 
 
 def test_what_was_kept_is_not_found_under_another_steering(batch: RunningBatch) -> None:
