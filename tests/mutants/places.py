@@ -109,6 +109,8 @@ def _places(code: str) -> dict[tuple[int, int], list[tuple[str, int]]]:
     marks = {"+", "-", "*", "/", "//", "%", "**", "<<", ">>", "|", "&", "^"}
     plain = {"name", "newline", "string", "endmarker", "fstring_string", "fstring_start", "fstring_end"}
     nodes = [one for one in ast_nodes(get_ast(code)) if one.type not in plain and (one.type != "operator" or one.value in marks)]
+    # The star in a signature is no sign of arithmetic.
+    nodes = [one for one in nodes if one.type != "operator" or one.parent.type not in ("parameters", "lambdef", "param")]
     left_out = _left_out(code)
     found: dict[tuple[int, int], list[tuple[str, int]]] = {}
     for name, operator in operators().items():

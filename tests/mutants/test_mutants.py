@@ -33,7 +33,7 @@ def rest(number: int | None) -> int:
 
 
 class Box:
-    def half(self, of: int) -> float:
+    def half(self, *, of: int) -> float:
         def by(number: int) -> float:
             return of / number
 
@@ -51,7 +51,7 @@ def test_the_rest() -> None:
 
 
 def test_a_half() -> None:
-    assert Box().half(4) == 2
+    assert Box().half(of=4) == 2
 """
 
 
@@ -82,7 +82,7 @@ def _mutant(was: str, becomes: str, function: str = "rest") -> Mutant:
 def test_a_mutant_is_made_at_each_place_where_a_fault_could_be_noticed(source: Path) -> None:
     pytest.importorskip("cosmic_ray")
     made = list(mutants(source, ["steering"]))
-    # No annotation, decorator or message among them. `is None`: the whole condition, and the comparison.
+    # No annotation, star of a signature, decorator or message among them. `is None`: the whole condition, and the comparison.
     assert sorted((one.function, one.was) for one in made) == [
         ("", "LIMIT = 3"),
         ("Box.half", "return [by(one) for one in (2,)][0]"),
