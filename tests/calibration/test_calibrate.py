@@ -363,6 +363,13 @@ def test_a_vector_of_zeros_is_refused(tiny: Model) -> None:
 # What it takes
 
 
+def test_whether_measurements_are_kept_is_known_before(tiny: Model, vector: ControlVector, tmp_path: Path) -> None:
+    # A foreign vector is dosed first.
+    for given in (vector, foreign(tiny, 1, 2, 3)):
+        assert Calibrator(tiny, given, CONTRAST, QUICK, folder=tmp_path).keeps
+        assert not Calibrator(tiny, given, CONTRAST, QUICK).keeps
+
+
 def test_what_it_takes_is_known_before(tiny: Model, vector: ControlVector, small_effort: Effort, tmp_path: Path) -> None:
     calibrator = Calibrator(tiny, vector, CONTRAST, folder=tmp_path)
     assert calibrator.answers == small_effort.answers(personas=True, anchored=False)
