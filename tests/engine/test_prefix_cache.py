@@ -161,7 +161,12 @@ def test_without_main_memory_what_lost_its_place_is_read_anew(kind: Model) -> No
 def test_what_the_context_has_no_room_to_take_back_is_read_anew(batch: RunningBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     talks = [(*talk, *answered(batch, Request(talk, None, GREEDY, 4)).tokens, 65) for talk in TALKS[:4]]
     refused: list[int] = []
-    monkeypatch.setattr(Context, "restore_sequence", lambda _context, sequence, _state: bool(refused.append(sequence)))
+
+    def refuse(_context: Context, sequence: int, _state: object) -> bool:
+        refused.append(sequence)
+        return False
+
+    monkeypatch.setattr(Context, "restore_sequence", refuse)
     again = Request(talks[0], None, GREEDY, 4)
     answer = answered(batch, again)
     assert len(refused) == 1
