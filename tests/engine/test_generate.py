@@ -85,6 +85,20 @@ def test_an_answer_is_greedy_under_its_steering(steerable: Model) -> None:
     assert len({response, both, plain}) == 3
 
 
+def test_side_by_side_each_answer_is_what_it_is_alone(tiny: Model) -> None:
+    requests = [Request(PROMPT, plan, GREEDY, 6) for plan in (None, plan_of(random_edit(tiny, seed=3, norm=8.0)))]
+    shown: list[list[str]] = [[], []]
+    with Generator(tiny) as generator:
+        answers = generator.side_by_side(requests, on_text=lambda number, text: shown[number].append(text))
+        stopped = generator.side_by_side(requests, should_stop=iter([False] * 2 + [True]).__next__)
+    for request, answer in zip(requests, answers, strict=True):
+        assert_greedy(tiny, PROMPT, answer.tokens, request.response_edit)
+    assert answers[0].tokens != answers[1].tokens
+    assert ["".join(texts) for texts in shown] == [answer.text for answer in answers]
+    assert {answer.finish_reason for answer in stopped} == {"interrupted"}
+    assert all(len(answer.tokens) < 6 for answer in stopped)
+
+
 def test_removal_reaches_the_answer(steerable: Model) -> None:
     removed = {layer: random_basis(steerable, 8, seed=layer) for layer in range(1, steerable.n_layer)}
     edit = Edit(np.zeros((steerable.n_layer, steerable.n_embd), np.float32), removed)

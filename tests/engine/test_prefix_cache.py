@@ -115,6 +115,14 @@ def test_what_another_one_goes_on_from_is_kept_where_a_sequence_cannot_be_cut() 
         assert cache.best(range(35), None, whole=True)[1] == (30 if whole else 0)
 
 
+def test_one_that_was_steered_later_on_is_held_by_one_that_goes_on_unsteered() -> None:
+    # No prompt begins with more of it than what was written before the steering.
+    cache = PrefixCache(100)
+    cache.put(written((40, None), (5, EDIT)), state(10))
+    cache.put(written((50, None)), state(10))
+    assert len(cache) == 1
+
+
 # In a batch
 
 
