@@ -81,7 +81,6 @@ class Tree:
         mutated: tuple[str, str] | None = None,
         limit: float = math.inf,
         trace: bool = False,
-        keep_going: bool = False,
     ) -> Ran:
         """Run tests, in this order, up to the first that fails.
 
@@ -90,24 +89,20 @@ class Tree:
             mutated: a file's path from the root, and what it holds.
             limit: seconds of a processor behind which no further test is begun.
             trace: note which functions each test calls.
-            keep_going: also behind one that failed.
         """
         if mutated is not None:
             (self.root / mutated[0]).write_text(mutated[1], encoding="utf-8")
-        # Python takes a module as it was compiled before where its file has the size and time of then: the file is given back its
-        # time afterwards, and what is mutated is not kept.
-        os.environ["PYTHONDONTWRITEBYTECODE"] = "1" if mutated is not None else ""
         try:
-            return self._forked(_Watch(tests, limit, trace), keep_going)
+            return self._forked(_Watch(tests, limit, trace), is_mutated=mutated is not None)
         finally:
             if mutated is not None:
                 shutil.copy2(self._source / mutated[0], self.root / mutated[0])
 
-    def _forked(self, watch: _Watch, keep_going: bool) -> Ran:
+    def _forked(self, watch: _Watch, *, is_mutated: bool) -> Ran:
         ours, theirs = multiprocessing.Pipe(duplex=False)
         log = self._folder / "said.txt"
         context = multiprocessing.get_context("fork")
-        process = context.Process(target=self._test, args=(watch, theirs, log, keep_going))
+        process = context.Process(target=self._test, args=(watch, theirs, log, is_mutated))
         process.start()
         theirs.close()
         test, failed, hung = "the start", "", False
@@ -134,7 +129,7 @@ class Tree:
             failed, how = test, "hung" if hung or process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL) else "died"
         return Ran(failed, how, seconds, reached, log.read_text(errors="replace")[-2000:])
 
-    def _test(self, watch: _Watch, tell: Connection, log: Path, keep_going: bool) -> None:
+    def _test(self, watch: _Watch, tell: Connection, log: Path, is_mutated: bool) -> None:
         """Be the process that runs them."""
         os.setsid()
         said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -144,14 +139,17 @@ class Tree:
         os.chdir(self.root)
         os.environ["PYTHONPATH"] = str(self.root)
         sys.path[:] = [str(self.root), *(one for one in sys.path if Path(one or ".").resolve() != self._source)]
-        sys.dont_write_bytecode = bool(os.environ["PYTHONDONTWRITEBYTECODE"])
+        # Python takes a module as it was compiled before where its file has the size and time of then: `run` gives the file back its
+        # time, and what is mutated is not kept.
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1" if is_mutated else ""
+        sys.dont_write_bytecode = is_mutated
         for name in [name for name in sys.modules if name.partition(".")[0] in ("localsteer", "tests", "bench", "handbook")]:
             del sys.modules[name]
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
         watch.tell, watch.root = tell.send, str(self.root)
-        options = ["-p", "no:xdist", "-p", "no:cacheprovider", f"--basetemp={self._folder / 'temporary'}"]
+        options = ["-x", "-p", "no:xdist", "-p", "no:cacheprovider", f"--basetemp={self._folder / 'temporary'}"]
         files = list(dict.fromkeys(test.partition("::")[0] for test in watch.tests))
-        code = pytest.main([*options, *([] if keep_going else ["-x"]), *files], plugins=[watch])
+        code = pytest.main([*options, *files], plugins=[watch])
         sys.stdout.flush()
         os._exit(code)
 
