@@ -131,18 +131,15 @@ def main() -> int:
     tree = Tree(ROOT, FOLDER / "copy")
     _say("what the tests call, once, on the code as it is")
     court = Court(tree, reach(tree, ROOMS, FOLDER / "reach.json", _say))
-    found: list[tuple[Mutant, Verdict]] = []
-    begun, tried = time.monotonic(), 0
-    for mutant in itertools.islice(mutants(ROOT), options.count):
-        verdict = kept.get(mutant)
-        if verdict is None:
-            verdict = court.judge(mutant)
-            kept.add(mutant, verdict)
-            tried += 1
-            left = (options.count - len(found) - 1) * (time.monotonic() - begun) / tried / 60
-            told = verdict.test.rpartition("/")[2] if verdict.by else f"SURVIVES: {mutant.was}  ->  {mutant.becomes}"
-            _say(f"{len(found) + 1} of {options.count}, {left:.0f} min left: {mutant.path}:{mutant.line} {told}")
-        found.append((mutant, verdict))
+    chosen = list(itertools.islice(mutants(ROOT), options.count))
+    untried, begun = [mutant for mutant in chosen if kept.get(mutant) is None], time.monotonic()
+    for number, mutant in enumerate(untried, 1):
+        verdict = court.judge(mutant)
+        kept.add(mutant, verdict)
+        left = (len(untried) - number) * (time.monotonic() - begun) / number / 60
+        told = verdict.test.rpartition("/")[2] if verdict.by else f"SURVIVES: {mutant.was}  ->  {mutant.becomes}"
+        _say(f"{number} of {len(untried)}, {left:.0f} min left: {mutant.path}:{mutant.line} {told}")
+    found = [(mutant, kept.get(mutant) or Verdict("")) for mutant in chosen]
     known = reasons()
     told = report(found, known)
     print(told)
