@@ -58,7 +58,8 @@ class Kept:
 
     Args:
         path: of the file.
-        tests: what stands for the tests as they are now: what survived other ones is not known.
+        tests: what stands for the tests as they are now: what survived other ones is not known. What was caught is taken to be
+            caught still.
     """
 
     def __init__(self, path: Path, tests: str) -> None:

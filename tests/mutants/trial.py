@@ -139,8 +139,8 @@ class Tree:
         os.chdir(self.root)
         os.environ["PYTHONPATH"] = str(self.root)
         sys.path[:] = [str(self.root), *(one for one in sys.path if Path(one or ".").resolve() != self._source)]
-        # Python takes a module as it was compiled before where its file has the size and time of then: `run` gives a file its time
-        # back, and what is mutated is not kept.
+        # Python takes a module as it was compiled before where its file has the size and time of then: `run` gives the time back,
+        # and what is mutated is not kept.
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1" if is_mutated else ""
         sys.dont_write_bytecode = is_mutated
         for name in [name for name in sys.modules if name.partition(".")[0] in ("localsteer", "tests", "bench", "handbook")]:
