@@ -109,14 +109,14 @@ def _places(code: str) -> dict[tuple[int, int], list[tuple[str, int]]]:
     marks = {"+", "-", "*", "/", "//", "%", "**", "<<", ">>", "|", "&", "^"}
     plain = {"name", "newline", "string", "endmarker", "fstring_string", "fstring_start", "fstring_end"}
     nodes = [one for one in ast_nodes(get_ast(code)) if one.type not in plain and (one.type != "operator" or one.value in marks)]
-    # The star in a signature is no sign of arithmetic.
-    nodes = [one for one in nodes if one.type != "operator" or one.parent.type not in ("parameters", "lambdef", "param")]
     left_out = _left_out(code)
+    # The star in a signature is no sign of arithmetic, but cosmic-ray counts it as one.
+    stars = {one.start_pos for one in nodes if one.type == "operator" and one.parent.type in ("parameters", "lambdef", "param")}
     found: dict[tuple[int, int], list[tuple[str, int]]] = {}
     for name, operator in operators().items():
         places = (start for node in nodes for start, _ in operator().mutation_positions(node))
         for number, start in enumerate(places):
-            if not any(first <= start < last for first, last in left_out):
+            if start not in stars and not any(first <= start < last for first, last in left_out):
                 found.setdefault(start, []).append((name, number))
     return found
 

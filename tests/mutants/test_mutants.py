@@ -40,7 +40,7 @@ class Box:
         return [by(one) for one in (2,)][0]
 
     def unseen(self) -> int:
-        return -5
+        return -5 * 2
 '''
 _TEST = """\
 from localsteer.steering.rest import Box, rest
@@ -88,8 +88,7 @@ def test_a_mutant_is_made_at_each_place_where_a_fault_could_be_noticed(source: P
         ("Box.half", "return [by(one) for one in (2,)][0]"),
         ("Box.half", "return [by(one) for one in (2,)][0]"),
         ("Box.half.<locals>.by", "return of / number"),
-        ("Box.unseen", "return -5"),
-        ("Box.unseen", "return -5"),
+        *[("Box.unseen", "return -5 * 2")] * 4,
         ("rest", "if number is None:"),
         ("rest", "if number is None:"),
         ("rest", "return LIMIT - number"),
@@ -111,7 +110,7 @@ def test_a_line_belongs_to_the_function_around_it() -> None:
     assert names["LIMIT = 3"] == names["class Box:"] == names["@functools.lru_cache(maxsize=1)"] == ""
     assert names["    return LIMIT - number"] == "rest"
     assert names["            return of / number"] == "Box.half.<locals>.by"
-    assert names["        return -5"] == "Box.unseen"
+    assert names["        return -5 * 2"] == "Box.unseen"
 
 
 def test_the_tests_that_call_a_function_try_it(source: Path, tmp_path: Path) -> None:
