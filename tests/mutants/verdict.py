@@ -54,12 +54,8 @@ class Court:
         }
         mirror = f"tests/{mutant.room}/test_{mutant.path.rpartition('/')[2]}"
         fastest = sorted(ours, key=lambda test: ours[test])
-        files: dict[str, float] = {}
-        for test, seconds in ours.items():
-            files[test.partition("::")[0]] = files.get(test.partition("::")[0], 0.0) + seconds
         own = [test for test in fastest if test.startswith(f"{mirror}::")]
-        others = [test for test in fastest if not test.startswith(f"{mirror}::")]
-        return own, sorted(others, key=lambda test: files[test.partition("::")[0]])
+        return own, [test for test in fastest if not test.startswith(f"{mirror}::")]
 
     def judge(self, mutant: Mutant) -> Verdict:
         """Run tests until one fails."""
