@@ -19,7 +19,7 @@ export CXXFLAGS := $(CXXFLAGS) $(NO_AMX)
 endif
 export WHEELS
 
-.PHONY: demo test checks tests test-models coverage fuzz faults soak bench bench-tools quality exports compatibility handbook docs clean
+.PHONY: demo test checks tests test-models coverage fuzz faults mutants soak bench bench-tools quality exports compatibility handbook docs clean
 
 # The next `make` begins again what failed: where Debian's python3-venv is missing, a .venv is left that has no pip in it.
 .DELETE_ON_ERROR:
@@ -34,6 +34,10 @@ export WHEELS
 .venv/.dev: .venv/bin/python pyproject.toml
 	@$(BIN)/python install.py demo,dev
 	touch $@ .venv/.demo
+
+.venv/.mutants: .venv/bin/python pyproject.toml
+	@$(BIN)/python install.py demo,dev,mutants
+	touch $@ .venv/.dev .venv/.demo
 
 .venv/.docs: .venv/bin/python pyproject.toml
 	@$(BIN)/python install.py docs
@@ -85,6 +89,12 @@ fuzz: .venv/.dev
 KILLS ?= 200
 faults: .venv/.dev
 	$(BIN)/python -m tests.kills $(KILLS) docs/reliability.md
+
+# 300 small faults in the code, one at a time, and whether a test catches them, about an hour: into docs/reliability.md. An
+# interrupted run goes on; MUTANTS=N tries N.
+MUTANTS ?= 300
+mutants: .venv/.mutants
+	$(BIN)/python -m tests.mutants $(MUTANTS) docs/reliability.md
 
 # An hour of mixed requests to a server of the demo model: into docs/reliability.md.
 soak: .venv/.dev

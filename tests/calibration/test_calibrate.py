@@ -242,6 +242,14 @@ def test_the_search_begins_at_the_doses_of_teacher_forcing(
     assert sum(norm / hidden[layer] for layer, norm in zip(search.layers, search.norms, strict=True)) == pytest.approx(1)
 
 
+def test_an_effect_must_be_shown_unless_the_cost_alone_is_asked_for(
+    tiny: Model, vector: ControlVector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = searched(monkeypatch)
+    Calibrator(tiny, vector, CONTRAST, CalibrationSettings()).run()
+    assert [(one.by_cost, one.anchored, one.seed) for one in begun] == [(False, False, 0)]
+
+
 def test_the_dose_at_which_refusals_begin_goes_with_the_search(
     tiny: Model, vector: ControlVector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +361,13 @@ def test_a_vector_of_zeros_is_refused(tiny: Model) -> None:
 
 
 # What it takes
+
+
+def test_whether_measurements_are_kept_is_known_before(tiny: Model, vector: ControlVector, tmp_path: Path) -> None:
+    # A foreign vector is dosed first.
+    for given in (vector, foreign(tiny, 1, 2, 3)):
+        assert Calibrator(tiny, given, CONTRAST, QUICK, folder=tmp_path).keeps
+        assert not Calibrator(tiny, given, CONTRAST, QUICK).keeps
 
 
 def test_what_it_takes_is_known_before(tiny: Model, vector: ControlVector, small_effort: Effort, tmp_path: Path) -> None:

@@ -35,6 +35,15 @@ def test_answers_without_a_value_are_left_out() -> None:
     assert (law.scale[0], law.exponent[0]) == (pytest.approx(2), 1.5)
 
 
+def test_a_cost_rises_no_slower_than_the_dose_and_an_effect_no_faster() -> None:
+    squared = 3 * DOSES**2
+    assert fit_power_laws(DOSES, squared, COST_EXPONENTS).exponent[0] == 2
+    assert fit_power_laws(DOSES, squared, EFFECT_EXPONENTS).exponent[0] == 1
+    rooted = 3 * DOSES**0.4
+    assert fit_power_laws(DOSES, rooted, COST_EXPONENTS).exponent[0] == 1
+    assert fit_power_laws(DOSES, rooted, EFFECT_EXPONENTS).exponent[0] == 0.5
+
+
 def test_the_fit_is_the_best_of_all_scales_and_exponents() -> None:
     random = np.random.default_rng(0)
     for _ in range(20):

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.reading.forced import Said
+from localsteer.reading.listening import Heard
 from localsteer.reading.prompt import prompt_tokens
 from tests.calibration.made import CONCEPT
 from tests.conftest import Floats, TinyModel, random_rows, run_alone
@@ -320,10 +322,17 @@ def test_no_question_is_compared_with_itself() -> None:
         assert all(questions[number] != questions[(number + 3) % len(questions)] for number in range(len(questions)))
 
 
-def test_the_speed_is_measured(tiny: Model) -> None:
+def test_the_speed_is_measured(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def count(_model: Model, heard: Sequence[Heard]) -> None:
+        read.extend(len(one.prompt) + len(one.said.tokens) for one in heard)
+
+    monkeypatch.setattr("localsteer.calibration.interview.cross_entropies", count)
+    monkeypatch.setattr("localsteer.calibration.interview.time", SimpleNamespace(perf_counter=iter([10.0, 12.0]).__next__))
     speed = probe_speed(tiny, QUESTIONS)
     assert speed.answering > 0
-    assert speed.reading > 0
+    assert speed.reading == sum(read) / 2 > 0
 
 
 def test_the_length_of_a_question_is_known(tiny: Model) -> None:

@@ -50,6 +50,9 @@ def test_a_side_in_one_line() -> None:
     assert side_line(nothing(side), 0.25) == "no dose within 0.25 nats a token does anything beyond doubt"
     # An older calibration has kept no interval of the effect.
     assert "effect 0.90, cost 0.25" in side_line(replace(side, between=None), 0.25)
+    # What a side allowed itself comes before what was asked for.
+    assert side_line(replace(side, allowed=None), 0.4).endswith("more would cost more coherence than the 0.40 that are allowed")
+    assert side_line(replace(side, allowed=0.5), 0.4).endswith("more would cost more coherence than the 0.50 that are allowed")
 
 
 @pytest.mark.parametrize(
@@ -127,10 +130,11 @@ def test_a_side_without_a_dose_shows_what_was_measured_without_a_strength() -> N
 
 
 def test_nothing_is_minus_zero() -> None:
-    # As rounding leaves the unsteered answers.
+    # As rounding leaves what hardly differs from the unsteered answers.
     rounding = Interval(-1e-16, -1e-16, 1e-17)
-    made = replace(MADE, unsteered=replace(MADE.unsteered, effect=rounding, cost=rounding))
-    assert "-0.00" not in " ".join(rows_of(made)["0"])
+    hardly = {pole: replace(persona, effect=rounding, cost=rounding) for pole, persona in MADE.personas.items()}
+    row = rows_of(replace(MADE, personas=hardly))["persona +"]
+    assert row[2:4] == ("+0.00 (0.00..0.00)", "+0.00 (0.00..0.00)")
 
 
 # The plot in the terminal
@@ -149,6 +153,12 @@ def test_the_terminal_plot_names_what_it_shows() -> None:
     text = terminal_plot(MADE, 80)
     for word in ("effect", "cost, nats a token", "strength", "budget, 0.25 nats"):
         assert word in text
+
+
+def test_the_terminal_plot_shows_the_negative_pole_below_zero() -> None:
+    labels = [float(label) for label in re.findall(r"^ *(-?\d\.\d\d)┤", terminal_plot(MADE, 80), re.MULTILINE)]
+    most = max(one.effect.mean for one in MADE.sides["negative", "response"].curve)
+    assert min(labels) == pytest.approx(-most) == -max(labels)
 
 
 def test_the_terminal_plot_changes_with_what_was_measured() -> None:

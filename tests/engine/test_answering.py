@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
+from localsteer.engine.answering import Answering
 from localsteer.engine.batch import RunningBatch
 from localsteer.engine.gate import Gate, Verdict
 from localsteer.engine.generate import Generator
@@ -180,3 +181,9 @@ def test_the_prompt_is_steered_as_its_plan_says_whatever_a_gate_does_to_the_answ
     request = Request(PROMPT, plan_of(edit, steer_prompt=True), LIVELY, max_tokens=8, logprobs=3)
     answer = way(kind, request, Script())
     assert_logprobs(kind, request, answer, [*[edit] * (len(PROMPT) - 1), *[None] * 9])
+
+
+def test_what_a_gate_reads_of_the_prompt_is_not_taken_from_what_is_kept(tiny: Model) -> None:
+    request = Request(PROMPT, None, GREEDY, 2, message=(10, 20)).seeded()
+    for gate, length in ((None, 29), (Script(prompt_layers=(1,)), 10)):
+        assert Answering(tiny, request, gate=gate, n_ctx=64).reusable == PROMPT[:length]

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 
 from localsteer.engine.batch import RunningBatch
-from localsteer.engine.checks import check_memory, default_context
+from localsteer.engine.checks import check_memory, check_steering, default_context
 from localsteer.engine.generate import Generator
 from localsteer.errors import ModelError
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
+from localsteer.llama.residual import Edit
 
 
 @pytest.fixture
@@ -68,3 +71,23 @@ def test_a_context_that_does_not_fit_is_refused_before_it_is_made(
 def test_what_is_free_elsewhere_is_not_known(tiny: Model, free: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("localsteer.engine.checks.rpc.connected", lambda: ["10.0.0.2:50052"])
     check_memory(tiny, 10**8)
+
+
+@pytest.mark.parametrize(("layers", "is_elsewhere"), [(None, True), (1, True), (-1, True), (0, False)])
+def test_what_is_free_on_a_gpu_is_not_known(
+    tiny: Model, free: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, layers: int | None, is_elsewhere: bool
+) -> None:
+    monkeypatch.setattr("localsteer.engine.checks.library.build_features", lambda: SimpleNamespace(gpu=True))
+    monkeypatch.setattr(tiny, "gpu_layers", layers)
+    with nullcontext() if is_elsewhere else pytest.raises(ModelError, match="of memory"):
+        check_memory(tiny, 10**8)
+
+
+def test_steering_is_too_strong_where_a_layer_s_squares_are_together_past_all_numbers(tiny: Model) -> None:
+    """Each of them, and those of one component over the layers, is a number still."""
+    rows = np.zeros((tiny.n_layer, tiny.n_embd), np.float32)
+    rows[1] = 1.5e19 / tiny.n_embd**0.5
+    check_steering(tiny, [None, Edit(rows)])
+    rows[1] = 1.5e19
+    with pytest.raises(ModelError, match="too strong for any model"):
+        check_steering(tiny, [None, Edit(rows)])

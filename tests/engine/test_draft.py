@@ -88,6 +88,13 @@ def test_a_stop_string_is_taken_back_in_part() -> None:
     assert "".join(shown) == "abENX"
 
 
+def test_of_two_stop_strings_in_one_token_the_one_counts_that_ends_first() -> None:
+    shown: list[str] = []
+    draft = Draft(lambda _token: b"ab END cd", ("b END c", "N"), shown.append)
+    draft.push(0)
+    assert (draft.stopped, draft.text) == (True, "ab E")
+
+
 def test_what_might_have_become_a_stop_string_is_shown_at_the_end() -> None:
     shown: list[str] = []
     draft = draft_of("abEN", shown, stop=("END",))

@@ -85,6 +85,20 @@ def test_an_answer_is_greedy_under_its_steering(steerable: Model) -> None:
     assert len({response, both, plain}) == 3
 
 
+def test_side_by_side_each_answer_is_what_it_is_alone(tiny: Model) -> None:
+    requests = [Request(PROMPT, plan, GREEDY, 6) for plan in (None, plan_of(random_edit(tiny, seed=3, norm=8.0)))]
+    shown: list[list[str]] = [[], []]
+    with Generator(tiny) as generator:
+        answers = generator.side_by_side(requests, on_text=lambda number, text: shown[number].append(text))
+        stopped = generator.side_by_side(requests, should_stop=iter([False] * 2 + [True]).__next__)
+    for request, answer in zip(requests, answers, strict=True):
+        assert_greedy(tiny, PROMPT, answer.tokens, request.response_edit)
+    assert answers[0].tokens != answers[1].tokens
+    assert ["".join(texts) for texts in shown] == [answer.text for answer in answers]
+    assert {answer.finish_reason for answer in stopped} == {"interrupted"}
+    assert all(len(answer.tokens) < 6 for answer in stopped)
+
+
 def test_removal_reaches_the_answer(steerable: Model) -> None:
     removed = {layer: random_basis(steerable, 8, seed=layer) for layer in range(1, steerable.n_layer)}
     edit = Edit(np.zeros((steerable.n_layer, steerable.n_embd), np.float32), removed)
@@ -859,6 +873,14 @@ def test_what_was_taken_back_is_drawn_with_other_random_numbers(tiny: Model) -> 
         assert gate.drafts[11][2:] != answer.tokens[2:12]
         answers.append(answer.tokens)
     assert len(set(answers)) == 5
+
+
+def test_each_time_that_something_is_taken_back_others_are_drawn(tiny: Model) -> None:
+    gate = Script(ends=[Verdict(None, rewind=6)] * 3)
+    answer = answer_of(tiny, Request(PROMPT, None, LIVELY, max_tokens=8), gate)
+    written = [draft for draft in gate.drafts if len(draft) == 8]
+    assert written[-1] == answer.tokens
+    assert len(set(written)) == len(written) == 4
 
 
 def test_the_highest_seed_can_be_rewound(tiny: Model) -> None:

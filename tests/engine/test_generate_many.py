@@ -13,7 +13,7 @@ from localsteer.engine.request import Request
 from localsteer.errors import LocalsteerError, ModelError
 from localsteer.llama.context import Context
 from localsteer.llama.model import Model
-from localsteer.llama.residual import Edit
+from localsteer.llama.residual import Edit, ResidualTap
 from localsteer.llama.sampling import Sampling
 from tests.conftest import (
     LOGIT_NOISE,
@@ -240,3 +240,18 @@ def test_anchored_answers_beside_others_are_those_of_each_alone(tiny: Model) -> 
         for request, answer in zip(requests, answers, strict=True):
             assert answer.tokens == generator.generate(request).tokens
     assert answers[0].tokens != answers[1].tokens
+
+
+def test_a_context_is_tapped_only_where_something_is_steered(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tapped one is asked about every node of the graph, at every token."""
+    taps, make = list[bool](), Context.__init__
+
+    def remember(self: Context, model: Model, *, tap: ResidualTap | None = None, **settings: int) -> None:
+        taps.append(tap is not None)
+        make(self, model, tap=tap, **settings)
+
+    monkeypatch.setattr(Context, "__init__", remember)
+    for plan, is_tapped in ((None, False), (plan_of(random_edit(tiny, seed=5)), True)):
+        taps.clear()
+        generate_many(tiny, [Request(prompt, plan, GREEDY, 2) for prompt in PROMPTS[:2]])
+        assert any(taps) is is_tapped

@@ -162,3 +162,16 @@ def test_a_prompt_says_whether_it_ends_inside_the_reasoning(tmp_path: Path) -> N
                 model, chat_tokens(model, [Message("user", "hello")], think=False if expected is not None else None)
             )
             assert skipped is None or not skipped.begun
+
+
+def test_what_of_the_steering_does_nothing_is_told(tiny: Model) -> None:
+    edit = random_edit(tiny, seed=2)
+    plan = replace(plan_of(edit), thinking=edit)
+    where = {None: True, Division(call=HERMES): True, Division(THINK): False}
+    for division, is_told in where.items():
+        said = Request(PROMPT, plan, division=division).unheard
+        assert any("@thinking" in one for one in said) is is_told
+    assert Request(PROMPT, plan_of(edit)).unheard == Request(PROMPT).unheard == ()
+    for steer_forms in (True, False):
+        said = Request(PROMPT, plan_of(edit), division=Division(formed=True), steer_forms=steer_forms).unheard
+        assert any("steer_tools" in one for one in said) is not steer_forms

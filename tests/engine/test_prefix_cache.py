@@ -8,6 +8,7 @@ import pytest
 from localsteer.engine.batch import RunningBatch
 from localsteer.engine.prefix_cache import PrefixCache, Written
 from localsteer.engine.request import Answer, Request
+from localsteer.llama.context import Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
@@ -104,6 +105,24 @@ def test_what_got_its_place_back_whole_is_there_no_more() -> None:
     assert len(cache) == 0
 
 
+def test_what_another_one_goes_on_from_is_kept_where_a_sequence_cannot_be_cut() -> None:
+    """As a recurrent state cannot: a longer one is of no use to a prompt that parts from it."""
+    for whole, lengths in ((False, [40]), (True, [30, 40])):
+        cache = PrefixCache(100)
+        for count in (30, 40, 40):
+            cache.put(written((count, None)), state(10), whole=whole)
+        assert len(cache) == len(lengths)
+        assert cache.best(range(35), None, whole=True)[1] == (30 if whole else 0)
+
+
+def test_one_that_was_steered_later_on_is_held_by_one_that_goes_on_unsteered() -> None:
+    # No prompt begins with more of it than what was written before the steering.
+    cache = PrefixCache(100)
+    cache.put(written((40, None), (5, EDIT)), state(10))
+    cache.put(written((50, None)), state(10))
+    assert len(cache) == 1
+
+
 # In a batch
 
 
@@ -145,6 +164,22 @@ def test_without_main_memory_what_lost_its_place_is_read_anew(kind: Model) -> No
         for _ in range(2):
             reused = [answered(batch, Request(talk, None, GREEDY, 4)).timing.reused_tokens for talk in TALKS]
     assert reused == [0] * len(TALKS)
+
+
+def test_what_the_context_has_no_room_to_take_back_is_read_anew(batch: RunningBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    talks = [(*talk, *answered(batch, Request(talk, None, GREEDY, 4)).tokens, 65) for talk in TALKS[:4]]
+    refused: list[int] = []
+
+    def refuse(_context: Context, sequence: int, _state: object) -> bool:
+        refused.append(sequence)
+        return False
+
+    monkeypatch.setattr(Context, "restore_sequence", refuse)
+    again = Request(talks[0], None, GREEDY, 4)
+    answer = answered(batch, again)
+    assert len(refused) == 1
+    assert answer.timing.reused_tokens == 0
+    assert_greedy(batch.model, again.prompt, answer.tokens)
 
 
 def test_what_was_kept_is_not_found_under_another_steering(batch: RunningBatch) -> None:

@@ -9,6 +9,8 @@ from localsteer.llama.thinking import Thinking
 THINK = Division(Thinking("<think>", "</think>"), begun=True)
 HARMONY = Division(Thinking("<|channel|>analysis<|message|>", "<|end|>", "<|channel|>final<|message|>"))
 
+SOLAR = Division(Thinking("<|think|>", "<|end|>", "<|content|>"))
+
 
 @pytest.mark.parametrize(
     ("division", "text", "expected"),
@@ -17,6 +19,9 @@ HARMONY = Division(Thinking("<|channel|>analysis<|message|>", "<|end|>", "<|chan
         (THINK, "why\n</think>\n\nBecause.\n", ("why", "Because.\n")),
         (THINK, "cut off", ("cut off", "")),
         (HARMONY, "<|channel|>analysis<|message|>why<|end|>assistant<|channel|>final<|message|>Because.", ("why", "Because.")),
+        (SOLAR, "<|think|>why<|end|><|begin|>assistant<|content|>Because.", ("why", "Because.")),
+        (SOLAR, "<|think|>why<|end|> <|think|>not<|end|>\n<|content|>Because.", ("whynot", "Because.")),
+        (SOLAR, "<|content|>Because.", ("", "Because.")),
         (HARMONY, "<|channel|>commentary to=functions.a<|message|>{}", ("", "")),
     ],
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.kills.jobs import JOBS, Job, Setting, prepare
 from tests.kills.killing import SIGNALS, Bench, Killed, get_ready
+from tests.pages import keep
 
 MARKERS = ("<!-- kills: `make faults` -->", "<!-- end of the kills -->")
 _SEED = 20261129
@@ -61,13 +62,6 @@ def table(found: Sequence[tuple[Job, Bench, Killed]]) -> str:
     return "\n".join(lines)
 
 
-def keep(told: str, page: Path) -> None:
-    """Put it on the page, in the place of what was told before."""
-    before, rest = page.read_text(encoding="utf-8").split(MARKERS[0])
-    _, after = rest.split(MARKERS[1])
-    page.write_text(f"{before}{MARKERS[0]}\n{told}\n{MARKERS[1]}{after}", encoding="utf-8")
-
-
 def main() -> int:
     count = int(sys.argv[1])
     # A shell starts its background jobs with it ignored, and that is inherited.
@@ -85,7 +79,7 @@ def main() -> int:
     told = f"{date.today().isoformat()}, `python -m tests.kills {count}`: {count} kills, {faults} with a fault.\n\n{table(found)}"
     print(told)
     for page in map(Path, sys.argv[2:]):
-        keep(told, page)
+        keep(told, page, MARKERS)
     return int(bool(faults))
 
 

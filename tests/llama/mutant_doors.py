@@ -21,6 +21,7 @@ from unittest.mock import patch
 from localsteer.errors import LocalsteerError
 from localsteer.llama.apart import Limits, run_apart
 from tests.llama.mutants import MUTATIONS, mutant
+from tests.pages import keep
 from tests.tiny_models import ARCHITECTURES, RECURRENT_ARCHITECTURE, UNSTEERABLE_ARCHITECTURE, write_tiny_model
 
 Stage = Literal["header", "trial", "use"]
@@ -218,9 +219,7 @@ def _main() -> None:
     told = report(found)
     print(told)
     for page in map(Path, sys.argv[2:]):
-        before, _, rest = page.read_text().partition(_MARKS[0])
-        after = rest.partition(_MARKS[1])[2]
-        page.write_text(f"{before}{_MARKS[0]}\n{told}{_MARKS[1]}{after}")
+        keep(told.rstrip(), page, _MARKS)
     sys.exit(any(fate.fault for fate in found))
 
 

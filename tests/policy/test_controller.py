@@ -980,6 +980,12 @@ def test_a_pass_carries_the_highest_score_of_the_answer() -> None:
     assert [(one.action, one.position, one.score) for one in gate.decisions] == [("pass", 12, 0.4)]
 
 
+def test_what_fires_carries_the_score_that_it_fired_at() -> None:
+    gate = Controller(policy_of([of_text({2: 0.9, 7: 0.6})], rule_of("leaking", hold=2))).answer("Hello")
+    write(gate)
+    assert [(one.position, one.score) for one in gate.decisions if one.action == "fire"] == [(2, 0.9), (7, 0.6)]
+
+
 def test_the_classifier_that_decided_is_named() -> None:
     def named(when: str, message: str, actions: Sequence[Action]) -> list[str]:
         classifiers = [of_prompt(), of_text(trues(4)), of_prompt("judge", costly=True)]

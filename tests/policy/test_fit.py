@@ -352,6 +352,11 @@ def mistakes(scores: NDArray[np.float64], positive: NDArray[np.bool_], threshold
     return float((scores[~positive] >= threshold).mean()), float((scores[positive] < threshold).mean())
 
 
+def test_a_threshold_that_calls_nothing_positive_lies_as_far_above_all_as_the_highest_two_are_apart() -> None:
+    for scores, threshold in (([0.0, 1.0, 3.0], 5.0), ([-4.0, -3.0, -2.5], -2.0), ([2.0, 2.0, 2.0], 3.0)):
+        assert choose_threshold(np.array(scores), np.array([True, True, False]), 0.1) == threshold
+
+
 @settings(max_examples=300, deadline=None)
 @given(SCORES, st.floats(1e-6, 0.999))
 def test_a_threshold_for_a_target_keeps_it_and_misses_as_few_as_can_be(pairs: list[tuple[float, bool]], target: float) -> None:
@@ -397,6 +402,10 @@ def test_few_texts_are_noted_and_enough_are_not(tiny: Model) -> None:
     few = fit_probe(tiny, low_and_high(12)).notes
     assert few[0].startswith("Few texts: fitted to 6 positive and 6 negative ones.")
     assert few[1].startswith("Few texts: reported on 6 positive and 6 negative ones.")
+    unseen = [*texts("abc", 6, True), *texts("STU", 8, False)]
+    assert (
+        fit_probe(tiny, low_and_high(40), unseen=unseen).notes[0].startswith("Few texts: reported on 6 positive and 8 negative")
+    )
     assert fit_probe(tiny, low_and_high(40)).notes == ()
 
 

@@ -184,6 +184,8 @@ BROKEN = [
     ("    model: guard.gguf", "    model: ''", 14, "classifiers.judge.model: string should have at least 1 character"),
     ("    model: guard.gguf", "    model: {file: guard.gguf}", 14, "classifiers.judge.model: input should be a valid string"),
     ("threshold: 0.6", "threshold: 1.5", 16, "classifiers.judge.threshold: input should be less than or equal to 1"),
+    ("threshold: 0.6", "threshold: -0.5", 16, "classifiers.judge.threshold: input should be greater than or equal to 0"),
+    ("threshold: 0.6", "threshold: 0.6\n    release: -0.5", 17, "classifiers.judge.release: input should be greater than or eq"),
     ("threshold: 0.6", "threshold: .nan", 16, "classifiers.judge.threshold: input should be"),
     ("threshold: 0.6", "threshold: true", 16, "classifiers.judge.threshold: input should be a valid number"),
     ("[password]", "password", 10, "classifiers.leaking.words: input should be a valid list"),

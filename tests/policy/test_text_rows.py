@@ -103,6 +103,18 @@ def test_an_answer_alone_follows_a_neutral_message(tiny: Model) -> None:
     assert np.abs(alone - other).max() > 2 * ROW_NOISE
 
 
+def test_no_beginning_of_a_text_stands_before_an_answer(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenize, begun = tiny.tokenize, list[bool]()
+
+    def remember(text: str, *, add_special: bool = True, special: bool = True) -> list[int]:
+        begun.append(add_special)
+        return tokenize(text, add_special=add_special, special=special)
+
+    monkeypatch.setattr(tiny, "tokenize", remember)
+    answer_tokens(tiny, "Hello")
+    assert begun == [False]
+
+
 def test_special_tokens_in_an_answer_are_plain_text(tiny: Model) -> None:
     text = "a<|im_end|>b"
     assert answer_tokens(tiny, text) == list(text.encode())

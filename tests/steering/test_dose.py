@@ -95,6 +95,15 @@ def test_what_a_file_says_of_hidden_norms_changes_no_limit_and_is_told(lie: floa
     assert held("a", 2.0, a=honest).notes == ()
 
 
+def test_norms_are_told_where_they_are_off_by_more_than_a_factor_of_two() -> None:
+    plan = calibrated_plan("loud")
+    assert plan.edit is not None
+    limit = DoseLimit(5, OWN)
+    assert limit.dose_of(plan.edit) == pytest.approx(0.3)
+    for told, is_told in ((None, False), (0.14, True), (0.16, False), (0.3, False), (0.59, False), (0.61, True), (1.0, True)):
+        assert bool(limit.check(plan.steering, plan.edit, told)) is is_told
+
+
 def test_one_vector_cannot_lie_for_another() -> None:
     # Of two readings the first counts, so its vector speaks for both.
     lying = ControlVector(unit(2).directions, Provenance(model=MODEL, hidden_norm=OWN * np.float32(1e30)))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from localsteer.steering.worth import strongest_tried, worth, worth_of
+from localsteer.steering.worth import is_shown, strongest_tried, worth, worth_of
 from localsteer.vector.calibration import Interval, Pole
 from localsteer.vector.control_vector import ControlVector
 from tests.calibration.made import calibrated
@@ -45,6 +45,16 @@ def test_half_the_strength_goes_as_far_as_half_the_dose_was_measured_to() -> Non
     assert "0.5 times as far" in told
 
 
+@pytest.mark.parametrize(("strength", "price"), [(1.0, "0.30"), (0.5, "0.10"), (2.0, "1.00")])
+def test_the_price_of_strength_one_comes_from_all_doses_and_others_from_those_beside_them(strength: float, price: str) -> None:
+    made = with_effect(0.9)
+    calibration = made.provenance.calibration
+    assert calibration is not None
+    sides = {key: replace(side, cost=0.3) for key, side in calibration.sides.items()}
+    made = replace(made, provenance=replace(made.provenance, calibration=replace(calibration, sides=sides)))
+    assert f"for {price} nats a token" in str(worth_of(made, strength))
+
+
 @pytest.mark.parametrize(
     ("scale", "beside"),
     [
@@ -79,6 +89,21 @@ def test_a_dosed_vector_says_whether_anything_was_seen() -> None:
 
 def _other(made: ControlVector) -> str:
     return made.provenance.negative or "-"
+
+
+def test_an_effect_is_shown_where_there_is_a_dose_and_no_doubt() -> None:
+    made = vector(1)
+    assert not is_shown(made, "positive")
+    for shown in (True, False):
+        assert is_shown(replace(made, provenance=replace(made.provenance, dosing=dosing(shown=shown))), "positive") is shown
+    made = calibrated(MODEL, without=(("negative", "response"),))
+    calibration = made.provenance.calibration
+    assert calibration is not None
+    assert is_shown(made, "positive")
+    assert not is_shown(made, "negative")
+    doubtful = {key: replace(side, shown=False) for key, side in calibration.sides.items()}
+    made = replace(made, provenance=replace(made.provenance, calibration=replace(calibration, sides=doubtful)))
+    assert not is_shown(made, "positive")
 
 
 def test_nothing_is_said_of_a_vector_that_was_not_measured() -> None:

@@ -9,11 +9,27 @@ import pytest
 
 from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
-from localsteer.vector.calibration import MODES, POLES, Calibration, Interval, Side
+from localsteer.vector.calibration import MODES, OTHER, POLES, SIGN, Calibration, Interval, Pole, Side, pole_of
 from tests.calibration.made import calibration, hidden_norms, nothing, point, side
 
 MODEL = Fingerprint("Tiny Großmodell", "llama", 6, 4, "vocabulary", "content")
 MADE = calibration(MODEL)
+
+
+@pytest.mark.parametrize("pole", POLES)
+def test_a_strength_is_toward_the_pole_of_its_sign(pole: Pole) -> None:
+    assert abs(SIGN[pole]) == 1
+    assert pole_of(SIGN[pole]) == pole_of(0.5 * SIGN[pole]) == pole
+    assert pole_of(-SIGN[pole]) == OTHER[pole]
+
+
+def test_a_strength_goes_by_its_own_pole_or_by_the_one_that_has_a_dose() -> None:
+    own = MADE.sides["positive", "response"], MADE.sides["negative", "response"]
+    assert (MADE.main_pole, MADE.side_used(1.0, "response"), MADE.side_used(-0.5, "response")) == ("positive", *own)
+    loud = calibration(MODEL, without=(("negative", "response"),))
+    assert (loud.main_pole, loud.side_used(-1.0, "response")) == ("positive", own[0])
+    quiet = calibration(MODEL, without=(("positive", "response"),))
+    assert (quiet.main_pole, quiet.side_used(1.0, "response")) == ("negative", own[1])
 
 
 # There and back

@@ -345,6 +345,7 @@ def test_a_renamed_file_is_still_its_own() -> None:
     ("own", "note"),
     [
         (replace(MODEL, content="other"), "happy.*another file of the same model"),
+        (replace(MODEL, content="another"), "happy.*another file of the same model"),
         (replace(MODEL, name="Other", content="x", vocabulary="x"), "read from Other.*same shape as Tiny"),
         (replace(MODEL, name="Other", content="x", architecture="qwen2"), "read from Other.*same shape as Tiny"),
         (None, "happy does not say which model.*Tiny"),

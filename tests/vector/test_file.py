@@ -17,7 +17,14 @@ import pytest
 from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.control_vector import ControlVector, Provenance
-from localsteer.vector.file import read_directions, read_provenance, read_vector, read_vector_header, write_vector
+from localsteer.vector.file import (
+    check_vector_path,
+    read_directions,
+    read_provenance,
+    read_vector,
+    read_vector_header,
+    write_vector,
+)
 from tests.calibration.made import calibrated, calibration
 
 MODEL = Fingerprint("Tiny Großmodell", "qwen2", 6, 8, "a" * 64, "b" * 64)
@@ -510,3 +517,16 @@ def test_a_read_only_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_folder_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(VectorError, match="is a folder"):
         write_vector(vector(), tmp_path)
+
+
+def test_a_vector_may_be_replaced_and_an_empty_file_and_nothing_else(tmp_path: Path, tiny_path: Callable[[str], Path]) -> None:
+    path = tmp_path / "there.gguf"
+    check_vector_path(path)
+    path.touch()
+    check_vector_path(path)
+    write_vector(vector(), path)
+    check_vector_path(path)
+    for content in (b"notes on control vectors (controlvector)", tiny_path("llama").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(VectorError, match="there already, and no vector"):
+            check_vector_path(path)

@@ -71,6 +71,7 @@ def test_a_last_direction_behind_the_last_block_shows_that_all_are_late(tmp_path
     assert import_vector(path).shift == 0
     found = import_vector(path, model=MODEL)
     assert found.shift == -1
+    assert f"its last direction is 6, and the last block of {MODEL.name} 5" in found.findings[0]
     assert_at_home(found.vector, range(1, 6))
 
 
@@ -164,6 +165,7 @@ ARRAYS: dict[str, tuple[dict[str, np.ndarray[Any, Any]], str]] = {
     "one layer twice": ({"a1": row(1), "b1": row(1)}, "two arrays for layer 1"),
     "three dimensions": ({"v": np.ones((2, 6, 8), np.float32)}, r"shape \(2, 6, 8\)"),
     "two arrays of rows": ({"a": np.ones((6, 8), np.float32), "b": np.ones((6, 8), np.float32)}, r"shape \(6, 8\)"),
+    "rows beside a row": ({"v1": row(1), "v2": np.ones((2, 8), np.float32)}, r"v2 in .* shape \(2, 8\)"),
     "a number alone": ({"v1": np.zeros(0, np.float32)}, r"shape \(0,\)"),
     "another width": ({"v": np.ones((6, 9), np.float32)}, "rows of 9 numbers, and Tiny has n_embd 8"),
     "turned round": ({"v": np.ones((8, 6), np.float32)}, "wrong way round"),
