@@ -7,7 +7,8 @@ BIN := .venv/bin
 # Tests that run at a time. Real models compute with one thread each then, so two keep two cores busy.
 WORKERS ?= 2
 # A worker runs whole files, in the order of their names: a file's fixtures (a model, a browser, a server) are made once.
-PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST_OPTIONS := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/pytest $(PYTEST_OPTIONS)
 QUESTION ?= How was your day?
 
 # A virtual machine may show AMX and die of its first instruction (seen: ldtilecfg, a segmentation fault in the first decode), and
@@ -69,11 +70,11 @@ test-models: .venv/.dev
 # Which lines of localsteer/ no test runs: at least 92 % are run. Twice as long as the tests alone.
 coverage: .venv/.dev
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/coverage run -m pytest $(PYTEST_OPTIONS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# Every door takes 10,000 bad inputs: files of all kinds, texts, requests. FUZZ=N tries N at each; `make test` some 400. Of model
+# Every door takes up to 10,000 bad inputs: files of all kinds, texts, requests. FUZZ=N tries N instead; `make test` some 400. Of model
 # files 1,500, a quarter of an hour. What came of them goes into docs/reliability.md.
 FUZZ ?= 10000
 fuzz: export LOCALSTEER_DOORS := docs/reliability.md
@@ -90,8 +91,8 @@ KILLS ?= 200
 faults: .venv/.dev
 	$(BIN)/python -m tests.kills $(KILLS) docs/reliability.md
 
-# 300 small faults in the code, one at a time, and whether a test catches them, about an hour: into docs/reliability.md. An
-# interrupted run goes on; MUTANTS=N tries N.
+# 300 small faults in the code, one at a time, and whether a test catches them (85 %, or it fails): some 20 minutes of a
+# processor, into docs/reliability.md. An interrupted run goes on; MUTANTS=N tries N.
 MUTANTS ?= 300
 mutants: .venv/.mutants
 	$(BIN)/python -m tests.mutants $(MUTANTS) docs/reliability.md

@@ -30,8 +30,11 @@ def door(record_property: Callable[[str, object], None]) -> Door:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Write what this run has tried."""
     page = os.environ.get("LOCALSTEER_DOORS")
-    if page:
-        of_outcomes = {outcome: terminalreporter.stats.get(outcome, []) for outcome in ("passed", "failed")}
+    of_outcomes = {outcome: terminalreporter.stats.get(outcome, []) for outcome in ("passed", "failed", "error")}
+    lost = [one for kind in ("failed", "error") for one in of_outcomes[kind] if _DOOR not in dict(one.user_properties)]
+    if page and lost:  # as where a worker died: of which door, nobody says
+        terminalreporter.write_line(f"{page} is left as it was: {lost[0].nodeid} failed and names no door.", red=True)
+    elif page:
         found = tried((report.user_properties, outcome) for outcome, reports in of_outcomes.items() for report in reports)
         path = Path(page)
         path.write_text(written(path.read_text(encoding="utf-8"), found, date.today().isoformat()), encoding="utf-8")

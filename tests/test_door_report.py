@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
-from tests.door_report import HEAD, MARKS, tried, written
+from tests.door_report import HEAD, MARKS, pytest_terminal_summary, tried, written
 
 PAGE = f"Before.\n{MARKS[0]}{HEAD}| b | 7 | 0 | yesterday |\n| c | 9 | 0 | yesterday |\n{MARKS[1]}\nAfter.\n"
 
@@ -29,3 +32,20 @@ def test_tests_of_one_door_are_added_up_and_one_that_failed_is_a_fault() -> None
 def test_a_page_without_a_place_for_the_table_is_left_alone() -> None:
     with pytest.raises(ValueError, match="inputs"):
         written("Nothing.\n", {"a": (1, False)}, "today")
+
+
+def test_where_a_test_fails_that_names_no_door_the_page_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is where a worker dies."""
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    monkeypatch.setenv("LOCALSTEER_DOORS", str(page))
+    said: list[str] = []
+    passed = SimpleNamespace(user_properties=[("door", ("b", 400))])
+    died = SimpleNamespace(user_properties=[], nodeid="test_x.py::test_y")
+    for kind in ("failed", "error"):
+        stats = {"passed": [passed], kind: [died]}
+        pytest_terminal_summary(SimpleNamespace(stats=stats, write_line=lambda line, red: said.append(line)))
+        assert page.read_text() == PAGE
+        assert "test_x.py::test_y failed" in said.pop()
+    pytest_terminal_summary(SimpleNamespace(stats={"passed": [passed]}))
+    assert "| b | 400 | 0 |" in page.read_text()

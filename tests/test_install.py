@@ -77,7 +77,9 @@ def test_a_venv_that_was_begun_and_failed_is_begun_again(tmp_path: Path) -> None
     """Where Debian's python3-venv is missing, a .venv is left that has no pip in it."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     python = tmp_path / "python"
-    python.write_text('#!/bin/sh\nmkdir -p "$3/bin" && ln -s "$0" "$3/bin/python" && echo begun\nexit 1\n')
+    python.write_text(
+        '#!/bin/sh\n[ "$1" = -m ] || exit 1\nmkdir -p "$3/bin" && ln -s "$0" "$3/bin/python" && echo begun\nexit 1\n'
+    )
     python.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS")}
     for _ in range(2):

@@ -233,10 +233,10 @@ class History:
             self._remove(id)
             return id, None
         moment = now()
-        written = self._database.execute(
+        cursor = self._database.execute(
             "INSERT INTO conversations (id, created, updated, title, model, steering, settings) VALUES (?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (id) DO UPDATE SET updated = excluded.updated, title = excluded.title, model = excluded.model, "
-            "steering = excluded.steering, settings = excluded.settings, revision = revision + 1 RETURNING id, revision",
+            "steering = excluded.steering, settings = excluded.settings, revision = revision + 1",
             (
                 id,
                 transcript.created or moment,
@@ -247,9 +247,13 @@ class History:
                 json_text({**transcript.document(), "messages": []}),
             ),
         )
-        ((id, revision),) = written.fetchall()
+        id = id if id is not None else cursor.lastrowid
+        assert id is not None
         self._put_messages(id, transcript.messages)
-        return id, revision
+        row = self._row("SELECT revision FROM conversations WHERE id = ?", id)
+        if row is None:
+            raise sqlite3.DatabaseError("it is damaged")  # SQLite itself did not notice
+        return id, row[0]
 
     def _put_messages(self, id: int, messages: Sequence[SavedMessage]) -> None:
         """Those from the first one that differs; the answer that was being written is among them, or given up."""

@@ -25,7 +25,7 @@ def keep_few_holes() -> None:
     By default only those blocks go back that are larger than any that was freed before, and each thread has a heap of its own.
     Conversations that wait in main memory are of all sizes, and any thread may take or free one: they leave ever more holes. With
     64 MB of them, 45 MB after eight minutes of mixed requests; where large blocks went back, 1 MB more a minute for half an hour,
-    in the heaps of nine threads. One heap costs a lock, for which nothing waits here: Python has one as well.
+    in the heaps of nine threads. One heap costs a lock, which is taken seldom: llama.cpp hardly allocates while it computes.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library

@@ -42,7 +42,8 @@ def parse_condition(text: str) -> Condition:
     text = text.strip()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # from Python 3.12 on it also prints what it thinks of '\d' and 1or
+            for kind in (SyntaxWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", kind)  # from Python 3.12 on it also prints what it thinks of '\d' and 1or
             root = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ConditionError(f'"{text}" is no condition such as "leaking and not friendly"') from error

@@ -321,7 +321,8 @@ def _value(text: str) -> Any:
         pass
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # from Python 3.12 on it also prints what it thinks of '\d'
+            for kind in (SyntaxWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", kind)  # from Python 3.12 on it also prints what it thinks of '\d'
             value = ast.literal_eval(text) if len(text) <= _LONGEST_LITERAL else text
         json.dumps(value)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from localsteer.chat.pace import Pace
@@ -14,7 +16,7 @@ def test_what_grows_is_drawn_the_more_seldom_the_longer_that_takes(
     cost: float, pause: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("localsteer.chat.pace.time.monotonic", lambda: now)
+    monkeypatch.setattr("localsteer.chat.pace.time", SimpleNamespace(monotonic=lambda: now))
     pace = Pace()
     with pace.drawing() as is_due:
         assert is_due  # the first piece is seen at once

@@ -66,7 +66,10 @@ class Kept:
         self._path, self._tests = path, tests
         self._known: dict[str, Verdict] = {}
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            told = json.loads(line)
+            try:
+                told = json.loads(line)
+            except ValueError:  # the last one of a run that was killed
+                continue
             verdict = Verdict(**told["verdict"])
             if verdict.by or told["tests"] == tests:
                 self._known[told["key"]] = verdict

@@ -91,7 +91,9 @@ class Tree:
             trace: note which functions each test calls.
         """
         if mutated is not None:
-            (self.root / mutated[0]).write_text(mutated[1], encoding="utf-8")
+            path = self.root / mutated[0]
+            path.write_text(mutated[1], encoding="utf-8")
+            os.utime(path, (0, 0))  # Python would take the compiled original of the same second and size
         try:
             return self._forked(_Watch(tests, limit, trace), is_mutated=mutated is not None)
         finally:
@@ -125,7 +127,7 @@ class Tree:
             process.join()
             _end(process.pid)  # what it has started
         how = "failed" if failed else ""
-        if not failed and (hung or process.exitcode not in (0, 1, 2, 5)):
+        if not failed and (hung or process.exitcode not in (0, 2, 5)):
             failed, how = test, "hung" if hung or process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL) else "died"
         return Ran(failed, how, seconds, reached, log.read_text(errors="replace")[-2000:])
 
@@ -145,13 +147,19 @@ class Tree:
         sys.dont_write_bytecode = is_mutated
         for name in [name for name in sys.modules if name.partition(".")[0] in ("localsteer", "tests", "bench", "handbook")]:
             del sys.modules[name]
-        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+        _limit(resource.RLIMIT_DATA, _MEMORY)
         watch.tell, watch.root = tell.send, str(self.root)
         options = ["-x", "-p", "no:xdist", "-p", "no:cacheprovider", f"--basetemp={self._folder / 'temporary'}"]
         files = list(dict.fromkeys(test.partition("::")[0] for test in watch.tests))
         code = pytest.main([*options, *files], plugins=[watch])
         sys.stdout.flush()
         os._exit(code)
+
+
+def _limit(kind: int, most: int) -> None:
+    """So much, or as much as this process may set for itself."""
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def _end(pid: int | None) -> None:
@@ -189,7 +197,7 @@ class _Watch:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         start = time.process_time()
         self.tell(("began", item.nodeid))
-        resource.setrlimit(resource.RLIMIT_CPU, (int(start) + _HANGS, resource.RLIM_INFINITY))
+        _limit(resource.RLIMIT_CPU, int(start) + _HANGS)
         self._seen.clear()
         if self._trace:
             sys.settrace(self._look)
