@@ -61,7 +61,7 @@ checks: .venv/.dev
 tests: .venv/.dev
 	$(PYTEST)
 
-# What measures data rather than code, and every fuzz test at full length: half an hour. Run it before a release. Comparisons with
+# What measures data rather than code, and every fuzz test at full length: an hour. Run it before a release. Comparisons with
 # llama.cpp's own programs are skipped where `make bench-tools` has not built them.
 test-models: .venv/.dev
 	$(PYTEST) -m models

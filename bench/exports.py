@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from bench.models import base_model, demo_model, real_model
+from handbook.pages import keep
 from localsteer.building.library import loader
 from localsteer.concepts.names import shipped_folder
 from localsteer.errors import LocalsteerError
@@ -147,11 +148,7 @@ def _keep(records: Records) -> None:
     """Write the records, and the tables from them."""
     with atomic_path(RECORDS) as temporary:
         temporary.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(MARKERS[0])
-    _, after = rest.split(MARKERS[1])
-    with atomic_path(PAGE) as temporary:
-        temporary.write_text("".join([before, MARKERS[0], "\n", *tables(records), MARKERS[1], after]), encoding="utf-8")
+    keep("".join(tables(records)), PAGE, MARKERS)
 
 
 def tables(records: Mapping[str, Any]) -> Iterator[str]:

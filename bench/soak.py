@@ -34,9 +34,8 @@ import psutil
 from bench.measure import ROOT, MeasurementError
 from bench.models import demo_model
 from bench.questions import question_sets
-from localsteer.files.atomic import atomic_path
+from handbook.pages import RELIABILITY, keep
 
-PAGE = ROOT / "docs" / "reliability.md"
 MARKERS = ("<!-- soak: `python -m bench.soak` -->", "<!-- end of the soak -->")
 # The places of the batch, and more clients than that: some always wait.
 _PARALLEL, _CLIENTS = 4, 6
@@ -347,14 +346,6 @@ def report(looks: Sequence[Look], asked: Counter[str], failures: Counter[str], t
     return "\n".join(["", *textwrap.wrap(text, 130), "", *lines, ""])
 
 
-def keep(told: str, page: Path = PAGE) -> None:
-    """Put it on the page, in the place of what was told before."""
-    before, rest = page.read_text(encoding="utf-8").split(MARKERS[0])
-    _, after = rest.split(MARKERS[1])
-    with atomic_path(page) as temporary:
-        temporary.write_text(f"{before}{MARKERS[0]}\n{told}{MARKERS[1]}{after}", encoding="utf-8")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--minutes", type=int, default=60, metavar="N", help="how long (default 60)")
@@ -369,7 +360,7 @@ def main() -> int:
     told = report(looks, clients.asked, clients.failures, options.threads)
     print(told)
     if not options.dry:
-        keep(told)
+        keep(told, RELIABILITY, MARKERS)
     return int(bool(clients.failures))
 
 

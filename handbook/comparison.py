@@ -7,10 +7,11 @@ import statistics
 from collections.abc import Iterator
 
 from handbook.links import ROOT
+from handbook.pages import with_told
 from handbook.records import figure, table
 
 PAGE = ROOT / "docs" / "comparison.md"
-_BEGIN, _END = "<!-- figures: begin -->", "<!-- figures: end -->"
+_MARKS = ("<!-- figures: begin -->", "<!-- figures: end -->")
 _PEERS = ("llama-cvector-generator", "repeng")
 # Those that llama.cpp has a part in; the page of results has all.
 _SECTIONS = ("extraction", "decode", "memory", "serving", "going back")
@@ -18,9 +19,7 @@ _SECTIONS = ("extraction", "decode", "memory", "serving", "going back")
 
 def with_figures(text: str) -> str:
     """The page, with what was measured last between its two marks."""
-    before, _, rest = text.partition(_BEGIN)
-    after = rest.partition(_END)[2]
-    return "\n".join([before + _BEGIN, *_speed(), "", *_reach(), _END]) + after
+    return with_told(text, "\n".join([*_speed(), "", *_reach()]), _MARKS)
 
 
 def _speed() -> Iterator[str]:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-MARKS = ("<!-- inputs: `make fuzz` -->\n", "<!-- end of inputs -->")
-HEAD = "| door | inputs | faults | seen |\n|---|--:|--:|---|\n"
+from handbook.pages import keep, told_between
+
+MARKS = ("<!-- inputs: `make fuzz` -->", "<!-- end of inputs -->")
+HEAD = ("| door | inputs | faults | seen |", "|---|--:|--:|---|")
 # Of the property of a test's report.
 _DOOR = "door"
 
@@ -37,7 +39,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     elif page:
         found = tried((report.user_properties, outcome) for outcome, reports in of_outcomes.items() for report in reports)
         path = Path(page)
-        path.write_text(written(path.read_text(encoding="utf-8"), found, date.today().isoformat()), encoding="utf-8")
+        _, table, _ = told_between(path.read_text(encoding="utf-8"), MARKS)
+        keep(with_rows(table, found, date.today().isoformat()), path, MARKS)
 
 
 def tried(tests: Iterable[tuple[Iterable[tuple[str, Any]], str]]) -> Tried:
@@ -52,22 +55,14 @@ def tried(tests: Iterable[tuple[Iterable[tuple[str, Any]], str]]) -> Tried:
     return {name: (count, name in wrong) for name, count in counts.items()}
 
 
-def written(page: str, found: Tried, day: str) -> str:
-    """The page, with the rows of these doors anew; others stay as they are. A test ends at the first fault that it meets.
-
-    Raises:
-        ValueError: the page has no place for the table.
-    """
-    before, mark, rest = page.partition(MARKS[0])
-    table, end, after = rest.partition(MARKS[1])
-    if not (mark and end):
-        raise ValueError(f"there is no {MARKS[0].strip()} ... {MARKS[1]}")
+def with_rows(table: str, found: Tried, day: str) -> str:
+    """The table with the rows of these doors anew; others stay as they are. A test ends at the first fault that it meets."""
     rows = dict(_rows(table))
     for name, (count, is_wrong) in found.items():
-        rows[name] = f"| {name} | {count:,} | {'**1 or more**' if is_wrong else 0} | {day} |\n"
-    return f"{before}{mark}{HEAD}{''.join(row for _, row in sorted(rows.items()))}{end}{after}"
+        rows[name] = f"| {name} | {count:,} | {'**1 or more**' if is_wrong else 0} | {day} |"
+    return "\n".join([*HEAD, *(row for _, row in sorted(rows.items()))])
 
 
 def _rows(table: str) -> Iterator[tuple[str, str]]:
-    for row in table.splitlines(keepends=True)[2:]:
+    for row in table.strip().splitlines()[len(HEAD) :]:
         yield row.split("|")[1].strip(), row

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.door_report import HEAD, MARKS, pytest_terminal_summary, tried, written
+from tests.door_report import HEAD, MARKS, pytest_terminal_summary, tried, with_rows
 
-PAGE = f"Before.\n{MARKS[0]}{HEAD}| b | 7 | 0 | yesterday |\n| c | 9 | 0 | yesterday |\n{MARKS[1]}\nAfter.\n"
+TABLE = "\n".join([*HEAD, "| b | 7 | 0 | yesterday |", "| c | 9 | 0 | yesterday |"])
+PAGE = f"Before.\n{MARKS[0]}\n{TABLE}\n{MARKS[1]}\nAfter.\n"
 
 
 def test_tests_of_one_door_are_added_up_and_one_that_failed_is_a_fault() -> None:
@@ -21,17 +22,15 @@ def test_tests_of_one_door_are_added_up_and_one_that_failed_is_a_fault() -> None
         ]
     )
     assert found == {"a": (1000, False), "b": (20, True), "d": (1, True)}
-    page = written(PAGE, found, "today")
-    assert page == (
-        f"Before.\n{MARKS[0]}{HEAD}| a | 1,000 | 0 | today |\n| b | 20 | **1 or more** | today |\n| c | 9 | 0 | yesterday |\n"
-        f"| d | 1 | **1 or more** | today |\n{MARKS[1]}\nAfter.\n"
-    )
-    assert written(page, found, "today") == page
-
-
-def test_a_page_without_a_place_for_the_table_is_left_alone() -> None:
-    with pytest.raises(ValueError, match="inputs"):
-        written("Nothing.\n", {"a": (1, False)}, "today")
+    table = with_rows(TABLE, found, "today")
+    assert table.splitlines() == [
+        *HEAD,
+        "| a | 1,000 | 0 | today |",
+        "| b | 20 | **1 or more** | today |",
+        "| c | 9 | 0 | yesterday |",
+        "| d | 1 | **1 or more** | today |",
+    ]
+    assert with_rows(table, found, "today") == table
 
 
 def test_where_a_test_fails_that_names_no_door_the_page_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

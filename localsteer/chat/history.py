@@ -252,7 +252,9 @@ class History:
         self._put_messages(id, transcript.messages)
         row = self._row("SELECT revision FROM conversations WHERE id = ?", id)
         if row is None:
-            raise sqlite3.DatabaseError("it is damaged")  # SQLite itself did not notice
+            damage = sqlite3.DatabaseError("a row that was written is not there")
+            damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT  # it did not notice
+            raise damage
         return id, row[0]
 
     def _put_messages(self, id: int, messages: Sequence[SavedMessage]) -> None:

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from bench.soak import KINDS, MARKERS, PAGE, Look, keep, report, slope
+from bench.soak import KINDS, MARKERS, Look, report, slope
+from handbook.pages import RELIABILITY, told_between
 
 
 def test_a_slope_is_of_the_last_two_thirds_and_for_an_hour() -> None:
@@ -27,14 +27,8 @@ def test_the_table_tells_what_there_was_at_four_times_and_how_it_rises() -> None
     assert "**2 failed**" in report(looks, Counter(), Counter({"bad: was answered by 500": 2}), threads=2)
 
 
-def test_it_is_written_where_it_belongs(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("\n".join(["before", *MARKERS, "behind", ""]))
-    for told in ("once\n", "twice\n"):
-        keep(told, page)
-    assert page.read_text() == f"before\n{MARKERS[0]}\ntwice\n{MARKERS[1]}\nbehind\n"
-    text = PAGE.read_text(encoding="utf-8")
-    assert text.index(MARKERS[0]) < text.index(MARKERS[1])
+def test_it_has_a_place_on_the_page() -> None:
+    assert "python -m bench.soak" in told_between(RELIABILITY.read_text(encoding="utf-8"), MARKERS)[1]
 
 
 def test_every_kind_of_request_has_a_share() -> None:

@@ -411,3 +411,17 @@ def test_halves_of_characters_are_replaced(history: History) -> None:
     history.grow(number, half)
     found = history.read(number)
     assert (found.messages[0].text, found.messages[1].text, found.system, found.model) == ("a?b",) * 4
+
+
+def test_a_conversation_that_is_not_there_once_it_is_written_is_damage_and_nothing_is_changed() -> None:
+    with History() as before:
+        before.begin(TRANSCRIPT)
+    with contextlib.closing(sqlite3.connect(history_path())) as database:
+        database.execute(
+            "CREATE TRIGGER loses AFTER INSERT ON conversations BEGIN DELETE FROM conversations WHERE id = new.id; END"
+        )
+        database.commit()
+    with History() as history:
+        with pytest.raises(LocalsteerError, match=r"cannot be written: it is damaged\. Move it away"):
+            history.begin(TRANSCRIPT)
+        assert len(history.entries()) == 1

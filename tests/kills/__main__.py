@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
+from handbook.pages import keep
 from tests.kills.jobs import JOBS, Job, Setting, prepare
 from tests.kills.killing import SIGNALS, Bench, Killed, get_ready
-from tests.pages import keep
 
 MARKERS = ("<!-- kills: `make faults` -->", "<!-- end of the kills -->")
 _SEED = 20261129

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Literal, TextIO
 from unittest.mock import patch
 
+from handbook.pages import keep
 from localsteer.errors import LocalsteerError
 from localsteer.llama.apart import Limits, run_apart
 from tests.llama.mutants import MUTATIONS, mutant
-from tests.pages import keep
 from tests.tiny_models import ARCHITECTURES, RECURRENT_ARCHITECTURE, UNSTEERABLE_ARCHITECTURE, write_tiny_model
 
 Stage = Literal["header", "trial", "use"]
@@ -219,7 +219,7 @@ def _main() -> None:
     told = report(found)
     print(told)
     for page in map(Path, sys.argv[2:]):
-        keep(told.rstrip(), page, _MARKS)
+        keep(told, page, _MARKS)
     sys.exit(any(fate.fault for fate in found))
 
 

@@ -167,4 +167,5 @@ turns[6].wait()
 print(process.memory_info().rss - before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # A heap for all held 10 MB, and heaps of their own 60.
     assert int(done.stdout) < 30e6

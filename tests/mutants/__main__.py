@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 
+from handbook.pages import keep
 from tests.mutants.places import ROOMS, Mutant, mutants
 from tests.mutants.trial import Tree, get_ready, reach
 from tests.mutants.verdict import Court, Verdict
-from tests.pages import keep
 
 MARKERS = ("<!-- mutants: `make mutants` -->", "<!-- end of the mutants -->")
 ROOT = Path(__file__).parents[2]

@@ -10,11 +10,11 @@ import pytest
 if os.name == "nt":
     pytest.skip("nothing is forked on Windows", allow_module_level=True)
 
+from handbook.pages import RELIABILITY
 from tests.mutants.__main__ import MARKERS, Kept, Reason, report
 from tests.mutants.places import Mutant, function_at, mutants
 from tests.mutants.trial import Tree, reach
 from tests.mutants.verdict import Court, Verdict
-from tests.pages import RELIABILITY
 
 _CODE = '''\
 """A module of 1 line."""
