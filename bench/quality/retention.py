@@ -52,6 +52,8 @@ PROMPTED_EVERY = 14
 _TARGET = re.compile(r"answer is \(([A-D])\)")
 _LONGEST = 64
 _SEED = 30_011_000
+# Steered questions are read, and kept, so many at a time: an interrupted run goes on from there.
+_AT_ONCE = 20
 
 
 @dataclass(frozen=True)
@@ -91,23 +93,33 @@ def records_of(which: str) -> dict[str, dict[str, Any]]:
 
 
 def measure(model: Model, which: str, names: Sequence[str], size: Size) -> None:
-    """Of these concepts, what was not measured yet; kept concept by concept."""
+    """Of these concepts, what was not measured yet; kept concept by concept.
+
+    The questions, which are long, are read once for all of them: steering begins at the last token.
+    """
     asked, given = questions(), instructions()
     prompts = [prompt_tokens(model, [Message("user", one.text + _ASK)]) for one in asked]
     some = list(range(0, len(asked), PROMPTED_EVERY))
     every = sorted(file.parent.name for file in shipped_folder().glob("*/concept.yaml"))
     known, unsteered = records_of(which), dict[tuple[int, ...], float]()
+    made_by = (_ASK, PROMPTED_EVERY, _LONGEST, _SEED, asked, given)
+    keys: dict[str, str] = {}
     for name in names:
         contrast = load_concept(shipped_folder() / name / "concept.yaml")
-        made_by = (_ASK, PROMPTED_EVERY, _LONGEST, _SEED, asked, given)
         vector_file = cache_path(name, contrast.source, model.fingerprint.content).name
         key = hashlib.sha256(repr((vector_file, made_by)).encode()).hexdigest()[:16]
-        if name in known and known[name]["key"] == key and known[name]["given"] >= size.instructions:
-            continue
+        if not (name in known and known[name]["key"] == key and known[name]["given"] >= size.instructions):
+            keys[name] = key
+    edits = {
+        (name, pole): Edit(without_calibration(load_vector(name, model)).at(SIGN[pole]).rows(model.n_layer))
+        for name in keys
+        for pole in POLES
+    }
+    plain, *steered = _right_in_turns(model, prompts, asked, [None, *edits.values()], tuple(keys.values()))
+    right = dict(zip(edits, steered, strict=True))
+    for name, key in keys.items():
         print(f"{model.name}, {name}: what else it costs", file=sys.stderr, flush=True)
-        vector = without_calibration(load_vector(name, model))
-        edits = {pole: Edit(vector.at(SIGN[pole]).rows(model.n_layer)) for pole in POLES}
-        plain, *steered = _right(model, prompts, asked, [None, *edits.values()])
+        contrast = load_concept(shipped_folder() / name / "concept.yaml")
         sides: dict[str, Any] = {}
         for place, pole in enumerate(POLES):
             system = Message("system", contrast.personas[0][place])
@@ -118,10 +130,10 @@ def measure(model: Model, which: str, names: Sequence[str], size: Size) -> None:
             if turn not in unsteered:
                 unsteered[turn] = _followed(model, own)
             sides[pole] = {
-                "loss": float(np.mean(plain - steered[place])),
+                "loss": float(np.mean(plain - right[name, pole])),
                 "prompt loss": float(np.mean(plain[some] - prompted)),
                 "followed unsteered": unsteered[turn],
-                "followed": _followed(model, own, Plan(Steering(), edits[pole], None)),
+                "followed": _followed(model, own, Plan(Steering(), edits[name, pole], None)),
                 "followed under the prompt": _followed(model, own, opening=[system]),
             }
         record = {
@@ -154,6 +166,22 @@ def _followed(model: Model, given: Sequence[Instruction], plan: Plan | None = No
     ]
     answers = generate_many(model, requests)
     return float(np.mean([one.followed(answer.text) for one, answer in zip(given, answers, strict=True)]))
+
+
+def _right_in_turns(
+    model: Model, prompts: list[tuple[int, ...]], asked: list[Question], edits: list[Edit | None], keys: tuple[str, ...]
+) -> NDArray[np.float64]:
+    """What `_right` gives, some questions at a time; what is known of the same edits is read from a file."""
+    file = user_cache_path("localsteer") / "bench-retention" / f"{hashlib.sha256(repr(keys).encode()).hexdigest()[:16]}.npy"
+    found: NDArray[np.float64] = np.load(file) if file.exists() else np.empty((len(edits), 0))
+    while len(edits) > 1 and found.shape[1] < len(asked):
+        print(f"{model.name}: {found.shape[1]} of {len(asked)} questions", file=sys.stderr, flush=True)
+        some = slice(found.shape[1], found.shape[1] + _AT_ONCE)
+        found = np.concatenate([found, _right(model, prompts[some], asked[some], edits)], axis=1)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(file) as temporary, temporary.open("wb") as written:
+            np.save(written, found)
+    return found
 
 
 def _right(model: Model, prompts: list[tuple[int, ...]], asked: list[Question], edits: list[Edit | None]) -> NDArray[np.float64]:

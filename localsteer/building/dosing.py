@@ -28,6 +28,7 @@ from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.reading.forced import Forced, Reading
 from localsteer.reading.hidden_norm import read_hidden_norm
+from localsteer.reading.kept import KeptPrompts
 from localsteer.reading.prompt import prompt_tokens
 from localsteer.reading.scoring import Scored, answer_nll
 from localsteer.steering.dose import relative_dose
@@ -180,11 +181,12 @@ class _Sides:
 
     def measured(self) -> dict[Pole, DosedSide]:
         self._tell("dosing", 0, 3)
-        searches, found = self._search()
-        self._tell("dosing", 1, 3)
-        most = self._unrefused({pole: searches[pole].dose for pole in POLES})
-        if limited := {pole: dose for pole, dose in most.items() if dose < searches[pole].dose}:
-            found |= self._near(limited, found)
+        with self._own.reader.prompts() as kept:
+            searches, found = self._search(kept)
+            self._tell("dosing", 1, 3)
+            most = self._unrefused({pole: searches[pole].dose for pole in POLES})
+            if limited := {pole: dose for pole, dose in most.items() if dose < searches[pole].dose}:
+                found |= self._near(limited, found, kept)
         self._tell("dosing", 2, 3)
         doses, coherence = self._confirm({pole: min(searches[pole].dose, most[pole]) for pole in POLES})
         self._tell("dosing", 3, 3)
@@ -206,7 +208,7 @@ class _Sides:
     def _edit(self, pole: Pole, dose: float) -> Edit:
         return Edit(self._unit, scale=SIGN[pole] * dose * self._own.voices.reach)
 
-    def _search(self) -> tuple[dict[Pole, DoseSearch], dict[Pole, _AtDose]]:
+    def _search(self, kept: KeptPrompts) -> tuple[dict[Pole, DoseSearch], dict[Pole, _AtDose]]:
         """Both poles at once: they share passes. What else is to be known near a pole's dose is read along with the first one."""
         mine, reader = self._own.read, self._own.reader
         searches = {pole: DoseSearch(self._tolerance, list(LADDER)) for pole in POLES}
@@ -220,7 +222,7 @@ class _Sides:
                 readings += [
                     Reading(self._edit(pole, share * dose), mine[pole][:_PROMPTED], steer_prompt=True) for share in _PROMPT_SHARES
                 ]
-            forced = iter(reader.under(readings))
+            forced = iter(reader.under(readings, kept))
             at: dict[Pole, list[Forced]] = {pole: [] for pole, _ in asked}
             for pole, _ in asked:
                 at[pole].append(next(forced))
@@ -248,28 +250,30 @@ class _Sides:
             return most
         prompts = [prompt_tokens(model, [Message("user", question)]) for question in everyday_questions()[:_REFUSABLE]]
 
-        def chances(edits: Sequence[Edit | None]) -> NDArray[np.float64]:
-            return chances_of_refusal(model, openings, prompts, edits)
+        with KeptPrompts(model, prompts) as kept:
 
-        before, *at_dose = chances([None, *(Edit(self._unit, scale=SIGN[pole] * dose) for pole, dose in doses.items())])
-        layers = np.flatnonzero(self._unit.any(axis=1))
-        if max(at_dose) > before + REFUSED and is_about_refusing(self._unit[layers], read_refusal(model, layers.tolist())):
-            return most
-        for (pole, dose), chance in zip(doses.items(), at_dose, strict=True):
-            if chance > before + REFUSED:
-                shares = np.array(_REFUSED_SHARES)
-                at = chances([Edit(self._unit, scale=SIGN[pole] * dose * share) for share in shares[1:-1]])
-                curve = np.maximum.accumulate([before, *at, chance])
-                most[pole] = dose * max(float(np.interp(before + REFUSED, curve, shares)), _LEAST_SHARE)
+            def chances(edits: Sequence[Edit | None]) -> NDArray[np.float64]:
+                return chances_of_refusal(model, openings, prompts, edits, kept)
+
+            before, *at_dose = chances([None, *(Edit(self._unit, scale=SIGN[pole] * dose) for pole, dose in doses.items())])
+            layers = np.flatnonzero(self._unit.any(axis=1))
+            if max(at_dose) > before + REFUSED and is_about_refusing(self._unit[layers], read_refusal(model, layers.tolist())):
+                return most
+            for (pole, dose), chance in zip(doses.items(), at_dose, strict=True):
+                if chance > before + REFUSED:
+                    shares = np.array(_REFUSED_SHARES)
+                    at = chances([Edit(self._unit, scale=SIGN[pole] * dose * share) for share in shares[1:-1]])
+                    curve = np.maximum.accumulate([before, *at, chance])
+                    most[pole] = dose * max(float(np.interp(before + REFUSED, curve, shares)), _LEAST_SHARE)
         return most
 
-    def _near(self, doses: Mapping[Pole, float], found: Mapping[Pole, _AtDose]) -> dict[Pole, _AtDose]:
+    def _near(self, doses: Mapping[Pole, float], found: Mapping[Pole, _AtDose], kept: KeptPrompts) -> dict[Pole, _AtDose]:
         """What is to be known at weaker doses than those that were found."""
         mine, readings = self._own.read, []
         for pole, dose in doses.items():
             edit = self._edit(pole, dose)
             readings += [Reading(edit, mine[pole]), Reading(edit, mine[OTHER[pole]][:_READ_AT_LAST])]
-        forced = iter(self._own.reader.under(readings))
+        forced = iter(self._own.reader.under(readings, kept))
         made = {}
         for pole in doses:
             own, other = next(forced), next(forced)

@@ -6,6 +6,7 @@ A vector toward sadness or formality holds some of what makes a chat model decli
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
 from localsteer.reading.activations import read_activations
+from localsteer.reading.kept import KeptPrompts
 from localsteer.reading.prompt import prompt_tokens
 from localsteer.reading.rows import Span, read_means
 from localsteer.vector.control_vector import Floats
@@ -52,6 +54,10 @@ _USUAL = tuple(
     for who in ("I", "As an AI language model, I", "As an artificial intelligence language model, I")
     for what in (" cannot", " am unable to")
 )
+
+# So many tokens of the openings are read first: most have become unlikely by then, and are left out. TODO
+_GLANCES = (1, 3)
+_UNLIKELY = 0.001
 
 
 def refuses(text: str) -> bool:
@@ -136,14 +142,37 @@ def _requests() -> dict[str, list[str]]:
 
 
 def chances_of_refusal(
-    model: Model, openings: Sequence[Tokens], prompts: Sequence[Tokens], edits: Sequence[Edit | None]
+    model: Model,
+    openings: Sequence[Tokens],
+    prompts: Sequence[Tokens],
+    edits: Sequence[Edit | None],
+    kept: KeptPrompts | None = None,
 ) -> NDArray[np.float64]:
-    """How likely a refusal begins after prompts under edits: (n_edits,) mean over the prompts, from 0 to 1."""
+    """How likely a refusal begins after prompts under edits.
+
+    Args:
+        model: the model.
+        openings: the tokens that refusals begin with, of which none begins with another one.
+        prompts: as tokens.
+        edits: what is done to the residual stream from the last token of the prompt on.
+        kept: the prompts, where there are several passes.
+
+    Returns:
+        (n_edits,) mean over the prompts, from 0 to 1, less what is hardly likely.
+    """
     whole = [(edit, prompt, opening) for edit in edits for prompt in prompts for opening in openings]
-    spans = [Span(prompt + opening, len(prompt), None, edit) for edit, prompt, opening in whole]
-    if not spans:
-        return np.zeros(len(edits))
-    lengths = np.array([len(opening) for _, _, opening in whole])
-    chances = np.exp(-read_means(model, spans, (), want_nll=True).nll * lengths)
+    chances = np.ones(len(whole))
+    with contextlib.nullcontext(kept) if kept is not None else KeptPrompts(model, prompts) as held:
+        ahead = list(range(len(whole)))
+        for length in (*_GLANCES, None):
+            spans = []
+            for number in ahead:
+                edit, prompt, opening = whole[number]
+                spans.append(Span(prompt + opening[:length], len(prompt), None, edit))
+            nll = read_means(model, spans, (), want_nll=True, kept=held).nll * [len(span.places) for span in spans]
+            chances[ahead] = np.exp(-nll)
+            ahead = [number for number in ahead if len(whole[number][2]) > (length or np.inf)]
+            chances[[number for number in ahead if chances[number] < _UNLIKELY]] = 0
+            ahead = [number for number in ahead if chances[number]]
     means: NDArray[np.float64] = chances.reshape(len(edits), len(prompts), len(openings)).sum(axis=2).mean(axis=1)
     return means

@@ -58,6 +58,13 @@ class Batch:
             outputs=outputs,
         )
 
+    def only(self, rows: NDArray[np.intp]) -> Batch:
+        """Some of its tokens, in ascending order."""
+        of_rows = np.zeros(len(self), bool)
+        of_rows[rows] = True
+        ids = self.sequence_ids[np.repeat(of_rows, self.sequence_counts)]
+        return Batch(self.tokens[rows], self.positions[rows], self.sequence_counts[rows], ids, self.outputs[rows])
+
     def split(self, size: int, n_outputs: int | None = None) -> Iterator[Batch]:
         """The batch in consecutive parts of at most `size` tokens, at most `n_outputs` of which ask for logits."""
         ends = np.concatenate(([0], np.cumsum(self.sequence_counts)))
@@ -301,9 +308,9 @@ class Context(Closing):
             return True
         return int(self._llama.llama_memory_seq_pos_min(self._memory, sequence)) <= max(0, start + 1 - window)
 
-    def copy_sequence(self, source: int, target: int) -> None:
-        """Let `target` share all that `source` holds."""
-        self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+    def copy_sequence(self, source: int, target: int, stop: int = -1) -> None:
+        """Let `target` share all that `source` holds, or what it holds before position `stop`."""
+        self._llama.llama_memory_seq_cp(self._memory, source, target, -1, stop)
 
     def sequence_bytes(self, sequence: int) -> int:
         """How many bytes `sequence_state` would be."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, Rows
 from localsteer.llama.sampling import Sampling
+from localsteer.reading.kept import KeptPrompts
 from localsteer.reading.rows import Span, read
 
 Floats = NDArray[np.float64]
@@ -125,13 +126,18 @@ class ForcedReader:
         self._plain: Floats | None = None
         self._before: dict[tuple[int, int], NDArray[np.float16]] = {}
 
-    def under(self, readings: Sequence[Reading]) -> list[Forced]:
+    def prompts(self) -> KeptPrompts:
+        """Its prompts: several passes with them compute each once."""
+        return KeptPrompts(self._model, self._prompts)
+
+    def under(self, readings: Sequence[Reading], kept: KeptPrompts | None = None) -> list[Forced]:
         """Read answers under edits, in one pass; what comes before an edit begins is computed once.
 
         The first pass also reads all of them unsteered. Nothing is compared in it.
 
         Args:
             readings: which answers, and under what.
+            kept: the prompts, where there are several passes.
 
         Raises:
             ModelError: llama.cpp does not show the residual stream of this architecture.
@@ -158,7 +164,7 @@ class ForcedReader:
                         before = self._before[number, place]
                         kls.setdefault(id(reading), []).append(float(np.exp(logprobs) @ (logprobs - before)))
 
-        for _ in read(self._model, spans, (), want_nll=True, on_prediction=take):
+        for _ in read(self._model, spans, (), want_nll=True, on_prediction=take, kept=kept):
             pass
         if self._plain is None:
             self._plain, found = np.split(found, [len(self._prompts)])

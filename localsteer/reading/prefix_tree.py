@@ -116,11 +116,6 @@ def _grow(prompts: Sequence[Sequence[int]], group: Sequence[int]) -> PrefixTree:
     return PrefixTree(batch, tuple(paths), tuple(group), leaf + 1)
 
 
-def context_size(trees: Sequence[PrefixTree]) -> tuple[int, int]:
-    """The cells and sequences that a context needs to hold any one of these trees."""
-    return max(len(tree.batch) for tree in trees), max(tree.n_sequences for tree in trees)
-
-
 def lay_out(model: Model, prompts: Sequence[Sequence[int]]) -> list[PrefixTree]:
     """The trees for a model: shared where its sequences can share tokens, one prompt each otherwise."""
     return list(grow_trees(prompts, share=model.sequences_share_tokens))

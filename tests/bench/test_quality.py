@@ -43,6 +43,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(INSTRUMENTS, "shouting", SHOUTING)
     for module in (records, retention):
         monkeypatch.setattr(module, "FOLDER", tmp_path / "records")
+    monkeypatch.setattr(retention, "user_cache_path", lambda _name: tmp_path / "cache")
     monkeypatch.setattr(pages, "_HERE", tmp_path)
     monkeypatch.setattr(pages, "_OVERVIEW", tmp_path / "QUALITY.md")
     monkeypatch.setattr(pages, "shipped_folder", lambda: tmp_path)
@@ -298,6 +299,30 @@ def test_retention_is_measured_once_and_kept_with_what_it_was_measured_by(
     retention.measure(tiny, "demo", ["happy"], size)
     with pytest.raises(TypeError):
         retention.measure(tiny, "demo", ["happy"], replace(size, instructions=4))
+
+
+def test_questions_that_were_read_are_not_read_again(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [retention.Question(f"What is {number}?", "ABCD"[number % 4]) for number in range(7)]
+    prompts = [tuple(tiny.tokenize(one.text)) for one in asked]
+    edits = [None, Edit(random_rows(tiny, (1,), 0))]
+    monkeypatch.setattr(retention, "_AT_ONCE", 3)
+    whole, read = retention._right(tiny, prompts, asked, edits), retention._right
+    turns: list[int] = []
+
+    def interrupted(model: Model, some: list[tuple[int, ...]], *others: Any) -> Any:
+        turns.append(len(some))
+        if len(turns) == 2:
+            raise KeyboardInterrupt
+        return read(model, some, *others)
+
+    monkeypatch.setattr(retention, "_right", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        retention._right_in_turns(tiny, prompts, asked, edits, ("key",))
+    np.testing.assert_allclose(retention._right_in_turns(tiny, prompts, asked, edits, ("key",)), whole, atol=0.01)
+    retention._right_in_turns(tiny, prompts, asked, edits, ("key",))
+    assert turns == [3, 3, 3, 1]
+    retention._right_in_turns(tiny, prompts, asked, edits, ("other",))
+    assert sum(turns[4:]) == 7
 
 
 def test_no_steering_loses_nothing(tiny: Model) -> None:

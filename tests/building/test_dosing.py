@@ -16,6 +16,7 @@ from localsteer.engine.request import Answer, Request
 from localsteer.errors import CalibrationError, ModelError, VectorError
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
+from localsteer.reading.kept import KeptPrompts
 from localsteer.steering.dose import relative_dose
 from localsteer.vector.calibration import POLES
 from localsteer.vector.control_vector import ControlVector, Provenance
@@ -136,7 +137,9 @@ def refusing(monkeypatch: pytest.MonkeyPatch, chances: Callable[[Edit | None], f
     """Let a model begin refusals with so much of a chance under an edit."""
     monkeypatch.setattr("localsteer.building.own_answers.refusal_openings", lambda _model: ((1, 2),))
 
-    def found(_model: Model, openings: Sequence[object], prompts: Sequence[object], edits: Sequence[Edit | None]) -> Floats64:
+    def found(
+        _model: Model, openings: Sequence[object], prompts: Sequence[object], edits: Sequence[Edit | None], _kept: KeptPrompts
+    ) -> Floats64:
         assert openings
         assert prompts
         return np.array([chances(edit) for edit in edits])

@@ -156,7 +156,8 @@ def chance_alone(model: Model, prompt: tuple[int, ...], opening: tuple[int, ...]
     return float(np.prod([own[token] for own, token in zip(chances, opening, strict=True)]))
 
 
-def test_the_chance_of_a_refusal_is_that_of_any_of_its_openings(steerable: Model) -> None:
+def test_the_chance_of_a_refusal_is_that_of_any_of_its_openings(steerable: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusal, "_UNLIKELY", 0.0)
     edits = [None, random_edit(steerable, seed=6), random_edit(steerable, seed=7)]
     found = chances_of_refusal(steerable, OPENINGS, PROMPTS, edits)
     alone = [
@@ -165,6 +166,25 @@ def test_the_chance_of_a_refusal_is_that_of_any_of_its_openings(steerable: Model
     ]
     np.testing.assert_allclose(found, alone, rtol=0.1)
     assert len(set(found.tolist())) == 3
+
+
+def test_what_is_unlikely_from_the_first_token_is_not_read_on(tiny: Model, decoded: list[int]) -> None:
+    """Openings that begin with what the model would say first, and with what it would not."""
+    firsts = [run_alone(tiny, prompt, read=False).logits[-1] for prompt in PROMPTS]
+    likely = [int(logits.argmax()) for logits in firsts]
+    unlikely = int(np.max(firsts, axis=0).argmin())
+    openings = [
+        (token, int(run_alone(tiny, (*prompt, token), read=False).logits[-1].argmax()))
+        for token, prompt in dict(zip(likely, PROMPTS, strict=True)).items()
+    ]
+    decoded.clear()
+    (plain,) = chances_of_refusal(tiny, openings, PROMPTS, [None])
+    run = sum(decoded)
+    decoded.clear()
+    (found,) = chances_of_refusal(tiny, [*openings, (unlikely, 65, 66, 67, 68)], PROMPTS, [None])
+    assert sum(decoded) == run
+    assert found == pytest.approx(plain, rel=0.01)
+    assert found > 0.05
 
 
 def test_some_beginning_is_certain(tiny: Model) -> None:

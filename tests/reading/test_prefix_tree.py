@@ -7,7 +7,7 @@ import pytest
 
 from localsteer.llama.model import Model
 from localsteer.reading import prefix_tree
-from localsteer.reading.prefix_tree import PrefixTree, common_beginning, context_size, grow_trees, lay_out
+from localsteer.reading.prefix_tree import PrefixTree, common_beginning, grow_trees, lay_out
 
 Prompts = list[list[int]]
 
@@ -159,11 +159,6 @@ def test_prompts_that_need_no_sequence_do_not_use_up_the_limit(monkeypatch: pyte
 
 def test_no_prompts_have_no_trees() -> None:
     assert list(grow_trees([])) == []
-
-
-def test_a_context_must_hold_the_largest_of_the_trees() -> None:
-    trees = [*grow_trees([[1, 2, 3, 4, 5, 6]]), *grow_trees([[1], [2], [3]])]
-    assert context_size(trees) == (6, 3)
 
 
 def test_a_model_gets_trees_that_its_sequences_allow(tiny_model: Callable[[str], Model]) -> None:

@@ -11,10 +11,11 @@ import pytest
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
-from localsteer.reading import rows
+from localsteer.reading import kept
 from localsteer.reading.activations import read_activations
+from localsteer.reading.kept import MAX_OUTPUTS
 from localsteer.reading.projection import project
-from localsteer.reading.rows import MAX_OUTPUTS, Part, Span, read, read_means, read_tokens
+from localsteer.reading.rows import Part, Span, read, read_means, read_tokens
 from localsteer.reading.scoring import Scored, answer_nll, reread
 from localsteer.vector.control_vector import ControlVector
 from tests.conftest import LOGIT_NOISE, ROW_NOISE, Floats, TinyModel, random_tokens, run_alone
@@ -64,8 +65,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
             found.stops.append((tuple(layers), stop))
             super().watch(layers, stop=stop)
 
-    monkeypatch.setattr(rows, "Context", Watched)
-    monkeypatch.setattr(rows, "ResidualTap", Tap)
+    monkeypatch.setattr(kept, "Context", Watched)
+    monkeypatch.setattr(kept, "ResidualTap", Tap)
     return found
 
 
@@ -258,8 +259,8 @@ def test_texts_are_read_each_under_an_edit_of_its_own_as_in_a_run_of_their_own(s
 def test_what_an_edit_leaves_alone_is_computed_once(tiny: Model, asked: Asked) -> None:
     text = (*STEM, *random_tokens(30, seed=3))
     read_means(tiny, [Span(text, 20), *(Span(text, 20, None, edit_of(tiny, seed, 1)) for seed in (1, 2, 1))], (), want_nll=True)
-    # Twice the same edit is one; it begins with the last token of the stem.
-    assert asked.tokens == [20 + 30 + 2 * 31]
+    # Twice the same edit is one; it begins with the last token of the stem. The last token of an answer predicts nothing.
+    assert asked.tokens == [20 + 29 + 2 * 30]
 
 
 def test_what_may_stand_at_a_place_is_told_to_all_that_read_it(tiny: Model) -> None:
