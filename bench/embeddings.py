@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from bench.models import base_model, demo_model, real_model
 from localsteer.llama.model import Model
 from localsteer.reading.embedding import embedding_layer
-from localsteer.reading.rows import Span, read_means
+from localsteer.reading.rows import read_means
+from localsteer.reading.span import Span
 
 
 def main() -> None:

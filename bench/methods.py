@@ -42,7 +42,8 @@ from localsteer.reading.activations import read_activations
 from localsteer.reading.forced import Reading, Said
 from localsteer.reading.listening import Heard, cross_entropies
 from localsteer.reading.prompt import prompt_tokens
-from localsteer.reading.rows import Span, read
+from localsteer.reading.rows import read
+from localsteer.reading.span import Span
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import OTHER, POLES, SIGN
@@ -123,7 +124,6 @@ def _natural_shares(doser: Doser, plain: ControlVector, unit: Floats, dose: floa
     """Of each layer: gain over KL when it is steered alone, shrunk half-way toward equal."""
     own, worth = doser.own, {}
     reader = own.reader
-    reader.under([])  # of a first pass nothing is compared
     readings = []
     for layer in plain.layers:
         alone = np.zeros_like(unit)
@@ -176,16 +176,16 @@ def _measured(
 def _ways(model: Model, name: str, neutral: _Neutral, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     contrast = load_concept(shipped_folder() / name / "concept.yaml")
     plain = extract(model, contrast, ExtractionSettings(dose=False, keep_refusal=True))
-    doser = Doser(model, contrast, seed=_SEED)
-    for way, (direction, shares) in _directions(model, contrast, plain, neutral).items():
-        if way not in known:
-            yield way, _measured(model, doser, plain, direction, shares)
-    if "natural layer weights" not in known:
-        unit = plain.rows(model.n_layer)
-        dose = 0.3 if model.n_layer == 30 else 0.6
-        shares = _natural_shares(doser, plain, unit, dose)
-        assert plain.provenance.estimate is not None
-        yield "natural layer weights", _measured(model, doser, plain, plain.provenance.estimate, shares)
+    with Doser(model, contrast, seed=_SEED) as doser:
+        for way, (direction, shares) in _directions(model, contrast, plain, neutral).items():
+            if way not in known:
+                yield way, _measured(model, doser, plain, direction, shares)
+        if "natural layer weights" not in known:
+            unit = plain.rows(model.n_layer)
+            dose = 0.3 if model.n_layer == 30 else 0.6
+            shares = _natural_shares(doser, plain, unit, dose)
+            assert plain.provenance.estimate is not None
+            yield "natural layer weights", _measured(model, doser, plain, plain.provenance.estimate, shares)
 
 
 def _scheduled(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

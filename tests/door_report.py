@@ -33,7 +33,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Write what this run has tried."""
     page = os.environ.get("LOCALSTEER_DOORS")
     of_outcomes = {outcome: terminalreporter.stats.get(outcome, []) for outcome in ("passed", "failed", "error")}
-    lost = [one for kind in ("failed", "error") for one in of_outcomes[kind] if _DOOR not in dict(one.user_properties)]
+    lost = [
+        one for kind in ("failed", "error") for one in of_outcomes[kind] if _DOOR not in dict(getattr(one, "user_properties", ()))
+    ]
     if page and lost:  # as where a worker died: of which door, nobody says
         terminalreporter.write_line(f"{page} is left as it was: {lost[0].nodeid} failed and names no door.", red=True)
     elif page:

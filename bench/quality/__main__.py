@@ -93,35 +93,35 @@ def _measure(model: Model, which: str, name: str, ways: Sequence[str], size: Siz
     machine = describe_machine()
     by = f"{machine['CPU']}, llama-cpp-python {machine['llama-cpp-python']}, localsteer {machine['localsteer']}"
     ships = model.path == demo_model()
-    steering = Ways(model, concept, contrast, Shelf.for_model(model.path, shipped_folder() if ships else None), ships)
-    for way, pole in [(UNSTEERED, None), *((way, pole) for way in ways for pole in POLES)]:
-        try:
-            key = "" if pole is None else steering.key(way)
-            if record.has(way, pole, key, size.answers):
+    with Ways(model, concept, contrast, Shelf.for_model(model.path, shipped_folder() if ships else None), ships) as steering:
+        for way, pole in [(UNSTEERED, None), *((way, pole) for way in ways for pole in POLES)]:
+            try:
+                key = "" if pole is None else steering.key(way)
+                if record.has(way, pole, key, size.answers):
+                    continue
+                plan = steering.plan(way, pole) if pole is not None else None
+            except CalibrationError as error:
+                _say(f"{name}, {way}: {error.message}")
+                record.fail(way, error.message)
+                record.keep()
                 continue
-            plan = steering.plan(way, pole) if pole is not None else None
-        except CalibrationError as error:
-            _say(f"{name}, {way}: {error.message}")
-            record.fail(way, error.message)
+            except (ToolsError, MeasurementError) as error:  # a peer's, on this machine: the others go on
+                _say(f"{name}, {way}: {error}")
+                continue
+            given = ask(
+                model,
+                contrast,
+                questions,
+                count=size.answers,
+                heard=size.heard,
+                max_tokens=instrument.max_tokens,
+                plan=plan,
+                systems=steering.systems(way, pole) if pole is not None else (),
+            )
+            dose = plan.relative_dose if plan is not None else None
+            record.put(way, pole, {"key": key, "dose": dose, "by": by, "texts": given.texts, "heard": given.heard})
             record.keep()
-            continue
-        except (ToolsError, MeasurementError) as error:  # a peer's, on this machine: the others go on
-            _say(f"{name}, {way}: {error}")
-            continue
-        given = ask(
-            model,
-            contrast,
-            questions,
-            count=size.answers,
-            heard=size.heard,
-            max_tokens=instrument.max_tokens,
-            plan=plan,
-            systems=steering.systems(way, pole) if pole is not None else (),
-        )
-        dose = plan.relative_dose if plan is not None else None
-        record.put(way, pole, {"key": key, "dose": dose, "by": by, "texts": given.texts, "heard": given.heard})
-        record.keep()
-        _say(f"{model.name}, {name}: {way}{f', {pole}' if pole is not None else ''}: {record.scores(way, pole).mean():.2f}")
+            _say(f"{model.name}, {name}: {way}{f', {pole}' if pole is not None else ''}: {record.scores(way, pole).mean():.2f}")
 
 
 def _say(text: str) -> None:

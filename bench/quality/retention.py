@@ -40,7 +40,8 @@ from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, Rows
 from localsteer.llama.sampling import Sampling
 from localsteer.reading.prompt import prompt_tokens
-from localsteer.reading.rows import Span, read
+from localsteer.reading.rows import read
+from localsteer.reading.span import Span
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import POLES, SIGN

@@ -28,6 +28,7 @@ from localsteer.calibration.report import write_report
 from localsteer.concepts.contrast import Contrast, Pair
 from localsteer.concepts.names import LibraryConcept
 from localsteer.errors import CalibrationError, VectorError
+from localsteer.llama.closing import Closing
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.reading.forced import Reading
@@ -51,8 +52,10 @@ _VERSION = 1
 
 
 @dataclass(eq=False)
-class Ways:
+class Ways(Closing):
     """What each way does, for one concept on one model; everything is built, dosed or calibrated when it is first asked for.
+
+    A context manager.
 
     Attributes:
         model: the model.
@@ -115,6 +118,11 @@ class Ways:
         if way in (FRESH, NULL):
             return self.fresh
         return self._anchored if way == ANCHORED else self._calibrated
+
+    def close(self) -> None:
+        """Free what dosing holds."""
+        if doser := self.__dict__.get("_doser"):
+            doser.close()
 
     # ---- ours
 
@@ -189,7 +197,6 @@ class Ways:
         edits = {pole: [Edit(ours[pole]), *(Edit(like[pole], scale=factor) for factor in _NULL_FACTORS)] for pole in POLES}
         own = self._doser.own
         compared = [number for pole in POLES for number in own.read[pole][:2]]
-        own.reader.under([])  # unsteered, which the others are compared with
         readings = [Reading(edit, compared) for pole in POLES for edit in edits[pole]]
         kl = np.array([one.kl for one in own.reader.under(readings)]).reshape(len(POLES), -1)
         hidden = vector.provenance.hidden_norm

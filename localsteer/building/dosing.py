@@ -19,17 +19,14 @@ from numpy.typing import NDArray
 
 from localsteer.building.dose_search import LADDER, DoseSearch
 from localsteer.building.own_answers import OwnAnswers, Progress
-from localsteer.building.refusal import chances_of_refusal, is_about_refusing, read_refusal
+from localsteer.building.refusal import is_about_refusing, read_refusal
 from localsteer.concepts.contrast import Contrast
-from localsteer.concepts.descriptions import everyday_questions
 from localsteer.errors import CalibrationError
-from localsteer.llama.chat_template import Message
+from localsteer.llama.closing import Closing
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.reading.forced import Forced, Reading
 from localsteer.reading.hidden_norm import read_hidden_norm
-from localsteer.reading.kept import KeptPrompts
-from localsteer.reading.prompt import prompt_tokens
 from localsteer.reading.scoring import Scored, answer_nll
 from localsteer.steering.dose import relative_dose
 from localsteer.steering.expression import Steering
@@ -64,12 +61,11 @@ INCOHERENT = 1.2
 _WEAKER = 0.75
 _WEAKENED = 2
 _BETTER = 0.3
-# By how much likelier a refusal may begin, of 1: mean over so many everyday questions; and where it is more, the shares of a dose
+# By how much likelier a refusal may begin, of 1: mean over some everyday questions; and where it is more, the shares of a dose
 # between which that is looked for. Likelier by some 0.06 and 0.1, formal and sad on the 1.5B refused 9 and 6 of 20 questions, of
 # which 3 are refused unsteered. Of formal's dose there the first 5 questions said 0.018, the first 10 and all 20 0.030 and 0.026.
 # At 0.02 they refuse 5 and 5 of 20; at 0.01, which halves their doses, 5 and 6: two more than unsteered are no more than chance.
 REFUSED = 0.02
-_REFUSABLE = 8
 _REFUSED_SHARES = (0.0, 1 / 3, 2 / 3, 1.0)
 _LEAST_SHARE = 0.2
 _RESAMPLES = 1000
@@ -97,7 +93,8 @@ def dose(
         VectorError: the vector does not fit the model.
         ModelError: the model's residual stream cannot be read.
     """
-    return Doser(model, contrast, seed=seed, progress=progress).dose(vector)
+    with Doser(model, contrast, seed=seed, progress=progress) as doser:
+        return doser.dose(vector)
 
 
 def _hidden_norm(model: Model, vector: ControlVector) -> Floats:
@@ -126,8 +123,8 @@ class _AtDose:
     prompt_share: float
 
 
-class Doser:
-    """Doses one vector after another by the same own answers.
+class Doser(Closing):
+    """Doses one vector after another by the same own answers. A context manager.
 
     Args:
         model: the model.
@@ -150,6 +147,11 @@ class Doser:
             CalibrationError: the model gives no answers.
         """
         return OwnAnswers(self._model, self._contrast, seed=self._seed, progress=self._progress)
+
+    def close(self) -> None:
+        """Free what the own answers hold."""
+        if own := self.__dict__.get("own"):
+            own.close()
 
     def dose(self, vector: ControlVector) -> ControlVector:
         """The vector at its measured strength 1: arguments, result and errors are those of `dose`."""
@@ -181,12 +183,11 @@ class _Sides:
 
     def measured(self) -> dict[Pole, DosedSide]:
         self._tell("dosing", 0, 3)
-        with self._own.reader.prompts() as kept:
-            searches, found = self._search(kept)
-            self._tell("dosing", 1, 3)
-            most = self._unrefused({pole: searches[pole].dose for pole in POLES})
-            if limited := {pole: dose for pole, dose in most.items() if dose < searches[pole].dose}:
-                found |= self._near(limited, found, kept)
+        searches, found = self._search()
+        self._tell("dosing", 1, 3)
+        most = self._unrefused({pole: searches[pole].dose for pole in POLES})
+        if limited := {pole: dose for pole, dose in most.items() if dose < searches[pole].dose}:
+            found |= self._near(limited, found)
         self._tell("dosing", 2, 3)
         doses, coherence = self._confirm({pole: min(searches[pole].dose, most[pole]) for pole in POLES})
         self._tell("dosing", 3, 3)
@@ -208,7 +209,7 @@ class _Sides:
     def _edit(self, pole: Pole, dose: float) -> Edit:
         return Edit(self._unit, scale=SIGN[pole] * dose * self._own.voices.reach)
 
-    def _search(self, kept: KeptPrompts) -> tuple[dict[Pole, DoseSearch], dict[Pole, _AtDose]]:
+    def _search(self) -> tuple[dict[Pole, DoseSearch], dict[Pole, _AtDose]]:
         """Both poles at once: they share passes. What else is to be known near a pole's dose is read along with the first one."""
         mine, reader = self._own.read, self._own.reader
         searches = {pole: DoseSearch(self._tolerance, list(LADDER)) for pole in POLES}
@@ -222,7 +223,7 @@ class _Sides:
                 readings += [
                     Reading(self._edit(pole, share * dose), mine[pole][:_PROMPTED], steer_prompt=True) for share in _PROMPT_SHARES
                 ]
-            forced = iter(reader.under(readings, kept))
+            forced = iter(reader.under(readings))
             at: dict[Pole, list[Forced]] = {pole: [] for pole, _ in asked}
             for pole, _ in asked:
                 at[pole].append(next(forced))
@@ -244,36 +245,29 @@ class _Sides:
 
         Where they are at a fifth of its own already, it is that. A vector that is about refusing may refuse.
         """
-        model, openings = self._own.model, self._own.refusals
-        most = dict.fromkeys(POLES, float("inf"))
-        if not openings:
+        refusals, most = self._own.refusals, dict.fromkeys(POLES, float("inf"))
+        if not refusals.openings:
             return most
-        prompts = [prompt_tokens(model, [Message("user", question)]) for question in everyday_questions()[:_REFUSABLE]]
-
-        with KeptPrompts(model, prompts) as kept:
-
-            def chances(edits: Sequence[Edit | None]) -> NDArray[np.float64]:
-                return chances_of_refusal(model, openings, prompts, edits, kept)
-
-            before, *at_dose = chances([None, *(Edit(self._unit, scale=SIGN[pole] * dose) for pole, dose in doses.items())])
-            layers = np.flatnonzero(self._unit.any(axis=1))
-            if max(at_dose) > before + REFUSED and is_about_refusing(self._unit[layers], read_refusal(model, layers.tolist())):
-                return most
-            for (pole, dose), chance in zip(doses.items(), at_dose, strict=True):
-                if chance > before + REFUSED:
-                    shares = np.array(_REFUSED_SHARES)
-                    at = chances([Edit(self._unit, scale=SIGN[pole] * dose * share) for share in shares[1:-1]])
-                    curve = np.maximum.accumulate([before, *at, chance])
-                    most[pole] = dose * max(float(np.interp(before + REFUSED, curve, shares)), _LEAST_SHARE)
+        allowed = refusals.unsteered + REFUSED
+        at_dose = refusals.under([Edit(self._unit, scale=SIGN[pole] * dose) for pole, dose in doses.items()])
+        layers = np.flatnonzero(self._unit.any(axis=1)).tolist()
+        if max(at_dose) > allowed and is_about_refusing(self._unit[layers], read_refusal(self._own.model, layers)):
+            return most
+        for (pole, dose), chance in zip(doses.items(), at_dose, strict=True):
+            if chance > allowed:
+                shares = np.array(_REFUSED_SHARES)
+                at = refusals.under([Edit(self._unit, scale=SIGN[pole] * dose * share) for share in shares[1:-1]])
+                curve = np.maximum.accumulate([refusals.unsteered, *at, chance])
+                most[pole] = dose * max(float(np.interp(allowed, curve, shares)), _LEAST_SHARE)
         return most
 
-    def _near(self, doses: Mapping[Pole, float], found: Mapping[Pole, _AtDose], kept: KeptPrompts) -> dict[Pole, _AtDose]:
+    def _near(self, doses: Mapping[Pole, float], found: Mapping[Pole, _AtDose]) -> dict[Pole, _AtDose]:
         """What is to be known at weaker doses than those that were found."""
         mine, readings = self._own.read, []
         for pole, dose in doses.items():
             edit = self._edit(pole, dose)
             readings += [Reading(edit, mine[pole]), Reading(edit, mine[OTHER[pole]][:_READ_AT_LAST])]
-        forced = iter(self._own.reader.under(readings, kept))
+        forced = iter(self._own.reader.under(readings))
         made = {}
         for pole in doses:
             own, other = next(forced), next(forced)

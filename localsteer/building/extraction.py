@@ -21,7 +21,7 @@ from localsteer.errors import ContrastError, LocalsteerError
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.reading.activations import read_activations
-from localsteer.reading.rows import Span
+from localsteer.reading.span import Span
 from localsteer.vector.control_vector import ControlVector, Floats, Provenance, format_layers
 
 Position = Literal["last", "response"]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from localsteer.building.refusal import refusal_openings
+from localsteer.building.refusal import Refusals, refusal_openings
 from localsteer.building.voices import Tokens, voices
 from localsteer.concepts.contrast import Contrast
+from localsteer.concepts.descriptions import everyday_questions
 from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Answer, Request
 from localsteer.errors import CalibrationError
+from localsteer.llama.chat_template import Message
+from localsteer.llama.closing import Closing
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.reading.forced import ForcedReader, Said
+from localsteer.reading.kept import KeptPrompts
+from localsteer.reading.prompt import prompt_tokens
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import POLES, Pole
 
@@ -28,10 +33,13 @@ TOKENS = 10
 _WORDS = 64
 # Of each pole, those along which what the steered and the unsteered model say is compared.
 _COMPARED = 2
+# Everyday questions that may be refused. Of formal's dose on Qwen2.5-Coder 1.5B the first 5 said 0.018, the first 10 and all 20
+# 0.030 and 0.026.
+_REFUSABLE = 8
 
 
-class OwnAnswers:
-    """The answers of both poles to the same questions.
+class OwnAnswers(Closing):
+    """The answers of both poles to the same questions, and what else is known of a model before a vector is. A context manager.
 
     Args:
         model: the model.
@@ -44,7 +52,7 @@ class OwnAnswers:
         answers: by pole, one for each prompt.
         reader: reads those that are not empty again, after the prompts from which steering begins.
         read: by pole, which of the reader's those are.
-        refusals: the tokens with which the model's refusals begin.
+        refusals: how likely everyday questions are refused.
 
     Raises:
         CalibrationError: the model gives no answers.
@@ -58,8 +66,7 @@ class OwnAnswers:
         prompts = [(prompt, None) for pole in POLES for prompt in self.voices.own[pole]]
         tell("answering as each persona", 0, len(prompts))
         found = self.sample(prompts, min(_WORDS, model.n_vocab))
-        self.refusals = refusal_openings(model)
-        tell("answering as each persona", len(prompts), len(prompts))
+        openings = refusal_openings(model)
         half = len(found) // 2
         self.answers: dict[Pole, list[Answer]] = {"positive": found[:half], "negative": found[half:]}
         if not all(any(answer.tokens for answer in self.answers[pole]) for pole in POLES):
@@ -76,7 +83,22 @@ class OwnAnswers:
                     self.read[pole].append(len(starts))
                     starts.append(start)
                     said.append(Said.of(answer.tokens, [entry.likeliest for entry in answer.logprobs]))
-        self.reader = ForcedReader(model, starts, said, {number for pole in POLES for number in self.read[pole][:_COMPARED]})
+        everyday = everyday_questions()[:_REFUSABLE] if openings else ()
+        refusable = [prompt_tokens(model, [Message("user", question)]) for question in everyday]
+        self._kept = KeptPrompts(model, [*starts, *refusable])
+        try:
+            compared = {number for pole in POLES for number in self.read[pole][:_COMPARED]}
+            self.reader = ForcedReader(model, starts, said, compared, self._kept)
+            self.reader.under([])  # unsteered, which all others are compared with
+            self.refusals = Refusals(model, openings, refusable, self._kept)
+        except BaseException:
+            self._kept.close()
+            raise
+        tell("answering as each persona", len(prompts), len(prompts))
+
+    def close(self) -> None:
+        """Free what is kept of the prompts."""
+        self._kept.close()
 
     def sample(self, prompts: Sequence[tuple[Tokens, Plan | None]], words: int = 0) -> list[Answer]:
         """Answers to prompts, each with a seed of its own and with so many of the words that may stand at each place."""

@@ -6,7 +6,6 @@ A vector toward sadness or formality holds some of what makes a chat model decli
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Sequence
 
@@ -26,7 +25,8 @@ from localsteer.llama.sampling import Sampling
 from localsteer.reading.activations import read_activations
 from localsteer.reading.kept import KeptPrompts
 from localsteer.reading.prompt import prompt_tokens
-from localsteer.reading.rows import Span, read_means
+from localsteer.reading.rows import read_means
+from localsteer.reading.span import Span
 from localsteer.vector.control_vector import Floats
 
 # Not every regret: "I'm sorry to hear that", "I can't wait" and "I can't help but smile" answer.
@@ -46,7 +46,9 @@ LESS_REFUSAL = ", less refusal"
 """What the method of a vector without its refusal component ends with."""
 # Of the requests, those that are answered to learn how refusals begin.
 _ASKED = 6
+# Both of models by their content; directions layer by layer.
 _OPENINGS: dict[str, tuple[Tokens, ...]] = {}
+_DIRECTIONS: dict[tuple[str, int], Floats] = {}
 # How a model that refuses what it should declines other things as well: at a dose that only "I'm sorry, but" had limited, formal
 # on Qwen2.5-Coder 1.5B was "unable to provide a description of a garden" and the like for 9 of 20 questions.
 _USUAL = tuple(
@@ -54,9 +56,7 @@ _USUAL = tuple(
     for who in ("I", "As an AI language model, I", "As an artificial intelligence language model, I")
     for what in (" cannot", " am unable to")
 )
-
-# So many tokens of the openings are read first: most have become unlikely by then, and are left out. TODO
-_GLANCES = (1, 3)
+# An opening that is less likely than this by some token of it counts for nothing: TODO
 _UNLIKELY = 0.001
 
 
@@ -106,7 +106,7 @@ def read_refusal(model: Model, layers: Sequence[int]) -> Floats:
     It is read at the last token of the prompt, where the model is about to answer.
 
     Args:
-        model: the model.
+        model: the model. What was found is kept for as long as the process lives: what is built is dosed next.
         layers: block indices.
 
     Returns:
@@ -115,12 +115,15 @@ def read_refusal(model: Model, layers: Sequence[int]) -> Floats:
     Raises:
         ModelError: llama.cpp does not show the residual stream of this architecture.
     """
-    kinds = [[Span(prompt_tokens(model, [Message("user", text)])) for text in texts] for texts in _requests().values()]
-    values = read_activations(model, [span for spans in kinds for span in spans], layers).values
-    refused, answered = np.split(values, [len(kinds[0])])
-    found = refused.mean(axis=0) - answered.mean(axis=0)
-    unit: Floats = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return unit
+    content = model.fingerprint.content
+    if unknown := [layer for layer in layers if (content, layer) not in _DIRECTIONS]:
+        kinds = [[Span(prompt_tokens(model, [Message("user", text)])) for text in texts] for texts in _requests().values()]
+        values = read_activations(model, [span for spans in kinds for span in spans], unknown).values
+        refused, answered = np.split(values, [len(kinds[0])])
+        found = refused.mean(axis=0) - answered.mean(axis=0)
+        unit = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        _DIRECTIONS.update({(content, layer): row for layer, row in zip(unknown, unit, strict=True)})
+    return np.stack([_DIRECTIONS[content, layer] for layer in layers])
 
 
 def without_component(directions: Floats, unit: Floats) -> Floats:
@@ -141,6 +144,32 @@ def _requests() -> dict[str, list[str]]:
     return found
 
 
+class Refusals:
+    """How likely everyday questions are refused.
+
+    Args:
+        model: the model.
+        openings: the tokens that its refusals begin with; none for a model that refuses nothing.
+        prompts: the questions, as tokens.
+        kept: the prompts, which are computed once.
+
+    Attributes:
+        openings: the same.
+        unsteered: how likely without steering, mean over the questions, from 0 to 1.
+    """
+
+    def __init__(self, model: Model, openings: Sequence[Tokens], prompts: Sequence[Tokens], kept: KeptPrompts) -> None:
+        self.openings = openings
+        self._model = model
+        self._prompts = prompts
+        self._kept = kept
+        self.unsteered = float(self.under([None])[0])
+
+    def under(self, edits: Sequence[Edit | None]) -> NDArray[np.float64]:
+        """The same under edits: (n_edits,)."""
+        return chances_of_refusal(self._model, self.openings, self._prompts, edits, self._kept)
+
+
 def chances_of_refusal(
     model: Model,
     openings: Sequence[Tokens],
@@ -158,21 +187,12 @@ def chances_of_refusal(
         kept: the prompts, where there are several passes.
 
     Returns:
-        (n_edits,) mean over the prompts, from 0 to 1, less what is hardly likely.
+        (n_edits,) mean over the prompts, from 0 to 1, but for openings that are hardly likely.
     """
     whole = [(edit, prompt, opening) for edit in edits for prompt in prompts for opening in openings]
-    chances = np.ones(len(whole))
-    with contextlib.nullcontext(kept) if kept is not None else KeptPrompts(model, prompts) as held:
-        ahead = list(range(len(whole)))
-        for length in (*_GLANCES, None):
-            spans = []
-            for number in ahead:
-                edit, prompt, opening = whole[number]
-                spans.append(Span(prompt + opening[:length], len(prompt), None, edit))
-            nll = read_means(model, spans, (), want_nll=True, kept=held).nll * [len(span.places) for span in spans]
-            chances[ahead] = np.exp(-nll)
-            ahead = [number for number in ahead if len(whole[number][2]) > (length or np.inf)]
-            chances[[number for number in ahead if chances[number] < _UNLIKELY]] = 0
-            ahead = [number for number in ahead if chances[number]]
-    means: NDArray[np.float64] = chances.reshape(len(edits), len(prompts), len(openings)).sum(axis=2).mean(axis=1)
+    spans = [Span(prompt + opening, len(prompt), None, edit) for edit, prompt, opening in whole]
+    nll = read_means(model, spans, (), want_nll=True, least=_UNLIKELY, kept=kept).nll
+    chances = np.exp(-nll * [len(opening) for _, _, opening in whole])
+    of_prompts = chances.reshape(len(edits), len(prompts), len(openings)).sum(axis=2)
+    means: NDArray[np.float64] = of_prompts.sum(axis=1) / max(1, len(prompts))
     return means

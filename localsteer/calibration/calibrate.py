@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from localsteer.building.dosing import Doser
+from localsteer.building.dosing import dose
 from localsteer.building.layers import scale_to_dose
 from localsteer.building.own_answers import Progress
 from localsteer.calibration.effort import QUICK, THOROUGH, Effort
@@ -132,7 +132,7 @@ class Calibrator:
         """The vector, dosed on this model: in seconds, where it was not."""
         if self._is_dosed:
             return self._given
-        return Doser(self.model, self.contrast, seed=self.settings.seed, progress=self._on_dosing).dose(self._given)
+        return dose(self.model, self._given, self.contrast, seed=self.settings.seed, progress=self._on_dosing)
 
     @property
     def _is_dosed(self) -> bool:

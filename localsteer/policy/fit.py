@@ -21,7 +21,8 @@ from localsteer.policy.examples import Example
 from localsteer.policy.probe_classifier import Scores, moving_mean, projection
 from localsteer.policy.statistics import auroc, measure
 from localsteer.policy.text_rows import answer_span, message_span
-from localsteer.reading.rows import Progress, Span, read_means, read_tokens
+from localsteer.reading.rows import Progress, read_means, read_tokens
+from localsteer.reading.span import Span
 from localsteer.vector.control_vector import ControlVector, Floats, Provenance
 from localsteer.vector.probe import Metrics, Probe, Watch
 

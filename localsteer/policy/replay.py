@@ -19,7 +19,8 @@ from localsteer.policy.examples import Example
 from localsteer.policy.policy import Policy
 from localsteer.policy.statistics import measure
 from localsteer.policy.text_rows import answer_span, answer_tokens, message_span
-from localsteer.reading.rows import Part, Span, read_tokens
+from localsteer.reading.rows import read_tokens
+from localsteer.reading.span import Part, Span
 from localsteer.vector.probe import Metrics
 
 

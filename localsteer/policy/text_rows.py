@@ -6,7 +6,7 @@ from localsteer.errors import PolicyError
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.reading.prompt import latest_message, prompt_tokens
-from localsteer.reading.rows import Span
+from localsteer.reading.span import Span
 
 # What a lone answer is taken to be an answer to: the template wants a question, and this one hints at nothing.
 NEUTRAL_MESSAGE = "Go on."

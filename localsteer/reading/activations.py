@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from localsteer.errors import ContrastError
 from localsteer.llama.model import Model
-from localsteer.reading.rows import Means, Progress, Span, read_means
+from localsteer.reading.rows import Means, Progress, read_means
+from localsteer.reading.span import Span
 
 
 def read_activations(model: Model, spans: Sequence[Span], layers: Sequence[int], progress: Progress | None = None) -> Means:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
-from localsteer.reading.rows import Span, read_means
+from localsteer.reading.rows import read_means
+from localsteer.reading.span import Span
 
 # Of the way from the first block to the last. By the mean over all tokens a question found itself again in other words, among
 # thirty, for 80 per cent (SmolLM2-135M), 88 (Gemma 3 270M) and 93 (Qwen2.5-Coder 1.5B), and behind the last block for 62, 85 and

@@ -17,7 +17,8 @@ from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, Rows
 from localsteer.llama.sampling import Sampling
 from localsteer.reading.kept import KeptPrompts
-from localsteer.reading.rows import Span, read
+from localsteer.reading.rows import read
+from localsteer.reading.span import Span
 
 Floats = NDArray[np.float64]
 
@@ -111,33 +112,35 @@ class ForcedReader:
         answers: what the persona said; one for each prompt.
         compared: the answers along which what the steered and the unsteered model say is compared (`Forced.kl`). Every token of
             them keeps two bytes for each word of the vocabulary: 0.3 MB on a model with 150,000.
+        kept: the prompts, where they shall be computed once for all passes.
 
     Raises:
         ModelError: llama.cpp does not show the residual stream of this architecture.
     """
 
     def __init__(
-        self, model: Model, prompts: Sequence[tuple[int, ...]], answers: Sequence[Said], compared: Collection[int] = ()
+        self,
+        model: Model,
+        prompts: Sequence[tuple[int, ...]],
+        answers: Sequence[Said],
+        compared: Collection[int] = (),
+        kept: KeptPrompts | None = None,
     ) -> None:
         self._model = model
         self._prompts = prompts
         self._answers = answers
         self._compared = compared
+        self._kept = kept
         self._plain: Floats | None = None
         self._before: dict[tuple[int, int], NDArray[np.float16]] = {}
 
-    def prompts(self) -> KeptPrompts:
-        """Its prompts: several passes with them compute each once."""
-        return KeptPrompts(self._model, self._prompts)
-
-    def under(self, readings: Sequence[Reading], kept: KeptPrompts | None = None) -> list[Forced]:
+    def under(self, readings: Sequence[Reading]) -> list[Forced]:
         """Read answers under edits, in one pass; what comes before an edit begins is computed once.
 
         The first pass also reads all of them unsteered. Nothing is compared in it.
 
         Args:
             readings: which answers, and under what.
-            kept: the prompts, where there are several passes.
 
         Raises:
             ModelError: llama.cpp does not show the residual stream of this architecture.
@@ -164,7 +167,7 @@ class ForcedReader:
                         before = self._before[number, place]
                         kls.setdefault(id(reading), []).append(float(np.exp(logprobs) @ (logprobs - before)))
 
-        for _ in read(self._model, spans, (), want_nll=True, on_prediction=take, kept=kept):
+        for _ in read(self._model, spans, (), want_nll=True, on_prediction=take, kept=self._kept):
             pass
         if self._plain is None:
             self._plain, found = np.split(found, [len(self._prompts)])

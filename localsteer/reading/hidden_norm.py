@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from localsteer.errors import ModelError
 from localsteer.llama.model import Model
 from localsteer.reading.activations import read_activations
-from localsteer.reading.rows import Span
+from localsteer.reading.span import Span
 
 # Any plain text does: on the demo model the norms of this one are within 10 % of those of a vector's prompts at most layers.
 _TEXT = (

@@ -75,6 +75,7 @@ class KeptPrompts(Closing):
         """
         wanted = [n_ctx, n_seq, n_outputs]
         if self._tree is not None:
+            steered = True  # by this pass or a later one
             wanted = [len(self._tree.batch) + max(n_ctx, _ROOM), self.n_sequences + MAX_SEQUENCES, MAX_OUTPUTS]
         context = self._context
         if context is not None and (context.tap is not None or not steered) and all(map(int.__ge__, self._size, wanted)):

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, Rows
 from localsteer.reading.forced import Said
-from localsteer.reading.rows import Span, read
+from localsteer.reading.rows import read
+from localsteer.reading.span import Span
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
-from localsteer.reading.rows import Part, Span, read_tokens
+from localsteer.reading.rows import read_tokens
+from localsteer.reading.span import Part, Span
 from localsteer.vector.control_vector import ControlVector
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
-from localsteer.reading.rows import Means, Span, read_means
+from localsteer.reading.rows import Means, read_means
+from localsteer.reading.span import Span
 
 
 @dataclass(frozen=True)

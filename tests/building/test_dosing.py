@@ -144,7 +144,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, chances: Callable[[Edit | None], f
         assert prompts
         return np.array([chances(edit) for edit in edits])
 
-    monkeypatch.setattr("localsteer.building.dosing.chances_of_refusal", found)
+    monkeypatch.setattr("localsteer.building.refusal.chances_of_refusal", found)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +161,7 @@ def test_a_pole_whose_dose_makes_refusals_likely_is_weakened_and_says_so(
 ) -> None:
     vector = extract(tiny, HAPPY, UNDOSED)
     monkeypatch.setattr("localsteer.building.dosing.answer_nll", lambda _model, pairs: np.zeros(len(pairs)))
+    refusing(monkeypatch, lambda _edit: 0.0)  # the same is read, in the same order
     whole = dose(tiny, vector, HAPPY).provenance.dosing
     assert whole is not None
     least = whole.sides["negative"].dose["response"]
@@ -185,6 +186,7 @@ def test_a_pole_whose_dose_makes_refusals_likely_is_weakened_and_says_so(
 
 def test_refusals_that_a_dose_makes_no_likelier_do_not_weaken_it(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     vector = extract(tiny, HAPPY, UNDOSED)
+    refusing(monkeypatch, lambda _edit: 0.0)  # the same is read, in the same order
     whole = measured(dose(tiny, vector, HAPPY))
     # A model that refuses much anyway, and a little more often or less so under steering.
     refusing(monkeypatch, lambda edit: 0.5 if edit is None else 0.51 if edit.scale > 0 else 0.1)
@@ -193,6 +195,7 @@ def test_refusals_that_a_dose_makes_no_likelier_do_not_weaken_it(tiny: Model, mo
 
 def test_a_vector_that_is_about_refusing_may_refuse(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     vector = extract(tiny, HAPPY, UNDOSED)
+    refusing(monkeypatch, lambda _edit: 0.0)  # the same is read, in the same order
     whole = measured(dose(tiny, vector, HAPPY))
     refusing(monkeypatch, lambda edit: 0.0 if edit is None else 0.9)
     rows = vector.rows(tiny.n_layer)[list(vector.layers)]
@@ -204,6 +207,7 @@ def test_a_vector_that_is_about_refusing_may_refuse(tiny: Model, monkeypatch: py
 def test_refusals_that_come_and_go_count_from_where_they_first_come(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     vector = extract(tiny, HAPPY, UNDOSED)
     monkeypatch.setattr("localsteer.building.dosing.answer_nll", lambda _model, pairs: np.zeros(len(pairs)))
+    refusing(monkeypatch, lambda _edit: 0.0)  # the same is read, in the same order
     whole = doses(dose(tiny, vector, HAPPY))["positive"][0]
 
     def chances(edit: Edit | None) -> float:

@@ -15,7 +15,8 @@ from localsteer.errors import ContrastError, LocalsteerError, ModelError
 from localsteer.llama.fingerprint import hash_texts
 from localsteer.llama.model import Model
 from localsteer.reading import activations
-from localsteer.reading.rows import Means, Progress, Span
+from localsteer.reading.rows import Means, Progress
+from localsteer.reading.span import Span
 from localsteer.vector.file import read_vector, write_vector
 from tests.conftest import Floats, TinyModel, run_alone
 from tests.tiny_models import write_tiny_model

@@ -214,6 +214,13 @@ def test_the_direction_is_from_what_is_answered_to_what_is_refused(tiny: Model) 
         np.testing.assert_allclose(own * np.linalg.norm(away), away, atol=ROW_NOISE)
 
 
+def test_the_direction_is_read_once(tiny: Model, decoded: list[int]) -> None:
+    first = read_refusal(tiny, [1, 2])
+    decoded.clear()
+    np.testing.assert_array_equal(read_refusal(tiny, [2]), first[1:])
+    assert decoded == []
+
+
 def test_requests_come_in_pairs_of_which_one_should_be_refused() -> None:
     requests = refusal._requests()
     assert list(requests) == ["refused", "answered"]

@@ -14,7 +14,7 @@ from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, ResidualTap
 from localsteer.reading.activations import read_activations
 from localsteer.reading.prefix_tree import lay_out
-from localsteer.reading.rows import Span
+from localsteer.reading.span import Span
 from tests.conftest import next_tokens
 from tests.end_to_end.conftest import HAPPY
 

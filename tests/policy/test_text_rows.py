@@ -11,7 +11,8 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.policy.text_rows import NEUTRAL_MESSAGE, answer_span, answer_tokens, message_span
 from localsteer.reading.prompt import latest_message, prompt_tokens
-from localsteer.reading.rows import Part, read_means, read_tokens
+from localsteer.reading.rows import read_means, read_tokens
+from localsteer.reading.span import Part
 from tests.conftest import ROW_NOISE, Floats, TinyModel, run_alone
 from tests.policy.made import decoded
 from tests.tiny_models import UNSTEERABLE_ARCHITECTURE, write_tiny_model

@@ -7,7 +7,7 @@ from localsteer.errors import ContrastError, ModelError
 from localsteer.llama.model import Model
 from localsteer.reading import prefix_tree
 from localsteer.reading.activations import read_activations
-from localsteer.reading.rows import Span
+from localsteer.reading.span import Span
 from tests.conftest import ROW_NOISE, Floats, TinyModel, random_tokens, run_alone
 
 STEM = random_tokens(20, seed=1)

@@ -9,7 +9,8 @@ from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.reading import kept
 from localsteer.reading.kept import KeptPrompts
-from localsteer.reading.rows import Span, read_means
+from localsteer.reading.rows import read_means
+from localsteer.reading.span import Span
 from tests.conftest import LOGIT_NOISE, ROW_NOISE, TinyModel, random_tokens
 
 STEM = random_tokens(20, seed=1)

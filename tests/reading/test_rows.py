@@ -15,8 +15,9 @@ from localsteer.reading import kept
 from localsteer.reading.activations import read_activations
 from localsteer.reading.kept import MAX_OUTPUTS
 from localsteer.reading.projection import project
-from localsteer.reading.rows import Part, Span, read, read_means, read_tokens
+from localsteer.reading.rows import read, read_means, read_tokens
 from localsteer.reading.scoring import Scored, answer_nll, reread
+from localsteer.reading.span import Part, Span
 from localsteer.vector.control_vector import ControlVector
 from tests.conftest import LOGIT_NOISE, ROW_NOISE, Floats, TinyModel, random_tokens, run_alone
 from tests.tiny_models import write_tiny_model
