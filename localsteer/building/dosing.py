@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.building.dose_search import LADDER, DoseSearch
-from localsteer.building.own_answers import OwnAnswers, Progress
+from localsteer.building.own_answers import CONFIRMED, OwnAnswers, Progress
 from localsteer.building.refusal import is_about_refusing, read_refusal
 from localsteer.concepts.contrast import Contrast
 from localsteer.errors import CalibrationError
@@ -35,11 +35,9 @@ from localsteer.vector.calibration import OTHER, POLES, SIGN, Interval, Pole
 from localsteer.vector.control_vector import ControlVector, Floats
 from localsteer.vector.dosing import DosedSide, Dosing
 
-# Own answers of the other pole that are read for the ratio, and of the pole that are read for the dose of a steered prompt; and
-# how many answers are sampled to confirm a dose: what a few seconds on a small model allow.
+# Own answers of the other pole that are read for the ratio, and of the pole that are read for the dose of a steered prompt.
 _READ_AT_LAST = 4
 _PROMPTED = 2
-_CONFIRMED = 3
 # Answers a pole below which nothing is called shown: of one, the bootstrap knows no chance.
 _ENOUGH = 3
 
@@ -291,10 +289,11 @@ class _Sides:
             prompts = []
             for pole, tried in trying.items():
                 plan = Plan(Steering(), self._edit(pole, tried), tried * found.reach)
-                prompts += [(prompt, plan) for prompt in found.start[pole][:_CONFIRMED]]
+                prompts += [(prompt, plan) for prompt in found.start[pole][:CONFIRMED]]
             answers = own.sample(prompts)
-            under = [prompt for pole in trying for prompt in found.own[pole][:_CONFIRMED]]
-            nll = answer_nll(own.model, [Scored(*pair) for pair in zip(under, (one.tokens for one in answers), strict=True)])
+            under = [prompt for pole in trying for prompt in found.own[pole][:CONFIRMED]]
+            said = [Scored(prompt, answer.tokens) for prompt, answer in zip(under, answers, strict=True)]
+            nll = answer_nll(own.model, said, own.kept)
             for (pole, tried), values in zip(trying.items(), np.split(nll, len(trying)), strict=True):
                 before = np.mean([-entry.logprob for answer in own.answers[pole] for entry in answer.logprobs])
                 cost = float(np.nanmean(values) - before) if np.isfinite(values).any() else float("inf")

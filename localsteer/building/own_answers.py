@@ -36,6 +36,8 @@ _COMPARED = 2
 # Everyday questions that may be refused. Of formal's dose on Qwen2.5-Coder 1.5B the first 5 said 0.018, the first 10 and all 20
 # 0.030 and 0.026.
 _REFUSABLE = 8
+CONFIRMED = 3
+"""How many answers of each pole are sampled at a dose and read under its persona: what a few seconds on a small model allow."""
 
 
 class OwnAnswers(Closing):
@@ -53,6 +55,7 @@ class OwnAnswers(Closing):
         reader: reads those that are not empty again, after the prompts from which steering begins.
         read: by pole, which of the reader's those are.
         refusals: how likely everyday questions are refused.
+        kept: all prompts that are read again.
 
     Raises:
         CalibrationError: the model gives no answers.
@@ -85,20 +88,21 @@ class OwnAnswers(Closing):
                     said.append(Said.of(answer.tokens, [entry.likeliest for entry in answer.logprobs]))
         everyday = everyday_questions()[:_REFUSABLE] if openings else ()
         refusable = [prompt_tokens(model, [Message("user", question)]) for question in everyday]
-        self._kept = KeptPrompts(model, [*starts, *refusable])
+        confirming = [prompt for pole in POLES for prompt in self.voices.own[pole][:CONFIRMED]]
+        self.kept = KeptPrompts(model, [*starts, *refusable, *confirming])
         try:
             compared = {number for pole in POLES for number in self.read[pole][:_COMPARED]}
-            self.reader = ForcedReader(model, starts, said, compared, self._kept)
+            self.reader = ForcedReader(model, starts, said, compared, self.kept)
             self.reader.under([])  # unsteered, which all others are compared with
-            self.refusals = Refusals(model, openings, refusable, self._kept)
+            self.refusals = Refusals(model, openings, refusable, self.kept)
         except BaseException:
-            self._kept.close()
+            self.kept.close()
             raise
         tell("answering as each persona", len(prompts), len(prompts))
 
     def close(self) -> None:
         """Free what is kept of the prompts."""
-        self._kept.close()
+        self.kept.close()
 
     def sample(self, prompts: Sequence[tuple[Tokens, Plan | None]], words: int = 0) -> list[Answer]:
         """Answers to prompts, each with a seed of its own and with so many of the words that may stand at each place."""

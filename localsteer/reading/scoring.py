@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from localsteer.errors import LocalsteerError
 from localsteer.llama.model import Model
+from localsteer.reading.kept import KeptPrompts
 from localsteer.reading.rows import Means, read_means
 from localsteer.reading.span import Span
 
@@ -26,10 +27,15 @@ class Scored:
     answer: tuple[int, ...]
 
 
-def answer_nll(model: Model, pairs: Sequence[Scored]) -> NDArray[np.float64]:
+def answer_nll(model: Model, pairs: Sequence[Scored], kept: KeptPrompts | None = None) -> NDArray[np.float64]:
     """Mean negative log likelihood of each answer under the unsteered model.
 
     The coherence cost of steering is this for steered answers minus this for unsteered ones.
+
+    Args:
+        model: the model.
+        pairs: prompts and answers.
+        kept: prompts that this and other passes begin with.
 
     Returns:
         (n_pairs,) nats a token; NaN for an empty answer.
@@ -37,16 +43,17 @@ def answer_nll(model: Model, pairs: Sequence[Scored]) -> NDArray[np.float64]:
     Raises:
         LocalsteerError: a prompt is empty: nothing predicts the first token of its answer.
     """
-    return reread(model, pairs).nll
+    return reread(model, pairs, kept=kept).nll
 
 
-def reread(model: Model, pairs: Sequence[Scored], layers: Sequence[int] = ()) -> Means:
+def reread(model: Model, pairs: Sequence[Scored], layers: Sequence[int] = (), kept: KeptPrompts | None = None) -> Means:
     """Let the unsteered model read answers after their prompts.
 
     Args:
         model: the model.
         pairs: prompts and answers.
         layers: the blocks whose outputs are wanted, if any.
+        kept: prompts that this and other passes begin with.
 
     Raises:
         LocalsteerError: a prompt is empty: nothing predicts the first token of its answer.
@@ -55,4 +62,4 @@ def reread(model: Model, pairs: Sequence[Scored], layers: Sequence[int] = ()) ->
     if not all(pair.prompt for pair in pairs):
         raise LocalsteerError("An answer to an empty prompt cannot be scored.", hint="Give each answer its prompt.")
     spans = [Span(pair.prompt + pair.answer, start=len(pair.prompt)) for pair in pairs]
-    return read_means(model, spans, layers, want_nll=True)
+    return read_means(model, spans, layers, want_nll=True, kept=kept)

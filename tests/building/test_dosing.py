@@ -114,10 +114,11 @@ def test_a_dose_at_which_sampled_answers_make_no_sense_is_weakened(
     tiny: Model, monkeypatch: pytest.MonkeyPatch, costs: tuple[float, ...], times: float
 ) -> None:
     vector = extract(tiny, HAPPY, UNDOSED)
-    monkeypatch.setattr("localsteer.building.dosing.answer_nll", lambda _model, pairs: np.zeros(len(pairs)))
+    monkeypatch.setattr("localsteer.building.dosing.answer_nll", lambda _model, pairs, _kept: np.zeros(len(pairs)))
     whole = doses(dose(tiny, vector, HAPPY))
     told = iter(costs)
-    monkeypatch.setattr("localsteer.building.dosing.answer_nll", lambda _model, pairs: np.full(len(pairs), 10.0 + next(told)))
+    costing = "localsteer.building.dosing.answer_nll"
+    monkeypatch.setattr(costing, lambda _model, pairs, _kept: np.full(len(pairs), 10.0 + next(told)))
 
     def likely(model: Model, requests: Sequence[Request]) -> list[Answer]:
         """As they are, but that each token of a persona's costs 10 nats."""
@@ -160,7 +161,7 @@ def test_a_pole_whose_dose_makes_refusals_likely_is_weakened_and_says_so(
     tiny: Model, monkeypatch: pytest.MonkeyPatch, chance: float, share: float
 ) -> None:
     vector = extract(tiny, HAPPY, UNDOSED)
-    monkeypatch.setattr("localsteer.building.dosing.answer_nll", lambda _model, pairs: np.zeros(len(pairs)))
+    monkeypatch.setattr("localsteer.building.dosing.answer_nll", lambda _model, pairs, _kept: np.zeros(len(pairs)))
     refusing(monkeypatch, lambda _edit: 0.0)  # the same is read, in the same order
     whole = dose(tiny, vector, HAPPY).provenance.dosing
     assert whole is not None
@@ -206,7 +207,7 @@ def test_a_vector_that_is_about_refusing_may_refuse(tiny: Model, monkeypatch: py
 
 def test_refusals_that_come_and_go_count_from_where_they_first_come(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     vector = extract(tiny, HAPPY, UNDOSED)
-    monkeypatch.setattr("localsteer.building.dosing.answer_nll", lambda _model, pairs: np.zeros(len(pairs)))
+    monkeypatch.setattr("localsteer.building.dosing.answer_nll", lambda _model, pairs, _kept: np.zeros(len(pairs)))
     refusing(monkeypatch, lambda _edit: 0.0)  # the same is read, in the same order
     whole = doses(dose(tiny, vector, HAPPY))["positive"][0]
 

@@ -264,6 +264,30 @@ def test_what_an_edit_leaves_alone_is_computed_once(tiny: Model, asked: Asked) -
     assert asked.tokens == [20 + 29 + 2 * 30]
 
 
+def test_a_text_that_has_become_unlikely_is_not_read_on(steerable: Model, decoded: list[int]) -> None:
+    """What is said most likely after a stem, and the same but for one token somewhere."""
+    likely = STEM
+    for _ in range(6):
+        likely = (*likely, int(run_alone(steerable, likely, read=False).logits[-1].argmax()))
+    texts = [likely]
+    for place in (20, 22, 25):
+        least = int(run_alone(steerable, likely[:place], read=False).logits[-1].argmin())
+        texts.append((*likely[:place], least, *random_tokens(25 - place, seed=place)))
+    spans = [Span(text, 20, None, edit) for edit in (None, edit_of(steerable, 1, 1)) for text in texts]
+    decoded.clear()
+    whole = read_means(steerable, spans, (), want_nll=True).nll
+    all_tokens = sum(decoded)
+    decoded.clear()
+    found = read_means(steerable, spans, (), want_nll=True, least=1e-6).nll
+    # Of the unsteered ones, the second ends before its first token of six, of which five predict another; the third two later.
+    assert all_tokens - sum(decoded) >= 5 + 3
+    assert np.isinf(found[1:3]).all()  # the last one's unlikely token has nothing behind it
+    assert np.isfinite(found[[0, 3]]).all()
+    read_on = np.isfinite(found)
+    np.testing.assert_allclose(found[read_on], whole[read_on], atol=LOGIT_NOISE)
+    assert (np.exp(-6 * whole[~read_on]) < 1e-6).all()
+
+
 def test_what_may_stand_at_a_place_is_told_to_all_that_read_it(tiny: Model) -> None:
     text, edit = (*STEM, 65, 66), edit_of(tiny, 1, 1)
     spans = [Span(text, 20), Span(text, 21), Span(text, 20, None, edit), Span((65,))]
