@@ -59,12 +59,13 @@ INCOHERENT = 1.2
 _WEAKER = 0.75
 _WEAKENED = 2
 _BETTER = 0.3
-# By how much likelier a refusal may begin, of 1: mean over some everyday questions; and where it is more, the shares of a dose
-# between which that is looked for. Likelier by some 0.06 and 0.1, formal and sad on the 1.5B refused 9 and 6 of 20 questions, of
-# which 3 are refused unsteered. Of formal's dose there the first 5 questions said 0.018, the first 10 and all 20 0.030 and 0.026.
-# At 0.02 they refuse 5 and 5 of 20; at 0.01, which halves their doses, 5 and 6: two more than unsteered are no more than chance.
+# By how much likelier a refusal may begin, of 1: mean over some everyday questions. Likelier by some 0.06 and 0.1, formal and sad
+# on the 1.5B refused 9 and 6 of 20 questions, of which 3 are refused unsteered. At 0.02 they refuse 5 and 5 of 20; at 0.01, which
+# halves their doses, 5 and 6: two more than unsteered are no more than chance.
 REFUSED = 0.02
-_REFUSED_SHARES = (0.0, 1 / 3, 2 / 3, 1.0)
+# Where it is more, the shares of a dose between which that is looked for. With three of them it is 0.45 of sad's and 0.37 of
+# formal's dose on the 1.5B, with four 0.40 and 0.36, with seven 0.43 and 0.37.
+_REFUSED_SHARES = (0.0, 0.5, 1.0)
 _LEAST_SHARE = 0.2
 _RESAMPLES = 1000
 _UNKNOWN = Interval(float("nan"), float("nan"), float("nan"))
