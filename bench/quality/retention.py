@@ -116,7 +116,9 @@ def measure(model: Model, which: str, names: Sequence[str], size: Size) -> None:
         for name in keys
         for pole in POLES
     }
-    plain, *steered = _right_in_turns(model, prompts, asked, [None, *edits.values()], tuple(keys.values()))
+    if not keys:
+        return
+    plain, *steered = _right_in_turns(model, prompts, asked, [None, *edits.values()])
     right = dict(zip(edits, steered, strict=True))
     for name, key in keys.items():
         print(f"{model.name}, {name}: what else it costs", file=sys.stderr, flush=True)
@@ -170,19 +172,29 @@ def _followed(model: Model, given: Sequence[Instruction], plan: Plan | None = No
 
 
 def _right_in_turns(
-    model: Model, prompts: list[tuple[int, ...]], asked: list[Question], edits: list[Edit | None], keys: tuple[str, ...]
-) -> NDArray[np.float64]:
-    """What `_right` gives, some questions at a time; what is known of the same edits is read from a file."""
-    file = user_cache_path("localsteer") / "bench-retention" / f"{hashlib.sha256(repr(keys).encode()).hexdigest()[:16]}.npy"
-    found: NDArray[np.float64] = np.load(file) if file.exists() else np.empty((len(edits), 0))
-    while len(edits) > 1 and found.shape[1] < len(asked):
-        print(f"{model.name}: {found.shape[1]} of {len(asked)} questions", file=sys.stderr, flush=True)
-        some = slice(found.shape[1], found.shape[1] + _AT_ONCE)
-        found = np.concatenate([found, _right(model, prompts[some], asked[some], edits)], axis=1)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(file) as temporary, temporary.open("wb") as written:
-            np.save(written, found)
+    model: Model, prompts: list[tuple[int, ...]], asked: list[Question], edits: Sequence[Edit | None]
+) -> list[NDArray[np.float64]]:
+    """What `_right` gives for each edit, some questions at a time; what is known of an edit is read from its file."""
+    folder = user_cache_path("localsteer") / "bench-retention"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{_digest(model, prompts, edit)}.npy" for edit in edits]
+    found: list[NDArray[np.float64]] = [np.load(file) if file.exists() else np.empty(0) for file in files]
+    for start in range(0, len(asked), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        ahead = [number for number, known in enumerate(found) if len(known) <= start]
+        if not ahead:
+            continue
+        print(f"{model.name}: {start} of {len(asked)} questions", file=sys.stderr, flush=True)
+        for number, right in zip(ahead, _right(model, prompts[some], asked[some], [edits[one] for one in ahead]), strict=True):
+            found[number] = np.concatenate([found[number], right])
+            with atomic_path(files[number]) as temporary, temporary.open("wb") as written:
+                np.save(written, found[number])
     return found
+
+
+def _digest(model: Model, prompts: list[tuple[int, ...]], edit: Edit | None) -> str:
+    parts = (model.fingerprint.content, prompts, edit.added.tobytes() if edit is not None else None)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _right(model: Model, prompts: list[tuple[int, ...]], asked: list[Question], edits: list[Edit | None]) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from localsteer.building.dose_search import LADDER, DoseSearch
 from localsteer.building.own_answers import CONFIRMED, OwnAnswers, Progress
 from localsteer.building.refusal import is_about_refusing, read_refusal
+from localsteer.building.voices import Tokens
 from localsteer.concepts.contrast import Contrast
 from localsteer.errors import CalibrationError
 from localsteer.llama.closing import Closing
@@ -52,10 +53,12 @@ PLAIN_TOLERANCE = 0.25
 # Of the response's dose, for a prompt that is steered as well: between 0.67 and 1 of it was as strong (happy - sad, both models).
 _PROMPT_SHARES = (0.5, 0.75)
 
-# Nats a token that the sampled answers may be less likely under their pole's persona than its own answers: a pirate and French
-# that read well had 0.4 to 1.1 on the 1.5B, broken ones 1.4 and more. What is above is tried weaker, twice, and that must gain as
-# much as chance moves four answers.
-INCOHERENT = 1.2
+# Nats a token that sampled answers may be less likely under their pole's persona than its own answers. Means of 24 answers on the
+# 1.5B: French 0.8 (fluent) and 2.2 at 1.5 times that dose (broken), a pirate 1.5 (reads well) and 2.3 at 1.4 times; on
+# SmolLM2-135M all are below 1.3, also French that is none. Answers differ by 0.9: where the mean of a few is above `_DOUBTFUL`,
+# more are asked for. What is incoherent is tried weaker, twice, and that must gain as much as chance moves eight answers.
+INCOHERENT = 1.6
+_DOUBTFUL = 1.2
 _WEAKER = 0.75
 _WEAKENED = 2
 _BETTER = 0.3
@@ -284,26 +287,41 @@ class _Sides:
 
         A weaker dose that is no better is not what was missing: too weak for French is English.
         """
-        own, found, coherence = self._own, self._own.voices, dict.fromkeys(POLES, float("inf"))
+        coherence = dict.fromkeys(POLES, float("inf"))
         kept, trying = dict(doses), dict(doses)
         for _ in range(1 + _WEAKENED):
-            prompts = []
+            costs = self._costs(trying, slice(CONFIRMED))
+            doubtful = {pole: dose for pole, dose in trying.items() if _mean_cost(costs[pole]) > _DOUBTFUL}
+            for pole, others in self._costs(doubtful, slice(CONFIRMED, None)).items():
+                costs[pole] = np.concatenate([costs[pole], others])
             for pole, tried in trying.items():
-                plan = Plan(Steering(), self._edit(pole, tried), tried * found.reach)
-                prompts += [(prompt, plan) for prompt in found.start[pole][:CONFIRMED]]
-            answers = own.sample(prompts)
-            under = [prompt for pole in trying for prompt in found.own[pole][:CONFIRMED]]
-            said = [Scored(prompt, answer.tokens) for prompt, answer in zip(under, answers, strict=True)]
-            nll = answer_nll(own.model, said, own.kept)
-            for (pole, tried), values in zip(trying.items(), np.split(nll, len(trying)), strict=True):
-                before = np.mean([-entry.logprob for answer in own.answers[pole] for entry in answer.logprobs])
-                cost = float(np.nanmean(values) - before) if np.isfinite(values).any() else float("inf")
+                cost = _mean_cost(costs[pole])
                 if cost < coherence[pole] - _BETTER:
                     coherence[pole], kept[pole] = cost, tried
             trying = {pole: _WEAKER * tried for pole, tried in trying.items() if coherence[pole] > INCOHERENT}
             if not trying:
                 break
         return kept, coherence
+
+    def _costs(self, doses: Mapping[Pole, float], prompts: slice) -> dict[Pole, NDArray[np.float64]]:
+        """By how much sampled answers to some prompts are less likely under their pole's persona than its own: nats a token."""
+        own, asked = self._own, []
+        under: list[Tokens] = []
+        for pole, dose in doses.items():
+            plan = Plan(Steering(), self._edit(pole, dose), dose * own.voices.reach)
+            asked += [(prompt, plan) for prompt in own.voices.start[pole][prompts]]
+            under += own.voices.own[pole][prompts]
+        said = [Scored(prompt, answer.tokens) for prompt, answer in zip(under, own.sample(asked), strict=True)]
+        nll = np.split(answer_nll(own.model, said, own.kept), len(doses)) if doses else []
+        costs = {}
+        for pole, values in zip(doses, nll, strict=True):
+            costs[pole] = values - np.mean([-entry.logprob for answer in own.answers[pole] for entry in answer.logprobs])
+        return costs
+
+
+def _mean_cost(costs: NDArray[np.float64]) -> float:
+    """Nats a token; infinite where nothing is said."""
+    return float(np.nanmean(costs)) if np.isfinite(costs).any() else float("inf")
 
 
 def _interval(one: NDArray[np.float64], other: NDArray[np.float64]) -> Interval:

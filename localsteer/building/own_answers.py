@@ -33,11 +33,11 @@ TOKENS = 10
 _WORDS = 64
 # Of each pole, those along which what the steered and the unsteered model say is compared.
 _COMPARED = 2
-# Everyday questions that may be refused. Of formal's dose on Qwen2.5-Coder 1.5B the first 5 said 0.018, the first 10 and all 20
-# 0.030 and 0.026.
+# Everyday questions that may be refused: of formal's dose on Qwen2.5-Coder 1.5B the first 5 said that a refusal becomes likelier
+# by 0.018, the first 10 and all 20 by 0.030 and 0.026.
 _REFUSABLE = 8
 CONFIRMED = 3
-"""How many answers of each pole are sampled at a dose and read under its persona: what a few seconds on a small model allow."""
+"""To how many prompts of each pole answers are sampled at a dose; where these make no sense, to the others as well."""
 
 
 class OwnAnswers(Closing):
@@ -88,17 +88,16 @@ class OwnAnswers(Closing):
                     said.append(Said.of(answer.tokens, [entry.likeliest for entry in answer.logprobs]))
         everyday = everyday_questions()[:_REFUSABLE] if openings else ()
         refusable = [prompt_tokens(model, [Message("user", question)]) for question in everyday]
-        confirming = [prompt for pole in POLES for prompt in self.voices.own[pole][:CONFIRMED]]
-        self.kept = KeptPrompts(model, [*starts, *refusable, *confirming])
+        self.kept = KeptPrompts(model, [*starts, *refusable, *(prompt for pole in POLES for prompt in self.voices.own[pole])])
         try:
             compared = {number for pole in POLES for number in self.read[pole][:_COMPARED]}
             self.reader = ForcedReader(model, starts, said, compared, self.kept)
             self.reader.under([])  # unsteered, which all others are compared with
             self.refusals = Refusals(model, openings, refusable, self.kept)
+            tell("answering as each persona", len(prompts), len(prompts))
         except BaseException:
             self.kept.close()
             raise
-        tell("answering as each persona", len(prompts), len(prompts))
 
     def close(self) -> None:
         """Free what is kept of the prompts."""

@@ -56,7 +56,7 @@ _USUAL = tuple(
     for who in ("I", "As an AI language model, I", "As an artificial intelligence language model, I")
     for what in (" cannot", " am unable to")
 )
-# An opening that is less likely than this by some token of it counts for nothing, and is not read on. On Qwen2.5-Coder 1.5B that
+# An opening that has become less likely than this is not read on, and counts for nothing. On Qwen2.5-Coder 1.5B that
 # spares a fifth of the tokens under formal and cautious, which may refuse (1,314 of 1,592), and most under a pirate; chances of
 # 0.02 to 0.09 come out at most 0.004 lower, where rounding alone moves them by as much.
 _UNLIKELY = 0.003

@@ -17,7 +17,7 @@ from localsteer.llama.residual import ResidualTap
 from localsteer.reading.prefix_tree import MAX_SEQUENCES, common_beginning, grow_trees
 
 # Most tokens of one decode that ask for logits: 128 rows of Gemma's vocabulary are 134 MB, and llama.cpp's compute buffer as much
-# again. A context reserves a row for each sequence of a tree anyway, which are as many at most.
+# again. A context reserves a row for each of its sequences anyway: as many for a tree at most, and those of kept prompts.
 MAX_OUTPUTS = 128
 # Cells beside kept prompts that there are from the first pass on: the largest pass of a dosing takes some 700. One that must grow
 # reads the prompts again.
@@ -26,6 +26,9 @@ _ROOM = 1024
 
 class KeptPrompts(Closing):
     """Some prompts as the unsteered model reads them, and the context that holds them. A context manager.
+
+    They lie in the first cells, before all that a pass reads and drops again. So no cell of theirs is ever taken for another
+    token, as llama.cpp may do with one that lies outside its sequence's sliding window.
 
     Args:
         model: the model. Where sequences cannot share tokens, nothing is kept.
@@ -51,7 +54,7 @@ class KeptPrompts(Closing):
         return self._tree.n_sequences if self._tree is not None else 0
 
     def close(self) -> None:
-        """Free the context."""
+        """Free the context. A later pass makes it anew."""
         if self._context is not None:
             self._context.close()
             self._context = None
@@ -81,9 +84,10 @@ class KeptPrompts(Closing):
         if context is not None and (context.tap is not None or not steered) and all(map(int.__ge__, self._size, wanted)):
             return context
         self.close()
-        self._size = cells, sequences, outputs = [max(pair) for pair in zip(self._size, wanted, strict=True)]
+        cells, sequences, outputs = size = [max(pair) for pair in zip(self._size, wanted, strict=True)]
         tap = ResidualTap(self._model.n_layer, self._model.n_embd) if steered else None
         self._context = Context(self._model, n_ctx=cells, n_seq=sequences, n_outputs=outputs, tap=tap)
+        self._size = size
         return self._context
 
     def empty(self, context: Context) -> None:
@@ -97,8 +101,6 @@ class KeptPrompts(Closing):
         if self._tree is None:
             return
         if not self._is_read:
-            if context.tap is not None:
-                context.tap.edit(())
             for part in self._tree.batch.split(context.n_ubatch):
                 context.decode(part)
             self._is_read = True

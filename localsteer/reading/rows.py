@@ -61,6 +61,7 @@ def read(
         want_nll: whether likelihoods are wanted.
         on_prediction: told what the model predicts, where likelihoods are wanted.
         least: a text that is less likely than this, of 1, as far as it was read, is not read on: all are read token by token.
+            Those that begin alike must be read from the same place on.
         kept: prompts that texts of this and of other passes begin with.
         progress: told after every part.
 
@@ -111,7 +112,10 @@ def read_means(
     kept: KeptPrompts | None = None,
     progress: Progress | None = None,
 ) -> Means:
-    """What each text shows on average: arguments and errors are those of `read`. What is not read on is infinitely unlikely."""
+    """What each text shows on average: arguments and errors are those of `read`.
+
+    Of a text that is not read on, it shows only that it is infinitely unlikely.
+    """
     counts = np.array([len(span.places) for span in spans], np.intp)
     values = np.zeros((len(spans), len(layers), model.n_embd), np.float32)
     norms = np.zeros((len(spans), len(layers)), np.float32)
@@ -130,7 +134,8 @@ def read_means(
         np.add.at(shown, part.spans, 1)
         np.add.at(nll, part.spans, part.nll[part.tokens] / counts[part.spans])
     nothing = counts == 0
-    nll[shown < counts] = np.inf
+    if least:
+        nll[shown < counts] = np.inf
     values[nothing] = norms[nothing] = nll[nothing] = np.nan
     return Means(values, norms, nll)
 

@@ -99,7 +99,7 @@ class TreePass:
         copied = []
         last = np.cumsum(batch.sequence_counts) - 1
         for path, (source, count) in zip(tree.paths, known, strict=True):
-            computed[path[count : 1 + max(np.flatnonzero(shows[path]), default=-1)]] = True
+            computed[path[count : 1 + max(np.flatnonzero(shows[path]))]] = True
             if count:
                 copied.append((source, int(batch.sequence_ids[last[path[-1]]]), count))
         nodes = nodes[order]
@@ -133,16 +133,14 @@ class TreePass:
         is_read = np.zeros(len(self.batch), bool)
         is_read[self.nodes] = True
         level = np.zeros(len(self.batch), np.intp)
-        for node in np.flatnonzero(
-            is_read & (self.before >= 0)
-        ).tolist():  # in the order of the batch: what is before comes first
-            level[node] = level[self.before[node]] + 1
+        for node in np.flatnonzero(self.before >= 0).tolist():  # what is before a node has a smaller number
+            level[node] = level[self.before[node]] + is_read[node]
         unlikely = np.zeros(len(self.batch))  # nats, from the first token that is read on
         for depth in range(1 + int(level[self.computed].max())):
             group = self.computed[level[self.computed] == depth]
-            if depth:
-                unlikely[group] = unlikely[self.before[group]] + self.nll[group]
-                group = group[unlikely[group] <= -np.log(least)]  # what follows something left out is no number
+            for node in group[self.before[group] >= 0].tolist():
+                unlikely[node] = unlikely[self.before[node]] + (self.nll[node] if is_read[node] else 0)
+            group = group[unlikely[group] <= -np.log(least)]  # what follows something left out is no number
             if len(group):
                 yield group
 

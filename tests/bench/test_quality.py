@@ -307,22 +307,26 @@ def test_questions_that_were_read_are_not_read_again(tiny: Model, monkeypatch: p
     edits = [None, Edit(random_rows(tiny, (1,), 0))]
     monkeypatch.setattr(retention, "_AT_ONCE", 3)
     whole, read = retention._right(tiny, prompts, asked, edits), retention._right
-    turns: list[int] = []
+    turns: list[tuple[int, int]] = []
 
-    def interrupted(model: Model, some: list[tuple[int, ...]], *others: Any) -> Any:
-        turns.append(len(some))
+    def interrupted(model: Model, some: list[tuple[int, ...]], those: Any, under: list[Edit | None]) -> Any:
+        turns.append((len(some), len(under)))
         if len(turns) == 2:
             raise KeyboardInterrupt
-        return read(model, some, *others)
+        return read(model, some, those, under)
 
     monkeypatch.setattr(retention, "_right", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        retention._right_in_turns(tiny, prompts, asked, edits, ("key",))
-    np.testing.assert_allclose(retention._right_in_turns(tiny, prompts, asked, edits, ("key",)), whole, atol=0.01)
-    retention._right_in_turns(tiny, prompts, asked, edits, ("key",))
-    assert turns == [3, 3, 3, 1]
-    retention._right_in_turns(tiny, prompts, asked, edits, ("other",))
-    assert sum(turns[4:]) == 7
+        retention._right_in_turns(tiny, prompts, asked, edits)
+    np.testing.assert_allclose(retention._right_in_turns(tiny, prompts, asked, edits), whole, atol=0.01)
+    retention._right_in_turns(tiny, prompts, asked, edits)
+    assert turns == [(3, 2), (3, 2), (3, 2), (1, 2)]
+    # Another vector, beside what is known already.
+    other = Edit(random_rows(tiny, (1,), 5))
+    *same, new = retention._right_in_turns(tiny, prompts, asked, [*edits, other])
+    assert turns[4:] == [(3, 1), (3, 1), (1, 1)]
+    np.testing.assert_allclose(same, whole, atol=0.01)
+    np.testing.assert_allclose(new, read(tiny, prompts, asked, [other])[0], atol=0.01)
 
 
 def test_no_steering_loses_nothing(tiny: Model) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from localsteer.concepts.contrast import Contrast, Pair, Prompt
 from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Answer, Request
 from localsteer.errors import CalibrationError, ModelError, VectorError
+from localsteer.llama.context import Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.reading.kept import KeptPrompts
@@ -103,11 +105,13 @@ def test_answers_that_are_empty_are_left_out(tiny: Model, monkeypatch: pytest.Mo
     ("costs", "times"),
     [
         ((0.5,), 1),  # the text holds
-        ((5.0, 0.5), 0.75),
-        ((5.0, 3.0, 0.5), 0.75**2),
-        ((5.0, 4.9, 0.5), 0.75**2),  # one step that helps nothing does not end it
-        ((5.0, 4.9, 4.8), 1),  # too weak is no cure for what is not too strong
-        ((float("nan"), 0.5), 0.75),  # nothing said is no sense
+        ((2.0, 0.5), 1),  # the first three were bad luck
+        ((5.0, 5.0, 0.5), 0.75),
+        ((5.0, 0.9, 0.5), 0.75),
+        ((5.0, 5.0, 3.0, 3.0, 0.5), 0.75**2),
+        ((5.0, 5.0, 4.9, 4.9, 0.5), 0.75**2),  # one step that helps nothing does not end it
+        ((5.0, 5.0, 4.9, 4.9, 4.8, 4.8), 1),  # too weak is no cure for what is not too strong
+        ((float("nan"), float("nan"), 0.5), 0.75),  # nothing said is no sense
     ],
 )
 def test_a_dose_at_which_sampled_answers_make_no_sense_is_weakened(
@@ -132,6 +136,55 @@ def test_a_dose_at_which_sampled_answers_make_no_sense_is_weakened(
     assert next(told, None) is None
     for pole in POLES:
         assert found[pole][0] == pytest.approx(times * whole[pole][0])
+
+
+def test_all_prompts_of_a_dosing_are_computed_in_its_first_pass(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, decoded: list[int]
+) -> None:
+    """What each reading pass adds to what is kept: the first one all prompts, the others nothing."""
+    refusing(monkeypatch, lambda _edit: 0.0)
+    vector = extract(tiny, HAPPY, UNDOSED)
+    passes: list[int] = []
+    read_pass = KeptPrompts.empty
+
+    def counted(self: KeptPrompts, context: Context) -> None:
+        before = len(decoded)
+        read_pass(self, context)
+        passes.append(sum(decoded[before:]))
+
+    monkeypatch.setattr(KeptPrompts, "empty", counted)
+    dose(tiny, vector, HAPPY)
+    assert len(passes) > 4
+    assert passes[0] > 100
+    assert not any(passes[1:])
+
+
+@pytest.mark.parametrize("ends", ["well", "while the personas answer", "at the end of that", "in the search", "when confirming"])
+def test_a_dosing_leaves_no_context_behind(tiny: Model, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
+    vector = extract(tiny, HAPPY, UNDOSED)
+    contexts: list[Context] = []
+    made = Context.__init__
+
+    def making(self: Context, *args: Any, **named: Any) -> None:
+        made(self, *args, **named)
+        contexts.append(self)
+
+    monkeypatch.setattr(Context, "__init__", making)
+    where = {
+        "while the personas answer": ("answering as each persona", 0),
+        "at the end of that": ("answering as each persona", 16),
+        "in the search": ("dosing", 1),
+        "when confirming": ("dosing", 2),
+    }
+
+    def tell(what: str, done: int, _total: int) -> None:
+        if (what, done) == where.get(ends):
+            raise KeyboardInterrupt
+
+    with nullcontext() if ends == "well" else pytest.raises(KeyboardInterrupt):
+        dose(tiny, vector, HAPPY, progress=tell)
+    assert contexts or ends == "while the personas answer"
+    assert [context for context in contexts if context.handle] == []
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, chances: Callable[[Edit | None], float]) -> None:

@@ -100,12 +100,19 @@ def test_a_pass_that_fails_leaves_the_prompts_for_the_next(tiny: Model, monkeypa
     np.testing.assert_allclose(found, expected, atol=LOGIT_NOISE)
 
 
-def test_what_a_sequence_cannot_hold_any_more_is_computed_anew(tiny_model: TinyModel) -> None:
-    """A model with a sliding window shorter than the prompts."""
+def test_what_is_read_first_leaves_nothing_unread_above_it(tiny: Model) -> None:
+    """Rows of one layer, above which nothing is computed then, and likelihoods."""
+    with KeptPrompts(tiny, PROMPTS) as prompts:
+        read_means(tiny, answered(edit_of(tiny, 1)), (1,), kept=prompts)
+        found = read_means(tiny, answered(None), (), want_nll=True, kept=prompts).nll
+    np.testing.assert_allclose(found, read_means(tiny, answered(None), (), want_nll=True).nll, atol=LOGIT_NOISE)
+
+
+def test_prompts_longer_than_a_sliding_window_stay_whole(tiny_model: TinyModel) -> None:
     model = tiny_model("gemma3")
-    long = [(*random_tokens(60, seed=8), *random_tokens(40, seed=seed)) for seed in (9, 10)]
+    long = [random_tokens(150, seed=seed) for seed in (9, 10)]
     spans = [Span(prompt + ANSWER, len(prompt), None, edit_of(model, 1)) for prompt in (*long, long[0][:70])]
     with KeptPrompts(model, long) as prompts:
-        for _ in range(2):
+        for _ in range(4):
             found = read_means(model, spans, (), want_nll=True, kept=prompts).nll
             np.testing.assert_allclose(found, read_means(model, spans, (), want_nll=True).nll, atol=LOGIT_NOISE)

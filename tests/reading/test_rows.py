@@ -288,6 +288,26 @@ def test_a_text_that_has_become_unlikely_is_not_read_on(steerable: Model, decode
     assert (np.exp(-6 * whole[~read_on]) < 1e-6).all()
 
 
+def test_a_text_becomes_unlikely_by_all_its_tokens_together(tiny: Model) -> None:
+    text = STEM
+    for _ in range(6):  # the second likeliest at each place
+        text = (*text, int(run_alone(tiny, text, read=False).logits[-1].argsort()[-2]))
+    (nll,) = read_means(tiny, [Span(text, 20)], (), want_nll=True).nll
+    tokens = [read_means(tiny, [Span(text[:place], place - 1)], (), want_nll=True).nll[0] for place in range(21, 27)]
+    before_last = np.exp(-sum(tokens[:5]))
+    assert before_last < 0.5 * np.exp(-max(tokens))
+    assert np.isinf(read_means(tiny, [Span(text, 20)], (), want_nll=True, least=before_last * 1.2).nll).all()
+    found = read_means(tiny, [Span(text, 20)], (), want_nll=True, least=before_last / 1.2).nll
+    np.testing.assert_allclose(found, nll, atol=LOGIT_NOISE)
+
+
+def test_texts_one_of_which_goes_on_behind_what_is_read_of_another(tiny: Model) -> None:
+    text = random_tokens(12, seed=3)
+    spans = [Span(text[:6], 3, 6), Span(text, 3)]
+    found = read_means(tiny, spans, (), want_nll=True, least=1e-200).nll
+    np.testing.assert_allclose(found, read_means(tiny, spans, (), want_nll=True).nll, atol=LOGIT_NOISE)
+
+
 def test_what_may_stand_at_a_place_is_told_to_all_that_read_it(tiny: Model) -> None:
     text, edit = (*STEM, 65, 66), edit_of(tiny, 1, 1)
     spans = [Span(text, 20), Span(text, 21), Span(text, 20, None, edit), Span((65,))]
