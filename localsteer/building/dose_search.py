@@ -17,6 +17,9 @@ _LEAST_DOSE, _MAX_DOSE = 0.02, 4.0
 # token: where what the persona says comes and goes within one step of the ladder (French on the 1.5B).
 _NEAR_ENOUGH = 0.03
 _REFINEMENTS = 2
+# Times a dose, below which another one tells nothing of the slope. The gain of plain talk against a pirate (1.5B) was -0.145 at 0.5
+# and at 0.5175; a cubic through both gave a dose of 0.84, where -0.15 is reached at 0.53.
+_APART = 1.1
 # Nats a token that stand for a model whose logits are not numbers any more.
 _LOST = -100.0
 
@@ -78,13 +81,25 @@ class DoseSearch:
         low, high = self._bracket()
         if high is None:
             return low
-        doses = sorted(self.points)
-        first = min(max(0, doses.index(low) - 1), max(0, len(doses) - 4))
+        doses, found = self._apart()
+        place = int(np.searchsorted(doses, low, side="right")) - 1
+        first = min(max(0, place - 1), max(0, len(doses) - 4))
         near = doses[first : first + 4]
-        curve = np.polyfit(near, [self.points[dose] for dose in near], len(near) - 1)
+        curve = np.polyfit(near, found[first : first + 4], len(near) - 1)
         between = np.linspace(low, high, 201)
         below = between[np.polyval(curve, between) < self._level()]
         return float(below[0]) if len(below) else high
+
+    def _apart(self) -> tuple[list[float], list[float]]:
+        """Doses and what was measured there; those that are near each other as one, for through two of them noise is a slope."""
+        groups: list[list[float]] = []
+        for dose in sorted(self.points):
+            if groups and dose < _APART * groups[-1][0]:
+                groups[-1].append(dose)
+            else:
+                groups.append([dose])
+        means = [float(np.mean([self.points[dose] for dose in group])) for group in groups]
+        return [float(np.mean(group)) for group in groups], means
 
     def _level(self) -> float:
         return max(self.points.values()) - self.tolerance
