@@ -17,8 +17,8 @@ _LEAST_DOSE, _MAX_DOSE = 0.02, 4.0
 # token: where what the persona says comes and goes within one step of the ladder (French on the 1.5B).
 _NEAR_ENOUGH = 0.03
 _REFINEMENTS = 2
-# Times a dose, below which another one tells nothing of the slope. The gain of plain talk against a pirate (1.5B) was -0.145 at 0.5
-# and at 0.5175; a cubic through both gave a dose of 0.84, where -0.15 is reached at 0.53.
+# Times a dose, below which another one tells nothing of the slope. The gain of plain talk against a pirate (1.5B) was -0.145 at
+# 0.5 and at 0.5175; a cubic through both gave a dose of 0.84, where -0.15 is reached at 0.53.
 _APART = 1.1
 # Nats a token that stand for a model whose logits are not numbers any more.
 _LOST = -100.0
