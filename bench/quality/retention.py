@@ -53,7 +53,7 @@ PROMPTED_EVERY = 14
 _TARGET = re.compile(r"answer is \(([A-D])\)")
 _LONGEST = 64
 _SEED = 30_011_000
-# Steered questions are read, and kept, so many at a time: an interrupted run goes on from there.
+# Questions are read, and kept, so many at a time: an interrupted run goes on from there.
 _AT_ONCE = 20
 
 
@@ -96,7 +96,7 @@ def records_of(which: str) -> dict[str, dict[str, Any]]:
 def measure(model: Model, which: str, names: Sequence[str], size: Size) -> None:
     """Of these concepts, what was not measured yet; kept concept by concept.
 
-    The questions, which are long, are read once for all of them: steering begins at the last token.
+    The questions, which are long, are read for all of them together: steering begins at the last token.
     """
     asked, given = questions(), instructions()
     prompts = [prompt_tokens(model, [Message("user", one.text + _ASK)]) for one in asked]
@@ -177,7 +177,7 @@ def _right_in_turns(
     """What `_right` gives for each edit, some questions at a time; what is known of an edit is read from its file."""
     folder = user_cache_path("localsteer") / "bench-retention"
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{_digest(model, prompts, edit)}.npy" for edit in edits]
+    files = [folder / f"{_digest(model, prompts, asked, edit)}.npy" for edit in edits]
     found: list[NDArray[np.float64]] = [np.load(file) if file.exists() else np.empty(0) for file in files]
     for start in range(0, len(asked), _AT_ONCE):
         some = slice(start, start + _AT_ONCE)
@@ -192,8 +192,9 @@ def _right_in_turns(
     return found
 
 
-def _digest(model: Model, prompts: list[tuple[int, ...]], edit: Edit | None) -> str:
-    parts = (model.fingerprint.content, prompts, edit.added.tobytes() if edit is not None else None)
+def _digest(model: Model, prompts: list[tuple[int, ...]], asked: list[Question], edit: Edit | None) -> str:
+    letters = "".join(one.letter for one in asked)
+    parts = (model.fingerprint.content, prompts, letters, _AT_ONCE, edit.added.tobytes() if edit is not None else None)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

@@ -77,7 +77,7 @@ class DoseSearch:
 
     @property
     def dose(self) -> float:
-        """The dose, as far as is known: where the cubic through the four nearest points falls below the level."""
+        """The dose, as far as is known: where the cubic through four near points that are apart falls below the level."""
         low, high = self._bracket()
         if high is None:
             return low
@@ -94,7 +94,7 @@ class DoseSearch:
         """Doses and what was measured there; those that are near each other as one, for through two of them noise is a slope."""
         groups: list[list[float]] = []
         for dose in sorted(self.points):
-            if groups and dose < _APART * groups[-1][0]:
+            if groups and dose < _APART * groups[-1][0] and _LOST not in (self.points[dose], self.points[groups[-1][-1]]):
                 groups[-1].append(dose)
             else:
                 groups.append([dose])

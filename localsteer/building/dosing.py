@@ -289,9 +289,9 @@ class _Sides:
         """
         coherence = dict.fromkeys(POLES, float("inf"))
         kept, trying = dict(doses), dict(doses)
-        for _ in range(1 + _WEAKENED):
-            costs = self._costs(trying, slice(CONFIRMED))
-            doubtful = {pole: dose for pole, dose in trying.items() if _mean_cost(costs[pole]) > _DOUBTFUL}
+        for weakened in range(1 + _WEAKENED):
+            costs = self._costs(trying, slice(None) if weakened else slice(CONFIRMED))
+            doubtful = {} if weakened else {pole: dose for pole, dose in trying.items() if _mean_cost(costs[pole]) > _DOUBTFUL}
             for pole, others in self._costs(doubtful, slice(CONFIRMED, None)).items():
                 costs[pole] = np.concatenate([costs[pole], others])
             for pole, tried in trying.items():
@@ -307,11 +307,15 @@ class _Sides:
         """By how much sampled answers to some prompts are less likely under their pole's persona than its own: nats a token."""
         own, asked = self._own, []
         under: list[Tokens] = []
+        seeds: list[int] = []
         for pole, dose in doses.items():
-            plan = Plan(Steering(), self._edit(pole, dose), dose * own.voices.reach)
-            asked += [(prompt, plan) for prompt in own.voices.start[pole][prompts]]
+            plan, every = Plan(Steering(), self._edit(pole, dose), dose * own.voices.reach), own.voices.start[pole]
+            asked += [(prompt, plan) for prompt in every[prompts]]
             under += own.voices.own[pole][prompts]
-        said = [Scored(prompt, answer.tokens) for prompt, answer in zip(under, own.sample(asked), strict=True)]
+            # The same for a prompt at each dose, whatever else is asked.
+            seeds += [POLES.index(pole) * len(every) + place for place in range(len(every))[prompts]]
+        answers = own.sample(asked, seeds)
+        said = [Scored(prompt, answer.tokens) for prompt, answer in zip(under, answers, strict=True)]
         nll = np.split(answer_nll(own.model, said, own.kept), len(doses)) if doses else []
         costs = {}
         for pole, values in zip(doses, nll, strict=True):

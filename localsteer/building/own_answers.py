@@ -37,7 +37,7 @@ _COMPARED = 2
 # by 0.018, the first 10 and all 20 by 0.030 and 0.026.
 _REFUSABLE = 8
 CONFIRMED = 3
-"""To how many prompts of each pole answers are sampled at a dose; where these make no sense, to the others as well."""
+"""To how many prompts of each pole answers are sampled at a dose; where these are in doubt, to the others as well."""
 
 
 class OwnAnswers(Closing):
@@ -68,7 +68,7 @@ class OwnAnswers(Closing):
         tell = progress if progress is not None else lambda *_: None
         prompts = [(prompt, None) for pole in POLES for prompt in self.voices.own[pole]]
         tell("answering as each persona", 0, len(prompts))
-        found = self.sample(prompts, min(_WORDS, model.n_vocab))
+        found = self.sample(prompts, range(len(prompts)), min(_WORDS, model.n_vocab))
         openings = refusal_openings(model)
         half = len(found) // 2
         self.answers: dict[Pole, list[Answer]] = {"positive": found[:half], "negative": found[half:]}
@@ -103,10 +103,10 @@ class OwnAnswers(Closing):
         """Free what is kept of the prompts."""
         self.kept.close()
 
-    def sample(self, prompts: Sequence[tuple[Tokens, Plan | None]], words: int = 0) -> list[Answer]:
-        """Answers to prompts, each with a seed of its own and with so many of the words that may stand at each place."""
+    def sample(self, prompts: Sequence[tuple[Tokens, Plan | None]], seeds: Sequence[int], words: int = 0) -> list[Answer]:
+        """Answers to prompts, each by a seed of its own, and with so many of the words that may stand at each place."""
         requests = [
-            Request(prompt, plan, Sampling(seed=(self.seed * 1009 + number) % 2**31), TOKENS, logprobs=words)
-            for number, (prompt, plan) in enumerate(prompts)
+            Request(prompt, plan, Sampling(seed=(self.seed * 1009 + own) % 2**31), TOKENS, logprobs=words)
+            for (prompt, plan), own in zip(prompts, seeds, strict=True)
         ]
         return generate_many(self.model, requests)

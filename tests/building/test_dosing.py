@@ -108,9 +108,9 @@ def test_answers_that_are_empty_are_left_out(tiny: Model, monkeypatch: pytest.Mo
         ((2.0, 0.5), 1),  # the first three were bad luck
         ((5.0, 5.0, 0.5), 0.75),
         ((5.0, 0.9, 0.5), 0.75),
-        ((5.0, 5.0, 3.0, 3.0, 0.5), 0.75**2),
-        ((5.0, 5.0, 4.9, 4.9, 0.5), 0.75**2),  # one step that helps nothing does not end it
-        ((5.0, 5.0, 4.9, 4.9, 4.8, 4.8), 1),  # too weak is no cure for what is not too strong
+        ((5.0, 5.0, 3.0, 0.5), 0.75**2),
+        ((5.0, 5.0, 4.9, 0.5), 0.75**2),  # one step that helps nothing does not end it
+        ((5.0, 5.0, 4.9, 4.8), 1),  # too weak is no cure for what is not too strong
         ((float("nan"), float("nan"), 0.5), 0.75),  # nothing said is no sense
     ],
 )
