@@ -264,9 +264,9 @@ def dosing(setting: Setting) -> Section:
                 )
     return Section(
         "Dosing a fresh vector",
-        "What `extract` and the first use of a name do to find out what strength 1 is, after the personas' answers are there; these, "
-        "with all else that does not depend on the vector (how likely the model finds them and begins a refusal, unsteered); and the "
-        "doses, each time with another seed.",
+        "What `extract` and the first use of a name do to find out what strength 1 is, after the personas' answers are there; "
+        "these, with all else that does not depend on the vector (how likely the model finds them and begins a refusal, "
+        "unsteered); and the doses, each time with another seed.",
         tuple(comparisons),
     )
 
