@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def main(model_file: Path, positive: Path, negative: Path, output: Path) -> None:
-    torch.set_num_threads(2)
     where = {"pretrained_model_name_or_path": str(model_file.parent), "gguf_file": model_file.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
     if tokenizer.pad_token is None:

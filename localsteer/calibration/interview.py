@@ -1,25 +1,23 @@
-"""Answers under steering, and what they are like: measured once, kept on disk, so that an interrupted calibration goes on."""
+"""Answers under steering, and what they are like."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from localsteer.building.refusal import refuses
+from localsteer.calibration.outcomes import Outcome, Outcomes, Trial
 from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.descriptions import everyday_questions
 from localsteer.engine.generate import MAX_PARALLEL, generate_many
 from localsteer.engine.request import Answer, Request, answering_seconds
 from localsteer.errors import CalibrationError
-from localsteer.files.json_values import build, read_json
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
@@ -29,10 +27,8 @@ from localsteer.reading.listening import Heard, cross_entropies
 from localsteer.reading.prompt import prompt_tokens
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
-from localsteer.vector.calibration import POLES, SIGN, Mode, Pole, without_nan
+from localsteer.vector.calibration import POLES, SIGN, Mode, Pole
 from localsteer.vector.control_vector import Floats
-
-logger = logging.getLogger("localsteer")
 
 # Fewer questions of a concept's own than this, and everyday ones are asked instead.
 MIN_QUESTIONS = 4
@@ -42,70 +38,6 @@ _ELSEWHERE = 3
 _VERSION = 3
 _PROBE_ANSWERS = 8
 _PROBE_TOKENS = 8
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One answer to be measured.
-
-    Attributes:
-        number: tells which question (modulo their count) and which seed. Equal numbers share both, so that two
-            steerings are compared on the same chances.
-        dose: relative dose; negative toward the negative pole; 0 for no steering.
-        mode: what is steered, and whether the unsteered model has a say in it.
-        persona: answer under this pole's persona as a system prompt.
-    """
-
-    number: int
-    dose: float = 0.0
-    mode: Mode = "response"
-    persona: Pole | None = None
-
-    @property
-    def key(self) -> str:
-        """What the measurement is filed under."""
-        return f"{self.number}|{self.dose:+.5f}|{self.mode}|{self.persona}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a trial. What an answer would have been given by is told in nats a token, NaN for an empty answer.
-
-    Attributes:
-        text: the answer.
-        tokens: its length.
-        ended: whether it ended by itself.
-        plain: how unlikely the unsteered model finds it after its question.
-        elsewhere: after another question.
-        positive: in the voice of the positive pole.
-        negative: in that of the negative one.
-        distinct: share of distinct 3-grams of tokens; 1 for an answer too short to repeat one, 0 for none at all.
-        refused: whether it says that it will not answer.
-    """
-
-    text: str
-    tokens: int
-    ended: bool
-    plain: float
-    elsewhere: float
-    positive: float
-    negative: float
-    distinct: float
-    refused: bool
-
-    @property
-    def ratio(self) -> float:
-        """How much likelier it is in the voice of the positive pole."""
-        return self.negative - self.positive
-
-    @property
-    def relevance(self) -> float:
-        """How much likelier it is after its own question."""
-        return self.elsewhere - self.plain
-
-    def under(self, pole: Pole) -> float:
-        """How unlikely it is in the voice of a pole."""
-        return self.positive if pole == "positive" else self.negative
 
 
 @dataclass(frozen=True)
@@ -150,14 +82,11 @@ class Interview:
 
     def __post_init__(self) -> None:
         self.questions = questions_of(self.contrast)
-        self._outcomes: dict[str, Outcome] = {}
         self._asked: set[str] = set()
-        self._is_cut_off = False
-        self._file = self.folder / f"{self._key}.jsonl" if self.folder is not None else None
-        if self.fresh and self._file is not None:
-            with contextlib.suppress(OSError):  # where it cannot be removed, nothing can be kept either, and that is told then
-                self._file.unlink(missing_ok=True)
-        self._load()
+        of_vector = json.dumps(self.apart).encode() + self.identity
+        # Unsteered answers are the same for every vector of a concept, but where it is the vector that listens.
+        unsteered = self._name(of_vector if self.contrast is None else b"")
+        self._outcomes = Outcomes(self.folder, self._name(of_vector), unsteered, self.fresh)
 
     @property
     def generated_tokens(self) -> int:
@@ -177,7 +106,7 @@ class Interview:
     @property
     def keeps(self) -> bool:
         """Whether measurements are kept on disk."""
-        return self._file is not None
+        return self._outcomes.folder is not None
 
     @property
     def has_personas(self) -> bool:
@@ -211,7 +140,7 @@ class Interview:
             part = todo[start : start + MAX_PARALLEL]
             requests = [self._request(trial) for trial in part]
             answers = generate_many(self.model, requests)
-            self._file_outcomes(part, self._listen(part, requests, answers))
+            self._outcomes.add(dict(zip(part, self._listen(part, requests, answers), strict=True)))
             if self.on_progress is not None:
                 self.on_progress(sum(key in self._outcomes for key in self._asked))
         if trials and not any(outcome.tokens for outcome in self._outcomes.values()):
@@ -270,40 +199,13 @@ class Interview:
             )
         return outcomes
 
-    @property
-    def _key(self) -> str:
-        """Everything that a measurement depends on but for the trial itself."""
+    def _name(self, about: bytes) -> str:
+        """The file of measurements that depend on this beside the model, the questions and the voices."""
         contrast = self.contrast
-        parts = [_VERSION, self.model.fingerprint.content, self.seed, self.max_tokens, MAX_PARALLEL, self.questions, self.apart]
+        parts = [_VERSION, self.model.fingerprint.content, self.seed, self.max_tokens, MAX_PARALLEL, self.questions]
         if contrast is not None:
             parts.append(contrast.personas or contrast.sha256(self.model))
-        return hashlib.sha256(json.dumps(parts).encode() + self.identity).hexdigest()[:24]
-
-    def _load(self) -> None:
-        if self._file is None or not self._file.is_file():
-            return
-        text = self._file.read_text(encoding="utf-8", errors="replace")
-        self._is_cut_off = bool(text) and not text.endswith("\n")
-        for line in text.splitlines():
-            try:
-                key, values = read_json(line)
-                self._outcomes[str(key)] = build(Outcome, values)
-            except (ValueError, TypeError):
-                continue  # the line at which an interrupted run was cut off
-
-    def _file_outcomes(self, trials: Sequence[Trial], outcomes: Sequence[Outcome]) -> None:
-        self._outcomes |= {trial.key: outcome for trial, outcome in zip(trials, outcomes, strict=True)}
-        if self._file is None:
-            return
-        lines = [json.dumps([trial.key, without_nan(asdict(outcome))]) for trial, outcome in zip(trials, outcomes, strict=True)]
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write("\n" * self._is_cut_off + "\n".join(lines) + "\n")
-            self._is_cut_off = False
-        except OSError as error:
-            logger.warning("measurements cannot be kept in %s: %s", self._file.parent, error.strerror)
-            self._file = None
+        return hashlib.sha256(json.dumps(parts).encode() + about).hexdigest()[:24] + ".jsonl"
 
 
 def questions_of(contrast: Contrast | None) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ from localsteer.calibration.fits import (
     resampled_weights,
     slope_interval,
 )
-from localsteer.calibration.interview import Interview, Trial
+from localsteer.calibration.interview import Interview
+from localsteer.calibration.outcomes import Trial
 from localsteer.calibration.script import foreign_share
 from localsteer.vector.calibration import OTHER, POLES, SIGN, Interval, Limit, Mode, Point, Pole, Side
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from localsteer.calibration import interview as room
-from localsteer.calibration.interview import Interview, Outcome, Trial, probe_speed, prompt_length, questions_of
+from localsteer.calibration.interview import Interview, probe_speed, prompt_length, questions_of
+from localsteer.calibration.outcomes import Outcome, Trial
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.descriptions import everyday_questions
@@ -432,6 +433,28 @@ def test_other_questions_and_voices_are_other_measurements_also_without_a_file(
     assert open_interview(tiny, tmp_path, contrast=replace(made, **change)).measured == 0
 
 
+@pytest.mark.parametrize("contrast", [CONTRAST, PAIRS])
+def test_what_is_not_steered_is_measured_once_for_all_vectors_of_a_concept(
+    tiny: Model, tmp_path: Path, contrast: Contrast, answered: list[int]
+) -> None:
+    unsteered = [Trial(number) for number in range(4)] + [Trial(0, persona="positive")] * bool(contrast.personas)
+    first = open_interview(tiny, tmp_path, contrast=contrast).measure([*unsteered, *STEERED])
+    answered.clear()
+    other = open_interview(tiny, tmp_path, contrast=contrast, along=unit(tiny, seed=1), apart=0.6)
+    assert other.measured == len(unsteered)
+    assert other.measure(unsteered) == first[: len(unsteered)]
+    assert answered == []
+    assert open_interview(tiny, tmp_path, contrast=contrast, seed=1).measured == 0
+    assert open_interview(tiny, tmp_path, contrast=contrast, fresh=True).measured == 0
+
+
+def test_a_vector_from_elsewhere_listens_to_unsteered_answers_itself(tiny: Model, tmp_path: Path) -> None:
+    open_interview(tiny, tmp_path, contrast=None).measure([Trial(0)])
+    assert open_interview(tiny, tmp_path, contrast=None).measured == 1
+    assert open_interview(tiny, tmp_path, contrast=None, along=unit(tiny, seed=1)).measured == 0
+    assert open_interview(tiny, tmp_path, contrast=None, apart=0.6).measured == 0
+
+
 def test_the_doses_at_which_a_vector_from_elsewhere_is_heard_belong_to_its_measurements(tiny: Model, tmp_path: Path) -> None:
     open_interview(tiny, tmp_path, contrast=None).measure(STEERED)
     assert open_interview(tiny, tmp_path, contrast=None).measured == len(STEERED)
@@ -458,10 +481,11 @@ def test_measurements_go_on_where_an_interrupted_run_stopped(tiny: Model, tmp_pa
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.2, 0.5, 0.7, 0.9, 0.999])
 def test_a_line_that_is_cut_off_is_measured_again(tiny: Model, tmp_path: Path, share: float) -> None:
     first = open_interview(tiny, tmp_path).measure(ALL)
-    (file,) = tmp_path.iterdir()
-    # As a run that is killed may leave it.
-    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
-    kept = {json.loads(line)[0] for line in file.read_text().split("\n")[:-1]}
+    kept = set()
+    for file in tmp_path.iterdir():
+        # As a run that is killed may leave it.
+        file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+        kept |= {json.loads(line)[0] for line in file.read_text().split("\n")[:-1]}
     interview = open_interview(tiny, tmp_path)
     assert interview.measured == len(kept) < len(ALL)
     again = interview.measure(ALL)

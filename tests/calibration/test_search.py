@@ -12,7 +12,8 @@ import pytest
 from localsteer.calibration import fits
 from localsteer.calibration.effort import ANCHORED, FACTORS, QUICK, THOROUGH, Effort
 from localsteer.calibration.findings import Findings
-from localsteer.calibration.interview import Interview, Outcome, Trial
+from localsteer.calibration.interview import Interview
+from localsteer.calibration.outcomes import Outcome, Trial
 from localsteer.calibration.search import Search
 from localsteer.vector.calibration import POLES, SIGN, Limit, Pole, Side
 
