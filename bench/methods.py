@@ -9,6 +9,7 @@ added up), the most that a pole's own answers gain at any dose, and how likely a
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -20,6 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench import methods_page
+from bench.capped import capped
+from bench.limits import limits
 from bench.models import base_model, demo_model, real_model
 from localsteer.building.dosing import Doser
 from localsteer.building.estimators import mean_difference
@@ -52,8 +56,6 @@ from localsteer.vector.control_vector import ControlVector, Floats
 CONCEPTS = ("happy", "french", "formal", "pirate", "calm", "confident")
 MODELS: Mapping[str, Callable[[], Path | None]] = {"demo": demo_model, "base": base_model, "real": real_model}
 _RECORDS = Path(__file__).parent / "methods.json"
-_PROSE = Path(__file__).parent / "methods_prose.md"
-_PAGE = Path(__file__).parent / "METHODS.md"
 _SEED = 5
 # The neutral text: unsteered answers of this length to everyday questions.
 _NEUTRAL_TOKENS = 40
@@ -64,36 +66,33 @@ _SCHEDULES = {"1, 1": (1.0, 1.0), "1.4, 0.7": (1.4, 0.7), "1.4, 0.35": (1.4, 0.3
 _FIRST, _LENGTH, _SCHEDULED = 8, 28, 12
 
 
-class _Neutral:
-    """What neutral text shows at every layer: mean and covariance over its tokens."""
-
-    def __init__(self, model: Model, layers: range) -> None:
-        self.covariance: dict[int, NDArray[np.float64]] = {}
-        if not layers:
-            return
-        questions = everyday_questions()
-        prompts = [prompt_tokens(model, [Message("user", one)]) for one in questions[:_NEUTRAL_QUESTIONS]]
-        asked = [Request(prompt, sampling=Sampling(seed=n), max_tokens=_NEUTRAL_TOKENS) for n, prompt in enumerate(prompts)]
-        answers = [answer.tokens for answer in generate_many(model, asked)]
-        spans = [Span(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True) if answer]
-        rows: dict[int, list[Floats]] = {layer: [] for layer in layers}
-        for part in read(model, spans, layers):
-            for layer in layers:
-                rows[layer].append(part.rows(layer).copy())
+@functools.lru_cache(maxsize=1)
+def _covariance(model: Model) -> Mapping[int, NDArray[np.float64]]:
+    """Of neutral text, at every layer that is steered: (n_embd, n_embd) over its tokens."""
+    prompts = [prompt_tokens(model, [Message("user", one)]) for one in everyday_questions()[:_NEUTRAL_QUESTIONS]]
+    asked = [Request(prompt, sampling=Sampling(seed=n), max_tokens=_NEUTRAL_TOKENS) for n, prompt in enumerate(prompts)]
+    answers = [answer.tokens for answer in generate_many(model, asked)]
+    spans = [Span(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True) if answer]
+    rows: dict[int, list[Floats]] = {layer: [] for layer in middle_layers(model.n_layer)}
+    for part in read(model, spans, list(rows)):
         for layer, parts in rows.items():
-            values = np.concatenate(parts).astype(np.float64)
-            values -= values.mean(axis=0)
-            # A few tokens of huge norm (attention sinks) would be all of the covariance.
-            norms = np.linalg.norm(values, axis=1)
-            values = values[norms < 3 * np.median(norms)]
-            self.covariance[layer] = values.T @ values / len(values)
+            parts.append(part.rows(layer).copy())
+    found = {}
+    for layer, parts in rows.items():
+        values = np.concatenate(parts).astype(np.float64)
+        values -= values.mean(axis=0)
+        # A few tokens of huge norm (attention sinks) would be all of the covariance.
+        norms = np.linalg.norm(values, axis=1)
+        values = values[norms < 3 * np.median(norms)]
+        found[layer] = values.T @ values / len(values)
+    return found
 
 
 Directions = dict[str, tuple[Floats, Mapping[int, float] | None]]
 """By the name of the way: (n_layer, n_embd) of any length, and the share of the dose of each layer (None for equal ones)."""
 
 
-def _directions(model: Model, contrast: Contrast, plain: ControlVector, neutral: _Neutral) -> Directions:
+def _directions(model: Model, contrast: Contrast, plain: ControlVector) -> Directions:
     assert plain.provenance.estimate is not None
     estimate, layers = plain.provenance.estimate, list(plain.layers)
     readable = list(readable_layers(model.n_layer))
@@ -102,7 +101,7 @@ def _directions(model: Model, contrast: Contrast, plain: ControlVector, neutral:
     ways: Directions = {"mean difference": (estimate, None), "less refusal": (spared, None)}
     whitened, without = estimate.copy(), estimate.copy()
     for layer in layers:
-        covariance, row = neutral.covariance[layer], estimate[layer].astype(np.float64)
+        covariance, row = _covariance(model)[layer], estimate[layer].astype(np.float64)
         ridge = np.trace(covariance) / len(covariance)
         whitened[layer] = np.linalg.solve(covariance + ridge * np.eye(len(covariance)), row)
         top = np.linalg.eigh(covariance)[1][:, -_COMPONENTS:]
@@ -173,11 +172,12 @@ def _measured(
     return record
 
 
-def _ways(model: Model, name: str, neutral: _Neutral, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _ways(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Ways to build a direction, and to weigh its layers."""
     contrast = load_concept(shipped_folder() / name / "concept.yaml")
     plain = extract(model, contrast, ExtractionSettings(dose=False, keep_refusal=True))
     with Doser(model, contrast, seed=_SEED) as doser:
-        for way, (direction, shares) in _directions(model, contrast, plain, neutral).items():
+        for way, (direction, shares) in _directions(model, contrast, plain).items():
             if way not in known:
                 yield way, _measured(model, doser, plain, direction, shares)
         if "natural layer weights" not in known:
@@ -236,57 +236,54 @@ def _scheduled(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tu
         yield f"schedule {way}", record
 
 
-def _write_page(records: Mapping[str, Any]) -> None:
-    """The page, from all that is measured."""
-    lines = [*_PROSE.read_text(encoding="utf-8").splitlines(), ""]
-    for model, concepts in records.items():
-        ways = list(dict.fromkeys(way for own in concepts.values() for way in own if not way.startswith("schedule")))
-        if ways:
-            lines += [f"## {model}", "", "| concept | pole | " + " | ".join(ways) + " |", "|" + "---|" * (len(ways) + 2)]
-        for name, own in concepts.items():
-            for pole in POLES if any(way in own for way in ways) else ():
-                lines.append(f"| {name} | {pole} | " + " | ".join(_cell(own.get(way, {}).get(pole)) for way in ways) + " |")
-        schedules = list(dict.fromkeys(way for own in concepts.values() for way in own if way.startswith("schedule")))
-        if schedules:
-            lines += ["", "| concept | pole | " + " | ".join(schedules) + " |", "|" + "---|" * (len(schedules) + 2)]
-        for name, own in concepts.items():
-            for pole in POLES if schedules and any(way in own for way in schedules) else ():
-                cells = [own.get(way, {}).get(pole) for way in schedules]
-                texts = [
-                    f"{one['effect']:.2f} / {one['cost under the persona']:+.2f} / {one['relevance']:.2f}" if one else ""
-                    for one in cells
-                ]
-                lines.append(f"| {name} | {pole} | {' | '.join(texts)} |")
-        lines.append("")
-    _PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+def _capped(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A push that ends where a persona's own answers lie."""
+    if "cap" in known:
+        return
+    contrast = load_concept(shipped_folder() / name / "concept.yaml")
+    with Doser(model, contrast, seed=_SEED) as doser:
+        yield "cap", capped(model, doser.own, doser.dose(extract(model, contrast, ExtractionSettings(dose=False))))
 
 
-def _cell(one: Mapping[str, float] | None) -> str:
-    return f"{one['dose']:.2f} / {one['ratio']:+.2f} / {one['peak']:.2f} / {one['refused']:.3f}" if one else ""
+def _limits(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What sampled answers cost at a dose and above, and where refusals begin."""
+    if "limits" in known:
+        return
+    contrast = load_concept(shipped_folder() / name / "concept.yaml")
+    with Doser(model, contrast) as doser:
+        yield "limits", limits(model, doser.own, doser.dose(extract(model, contrast, ExtractionSettings(dose=False))))
+
+
+_WHAT: Mapping[str, Callable[[Model, str, Mapping[str, Any]], Iterator[tuple[str, Any]]]] = {
+    "directions": _ways,
+    "schedules": _scheduled,
+    "cap": _capped,
+    "limits": _limits,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.methods", description=__doc__.splitlines()[0])
     parser.add_argument("concepts", nargs="*", default=CONCEPTS)
     parser.add_argument("--model", action="append", choices=list(MODELS))
-    parser.add_argument("--schedules", action="store_true", help="sampled answers under a falling dose instead")
+    told = " ".join(f"{name}: {measure.__doc__}" for name, measure in _WHAT.items())
+    parser.add_argument("--what", choices=list(_WHAT), default="directions", help=told)
+    parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     records: dict[str, Any] = json.loads(_RECORDS.read_text()) if _RECORDS.exists() else {}
     for key in options.model or MODELS:
         path = MODELS[key]()
         if path is None:
             continue
-        with Model(path) as model:
-            neutral = _Neutral(model, middle_layers(model.n_layer) if not options.schedules else range(0))
+        with Model(path, threads=options.threads) as model:
             for name in options.concepts:
                 own = records.setdefault(model.name, {}).setdefault(name, {})
-                made = _scheduled(model, name, own) if options.schedules else _ways(model, name, neutral, own)
-                for way, record in made:
+                for way, record in _WHAT[options.what](model, name, own):
                     own[way] = record
                     print(model.name, name, way, json.dumps(record), file=sys.stderr, flush=True)
                     with atomic_path(_RECORDS) as temporary:
                         temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    _write_page(records)
+    methods_page.write(records)
     return 0
 
 

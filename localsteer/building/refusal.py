@@ -178,6 +178,7 @@ def chances_of_refusal(
     prompts: Sequence[Tokens],
     edits: Sequence[Edit | None],
     kept: KeptPrompts | None = None,
+    least: float = _UNLIKELY,
 ) -> NDArray[np.float64]:
     """How likely a refusal begins after prompts under edits.
 
@@ -187,13 +188,14 @@ def chances_of_refusal(
         prompts: as tokens.
         edits: what is done to the residual stream from the last token of the prompt on.
         kept: the prompts, where there are several passes.
+        least: an opening that has become less likely than this is not read on, and counts for nothing.
 
     Returns:
-        (n_edits,) mean over the prompts, from 0 to 1, but for openings that are hardly likely.
+        (n_edits,) mean over the prompts, from 0 to 1.
     """
     whole = [(edit, prompt, opening) for edit in edits for prompt in prompts for opening in openings]
     spans = [Span(prompt + opening, len(prompt), None, edit) for edit, prompt, opening in whole]
-    nll = read_means(model, spans, (), want_nll=True, least=_UNLIKELY, kept=kept).nll
+    nll = read_means(model, spans, (), want_nll=True, least=least, kept=kept).nll
     chances = np.exp(-nll * [len(opening) for _, _, opening in whole])
     of_prompts = chances.reshape(len(edits), len(prompts), len(openings)).sum(axis=2)
     means: NDArray[np.float64] = of_prompts.sum(axis=1) / max(1, len(prompts))

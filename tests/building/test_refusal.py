@@ -156,10 +156,9 @@ def chance_alone(model: Model, prompt: tuple[int, ...], opening: tuple[int, ...]
     return float(np.prod([own[token] for own, token in zip(chances, opening, strict=True)]))
 
 
-def test_the_chance_of_a_refusal_is_that_of_any_of_its_openings(steerable: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refusal, "_UNLIKELY", 0.0)
+def test_the_chance_of_a_refusal_is_that_of_any_of_its_openings(steerable: Model) -> None:
     edits = [None, random_edit(steerable, seed=6), random_edit(steerable, seed=7)]
-    found = chances_of_refusal(steerable, OPENINGS, PROMPTS, edits)
+    found = chances_of_refusal(steerable, OPENINGS, PROMPTS, edits, least=0.0)
     alone = [
         np.mean([sum(chance_alone(steerable, prompt, opening, edit) for opening in OPENINGS) for prompt in PROMPTS])
         for edit in edits

@@ -1,0 +1,99 @@
+"""The page of `bench.methods`, from all that is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.capped import at_equal_kl
+from localsteer.vector.calibration import POLES
+
+_PROSE = Path(__file__).parent / "methods_prose.md"
+_PAGE = Path(__file__).parent / "METHODS.md"
+_SCHEDULE, _CAP, _LIMITS = "schedule", "cap", "limits"
+
+Concepts = Mapping[str, Mapping[str, Any]]
+"""By concept and way, what was measured."""
+
+
+def write(records: Mapping[str, Concepts]) -> None:
+    """The page, from what was measured of each model."""
+    lines = _PROSE.read_text(encoding="utf-8").splitlines()
+    for model, concepts in records.items():
+        lines += ["", f"## {model}"]
+        for table in (_directions(concepts), _schedules(concepts), _caps(concepts), _costs(concepts), _refusals(concepts)):
+            lines += table
+    _PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Nothing without a row."""
+    body = ["| " + " | ".join(row) + " |" for row in rows]
+    return ["", "| " + " | ".join(header) + " |", "|" + "---|" * len(header), *body] if body else []
+
+
+def _ways(concepts: Concepts, *, scheduled: bool) -> list[str]:
+    every = dict.fromkeys(way for own in concepts.values() for way in own if way not in (_CAP, _LIMITS))
+    return [way for way in every if way.startswith(_SCHEDULE) == scheduled]
+
+
+def _directions(concepts: Concepts) -> list[str]:
+    ways = _ways(concepts, scheduled=False)
+
+    def cell(one: Mapping[str, float] | None) -> str:
+        return f"{one['dose']:.2f} / {one['ratio']:+.2f} / {one['peak']:.2f} / {one['refused']:.3f}" if one else ""
+
+    return _by_way(concepts, ways, cell)
+
+
+def _schedules(concepts: Concepts) -> list[str]:
+    ways = _ways(concepts, scheduled=True)
+
+    def cell(one: Mapping[str, float] | None) -> str:
+        return f"{one['effect']:.2f} / {one['cost under the persona']:+.2f} / {one['relevance']:.2f}" if one else ""
+
+    return _by_way(concepts, ways, cell)
+
+
+def _by_way(concepts: Concepts, ways: Sequence[str], cell: Any) -> list[str]:
+    measured = [(name, own) for name, own in concepts.items() if any(way in own for way in ways)]
+    rows = [[name, pole, *(cell(own.get(way, {}).get(pole)) for way in ways)] for name, own in measured for pole in POLES]
+    return _table(["concept", "pole", *ways], rows)
+
+
+def _sides(concepts: Concepts, what: str) -> list[tuple[str, str, Any]]:
+    return [(name, pole, own[what][pole]) for name, own in concepts.items() if what in own for pole in POLES]
+
+
+def _caps(concepts: Concepts) -> list[str]:
+    rows = []
+    for name, pole, one in _sides(concepts, _CAP):
+        kl, constant, capped = at_equal_kl(one)
+        rows.append([name, pole, f"{kl:.3f}", f"{constant:.3f}", f"{capped:.3f}"])
+    return _table(["concept", "pole", "KL", "ratio, constant", "ratio, capped"], rows)
+
+
+def _costs(concepts: Concepts) -> list[str]:
+    rows = []
+    for name, pole, one in _sides(concepts, _LIMITS):
+        (mean, deviation, _), (above, _, texts) = one["costs"].values()
+        rows.append([name, pole, f"{one['dose']:.2f}", f"{mean:.2f} ± {deviation:.2f}", f"{above:.2f}", _quoted(texts[0])])
+    return _table(["concept", "pole", "dose", "cost", "at 1.5 times the dose", "such as"], rows)
+
+
+def _quoted(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _refusals(concepts: Concepts) -> list[str]:
+    sides = _sides(concepts, _LIMITS)
+    least = list(dict.fromkeys(least for _, _, one in sides for least in one["openings"]))
+    rows = []
+    for name, pole, one in sides:
+        if not any(tokens for _, tokens in one["openings"].values()):
+            continue  # a model that refuses nothing
+        read = [f"{chance:.4f} / {tokens}" for chance, tokens in (one["openings"][key] for key in least)]
+        at = one["refused at"]
+        rows.append([name, pole, *read, " / ".join(f"{share:.2f}" for share in at.values()) if at else ""])
+    return _table(["concept", "pole", *(f"read from {key}" for key in least), "refused at, in 2 / 3 / 6 steps"], rows)
