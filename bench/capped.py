@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.building.own_answers import OwnAnswers
+from localsteer.errors import CalibrationError
 from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import ResidualTap
@@ -23,8 +24,8 @@ from localsteer.vector.calibration import OTHER, POLES, SIGN, Pole
 from localsteer.vector.control_vector import ControlVector, Floats
 
 # Times the dose of strength 1.
-_CONSTANT = (0.2, 0.5, 1.0)
-_CAPPED = (1.0, 4.0)
+_CONSTANT = (0.2, 0.35, 0.5, 0.7, 1.0)
+_CAPPED = (0.25, 0.5, 1.0, 4.0)
 # Answers of each pole that are read; as many others say how far a persona's own go.
 _READ = 4
 
@@ -78,7 +79,7 @@ def _run(
         logits = np.stack([context.logits(row) for row in range(begin, len(tokens) - 1)])
     logits -= logits.max(axis=1, keepdims=True)
     logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return logits, {layer: tap.rows(layer)[begin:-1] for layer in look}
+    return logits, {layer: tap.rows(layer)[-len(said.tokens) - 1 : -1] for layer in look}
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +114,9 @@ def capped(model: Model, own: OwnAnswers, vector: ControlVector) -> dict[str, An
         model: the model.
         own: answers of each persona.
         vector: a dosed vector.
+
+    Raises:
+        CalibrationError: a persona gives hardly any answers.
     """
     told = {
         pole: [
@@ -122,6 +126,8 @@ def capped(model: Model, own: OwnAnswers, vector: ControlVector) -> dict[str, An
         ]
         for pole in POLES
     }
+    if min(map(len, told.values())) <= _READ:
+        raise CalibrationError(f"{model.name} answers too few questions to measure a cap.")
     read = {pole: told[pole][:_READ] for pole in POLES}
     plain = {pole: [_run(model, one.bare, one.said, {})[0] for one in read[pole]] for pole in POLES}
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from localsteer.building.dosing import REFUSED
+from localsteer.building.dose_search import DoseSearch
+from localsteer.building.dosing import REFUSED, TOLERANCE
 from localsteer.building.own_answers import TOKENS, OwnAnswers
 from localsteer.building.refusal import chances_of_refusal
 from localsteer.concepts.descriptions import everyday_questions
@@ -52,12 +53,14 @@ def limits(model: Model, own: OwnAnswers, vector: ControlVector) -> dict[str, An
     for pole in POLES:
         side = dosing.sides[pole]
         dose = side.dose["response"]
-        edit = Edit(unit, scale=SIGN[pole] * dose)
+        # What teacher forcing alone had found.
+        found = DoseSearch(TOLERANCE, [], {0.0: 0.0} | {tried.dose: tried.own for tried in side.tried}).dose
         record[pole] = {
             "dose": round(dose, 3),
-            "costs": _costs(model, own, pole, edit),
-            "openings": _cut(model, own, edit),
-            "refused at": _refused_at(own, unit, SIGN[pole] * max(side.tried, key=lambda tried: tried.own).dose),
+            "costs": _costs(model, own, pole, Edit(unit, scale=SIGN[pole] * dose)),
+            "found": round(found, 3),
+            "openings": _cut(model, own, Edit(unit, scale=SIGN[pole] * found)),
+            "refused at": _refused_at(own, unit, SIGN[pole] * found),
         }
     return record
 
@@ -84,17 +87,14 @@ def _costs(model: Model, own: OwnAnswers, pole: Pole, edit: Edit) -> dict[str, t
     return found
 
 
-def _questions(model: Model) -> list[tuple[int, ...]]:
-    return [prompt_tokens(model, [Message("user", question)]) for question in everyday_questions()[:_ASKED]]
-
-
 def _cut(model: Model, own: OwnAnswers, edit: Edit) -> dict[str, tuple[float, int]]:
-    """How likely a refusal begins at the dose, and how many tokens that takes."""
+    """How likely a refusal begins under an edit, and how many tokens it takes to tell, by what is not read on."""
+    prompts = [prompt_tokens(model, [Message("user", question)]) for question in everyday_questions()[:_ASKED]]
     found = {}
     for least in _LEAST:
         with _counted() as count:
-            chances = chances_of_refusal(model, own.refusals.openings, _questions(model), [None, edit], least=least)
-        found[f"{least:g}"] = (round(float(chances[1]), 4), count[0])
+            chances = chances_of_refusal(model, own.refusals.openings, prompts, [edit], own.kept, least)
+        found[f"{least:g}"] = (round(float(chances[0]), 4), count[0])
     return found
 
 

@@ -1,9 +1,9 @@
 """Ways to build a direction, side by side at equal terms: each is dosed by the same own answers and the same rule.
 
-Run as `python -m bench.methods [--model demo|base|real] [CONCEPT ...]`. What is compared, at the dose that the rule finds: how
-much likelier a pole's own answers become than the other pole's (teacher-forced on held-out questions, nats a token, both poles
-added up), the most that a pole's own answers gain at any dose, and how likely a refusal begins. Records are kept in
-`bench/methods.json`; one that is there is not measured again.
+Run as `python -m bench.methods [--model demo|base|real] [--what directions|schedules|cap|limits] [CONCEPT ...]`. What is compared of
+directions, at the dose that the rule finds: how much likelier a pole's own answers become than the other pole's (teacher-forced on
+held-out questions, nats a token, both poles added up), the most that a pole's own answers gain at any dose, and how likely a refusal
+begins. Records are kept in `bench/methods.json`; one that is there is not measured again.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def _limits(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tuple
     if "limits" in known:
         return
     contrast = load_concept(shipped_folder() / name / "concept.yaml")
-    with Doser(model, contrast) as doser:
+    with Doser(model, contrast, seed=_SEED) as doser:
         yield "limits", limits(model, doser.own, doser.dose(extract(model, contrast, ExtractionSettings(dose=False))))
 
 
@@ -270,21 +270,31 @@ def main() -> int:
     parser.add_argument("--what", choices=list(_WHAT), default="directions", help=told)
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
-    records: dict[str, Any] = json.loads(_RECORDS.read_text()) if _RECORDS.exists() else {}
     for key in options.model or MODELS:
         path = MODELS[key]()
         if path is None:
             continue
         with Model(path, threads=options.threads) as model:
             for name in options.concepts:
-                own = records.setdefault(model.name, {}).setdefault(name, {})
-                for way, record in _WHAT[options.what](model, name, own):
-                    own[way] = record
+                known = _records().get(model.name, {}).get(name, {})
+                for way, record in _WHAT[options.what](model, name, known):
                     print(model.name, name, way, json.dumps(record), file=sys.stderr, flush=True)
-                    with atomic_path(_RECORDS) as temporary:
-                        temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    methods_page.write(records)
+                    _keep(model.name, name, way, record)
+    methods_page.write(_records())
     return 0
+
+
+def _records() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(_RECORDS.read_text(encoding="utf-8")) if _RECORDS.exists() else {}
+    return found
+
+
+def _keep(model: str, concept: str, way: str, record: Any) -> None:
+    """One more record beside what other processes have kept meanwhile."""
+    records = _records()
+    records.setdefault(model, {}).setdefault(concept, {})[way] = record
+    with atomic_path(_RECORDS) as temporary:
+        temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

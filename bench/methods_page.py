@@ -12,6 +12,8 @@ from localsteer.vector.calibration import POLES
 _PROSE = Path(__file__).parent / "methods_prose.md"
 _PAGE = Path(__file__).parent / "METHODS.md"
 _SCHEDULE, _CAP, _LIMITS = "schedule", "cap", "limits"
+# As `bench.limits` names them.
+_LEAST, _STEPS = ("0", "0.001", "0.003", "0.01"), ("2", "3", "6")
 
 Concepts = Mapping[str, Mapping[str, Any]]
 """By concept and way, what was measured."""
@@ -77,7 +79,8 @@ def _caps(concepts: Concepts) -> list[str]:
 def _costs(concepts: Concepts) -> list[str]:
     rows = []
     for name, pole, one in _sides(concepts, _LIMITS):
-        (mean, deviation, _), (above, _, texts) = one["costs"].values()
+        mean, deviation, _ = one["costs"]["1"]
+        above, _, texts = one["costs"]["1.5"]
         rows.append([name, pole, f"{one['dose']:.2f}", f"{mean:.2f} ± {deviation:.2f}", f"{above:.2f}", _quoted(texts[0])])
     return _table(["concept", "pole", "dose", "cost", "at 1.5 times the dose", "such as"], rows)
 
@@ -87,13 +90,12 @@ def _quoted(text: str) -> str:
 
 
 def _refusals(concepts: Concepts) -> list[str]:
-    sides = _sides(concepts, _LIMITS)
-    least = list(dict.fromkeys(least for _, _, one in sides for least in one["openings"]))
+    """Of models that refuse anything."""
+    sides = [side for side in _sides(concepts, _LIMITS) if any(tokens for _, tokens in side[2]["openings"].values())]
     rows = []
     for name, pole, one in sides:
-        if not any(tokens for _, tokens in one["openings"].values()):
-            continue  # a model that refuses nothing
-        read = [f"{chance:.4f} / {tokens}" for chance, tokens in (one["openings"][key] for key in least)]
+        read = ["{:.4f} / {}".format(*one["openings"][least]) for least in _LEAST]
         at = one["refused at"]
-        rows.append([name, pole, *read, " / ".join(f"{share:.2f}" for share in at.values()) if at else ""])
-    return _table(["concept", "pole", *(f"read from {key}" for key in least), "refused at, in 2 / 3 / 6 steps"], rows)
+        rows.append([name, pole, f"{one['found']:.2f}", *read, " / ".join(f"{at[steps]:.2f}" for steps in _STEPS) if at else ""])
+    header = ["concept", "pole", "dose", *(f"read on from {least}" for least in _LEAST)]
+    return _table([*header, f"refused from, in {' / '.join(_STEPS)} steps"], rows)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from localsteer.files.json_values import build, read_json
 from localsteer.vector.calibration import Mode, Pole, without_nan
@@ -95,7 +97,6 @@ class Outcomes(Mapping[str, Outcome]):
     unsteered: str
     fresh: bool = False
     _known: dict[str, Outcome] = field(default_factory=dict, init=False)
-    _cut_off: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         if self.folder is None:
@@ -106,7 +107,7 @@ class Outcomes(Mapping[str, Outcome]):
                 with contextlib.suppress(OSError):  # where it cannot be removed, nothing can be kept, and that is told then
                     path.unlink(missing_ok=True)
             if path.is_file():
-                self._load(name, path.read_text(encoding="utf-8", errors="replace"))
+                self._load(path.read_text(encoding="utf-8", errors="replace"))
 
     def __getitem__(self, key: str) -> Outcome:
         return self._known[key]
@@ -117,9 +118,7 @@ class Outcomes(Mapping[str, Outcome]):
     def __len__(self) -> int:
         return len(self._known)
 
-    def _load(self, name: str, text: str) -> None:
-        if text and not text.endswith("\n"):
-            self._cut_off.add(name)
+    def _load(self, text: str) -> None:
         for line in text.splitlines():
             try:
                 key, values = read_json(line)
@@ -139,9 +138,16 @@ class Outcomes(Mapping[str, Outcome]):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name, text in lines.items():
-                with (self.folder / name).open("a", encoding="utf-8") as file:
-                    file.write("\n" * (name in self._cut_off) + text)
-                self._cut_off.discard(name)
+                with (self.folder / name).open("ab+") as file:
+                    file.write(b"\n" * _is_cut_off(file) + text.encode())
         except OSError as error:
             logger.warning("measurements cannot be kept in %s: %s", self.folder, error.strerror)
             self.folder = None
+
+
+def _is_cut_off(file: BinaryIO) -> bool:
+    """Whether a run that was killed has left half a line at the end."""
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"

@@ -42,6 +42,15 @@ def test_a_line_that_is_cut_off_costs_that_line_alone(tmp_path: Path, name: str)
     assert len(opened(tmp_path)) == 5
 
 
+def test_a_line_that_another_run_leaves_half_written_costs_that_line_alone(tmp_path: Path) -> None:
+    outcomes, other = opened(tmp_path), opened(tmp_path, "other.jsonl")
+    other.add({UNSTEERED: OUTCOME, Trial(1): OUTCOME})
+    file = tmp_path / "shared.jsonl"
+    file.write_bytes(file.read_bytes()[:-10])
+    outcomes.add({Trial(2): OUTCOME})
+    assert set(opened(tmp_path)) == {UNSTEERED.key, Trial(2).key}
+
+
 def test_fresh_forgets_both_files(tmp_path: Path) -> None:
     opened(tmp_path).add({UNSTEERED: OUTCOME, STEERED: OUTCOME})
     assert len(opened(tmp_path, fresh=True)) == 0
