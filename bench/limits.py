@@ -21,7 +21,7 @@ from localsteer.llama.context import Batch, Context
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
-from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.prompt import answer_prompt
 from localsteer.reading.scoring import Scored, answer_nll
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
@@ -89,7 +89,7 @@ def _costs(model: Model, own: OwnAnswers, pole: Pole, edit: Edit) -> dict[str, t
 
 def _cut(model: Model, own: OwnAnswers, edit: Edit) -> dict[str, tuple[float, int]]:
     """How likely a refusal begins under an edit, and how many tokens it takes to tell, by what is not read on."""
-    prompts = [prompt_tokens(model, [Message("user", question)]) for question in everyday_questions()[:_ASKED]]
+    prompts = [answer_prompt(model, [Message("user", question)]) for question in everyday_questions()[:_ASKED]]
     found = {}
     for least in _LEAST:
         with _counted() as count:

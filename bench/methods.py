@@ -45,7 +45,7 @@ from localsteer.llama.sampling import Sampling
 from localsteer.reading.activations import read_activations
 from localsteer.reading.forced import Reading, Said
 from localsteer.reading.listening import Heard, cross_entropies
-from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.prompt import answer_prompt
 from localsteer.reading.rows import read
 from localsteer.reading.span import Span
 from localsteer.steering.expression import Steering
@@ -69,7 +69,7 @@ _FIRST, _LENGTH, _SCHEDULED = 8, 28, 12
 @functools.lru_cache(maxsize=1)
 def _covariance(model: Model) -> Mapping[int, NDArray[np.float64]]:
     """Of neutral text, at every layer that is steered: (n_embd, n_embd) over its tokens."""
-    prompts = [prompt_tokens(model, [Message("user", one)]) for one in everyday_questions()[:_NEUTRAL_QUESTIONS]]
+    prompts = [answer_prompt(model, [Message("user", one)]) for one in everyday_questions()[:_NEUTRAL_QUESTIONS]]
     asked = [Request(prompt, sampling=Sampling(seed=n), max_tokens=_NEUTRAL_TOKENS) for n, prompt in enumerate(prompts)]
     answers = [answer.tokens for answer in generate_many(model, asked)]
     spans = [Span(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True) if answer]

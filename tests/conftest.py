@@ -22,7 +22,7 @@ from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import Mode
 from tests.door_report import door, pytest_terminal_summary
-from tests.tiny_models import RECURRENT_ARCHITECTURE, write_tiny_model
+from tests.tiny_models import CHATML_TEMPLATE, RECURRENT_ARCHITECTURE, write_tiny_model
 
 __all__ = ["door", "pytest_terminal_summary"]  # pytest finds them here
 
@@ -101,6 +101,15 @@ def tiny_model(tiny_path: TinyPath) -> Iterator[TinyModel]:
 def tiny(tiny_model: TinyModel) -> Model:
     """The tiny model of the llama architecture."""
     return tiny_model("llama")
+
+
+@pytest.fixture(scope="session")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """A tiny model whose template opens a block of reasoning before the answer."""
+    template = CHATML_TEMPLATE.replace("assistant\\n'", "assistant\\n<think>\\n'") + "{# </think> #}"
+    file = write_tiny_model(tmp_path_factory.mktemp("thinking") / "thinking.gguf", "llama", chat_template=template)
+    with Model(file, threads=1) as model:
+        yield model
 
 
 @pytest.fixture(params=[*KINDS, RECURRENT_ARCHITECTURE])

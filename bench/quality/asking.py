@@ -16,7 +16,7 @@ from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.reading.forced import Said
 from localsteer.reading.listening import Heard, cross_entropies
-from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.prompt import answer_prompt
 from localsteer.steering.plan import Plan
 
 # Far from every seed that a dosing or a calibration draws with.
@@ -58,7 +58,7 @@ def requests(
     made, words = [], min(Sampling().top_k, model.n_vocab)
     for number in range(count):
         system = [Message("system", systems[number % len(systems)])] if systems else []
-        prompt = prompt_tokens(model, [*system, Message("user", questions[number % len(questions)])])
+        prompt = answer_prompt(model, [*system, Message("user", questions[number % len(questions)])])
         made.append(Request(prompt, plan, Sampling(seed=seed + number), max_tokens, logprobs=words if number < told else None))
     return made
 
@@ -121,4 +121,4 @@ def _places(model: Model, contrast: Contrast, questions: Sequence[str], number: 
     own, other = (Message("user", questions[place % len(questions)]) for place in (number, number + _ELSEWHERE))
     personas = contrast.personas[number % len(contrast.personas)]
     voices = [[Message("system", persona), own] for persona in personas]
-    return [prompt_tokens(model, messages) for messages in ([own], [other], *voices)]
+    return [answer_prompt(model, messages) for messages in ([own], [other], *voices)]

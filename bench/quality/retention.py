@@ -39,7 +39,7 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit, Rows
 from localsteer.llama.sampling import Sampling
-from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.prompt import answer_prompt
 from localsteer.reading.rows import read
 from localsteer.reading.span import Span
 from localsteer.steering.expression import Steering
@@ -99,7 +99,7 @@ def measure(model: Model, which: str, names: Sequence[str], size: Size) -> None:
     The questions, which are long, are read for all of them together: steering begins at the last token.
     """
     asked, given = questions(), instructions()
-    prompts = [prompt_tokens(model, [Message("user", one.text + _ASK)]) for one in asked]
+    prompts = [answer_prompt(model, [Message("user", one.text + _ASK)]) for one in asked]
     some = list(range(0, len(asked), PROMPTED_EVERY))
     every = sorted(file.parent.name for file in shipped_folder().glob("*/concept.yaml"))
     known, unsteered = records_of(which), dict[tuple[int, ...], float]()
@@ -126,7 +126,7 @@ def measure(model: Model, which: str, names: Sequence[str], size: Size) -> None:
         sides: dict[str, Any] = {}
         for place, pole in enumerate(POLES):
             system = Message("system", contrast.personas[0][place])
-            under = [prompt_tokens(model, [system, Message("user", asked[number].text + _ASK)]) for number in some]
+            under = [answer_prompt(model, [system, Message("user", asked[number].text + _ASK)]) for number in some]
             (prompted,) = _right(model, under, [asked[number] for number in some], [None])
             turn = _turn(len(given), every.index(name) * len(POLES) + place, size.instructions)
             own = [given[number] for number in turn]
@@ -164,7 +164,7 @@ def _turn(given: int, side: int, count: int) -> tuple[int, ...]:
 def _followed(model: Model, given: Sequence[Instruction], plan: Plan | None = None, opening: Sequence[Message] = ()) -> float:
     """Share of some instructions that are followed."""
     requests = [
-        Request(prompt_tokens(model, [*opening, Message("user", one.ask)]), plan, Sampling(seed=_SEED + number), _LONGEST)
+        Request(answer_prompt(model, [*opening, Message("user", one.ask)]), plan, Sampling(seed=_SEED + number), _LONGEST)
         for number, one in enumerate(given)
     ]
     answers = generate_many(model, requests)

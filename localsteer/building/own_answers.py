@@ -17,7 +17,7 @@ from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.reading.forced import ForcedReader, Said
 from localsteer.reading.kept import KeptPrompts
-from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.prompt import answer_prompt
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import POLES, Pole
 
@@ -87,7 +87,7 @@ class OwnAnswers(Closing):
                     starts.append(start)
                     said.append(Said.of(answer.tokens, [entry.likeliest for entry in answer.logprobs]))
         everyday = everyday_questions()[:_REFUSABLE] if openings else ()
-        refusable = [prompt_tokens(model, [Message("user", question)]) for question in everyday]
+        refusable = [answer_prompt(model, [Message("user", question)]) for question in everyday]
         self.kept = KeptPrompts(model, [*starts, *refusable, *(prompt for pole in POLES for prompt in self.voices.own[pole])])
         try:
             compared = {number for pole in POLES for number in self.read[pole][:_COMPARED]}

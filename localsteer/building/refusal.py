@@ -24,7 +24,7 @@ from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
 from localsteer.reading.activations import read_activations
 from localsteer.reading.kept import KeptPrompts
-from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.prompt import answer_prompt
 from localsteer.reading.rows import read_means
 from localsteer.reading.span import Span
 from localsteer.vector.control_vector import Floats
@@ -78,7 +78,7 @@ def refusal_openings(model: Model) -> tuple[Tokens, ...]:
     content = model.fingerprint.content
     if content not in _OPENINGS:
         try:
-            prompts = [prompt_tokens(model, [Message("user", text)]) for text in _requests()["refused"][:_ASKED]]
+            prompts = [answer_prompt(model, [Message("user", text)]) for text in _requests()["refused"][:_ASKED]]
         except ModelError:  # what it makes of questions is not known, and prompt files need no template
             return ()
         asked = [Request(prompt, sampling=Sampling(temperature=0, seed=0), max_tokens=_OPENING) for prompt in prompts]
@@ -119,7 +119,7 @@ def read_refusal(model: Model, layers: Sequence[int]) -> Floats:
     """
     content = model.fingerprint.content
     if unknown := [layer for layer in layers if (content, layer) not in _DIRECTIONS]:
-        kinds = [[Span(prompt_tokens(model, [Message("user", text)])) for text in texts] for texts in _requests().values()]
+        kinds = [[Span(answer_prompt(model, [Message("user", text)])) for text in texts] for texts in _requests().values()]
         values = read_activations(model, [span for spans in kinds for span in spans], unknown).values
         refused, answered = np.split(values, [len(kinds[0])])
         found = refused.mean(axis=0) - answered.mean(axis=0)

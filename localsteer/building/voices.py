@@ -9,7 +9,7 @@ from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.descriptions import everyday_questions
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
-from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.prompt import answer_prompt
 from localsteer.vector.calibration import OTHER, POLES, Pole
 
 Tokens = tuple[int, ...]
@@ -59,7 +59,7 @@ def voices(model: Model, contrast: Contrast | None, count: int) -> Voices:
         return Voices(own, {pole: own[OTHER[pole]] for pole in POLES}, reach=2.0)
     questions = contrast.held_out if contrast is not None and contrast.held_out else everyday_questions()
     asked = [Message("user", questions[number % len(questions)]) for number in range(count)]
-    bare = [prompt_tokens(model, [question]) for question in asked]
+    bare = [answer_prompt(model, [question]) for question in asked]
     start: dict[Pole, list[Tokens]] = dict.fromkeys(POLES, bare)
     if contrast is None:
         return Voices(start, start, spoken=False)
@@ -67,7 +67,7 @@ def voices(model: Model, contrast: Contrast | None, count: int) -> Voices:
     def under(place: int) -> list[Tokens]:
         systems = [pair[place] for pair in contrast.personas]
         return [
-            prompt_tokens(model, [Message("system", systems[number % len(systems)]), question])
+            answer_prompt(model, [Message("system", systems[number % len(systems)]), question])
             for number, question in enumerate(asked)
         ]
 

@@ -24,7 +24,7 @@ from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
 from localsteer.reading.forced import Said
 from localsteer.reading.listening import Heard, cross_entropies
-from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.prompt import answer_prompt
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import POLES, SIGN, Mode, Pole
@@ -35,7 +35,7 @@ MIN_QUESTIONS = 4
 # How far away in the list the other question is, after which an answer should not be likely.
 _ELSEWHERE = 3
 # Of what is kept on disk: counted up when the same trial would be measured otherwise.
-_VERSION = 3
+_VERSION = 4
 _PROBE_ANSWERS = 8
 _PROBE_TOKENS = 8
 
@@ -160,7 +160,7 @@ class Interview:
             return tuple(self.model.tokenize((pair.positive, pair.negative)[place].render(self.model))), None
         system = contrast.personas[number % len(contrast.personas)][place]
         question = self.questions[number % len(self.questions)]
-        return prompt_tokens(self.model, [Message("system", system), Message("user", question)]), None
+        return answer_prompt(self.model, [Message("system", system), Message("user", question)]), None
 
     def _request(self, trial: Trial) -> Request:
         # Far enough apart that two calibrations with neighbouring seeds share none.
@@ -241,7 +241,7 @@ def prompt_length(model: Model, questions: Sequence[str]) -> float:
 
 
 def _asked(model: Model, questions: Sequence[str], number: int) -> tuple[int, ...]:
-    return prompt_tokens(model, [Message("user", questions[number % len(questions)])])
+    return answer_prompt(model, [Message("user", questions[number % len(questions)])])
 
 
 def _no_answers(model: Model) -> CalibrationError:

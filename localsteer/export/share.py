@@ -23,7 +23,7 @@ from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
 from localsteer.llama.threads import interrupts_after
-from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.prompt import answer_prompt
 from localsteer.steering.expression import Steering, Term
 from localsteer.steering.plan import Plan, resolve
 from localsteer.vector.control_vector import ControlVector
@@ -179,7 +179,7 @@ def _samples(vector: ControlVector, model: Model, plans: Mapping[float, Plan]) -
     questions = (held_out or everyday_questions())[:_QUESTIONS]
     requests = [
         Request(
-            prompt_tokens(model, [Message("user", question)]), plans.get(strength), Sampling(seed=_SEED), _TOKENS, mode="response"
+            answer_prompt(model, [Message("user", question)]), plans.get(strength), Sampling(seed=_SEED), _TOKENS, mode="response"
         )
         for question in questions
         for strength in _STRENGTHS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from localsteer.errors import PolicyError
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
-from localsteer.reading.prompt import latest_message, prompt_tokens
+from localsteer.reading.prompt import answer_prompt, latest_message, prompt_tokens
 from localsteer.reading.span import Span
 
 # What a lone answer is taken to be an answer to: the template wants a question, and this one hints at nothing.
@@ -33,7 +33,7 @@ def answer_span(model: Model, message: str, answer: str) -> Span:
         PolicyError: it is empty, or does not fit the context.
         LocalsteerError: the model's template refuses the message.
     """
-    prompt = prompt_tokens(model, [Message("user", message or NEUTRAL_MESSAGE)], think=False)
+    prompt = answer_prompt(model, [Message("user", message or NEUTRAL_MESSAGE)])
     tokens = answer_tokens(model, answer)
     if not tokens:
         raise PolicyError("An answer is empty.", hint="Give each some text.")

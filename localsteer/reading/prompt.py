@@ -59,6 +59,18 @@ def prompt_tokens(
     return _templated(model, model.chat_template, messages, tools, think, variables, header=header, now=now)
 
 
+def answer_prompt(model: Model, messages: Sequence[Message]) -> tuple[int, ...]:
+    """`prompt_tokens` up to where the answer itself begins: a model that thinks first is taken past that.
+
+    What is built, dosed and measured is about answers, and the first tokens that are sampled after this are an answer's.
+
+    Raises:
+        LocalsteerError: there is no text.
+        TemplateError: the model's template refuses the conversation.
+    """
+    return prompt_tokens(model, messages, think=False)
+
+
 def _templated(
     model: Model,
     template: ChatTemplate,

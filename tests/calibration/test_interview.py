@@ -399,6 +399,13 @@ def test_nothing_is_written_without_a_folder(tiny: Model, tmp_path: Path, monkey
     assert list(tmp_path.rglob("*")) == []
 
 
+def test_a_model_that_thinks_first_is_measured_by_what_it_answers(thinking: Model, given: list[tuple[Request, Answer]]) -> None:
+    open_interview(thinking, along=unit(thinking)).measure(ALL)
+    prompts = {b"".join(map(thinking.token_bytes, request.prompt)).decode() for request, _ in given}
+    assert len(prompts) > 4
+    assert {prompt.rpartition("assistant\n")[2] for prompt in prompts} == {"<think>\n\n</think>\n\n"}
+
+
 def test_other_circumstances_are_other_measurements(tiny: Model, tiny_model: TinyModel, tmp_path: Path) -> None:
     open_interview(tiny, tmp_path).measure(STEERED)
     assert open_interview(tiny, tmp_path).measured == len(STEERED)
