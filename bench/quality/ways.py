@@ -18,7 +18,6 @@ from platformdirs import user_cache_path
 
 from bench import peers
 from localsteer.building.ahead import Place, Shelf
-from localsteer.building.cache import cache_path
 from localsteer.building.dosing import Doser
 from localsteer.building.extraction import ExtractionSettings, extract
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
@@ -47,8 +46,9 @@ _MODES: Mapping[str, Mode] = {ANCHORED: "anchored"}
 # Times our dose, between which that of the null is looked for that leads as far away from the unsteered model.
 _NULL_FACTORS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 _SETTINGS = CalibrationSettings(by_cost=True)
-# Of the ways: counted up when what a version of the code makes of the same prompts and settings is another thing.
-_VERSION = 1
+VERSION = 1
+"""Of the ways: counted up when the code comes to make something so different of the same prompts and settings that what was
+measured before tells nothing of it. The cache of vectors counts what users had better build anew, which is more."""
 
 
 @dataclass(eq=False)
@@ -80,7 +80,7 @@ class Ways(Closing):
         Raises:
             CalibrationError: the way needs a calibration, and no dose can be found.
         """
-        name, source, content = self.concept.name, self.contrast.source, self.model.fingerprint.content
+        source, content = self.contrast.source, self.model.fingerprint.content
         made: list[object] = [way, source, content]
         if way == PROMPT:
             return _digest(made)
@@ -90,7 +90,7 @@ class Ways(Closing):
             if own.calibration is not None:
                 made += [repr(own.calibration.sides[pole, _MODES.get(way, "response")]) for pole in POLES]
         else:
-            made += [_VERSION, cache_path(name, source, content).name]
+            made.append(VERSION)
             if way not in (FRESH, NULL):
                 made.append(repr([_SETTINGS.effort, FACTORS, ANCHORED_DOSES if way == ANCHORED else (), DEFAULT_BUDGET]))
         return _digest(made)

@@ -19,8 +19,8 @@ from localsteer.vector.file import read_vector
 
 logger = logging.getLogger("localsteer")
 
-# Of the vectors in the cache: counted up when a vector of the same concept comes to hold more.
-_VERSION = 6
+# Of the vectors in the cache: counted up when a vector of the same concept comes to hold more, or another dose.
+_VERSION = 7
 
 
 def cache_folder() -> Path:
