@@ -55,7 +55,7 @@ def draw_curves(result: Calibrated, path: Path, kind: str) -> None:
     top.set_title(f"{result.vector.provenance.concept} on {calibration.model}")
     top.legend(fontsize="small")
     bottom.legend(fontsize="small")
-    figure.savefig(path, format=kind)
+    _write(figure, path, kind)
 
 
 def check_available() -> None:
@@ -69,6 +69,14 @@ def check_available() -> None:
             "The report's plots need matplotlib.",
             hint="Install it with `pip install 'localsteer[plots]'`, or leave out --report.",
         )
+
+
+def _write(figure: Figure, path: Path, kind: str) -> None:
+    """The same plot is the same file: without the date, and with names in it that no chance gives."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "localsteer"}):
+        figure.savefig(path, format=kind, metadata={"Date": None} if kind == "svg" else None)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -13,13 +13,14 @@ never one noisy point but a curve through all of them. Within the neighbourhood,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 
 from localsteer.calibration.effort import ANCHORED, FACTORS, Effort
 from localsteer.calibration.findings import Findings, Quoted, Sample, mean
 from localsteer.calibration.fits import (
+    ANCHORED_EFFECT_EXPONENTS,
     COST_EXPONENTS,
     EFFECT_EXPONENTS,
     PowerLaws,
@@ -268,10 +269,11 @@ class Search:
         return self._sample(pole, self._trials[pole, mode])
 
     def _laws(
-        self, sample: Sample, weights: Values | None = None, steepness: Sample | None = None
+        self, sample: Sample, weights: Values | None = None, steepness: Sample | None = None, mode: Mode = "response"
     ) -> tuple[PowerLaws, PowerLaws]:
         """Cost and effect against the dose; of what was measured at one dose alone, as steep as for another sample."""
-        exponents: list[tuple[float, ...]] = [COST_EXPONENTS, EFFECT_EXPONENTS]
+        of_effect: tuple[float, ...] = ANCHORED_EFFECT_EXPONENTS if mode == "anchored" else EFFECT_EXPONENTS
+        exponents: list[tuple[float, ...]] = [COST_EXPONENTS, of_effect]
         if steepness is not None:
             exponents = [(float(law.exponent[0]),) for law in self._laws(steepness)]
         cost = fit_power_laws(sample.doses, sample.costs, exponents[0], weights)
@@ -333,7 +335,7 @@ class Search:
             return Side(self.layers, (), None, None, None, curve, limit=limit, allowed=self._allowed[pole])
         if not (shown or self.by_cost):
             return Side(self.layers, (), None, None, None, curve, limit="measured", allowed=self._allowed[pole])
-        return self._found(pole, dose, sample, curve, shown=shown, limit=limit)
+        return self._found(pole, dose, sample, curve, shown=shown, limit=limit, mode=mode)
 
     def _is_shown(self, pole: Pole, inside: Sample) -> bool:
         """Whether answers go toward a pole beyond doubt."""
@@ -354,10 +356,11 @@ class Search:
         shown: bool,
         limit: Limit,
         steepness: Sample | None = None,
+        mode: Mode = "response",
     ) -> Side:
         weights = resampled_weights(sample.questions, self.seed, n_questions=len(self.interview.questions))
-        cost, effect = (law.at(dose) for law in self._laws(sample, steepness=steepness))
-        low, high = np.quantile(self._laws(sample, weights, steepness)[1].at(dose), (0.025, 0.975))
+        cost, effect = (law.at(dose) for law in self._laws(sample, None, steepness, mode))
+        low, high = np.quantile(self._laws(sample, weights, steepness, mode)[1].at(dose), (0.025, 0.975))
         shared = _NINETY_FIVE * self._ratio_error / self._unit[pole]
         low, high = effect[0] - np.hypot(effect[0] - low, shared), effect[0] + np.hypot(high - effect[0], shared)
         return Side(
@@ -374,14 +377,19 @@ class Search:
         )
 
     def _prompt_side(self, pole: Pole, response: Side) -> Side:
-        """With the prompt steered: the share of the dose that teacher forcing found as strong, less where it costs too much."""
+        """With the prompt steered: the share of the dose that teacher forcing found as strong, less where answers do not hold."""
+        nothing = Side(self.layers, (), None, None, None, ())
         if response.dose is None or not self._trials.get((pole, "prompt")):
-            return Side(self.layers, (), None, None, None, ())
+            return nothing
         sample, steepness = self._steered(pole, "prompt"), self._steered(pole, "response")
         (point,) = sample.curve(self.seed)
-        dose = point.dose
-        if point.cost.low > self._allowed[pole]:
+        allowed = self._allowed[pole]
+        affordable = point.dose if point.cost.mean <= allowed else 0.0
+        if point.cost.mean > allowed:
             exponent = float(self._laws(steepness)[0].exponent[0])
-            dose *= (self._allowed[pole] / point.cost.mean) ** (1 / exponent)
-        limit: Limit = "coherence" if dose < point.dose else "measured"
-        return self._found(pole, dose, sample, (point,), shown=response.shown, limit=limit, steepness=steepness)
+            affordable = point.dose * (allowed / point.cost.mean) ** (1 / exponent)
+        limits: dict[Limit, float] = {"measured": point.dose, "coherence": affordable, **self._limits(pole, "prompt", sample)}
+        name = min(limits, key=limits.__getitem__)
+        if limits[name] <= 0:
+            return replace(nothing, curve=(point,), limit=name, allowed=allowed)
+        return self._found(pole, limits[name], sample, (point,), shown=response.shown, limit=name, steepness=steepness)

@@ -75,3 +75,10 @@ def test_matplotlib_is_looked_for_before_the_work(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(CalibrationError, match="matplotlib") as caught:
         check_available()
     assert "--report" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("kind", ["svg", "png"])
+def test_the_same_plot_is_the_same_file(tmp_path: Path, kind: str) -> None:
+    for name in ("one", "other"):
+        draw_curves(MADE, tmp_path / name, kind)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()

@@ -45,6 +45,7 @@ class World:
         persona_relevance: how much likelier a persona's own answers are after their question; steered and unsteered ones 1.
         above: dose above which answers get bad.
         bad: what they do then: "repeat", "leave" (their questions), "refuse", "slip" (into another script) or "empty".
+        prompt_bad: the same for answers whose prompt is steered, at any dose.
         relevance: how much likelier unsteered and steered answers are after their question.
         voice_slips: whether answers under a persona are in another script.
         always: the same for unsteered answers.
@@ -64,6 +65,7 @@ class World:
     persona_relevance: float = 1.0
     above: float = np.inf
     bad: str = ""
+    prompt_bad: str = ""
     voice_slips: bool = False
     relevance: float = 1.0
     always: bool = False
@@ -122,6 +124,7 @@ class FakeInterview:
         voice += world.voiced * cost
         ratio += SIGN[pole] * world.gain[side] * self._weight(trial) * abs(trial.dose)
         bad = world.bad if abs(trial.dose) > world.above or (world.always and trial.persona is None) else ""
+        bad = world.prompt_bad if trial.mode == "prompt" else bad
         if bad == "empty":
             nan = float("nan")
             return Outcome("", 0, True, nan, nan, nan, nan, distinct=0.0, refused=False)
@@ -493,8 +496,8 @@ def test_a_vector_that_moves_the_wrong_way_gets_no_dose() -> None:
 
 
 def test_a_steered_prompt_takes_its_share_of_the_dose_where_that_costs_no_more() -> None:
-    # Half of the dose does twice as much: as much.
-    found, interview = find(replace(QUIET, meets=(0.15, 0.3)))
+    # Half of the dose does nearly twice as much: nearly as much.
+    found, interview = find(replace(QUIET, meets=(0.15, 0.3), weights=(1.9, 0.5)))
     for pole in POLES:
         response, prompt = found.sides[pole, "response"], found.sides[pole, "prompt"]
         assert response.dose is not None
@@ -522,6 +525,38 @@ def test_a_steered_prompt_that_gets_less_is_expected_to_cost_what_it_may() -> No
     found, _ = find(replace(QUIET, weights=(4.0, 0.5)))
     for pole in POLES:
         assert found.sides[pole, "prompt"].cost == pytest.approx(BUDGET, rel=0.15)
+
+
+@pytest.mark.parametrize("weight", [2.2, 2.6])
+def test_what_a_steered_prompt_costs_is_judged_by_its_mean_however_few_its_answers_are(weight: float) -> None:
+    """Four answers differ: the low end of their interval is within the budget at twice the cost."""
+    for seed in range(5):
+        found, _ = find(replace(QUIET, weights=(weight, 0.5), noise=(0.3, 0.05), seed=seed))
+        for pole in POLES:
+            prompt = found.sides[pole, "prompt"]
+            assert prompt.dose is not None
+            point = prompt.curve[0]
+            assert (prompt.dose < point.dose) == (point.cost.mean > found.allowed[pole])
+
+
+@pytest.mark.parametrize(
+    ("bad", "limit"), [("repeat", "repetition"), ("leave", "relevance"), ("refuse", "refusals"), ("slip", "script")]
+)
+def test_a_steered_prompt_whose_answers_are_bad_gets_less(bad: str, limit: str) -> None:
+    found, _ = find(replace(QUIET, prompt_bad=bad))
+    for pole in POLES:
+        prompt = found.sides[pole, "prompt"]
+        assert prompt.limit == limit
+        assert prompt.dose is not None
+        assert 0 < prompt.dose < 0.6 * prompt.curve[0].dose
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+def test_a_steered_prompt_after_which_nothing_is_said_has_no_dose() -> None:
+    found, _ = find(replace(QUIET, prompt_bad="empty"))
+    for pole in POLES:
+        assert found.sides[pole, "response"].dose is not None
+        assert (found.sides[pole, "prompt"].dose, found.sides[pole, "prompt"].limit) == (None, "coherence")
 
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")
