@@ -199,7 +199,7 @@ def check_output(
 
     Raises:
         LocalsteerError: of the class `error`.
-        VectorError: what is there is calibrated, or was made for another model.
+        VectorError: what is there is calibrated, tells texts apart for a policy, or was made for another model.
     """
     check_vector_path(path, error)
     if force or not path.is_file():
@@ -212,6 +212,8 @@ def check_output(
     calibration, made_for = own.calibration, own.model
     if calibration is not None and not (calibrates and calibration.content == content):
         known = f"is calibrated for {calibration.model}"
+    elif own.probe is not None:
+        known = "is a probe, which policies need to tell texts apart; the new vector would be none"
     elif not calibrates and made_for is not None and content is not None and made_for.content != content:
         known = f"was made for {made_for.name}"
     else:

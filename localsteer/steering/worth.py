@@ -11,6 +11,8 @@ from localsteer.vector.dosing import DosedSide
 # Of the system prompt's effect: below the first nothing that one would notice, up to the second noticeably less, up to the third
 # as much, for all that the interval of an effect allows to say.
 _HARDLY, _LESS, _AS_FAR = 0.3, 0.75, 1.3
+# By how much a dose may be beyond another one and be the same, with all rounding.
+_SAME = 1e-3
 
 
 def pole_name(vector: ControlVector, pole: Pole) -> str:
@@ -57,7 +59,9 @@ def worth_of(vector: ControlVector, strength: float, mode: Mode = "response") ->
     name, other = pole_name(vector, pole), pole_name(vector, OTHER[pole])
     calibration, dosing = vector.provenance.calibration, vector.provenance.dosing
     if calibration is not None:
-        return _calibrated(calibration, calibration.side(strength, mode), abs(strength), pole, name, other)
+        side = calibration.side(strength, mode)
+        told = _calibrated(calibration, side, abs(strength), pole, name, other)
+        return f"{told} {beyond}" if (beyond := _beyond(side, abs(strength))) else told
     if dosing is None:
         return None
     told = _dosed(dosing.sides[pole], name, other)
@@ -87,6 +91,14 @@ def _calibrated(calibration: Calibration, side: Side, strength: float, pole: Pol
     if effect < _AS_FAR:
         return f"{name}: about as far as a system prompt that asks for it ({effect:.1f} times), {price}."
     return f"{name}: {effect:.1f} times as far as a system prompt that asks for it, {price}."
+
+
+def _beyond(side: Side, strength: float) -> str | None:
+    """That a strength is further than anything that was measured."""
+    if side.dose is None or not side.curve or strength * side.dose <= side.curve[-1].dose * (1 + _SAME):
+        return None
+    strongest = side.curve[-1].dose / side.dose
+    return f"That was measured at {strongest:.2g} times strength 1, the strongest tried: what more does is not known."
 
 
 def _dosed(side: DosedSide, name: str, other: str) -> str:

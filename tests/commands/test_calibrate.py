@@ -28,6 +28,7 @@ from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import read_vector, write_vector
 from tests.calibration.made import CONCEPT, DOSES, find_sides, make_small
 from tests.commands.runner import Result, assert_one_clear_line, run
+from tests.policy.made import probe_vector
 
 TinyPath = Callable[[str], Path]
 
@@ -120,6 +121,22 @@ def test_another_file_may_be_written_instead(calibrate: Calibrate, vector: Path,
     assert calibrate(vector, "-o", target).code == 0
     assert vector.read_bytes() == before
     assert read_vector(target).provenance.calibration is not None
+
+
+def test_a_probe_is_not_replaced_by_a_vector_that_is_none(
+    calibrate: Calibrate, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_sides(monkeypatch)
+    probe = tmp_path / "asked.gguf"
+    write_vector(probe_vector(tiny, threshold=0.25, layer=2), probe)
+    before = probe.read_bytes()
+    result = calibrate(probe)
+    assert result.code == 1
+    assert f"{probe} is a probe" in result.err
+    assert "-o" in result.err
+    assert probe.read_bytes() == before
+    assert calibrate(probe, "-o", tmp_path / "dosed.gguf").code == 0
+    assert probe.read_bytes() == before
 
 
 def test_json_is_one_document_on_stdout(calibrate: Calibrate, vector: Path, monkeypatch: pytest.MonkeyPatch) -> None:

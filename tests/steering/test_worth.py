@@ -55,6 +55,19 @@ def test_the_price_of_strength_one_comes_from_all_doses_and_others_from_those_be
     assert f"for {price} nats a token" in str(worth_of(made, strength))
 
 
+def test_a_strength_beyond_all_that_was_measured_says_where_that_ended() -> None:
+    made = with_effect(0.9)
+    calibration = made.provenance.calibration
+    assert calibration is not None
+    side = calibration.sides["positive", "response"]
+    assert side.dose is not None
+    strongest = side.curve[-1].dose / side.dose
+    assert "not known" not in str(worth_of(made, strongest))
+    beyond = str(worth_of(made, strongest + 1))
+    assert beyond.startswith(str(worth_of(made, strongest)))
+    assert f"measured at {strongest:.2g} times strength 1, the strongest tried: what more does is not known." in beyond
+
+
 @pytest.mark.parametrize(
     ("scale", "beside"),
     [
