@@ -42,7 +42,7 @@ _PROMPTED = 2
 # Answers a pole below which nothing is called shown: of one, the bootstrap knows no chance.
 _ENOUGH = 3
 
-# Nats a token. On Qwen2.5-Coder 1.5B it gives French 0.8 (fluent at 0.5, broken at 1.1), a pirate 1.0 to 1.3 (not heard at 0.6,
+# Nats a token. On Qwen2.5-Coder 1.5B it gives French 0.8 (fluent at 0.5, broken at 1.1), a pirate 0.9 to 1.15 (not heard at 0.6,
 # heard at 1.1), happy and sad 0.5 to 0.7 (heard at 0.6 and 0.4); on SmolLM2-135M 0.2 and 0.3 for happy and sad, where 0.2 was the
 # dose found by hand.
 TOLERANCE = 0.15

@@ -44,8 +44,8 @@ class ExtractionSettings:
         layers: first and last layer to steer; None lets reliability decide.
         dose: measure what strength 1 is (`building.dosing`); otherwise it is a relative dose of 1, which most models are lost at.
         keep_refusal: leave in the direction what makes a model that refuses anything refuse (`building.refusal`). Taken out, a
-            vector toward sadness takes twice the dose before everyday questions are declined (bench/METHODS.md). What is about
-            refusing is left as it is.
+            vector toward sadness takes more before everyday questions are declined (bench/METHODS.md). What is about refusing is
+            left as it is.
     """
 
     method: str | Estimator = "mean"

@@ -24,9 +24,9 @@ from localsteer.vector.calibration import POLES, Pole
 Progress = Callable[[str, int, int], None]
 """Called with what is going on ("answering", "reading", "dosing", ...), what is done and what there is to do."""
 
-# Of each pole, and how many tokens of each. With 10, three seeds gave doses within 12 % of each other's middle for five of six
-# sides of happy, French and pirate (SmolLM2-135M; French 0.29 to 0.45); with 6, and the token that was drawn instead of all that
-# may be said, happy came out at 0.18, 0.24 and 0.31.
+# Of each pole, and how many tokens of each. With 8 of 10, two seeds gave doses within 11 % of each other for the eight sides of
+# happy and pirate on both models (bench/RESULTS.md, "Dosing a fresh vector"); with 6, and the token that was drawn instead of all
+# that may be said, happy on SmolLM2-135M came out at 0.18, 0.24 and 0.31.
 ANSWERS = 8
 TOKENS = 10
 # Of what may be said at a token, the likeliest that are compared.

@@ -94,8 +94,9 @@ def command(
 ) -> None:
     """Measure the doses of VECTOR (a file or a name) on this model.
 
-    Afterwards strength 1.0 is the strongest dose whose answers cost at most NATS nats a token of coherence, stay on their
-    questions and are not refused more often, and -1.0 the strongest one toward the other pole. Ctrl-C keeps what was measured;
+    Afterwards strength 1.0 is the strongest dose whose answers cost at most NATS nats a token of coherence (more where the
+    persona itself says quite other things), stay on their questions and are hardly refused more often, and -1.0 the strongest
+    one toward the other pole. Ctrl-C keeps what was measured;
     running it again goes on from there.
     """
     if report is not None:
