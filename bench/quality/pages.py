@@ -73,7 +73,14 @@ def _page(which: str, title: str, records: Sequence[Record]) -> Iterator[str]:
     yield from (*_verdicts(which, records), "", "## Swing", "", *_swings(records), "")
     yield from ("## Effect, of the system prompts'", "")
     yield from _table(records, _effect)
-    yield from ("", "In brackets: nats a token, of the system prompts and where these move the model the wrong way.", "")
+    heard = sorted({len(record.heard(way, pole)["plain"]) for record in records for way in record.ways for pole in POLES})
+    yield from (
+        "",
+        "In brackets: nats a token, of the system prompts and where these move the model the wrong way. This, the cost and being "
+        f"off topic are of the first {' or '.join(map(str, heard))} answers toward each pole, which are heard again; the "
+        "instrument reads all.",
+        "",
+    )
     yield from ("## Cost toward + / -, nats a token", "", *_table(records, _cost), "")
     yield from ("## Off topic toward + / -, per cent", "", *_table(records, _poles(_off_topic, 100, ".0f")), "")
     yield from (
@@ -102,9 +109,13 @@ def _verdicts(which: str, records: Sequence[Record]) -> Iterator[str]:
     shares = [record.share(FRESH, pole) for record in records if FRESH in record.ways for pole in POLES]
     known = [share for share in shares if not math.isnan(share)]
     yield f"- fresh at least half as far toward a single pole: {of((sum(share >= 0.5 for share in known), len(known)))} poles"
+    backward = [record.name for record in records if record.swing(PROMPT).mean <= 0]
     for way in (FRESH, CALIBRATED, ANCHORED):
         prompted, peered = count(records, way, [PROMPT]), count(records, way, PEERS)
-        yield f"- {way} at least as far as the system prompt: {of(prompted)}; as the better peer: {of(peered)}"
+        if prompted[1]:
+            yield f"- {way} at least as far as the system prompt: {of(prompted)}; as the better peer: {of(peered)}"
+    if backward:
+        yield f"- where the system prompts themselves lead the wrong way: {', '.join(backward)}"
     yield f"- prompt and calibrated together at least as far as the system prompt: {of(count(records, BOTH, [PROMPT]))}"
     for way in (PROMPT, FRESH, CALIBRATED):
         some = [record for record in records if way in record.ways]
@@ -116,11 +127,11 @@ def _verdicts(which: str, records: Sequence[Record]) -> Iterator[str]:
                 f"- refused, {way}: {np.mean(list(sides.values())):.1f} per cent of all answers, unsteered {before:.1f}; most: "
                 f"{most[0]}, {most[1]}, {sides[most]:.0f}"
             )
-    costs = []
-    for way in (FRESH, CALIBRATED, *PEERS, NULL):
-        found = [record.cost(way, pole) for record in records if way in record.ways for pole in POLES]
-        costs += [f"{way} {np.nanmean(found):.2f}"] if found else []
-    yield f"- mean cost, nats a token: {', '.join(costs) or '-'}"
+    compared = [way for way in (FRESH, CALIBRATED, *PEERS, NULL) if any(way in record.ways for record in records)]
+    if alike := [record for record in records if set(compared) <= set(record.ways)]:
+        costs = {way: np.nanmean([record.cost(way, pole) for record in alike for pole in POLES]) for way in compared}
+        told = ", ".join(f"{way} {cost:.2f}" for way, cost in costs.items())
+        yield f"- mean cost of {len(alike)} concepts, nats a token: {told}"
     if retained := records_of(which):
         sides_of = [side for one in retained.values() for side in one["sides"].values()]
         loss, prompted_loss = (float(np.mean([side[key] for side in sides_of])) for key in ("loss", "prompt loss"))
