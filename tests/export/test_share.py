@@ -17,7 +17,7 @@ from localsteer.export import share as share_module
 from localsteer.export.share import Shared, share
 from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
-from localsteer.reading.prompt import prompt_tokens
+from localsteer.reading.prompt import answer_prompt
 from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import read_vector, write_vector
 from tests.calibration.made import calibrated
@@ -204,8 +204,8 @@ def test_what_is_asked_is_what_the_vector_was_not_made_from(tiny: Model, tmp_pat
 
     def note(model: Model, messages: list[Message]) -> tuple[int, ...]:
         asked.extend(messages)
-        return prompt_tokens(model, messages)
+        return answer_prompt(model, messages)
 
-    monkeypatch.setattr(share_module, "prompt_tokens", note)
+    monkeypatch.setattr(share_module, "answer_prompt", note)
     shared(tiny, tmp_path / "shared", loud(tiny))
     assert {message.content for message in asked} == {"How are you?"}
