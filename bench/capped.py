@@ -1,8 +1,7 @@
 """A cap on steering: what is added ends where the residual stream has come as far along the vector as in a persona's own answers.
 
 A control vector adds the same to every token. Here a token that lies there already gets nothing, and one on the way what it
-lacks.
-Both are measured teacher-forced, on answers that had no part in saying how far that is.
+lacks. Both are measured teacher-forced, on answers that had no part in saying how far that is.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from localsteer.building.dosing import Doser
 from localsteer.building.estimators import mean_difference
 from localsteer.building.extraction import ExtractionSettings, extract
 from localsteer.building.layers import middle_layers, readable_layers, scale_to_dose
+from localsteer.building.own_answers import OwnAnswers
 from localsteer.building.refusal import chances_of_refusal, read_refusal, refusal_openings, without_component
 from localsteer.building.voices import voices
 from localsteer.concepts.concept_file import load_concept
@@ -236,29 +237,22 @@ def _scheduled(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tu
         yield f"schedule {way}", record
 
 
-def _capped(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """A push that ends where a persona's own answers lie."""
-    if "cap" in known:
+def _of_dosed(
+    way: str, measure: Callable[[Model, OwnAnswers, ControlVector], Any], model: Model, name: str, known: Mapping[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    """What is measured of a vector as it is built and dosed."""
+    if way in known:
         return
     contrast = load_concept(shipped_folder() / name / "concept.yaml")
     with Doser(model, contrast, seed=_SEED) as doser:
-        yield "cap", capped(model, doser.own, doser.dose(extract(model, contrast, ExtractionSettings(dose=False))))
-
-
-def _limits(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What sampled answers cost at a dose and above, and where refusals begin."""
-    if "limits" in known:
-        return
-    contrast = load_concept(shipped_folder() / name / "concept.yaml")
-    with Doser(model, contrast, seed=_SEED) as doser:
-        yield "limits", limits(model, doser.own, doser.dose(extract(model, contrast, ExtractionSettings(dose=False))))
+        yield way, measure(model, doser.own, doser.dose(extract(model, contrast, ExtractionSettings(dose=False))))
 
 
 _WHAT: Mapping[str, Callable[[Model, str, Mapping[str, Any]], Iterator[tuple[str, Any]]]] = {
     "directions": _ways,
     "schedules": _scheduled,
-    "cap": _capped,
-    "limits": _limits,
+    "cap": functools.partial(_of_dosed, "cap", capped),
+    "limits": functools.partial(_of_dosed, "limits", limits),
 }
 
 
@@ -266,8 +260,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.methods", description=__doc__.splitlines()[0])
     parser.add_argument("concepts", nargs="*", default=CONCEPTS)
     parser.add_argument("--model", action="append", choices=list(MODELS))
-    told = " ".join(f"{name}: {measure.__doc__}" for name, measure in _WHAT.items())
-    parser.add_argument("--what", choices=list(_WHAT), default="directions", help=told)
+    parser.add_argument("--what", choices=list(_WHAT), default="directions", help="see bench/METHODS.md")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     for key in options.model or MODELS:

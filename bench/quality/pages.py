@@ -14,10 +14,13 @@ from bench.quality.ways import ANCHORED, BOTH, CALIBRATED, FRESH, NULL, PEERS, P
 from localsteer.concepts.names import shipped_folder
 from localsteer.files.atomic import atomic_path
 from localsteer.vector.calibration import POLES, Interval, Pole
+from localsteer.vector.file import read_vector
 
 _HERE = Path(__file__).parent
 _OVERVIEW = _HERE.parent / "QUALITY.md"
 _QUOTED = 3
+# Of anchored answers: an effect worth comparing, in units of the system prompt's, and what counts as risen.
+_FELT, _RISEN = 0.2, 1.1
 
 _INTRODUCTION = f"""\
 Written by `make quality`; edits are lost. Every concept on questions that no prompt, dosing or calibration holds, with other
@@ -113,7 +116,8 @@ def _verdicts(which: str, records: Sequence[Record]) -> Iterator[str]:
     for way in (FRESH, CALIBRATED, ANCHORED):
         prompted, peered = count(records, way, [PROMPT]), count(records, way, PEERS)
         if prompted[1]:
-            yield f"- {way} at least as far as the system prompt: {of(prompted)}; as the better peer: {of(peered)}"
+            alone = ", ".join(f"as {peer} {of(count(records, way, [peer]))}" for peer in PEERS)
+            yield f"- {way} at least as far as the system prompt: {of(prompted)}; as the better peer: {of(peered)} ({alone})"
     if backward:
         yield f"- where the system prompts themselves lead the wrong way: {', '.join(backward)}"
     yield f"- prompt and calibrated together at least as far as the system prompt: {of(count(records, BOTH, [PROMPT]))}"
@@ -283,6 +287,35 @@ def _library(records: Sequence[Record]) -> Iterator[str]:
         "",
         *_head(("name", "+", "-", "instrument", "swing", ANCHORED, "system prompts", "cost at +1 / -1", "")),
     )
+    yield from _rows_of_library(records)
+    yield from ("", *_of_anchored(records))
+
+
+def _of_anchored(records: Sequence[Record]) -> Iterator[str]:
+    """What anchoring does by the calibrations that the shipped vectors carry."""
+    effects, doses, rising = [], [], []
+    files = [file for record in records for file in (shipped_folder() / record.name).glob("*.gguf")]
+    for calibration in (read_vector(file).provenance.calibration for file in files):
+        if calibration is None or "anchored" not in calibration.modes:
+            continue
+        for pole in POLES:
+            anchored, plain = (calibration.sides[pole, mode] for mode in ("anchored", "response"))
+            if anchored.dose is None or anchored.effect is None or plain.dose is None or plain.effect is None:
+                continue
+            rising.append(anchored.curve[-1].effect.mean >= _RISEN * anchored.curve[0].effect.mean)
+            if plain.shown and plain.effect > _FELT:
+                effects.append(anchored.effect / plain.effect)
+                doses.append(anchored.dose / plain.dose)
+    if effects:
+        yield (
+            f"Of the {len(effects)} sides that show an effect of more than {_FELT:g}, anchored answers have "
+            f"{np.median(effects):.2f} times the effect of others at {np.median(doses):.2f} times the dose (medians; more than "
+            f"theirs for {sum(effect > 1 for effect in effects)}). From the weakest to the strongest dose measured their effect "
+            f"rises by less than a tenth, or falls, for {rising.count(False)} of {len(rising)} sides."
+        )
+
+
+def _rows_of_library(records: Sequence[Record]) -> Iterator[str]:
     for record in records:
         ways, swings = set(record.ways), {}
         for way in (CALIBRATED, ANCHORED, PROMPT):

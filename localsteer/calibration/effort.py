@@ -8,9 +8,9 @@ from localsteer.vector.calibration import POLES, Mode
 
 # Times the dose that was measured by teacher forcing. It is believed so far: strength 1 is no stronger than the last of them.
 # Where the cost alone decided, two seeds gave 0.48 and 0.63 (happy, SmolLM2-135M); the teacher-forced doses were 0.29 and 0.25.
-# With 2.5 as well where the text held at 1.6, seven sides of six concepts there (confident, calm, honest, creative, cautious,
-# polite) got 1.2 to 1.6 times the dose and cost 0.05 to 0.5 nats more, for a swing of an independent instrument that changed by
-# -1.2 to 1.2, and for answers as "The capital of Spain is Spain".
+# Tried once, with 2.5 as well where the text held at 1.6: seven sides of six concepts there (confident, calm, honest, creative,
+# cautious, polite) got 1.2 to 1.6 times the dose and cost 0.05 to 0.5 nats more, for a swing of an independent instrument that
+# changed by -1.2 to 1.2, and for answers as "The capital of Spain is Spain".
 FACTORS = (0.6, 1.0, 1.6)
 # Times the dose found for the response. Answers that are steered with their prompt are sampled at its dose alone.
 ANCHORED = (1.0, 1.5, 2.2)

@@ -19,7 +19,7 @@ from bench.quality.ways import CALIBRATED, FRESH, NULL, PEERS, PROMPT, UNSTEERED
 from localsteer.building.ahead import Shelf
 from localsteer.building.extraction import extract
 from localsteer.concepts.concept_file import parse_concept
-from localsteer.concepts.names import LibraryConcept
+from localsteer.concepts.names import LibraryConcept, shipped_folder
 from localsteer.errors import CalibrationError
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
@@ -215,7 +215,10 @@ def test_the_pages_say_how_it_stands(folders: Path) -> None:
             "- fresh at least half as far as the system prompt (swing): **1 of 1**; further than chance goes: **1 of 1**" in page
         )
         assert "- fresh at least half as far toward a single pole: **2 of 2** poles" in page
-        assert "- calibrated at least as far as the system prompt: **0 of 1**; as the better peer: **0 of 1**" in page
+        assert (
+            "- calibrated at least as far as the system prompt: **0 of 1**; as the better peer: **0 of 1** "
+            "(as llama-cvector-generator **0 of 1**, as repeng **1 of 1**)"
+        ) in page
         assert "| loud | shouting | 8 | 0.50 | +0.50 (" in page
     assert "- fresh at least half as far as the system prompt (swing): **0 of 1**" in real
     assert "**How" not in overview
@@ -430,3 +433,13 @@ def calibrated_dose(vector: ControlVector) -> float:
     dose = calibration.sides["positive", "response"].dose
     assert dose is not None
     return dose
+
+
+def test_the_library_says_what_anchoring_does_by_the_shipped_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the files themselves, not from what was measured beside them."""
+    monkeypatch.setattr(pages, "shipped_folder", shipped_folder)
+    records_of_one = [Record(Path("happy.json"), {"concept": "happy"})]
+    (told,) = pages._of_anchored(records_of_one)
+    assert told.startswith("Of the 2 sides that show an effect of more than 0.2, anchored answers have 0.")
+    assert told.endswith("of 2 sides.")
+    assert list(pages._of_anchored([])) == []
