@@ -20,7 +20,7 @@ from localsteer.vector.file import read_vector
 logger = logging.getLogger("localsteer")
 
 # Of the vectors in the cache: counted up when a vector of the same concept comes to hold more, or another dose.
-_VERSION = 7
+_VERSION = 8
 
 
 def cache_folder() -> Path:

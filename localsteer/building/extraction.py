@@ -14,7 +14,7 @@ from localsteer.building.estimators import Estimator, estimator, reliability
 from localsteer.building.layers import default_layers, readable_layers, scale_to_dose
 from localsteer.building.own_answers import Progress
 from localsteer.building.refusal import LESS_REFUSAL, is_about_refusing, read_refusal, refusal_openings, without_component
-from localsteer.concepts.contrast import Contrast
+from localsteer.concepts.contrast import Contrast, Prompt
 from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request
 from localsteer.errors import ContrastError, LocalsteerError
@@ -24,7 +24,7 @@ from localsteer.reading.activations import read_activations
 from localsteer.reading.span import Span
 from localsteer.vector.control_vector import ControlVector, Floats, Provenance, format_layers
 
-Position = Literal["last", "response"]
+Position = Literal["opening", "last", "response"]
 
 # Answers of this length carry a persona well; longer ones drift, and cost as much again.
 RESPONSE_TOKENS = 48
@@ -39,8 +39,11 @@ class ExtractionSettings:
         method: the estimator, "mean" or "pca", or a function of one's own: from the activations of the positive and of the
             negative prompts, two arrays of (n_pairs, n_layer, n_embd), to a direction a layer, (n_layer, n_embd), all in
             residual-stream units. The vector records its name.
-        position: "last" reads the last token of each prompt; "response" lets the model answer each prompt and reads the
-            mean over the answer (Chen et al. 2025, Persona Vectors).
+        position: "opening" reads the mean over the first words that each prompt puts into the answer's mouth, from the token
+            that predicts them on; "last" reads the last token alone; "response" lets the model answer each prompt and reads the
+            mean over the answer (Chen et al. 2025, Persona Vectors). By the independent instruments the opening is as good as
+            the last token or better (bench/METHODS.md), most of all where it is more than a word, as in lists. Of text that is
+            templated already it begins behind the last control token; where there is none, it is the last token.
         layers: first and last layer to steer; None lets reliability decide.
         dose: measure what strength 1 is (`building.dosing`); otherwise it is a relative dose of 1, which most models are lost at.
         keep_refusal: leave in the direction what makes a model that refuses anything refuse (`building.refusal`). Taken out, a
@@ -49,7 +52,7 @@ class ExtractionSettings:
     """
 
     method: str | Estimator = "mean"
-    position: Position = "last"
+    position: Position = "opening"
     layers: tuple[int, int] | None = None
     dose: bool = True
     keep_refusal: bool = False
@@ -145,9 +148,12 @@ def _layers_to_read(model: Model, settings: ExtractionSettings) -> Sequence[int]
 
 
 def _spans(model: Model, contrast: Contrast, position: Position, progress: Progress | None) -> list[Span]:
-    prompts = [tuple(model.tokenize(prompt.render(model))) for prompt in contrast.prompts()]
+    rendered = [(prompt, tuple(model.tokenize(prompt.render(model)))) for prompt in contrast.prompts()]
+    if position == "opening":
+        return [Span(tokens, start=_before_opening(model, prompt, tokens)) for prompt, tokens in rendered]
+    prompts = [tokens for _, tokens in rendered]
     if position == "last":
-        return [Span(prompt) for prompt in prompts]
+        return [Span(tokens) for tokens in prompts]
     # The same prompt with the same seed would get the same answer: one is enough, and two would count it twice.
     requests = [
         Request(prompt, sampling=Sampling(seed=_RESPONSE_SEED + number), max_tokens=RESPONSE_TOKENS)
@@ -164,6 +170,16 @@ def _spans(model: Model, contrast: Contrast, position: Position, progress: Progr
             )
         spans.append(Span(prompt + answer.tokens, start=len(prompt)))
     return spans
+
+
+def _before_opening(model: Model, prompt: Prompt, tokens: tuple[int, ...]) -> int:
+    """Where the token stands that predicts the opening of the answer; -1, the last one, where nobody can tell."""
+    if prompt.messages:
+        before = model.tokenize(prompt.before_opening(model))
+        same = next((place for place, pair in enumerate(zip(before, tokens, strict=False)) if pair[0] != pair[1]), len(before))
+        return max(0, min(same, len(tokens)) - 1)
+    control = [place for place, token in enumerate(tokens) if place and not model.token_bytes(token)]
+    return control[-1] if control else -1
 
 
 def layer_summary(vector: ControlVector) -> str:

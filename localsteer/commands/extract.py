@@ -37,10 +37,10 @@ from localsteer.vector.file import write_vector
 @click.option("--method", type=click.Choice(["mean", "pca"]), default="mean", show_default=True)
 @click.option(
     "--position",
-    type=click.Choice(["last", "response"]),
-    default="last",
+    type=click.Choice(["opening", "last", "response"]),
+    default="opening",
     show_default=True,
-    help="Read the last prompt token, or the mean over an answer that the model gives first.",
+    help="Read the mean over the answer's first words in each prompt, its last token, or an answer that the model gives.",
 )
 @layers_option
 @click.option("--keep-refusal", is_flag=True, help="Leave in the vector what makes the model refuse.")

@@ -32,7 +32,7 @@ class Provenance:
         positive: the pole that a positive strength moves toward.
         negative: the other pole.
         method: the estimator's name.
-        position: which tokens were read, "last" or "response".
+        position: which tokens were read: "opening", "last" or "response".
         model: the model that it was read from.
         model_hint: the architecture that a file from elsewhere names.
         dataset_sha256: hash of the rendered prompts.

@@ -127,30 +127,64 @@ def test_turning_the_poles_turns_the_direction(tiny: Model) -> None:
             np.testing.assert_allclose(there.directions[layer], -back.directions[layer], atol=1e-4)
 
 
-def test_prompts_go_through_the_models_chat_template(tiny: Model) -> None:
-    concept = parse_concept(
-        """
-        name: mood
-        poles: {positive: glad, negative: sad}
-        template: "Be {persona}."
-        personas: {positive: [glad, merry], negative: [gloom, weary]}
-        questions: ["Who?", "Why?"]
-        openings: [I, We]
-        """,
-        "mood.yaml",
-    )
-    vector = extract(tiny, concept, ExtractionSettings(dose=False, layers=(2, 2)))
+MOOD = parse_concept(
+    """
+    name: mood
+    poles: {positive: glad, negative: sad}
+    template: "Be {persona}."
+    personas: {positive: [glad, merry], negative: [gloom, weary]}
+    questions: ["Who?", "Why?"]
+    openings: [I think that, {positive: "We:", negative: We all are}]
+    """,
+    "mood.yaml",
+)
+HEADER = "<|im_start|>assistant\n"
+
+
+def mood_rows(model: Model) -> list[tuple[Floats, Floats]]:
+    """For each pole (n, n_embd) of block 2, what it gives at the last token, and its mean from the one before the opening on."""
     sides = []
-    for personas in (("glad", "merry"), ("gloom", "weary")):
-        texts = [
-            f"<|im_start|>system\nBe {persona}.<|im_end|>\n"
-            f"<|im_start|>user\n{question}<|im_end|>\n"
-            f"<|im_start|>assistant\n{opening}"
-            for persona in personas
-            for question, opening in (("Who?", "I"), ("Why?", "We"))
-        ]
-        sides.append(last_rows(tiny, texts)[:, 2].mean(axis=0))
-    assert cosine(vector.directions[2], sides[0] - sides[1]) > 0.99
+    for personas, second in ((("glad", "merry"), "We:"), (("gloom", "weary"), "We all are")):
+        last, means = [], []
+        for persona in personas:
+            for question, opening in (("Who?", "I think that"), ("Why?", second)):
+                before = f"<|im_start|>system\nBe {persona}.<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n{HEADER}"
+                rows = run_alone(model, model.tokenize(before + opening)).rows[2]
+                last.append(rows[-1])
+                means.append(rows[len(model.tokenize(before)) - 1 :].mean(axis=0))
+        sides.append((np.stack(last), np.stack(means)))
+    return sides
+
+
+def test_prompts_go_through_the_models_chat_template_and_the_opening_of_the_answer_is_read(tiny: Model) -> None:
+    (last, means), (other_last, other_means) = mood_rows(tiny)
+    opening = extract(tiny, MOOD, ExtractionSettings(dose=False, layers=(2, 2)))
+    assert opening.provenance.position == "opening"
+    assert cosine(opening.directions[2], means.mean(axis=0) - other_means.mean(axis=0)) > 0.99
+    one = extract(tiny, MOOD, ExtractionSettings(dose=False, layers=(2, 2), position="last"))
+    assert one.provenance.position == "last"
+    assert cosine(one.directions[2], last.mean(axis=0) - other_last.mean(axis=0)) > 0.99
+    assert cosine(one.directions[2], opening.directions[2]) < 0.95
+
+
+def test_the_opening_of_a_templated_prompt_begins_behind_its_last_control_token(tiny: Model) -> None:
+    texts = [[prompt.render(tiny) for prompt in (pair.positive, pair.negative)] for pair in MOOD.pairs]
+    raw = contrast_of(*zip(*texts, strict=True))
+    found = extract(tiny, raw, ExtractionSettings(dose=False, layers=(2, 2)))
+    sides = []
+    for side in zip(*texts, strict=True):
+        means = []
+        for text in side:
+            before = text[: text.index(HEADER) + len("<|im_start|>")]
+            means.append(run_alone(tiny, tiny.tokenize(text)).rows[2][len(tiny.tokenize(before)) - 1 :].mean(axis=0))
+        sides.append(np.mean(means, axis=0))
+    assert cosine(found.directions[2], sides[0] - sides[1]) > 0.99
+
+
+def test_of_plain_text_it_is_the_last_token_that_is_read(tiny: Model) -> None:
+    found, last = (extract(tiny, HAPPY, ExtractionSettings(dose=False, position=where)) for where in ("opening", "last"))
+    for layer in found.layers:
+        np.testing.assert_array_equal(found.directions[layer], last.directions[layer])
 
 
 # Where a vector comes from
@@ -160,7 +194,7 @@ def test_a_vector_says_where_it_comes_from(tiny: Model) -> None:
     provenance = extract(tiny, HAPPY, UNDOSED).provenance
     assert (provenance.concept, provenance.description) == ("happy", "How it feels.")
     assert (provenance.positive, provenance.negative) == ("happy", "awful")
-    assert (provenance.method, provenance.position, provenance.n_pairs) == ("mean", "last", 6)
+    assert (provenance.method, provenance.position, provenance.n_pairs) == ("mean", "opening", 6)
     assert provenance.model == tiny.fingerprint
     assert provenance.source == "name: happy\n"
     assert provenance.dataset_sha256 == hash_texts(text.encode() for text in (*POSITIVE, *NEGATIVE))
