@@ -1,6 +1,6 @@
 """Ways to build a direction, side by side at equal terms: each is dosed by the same own answers and the same rule.
 
-Run as `python -m bench.methods [--model demo|base|real] [--what directions|schedules|cap|limits] [CONCEPT ...]`. What is
+Run as `python -m bench.methods [--model demo|base|real] [--what directions|schedules|cap|limits|places] [CONCEPT ...]`. What is
 compared of directions, at the dose that the rule finds: how much likelier a pole's own answers become than the other pole's
 (teacher-forced on held-out questions, nats a token, both poles added up), the most that a pole's own answers gain at any dose,
 and how likely a refusal begins. Records are kept in `bench/methods.json`; one that is there is not measured again.
@@ -25,6 +25,7 @@ from bench import methods_page
 from bench.capped import capped
 from bench.limits import limits
 from bench.models import base_model, demo_model, real_model
+from bench.places import places
 from localsteer.building.dosing import Doser
 from localsteer.building.estimators import mean_difference
 from localsteer.building.extraction import ExtractionSettings, extract
@@ -176,7 +177,7 @@ def _measured(
 def _ways(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Ways to build a direction, and to weigh its layers."""
     contrast = load_concept(shipped_folder() / name / "concept.yaml")
-    plain = extract(model, contrast, ExtractionSettings(dose=False, keep_refusal=True))
+    plain = extract(model, contrast, ExtractionSettings(position="last", dose=False, keep_refusal=True))
     with Doser(model, contrast, seed=_SEED) as doser:
         for way, (direction, shares) in _directions(model, contrast, plain).items():
             if way not in known:
@@ -253,6 +254,7 @@ _WHAT: Mapping[str, Callable[[Model, str, Mapping[str, Any]], Iterator[tuple[str
     "schedules": _scheduled,
     "cap": functools.partial(_of_dosed, "cap", capped),
     "limits": functools.partial(_of_dosed, "limits", limits),
+    "places": places,
 }
 
 

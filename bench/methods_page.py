@@ -11,7 +11,7 @@ from localsteer.vector.calibration import POLES
 
 _PROSE = Path(__file__).parent / "methods_prose.md"
 _PAGE = Path(__file__).parent / "METHODS.md"
-_SCHEDULE, _CAP, _LIMITS = "schedule", "cap", "limits"
+_SCHEDULE, _CAP, _LIMITS, _PLACE = "schedule", "cap", "limits", "read at"
 # As `bench.limits` names them.
 _LEAST, _STEPS = ("0", "0.001", "0.003", "0.01"), ("2", "3", "6")
 
@@ -24,8 +24,8 @@ def write(records: Mapping[str, Concepts]) -> None:
     lines = _PROSE.read_text(encoding="utf-8").splitlines()
     for model, concepts in records.items():
         lines += ["", f"## {model}"]
-        for table in (_directions(concepts), _schedules(concepts), _caps(concepts), _costs(concepts), _refusals(concepts)):
-            lines += table
+        for table in (_directions, _places, _schedules, _caps, _costs, _refusals):
+            lines += table(concepts)
     _PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
@@ -36,7 +36,9 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _ways(concepts: Concepts, *, scheduled: bool) -> list[str]:
-    every = dict.fromkeys(way for own in concepts.values() for way in own if way not in (_CAP, _LIMITS))
+    every = dict.fromkeys(
+        way for own in concepts.values() for way in own if way not in (_CAP, _LIMITS) and not way.startswith(_PLACE)
+    )
     return [way for way in every if way.startswith(_SCHEDULE) == scheduled]
 
 
@@ -47,6 +49,16 @@ def _directions(concepts: Concepts) -> list[str]:
         return f"{one['dose']:.2f} / {one['ratio']:+.2f} / {one['peak']:.2f} / {one['refused']:.3f}" if one else ""
 
     return _by_way(concepts, ways, cell)
+
+
+def _places(concepts: Concepts) -> list[str]:
+    ways = [way for way in dict.fromkeys(way for own in concepts.values() for way in own) if way.startswith(_PLACE)]
+
+    def cell(one: Mapping[str, Sequence[float]]) -> str:
+        return ", ".join(f"{mean:.2f} ({low:.2f}..{high:.2f}) / {cost:.2f}" for mean, low, high, cost in one.values())
+
+    rows = [[name, *(cell(own.get(way, {})) for way in ways)] for name, own in concepts.items() if set(ways) & set(own)]
+    return _table(["concept", *ways], rows)
 
 
 def _schedules(concepts: Concepts) -> list[str]:

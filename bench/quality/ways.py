@@ -46,9 +46,9 @@ _MODES: Mapping[str, Mode] = {ANCHORED: "anchored"}
 # Times our dose, between which that of the null is looked for that leads as far away from the unsteered model.
 _NULL_FACTORS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 _SETTINGS = CalibrationSettings(by_cost=True)
-VERSION = 1
-"""Of the ways: counted up when the code comes to make something so different of the same prompts and settings that what was
-measured before tells nothing of it. The cache of vectors counts what users had better build anew, which is more."""
+OURS, THEIRS = 2, 1
+"""Of the ways, ours and the peers': counted up when the code comes to make something so different of the same prompts and settings
+that what was measured before tells nothing of it. The cache of vectors counts what users had better build anew, which is more."""
 
 
 @dataclass(eq=False)
@@ -90,7 +90,7 @@ class Ways(Closing):
             if own.calibration is not None:
                 made += [repr(own.calibration.sides[pole, _MODES.get(way, "response")]) for pole in POLES]
         else:
-            made.append(VERSION)
+            made.append(THEIRS if way in PEERS else OURS)
             if way not in (FRESH, NULL):
                 made.append(repr([_SETTINGS.effort, FACTORS, ANCHORED_DOSES if way == ANCHORED else (), DEFAULT_BUDGET]))
         return _digest(made)
