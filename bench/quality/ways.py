@@ -47,7 +47,7 @@ _MODES: Mapping[str, Mode] = {ANCHORED: "anchored"}
 _NULL_FACTORS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 _SETTINGS = CalibrationSettings(by_cost=True)
 OURS, THEIRS = 2, 1
-"""Of the ways, ours and the peers': counted up when the code comes to make something so different of the same prompts and settings
+"""Of our ways and of the peers': counted up when the code comes to make something so different of the same prompts and settings
 that what was measured before tells nothing of it. The cache of vectors counts what users had better build anew, which is more."""
 
 
