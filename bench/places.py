@@ -1,6 +1,7 @@
 """Where a direction is read: how far vectors read at different places move an independent instrument, and at what cost.
 
-Asked are the concept's held-out questions, not those of `bench.quality`: what is chosen here is judged there.
+Asked are the concept's held-out questions, not those of `bench.quality`: what is chosen here is judged there. (The dose is found
+on some of them, for each place alike.)
 """
 
 from __future__ import annotations

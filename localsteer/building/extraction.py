@@ -14,12 +14,14 @@ from localsteer.building.estimators import Estimator, estimator, reliability
 from localsteer.building.layers import default_layers, readable_layers, scale_to_dose
 from localsteer.building.own_answers import Progress
 from localsteer.building.refusal import LESS_REFUSAL, is_about_refusing, read_refusal, refusal_openings, without_component
-from localsteer.concepts.contrast import Contrast, Prompt
+from localsteer.concepts.contrast import Contrast
 from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request
 from localsteer.errors import ContrastError, LocalsteerError
+from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
+from localsteer.llama.template_errors import TemplateError
 from localsteer.reading.activations import read_activations
 from localsteer.reading.span import Span
 from localsteer.vector.control_vector import ControlVector, Floats, Provenance, format_layers
@@ -29,6 +31,8 @@ Position = Literal["opening", "last", "response"]
 # Answers of this length carry a persona well; longer ones drift, and cost as much again.
 RESPONSE_TOKENS = 48
 _RESPONSE_SEED = 0
+# Words that no template changes.
+_QUESTION = "localsteer"
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class ExtractionSettings:
             that predicts them on; "last" reads the last token alone; "response" lets the model answer each prompt and reads the
             mean over the answer (Chen et al. 2025, Persona Vectors). By the independent instruments the opening is as good as
             the last token or better (bench/METHODS.md), most of all where it is more than a word, as in lists. Of text that is
-            templated already it begins behind the last control token; where there is none, it is the last token.
+            templated already it is what stands behind the model's own header of an answer; without one it is the last token.
         layers: first and last layer to steer; None lets reliability decide.
         dose: measure what strength 1 is (`building.dosing`); otherwise it is a relative dose of 1, which most models are lost at.
         keep_refusal: leave in the direction what makes a model that refuses anything refuse (`building.refusal`). Taken out, a
@@ -148,12 +152,14 @@ def _layers_to_read(model: Model, settings: ExtractionSettings) -> Sequence[int]
 
 
 def _spans(model: Model, contrast: Contrast, position: Position, progress: Progress | None) -> list[Span]:
-    rendered = [(prompt, tuple(model.tokenize(prompt.render(model)))) for prompt in contrast.prompts()]
+    texts = [(prompt, prompt.render(model)) for prompt in contrast.prompts()]
+    prompts = [tuple(model.tokenize(text)) for _, text in texts]
     if position == "opening":
-        return [Span(tokens, start=_before_opening(model, prompt, tokens)) for prompt, tokens in rendered]
-    prompts = [tokens for _, tokens in rendered]
+        header = _answer_header(model)
+        openings = [prompt.opening if prompt.messages else _behind(header, text) for prompt, text in texts]
+        return [Span(one, _before(model, one, opening)) for one, opening in zip(prompts, openings, strict=True)]
     if position == "last":
-        return [Span(tokens) for tokens in prompts]
+        return [Span(one) for one in prompts]
     # The same prompt with the same seed would get the same answer: one is enough, and two would count it twice.
     requests = [
         Request(prompt, sampling=Sampling(seed=_RESPONSE_SEED + number), max_tokens=RESPONSE_TOKENS)
@@ -172,14 +178,31 @@ def _spans(model: Model, contrast: Contrast, position: Position, progress: Progr
     return spans
 
 
-def _before_opening(model: Model, prompt: Prompt, tokens: tuple[int, ...]) -> int:
-    """Where the token stands that predicts the opening of the answer; -1, the last one, where nobody can tell."""
-    if prompt.messages:
-        before = model.tokenize(prompt.before_opening(model))
-        same = next((place for place, pair in enumerate(zip(before, tokens, strict=False)) if pair[0] != pair[1]), len(before))
-        return max(0, min(same, len(tokens)) - 1)
-    control = [place for place, token in enumerate(tokens) if place and not model.token_bytes(token)]
-    return control[-1] if control else -1
+def _answer_header(model: Model) -> str:
+    """What stands between a question and its answer in text that is templated for this model; empty where nobody can tell."""
+    try:
+        text = model.chat_template.render([Message("user", _QUESTION)]) if model.chat_template is not None else ""
+    except TemplateError:
+        return ""
+    return text.rpartition(_QUESTION)[2].lstrip()
+
+
+def _behind(header: str, text: str) -> str:
+    """What stands behind the last of such headers; nothing without one."""
+    _, found, rest = text.rpartition(header) if header else ("", "", "")
+    return rest if found else ""
+
+
+def _before(model: Model, tokens: tuple[int, ...], opening: str) -> int:
+    """Where the token stands that predicts the first one of an opening, which is what the tokens end with.
+
+    It is counted from the end: what stands before may be divided in another way than it is by itself.
+    """
+    place, missing = len(tokens) - 1, len(opening.encode())
+    while missing > 0 and place > 0:
+        missing -= len(model.token_bytes(tokens[place], special=True))
+        place -= 1
+    return place
 
 
 def layer_summary(vector: ControlVector) -> str:

@@ -36,15 +36,11 @@ class Prompt:
 
         The opening is that of the answer: a model that thinks first is taken past that.
         """
-        return self.before_opening(model) + self.opening
-
-    def before_opening(self, model: Model) -> str:
-        """What the model reads before the opening; empty for text that is already templated."""
         if not self.messages:
-            return ""
+            return self.opening
         if model.chat_template is not None:
-            return model.chat_template.render(self.messages, think=False)
-        return "".join(f"{message.content}\n\n" for message in self.messages)
+            return model.chat_template.render(self.messages, think=False) + self.opening
+        return "\n\n".join([*(message.content for message in self.messages), self.opening])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.contrast import Contrast, Pair, Prompt
 from localsteer.engine.request import Answer, Timing
 from localsteer.errors import ContrastError, LocalsteerError, ModelError
+from localsteer.llama.chat_template import Message
 from localsteer.llama.fingerprint import hash_texts
 from localsteer.llama.model import Model
 from localsteer.reading import activations
@@ -19,7 +21,7 @@ from localsteer.reading.rows import Means, Progress
 from localsteer.reading.span import Span
 from localsteer.vector.file import read_vector, write_vector
 from tests.conftest import Floats, TinyModel, run_alone
-from tests.tiny_models import write_tiny_model
+from tests.tiny_models import CHATML_TEMPLATE, write_tiny_model
 
 TOPICS = ("rain", "the sea", "my cat", "old books", "the inn", "bread")
 # Alike but for a word near the end, so even a random model tells the two sides apart in one consistent way.
@@ -138,7 +140,18 @@ MOOD = parse_concept(
     """,
     "mood.yaml",
 )
-HEADER = "<|im_start|>assistant\n"
+
+
+def read_spans(monkeypatch: pytest.MonkeyPatch) -> list[Span]:
+    """What is read from now on."""
+    read: list[Span] = []
+
+    def reading(model: Model, spans: Sequence[Span], layers: Sequence[int], progress: Progress | None = None) -> Means:
+        read.extend(spans)
+        return activations.read_activations(model, spans, layers, progress)
+
+    monkeypatch.setattr(extraction, "read_activations", reading)
+    return read
 
 
 def mood_rows(model: Model) -> list[tuple[Floats, Floats]]:
@@ -148,7 +161,8 @@ def mood_rows(model: Model) -> list[tuple[Floats, Floats]]:
         last, means = [], []
         for persona in personas:
             for question, opening in (("Who?", "I think that"), ("Why?", second)):
-                before = f"<|im_start|>system\nBe {persona}.<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n{HEADER}"
+                turns = (f"system\nBe {persona}.", f"user\n{question}")
+                before = "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in turns) + "<|im_start|>assistant\n"
                 rows = run_alone(model, model.tokenize(before + opening)).rows[2]
                 last.append(rows[-1])
                 means.append(rows[len(model.tokenize(before)) - 1 :].mean(axis=0))
@@ -167,18 +181,54 @@ def test_prompts_go_through_the_models_chat_template_and_the_opening_of_the_answ
     assert cosine(one.directions[2], opening.directions[2]) < 0.95
 
 
-def test_the_opening_of_a_templated_prompt_begins_behind_its_last_control_token(tiny: Model) -> None:
+@pytest.mark.parametrize("template", [CHATML_TEMPLATE, None])
+def test_the_opening_is_read_from_the_token_that_predicts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str | None
+) -> None:
+    read = read_spans(monkeypatch)
+    with Model(write_tiny_model(tmp_path / "tiny.gguf", chat_template=template), threads=1) as model:
+        extract(model, MOOD, ExtractionSettings(dose=False, layers=(1, 3)))
+        openings = [prompt.opening for prompt in MOOD.prompts()]
+        assert len(set(openings)) == 3
+        for span, opening in zip(read, openings, strict=True):
+            first, *rest = (span.tokens[place] for place in span.places)
+            assert model.detokenize(rest) == opening
+            assert model.token_bytes(first).endswith(b"\n")
+
+
+def test_where_blanks_stand_together_with_the_opening_it_is_still_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that belongs to both is read, and the one that predicts it."""
+    read = read_spans(monkeypatch)
+    with Model(write_tiny_model(tmp_path / "base.gguf", chat_template=None), threads=1) as model:
+        joined = {"\n\nI": 7, "Who?": 8, " am": 9}
+        monkeypatch.setattr(
+            Model, "tokenize", lambda _model, text: [joined[part] for part in ("Who?", "\n\nI", " am") if part in text]
+        )
+        monkeypatch.setattr(Model, "token_bytes", lambda _model, token, **_: {v: k.encode() for k, v in joined.items()}[token])
+        user = (Message("user", "Who?"),)
+        pairs = tuple(Pair(Prompt(user, "I am"), Prompt(user, "I am")) for _ in range(2))
+        with pytest.raises(ContrastError, match="identical"):
+            extract(model, replace(HAPPY, pairs=pairs), ExtractionSettings(dose=False, layers=(1, 3)))
+    assert [tuple(span.tokens[place] for place in span.places) for span in read] == [(8, 7, 9)] * 4
+
+
+def test_templated_text_is_read_as_its_messages_are(tiny: Model) -> None:
     texts = [[prompt.render(tiny) for prompt in (pair.positive, pair.negative)] for pair in MOOD.pairs]
-    raw = contrast_of(*zip(*texts, strict=True))
-    found = extract(tiny, raw, ExtractionSettings(dose=False, layers=(2, 2)))
-    sides = []
-    for side in zip(*texts, strict=True):
-        means = []
-        for text in side:
-            before = text[: text.index(HEADER) + len("<|im_start|>")]
-            means.append(run_alone(tiny, tiny.tokenize(text)).rows[2][len(tiny.tokenize(before)) - 1 :].mean(axis=0))
-        sides.append(np.mean(means, axis=0))
-    assert cosine(found.directions[2], sides[0] - sides[1]) > 0.99
+    settings = ExtractionSettings(dose=False, layers=(1, 3))
+    found, same = extract(tiny, contrast_of(*zip(*texts, strict=True)), settings), extract(tiny, MOOD, settings)
+    for layer in found.layers:
+        np.testing.assert_array_equal(found.directions[layer], same.directions[layer])
+
+
+def test_text_in_which_only_another_turn_has_a_header_is_read_behind_the_last_one(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = read_spans(monkeypatch)
+    header = "<|im_end|>\n<|im_start|>assistant\n"
+    before = f"<|im_start|>user\nWho?{header}Me.<|im_end|>\n<|im_start|>user\nWhy?{header}"
+    extract(tiny, contrast_of([before + text for text in POSITIVE], [before + text for text in NEGATIVE]), UNDOSED)
+    for span, text in zip(read, (*POSITIVE, *NEGATIVE), strict=True):
+        assert tiny.detokenize([span.tokens[place] for place in span.places][1:]) == text
 
 
 def test_of_plain_text_it_is_the_last_token_that_is_read(tiny: Model) -> None:
@@ -275,13 +325,7 @@ def test_a_model_that_hides_its_residual_stream_is_an_error(tiny_model: TinyMode
 
 
 def test_the_response_is_what_the_model_itself_answers(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[Span] = []
-
-    def reading(model: Model, spans: Sequence[Span], layers: Sequence[int], progress: Progress | None = None) -> Means:
-        read.extend(spans)
-        return activations.read_activations(model, spans, layers, progress)
-
-    monkeypatch.setattr(extraction, "read_activations", reading)
+    read = read_spans(monkeypatch)
     monkeypatch.setattr(extraction, "RESPONSE_TOKENS", 10)
     settings = ExtractionSettings(dose=False, position="response", layers=(1, 3))
     vector = extract(tiny, HAPPY, settings)
