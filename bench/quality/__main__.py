@@ -20,7 +20,7 @@ from bench.quality import pages, retention
 from bench.quality.asking import ask, asked_by
 from bench.quality.records import MODELS, Record
 from bench.quality.size import FULL, QUICK, Size
-from bench.quality.ways import PROMPT, UNSTEERED, WAYS, Ways, construction
+from bench.quality.ways import UNSTEERED, WAYS, Ways
 from bench.questions import question_sets
 from bench.report import describe_machine
 from bench.tools import ToolsError
@@ -119,8 +119,7 @@ def _measure(model: Model, which: str, name: str, ways: Sequence[str], size: Siz
                 systems=steering.systems(way, pole) if pole is not None else (),
             )
             dose = plan.relative_dose if plan is not None else None
-            side = {"key": key, "dose": dose, "by": by, "texts": given.texts, "heard": given.heard}
-            record.put(way, pole, side if pole is None or way == PROMPT else {"construction": construction(way), **side})
+            record.put(way, pole, {"key": key, "dose": dose, "by": by, "texts": given.texts, "heard": given.heard})
             record.keep()
             _say(f"{model.name}, {name}: {way}{f', {pole}' if pole is not None else ''}: {record.scores(way, pole).mean():.2f}")
 

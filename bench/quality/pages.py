@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.quality.records import MODELS, Record, all_records, count, count_beyond_chance
 from bench.quality.retention import records_of
-from bench.quality.ways import ANCHORED, BOTH, CALIBRATED, FRESH, NULL, OURS, PEERS, PROMPT, UNSTEERED, WAYS
+from bench.quality.ways import ANCHORED, BOTH, CALIBRATED, FRESH, NULL, PEERS, PROMPT, UNSTEERED, WAYS
 from localsteer.concepts.names import shipped_folder
 from localsteer.files.atomic import atomic_path
 from localsteer.vector.calibration import POLES, Interval, Pole
@@ -136,8 +136,7 @@ def _verdicts(which: str, records: Sequence[Record]) -> Iterator[str]:
         costs = {way: np.nanmean([record.cost(way, pole) for record in alike for pole in POLES]) for way in compared}
         told = ", ".join(f"{way} {cost:.2f}" for way, cost in costs.items())
         yield f"- mean cost of {len(alike)} concepts, nats a token: {told}"
-    retained = records_of(which)
-    if retained:
+    if retained := records_of(which):
         sides_of = [side for one in retained.values() for side in one["sides"].values()]
         loss, prompted_loss = (float(np.mean([side[key] for side in sides_of])) for key in ("loss", "prompt loss"))
         one = next(iter(retained.values()))
@@ -145,11 +144,6 @@ def _verdicts(which: str, records: Sequence[Record]) -> Iterator[str]:
             f"- retention: fresh, the right letter of {one['questions']} questions loses {loss:.3f} nats; of {one['prompted']} "
             f"of them under the system prompts, {prompted_loss:.3f} ({len(sides_of)} sides)"
         )
-    old = {record.name: ", ".join(record.outdated) for record in records if record.outdated}
-    old |= {f"retention of {name}": "" for name, one in retained.items() if one.get("construction", 1) != OURS}
-    if old:
-        told = "; ".join(f"{name} ({ways})" if ways else name for name, ways in old.items())
-        yield f"- by vectors as they were built before, and not measured anew yet: {told}"
 
 
 def _swings(records: Sequence[Record]) -> Iterator[str]:

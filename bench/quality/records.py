@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.instruments import INSTRUMENTS, Instrument
 from bench.quality.asking import PLACES
-from bench.quality.ways import NULL, PROMPT, UNSTEERED, WAYS, construction
+from bench.quality.ways import NULL, PROMPT, UNSTEERED, WAYS
 from bench.questions import question_sets
 from localsteer.building.refusal import refuses
 from localsteer.calibration.fits import Values, mean_interval
@@ -111,15 +111,6 @@ class Record:
         """The relative dose; None for a system prompt."""
         found: float | None = self._side(way, pole)["dose"]
         return found
-
-    @property
-    def outdated(self) -> tuple[str, ...]:
-        """The ways whose vectors are made differently today, and that were not asked since."""
-        return tuple(
-            way
-            for way in self.ways
-            if way != PROMPT and any(self._side(way, pole).get("construction", 1) != construction(way) for pole in POLES)
-        )
 
     def machines(self) -> Iterator[tuple[str, str]]:
         """Each way with what it was measured by."""

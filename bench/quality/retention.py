@@ -140,7 +140,6 @@ def measure(model: Model, which: str, names: Sequence[str], size: Size) -> None:
             }
         record = {
             "key": key,
-            "construction": OURS,
             "model": model.name,
             "questions": len(asked),
             "prompted": len(some),

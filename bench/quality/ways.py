@@ -90,7 +90,7 @@ class Ways(Closing):
             if own.calibration is not None:
                 made += [repr(own.calibration.sides[pole, _MODES.get(way, "response")]) for pole in POLES]
         else:
-            made.append(construction(way))
+            made.append(THEIRS if way in PEERS else OURS)
             if way not in (FRESH, NULL):
                 made.append(repr([_SETTINGS.effort, FACTORS, ANCHORED_DOSES if way == ANCHORED else (), DEFAULT_BUDGET]))
         return _digest(made)
@@ -233,11 +233,6 @@ class Ways(Closing):
     @cached_property
     def _peer_rows(self) -> Mapping[str, Floats]:
         return peers.peer_vectors(self.model, self.contrast.source)
-
-
-def construction(way: str) -> int:
-    """Which making of a way's vectors is today's."""
-    return THEIRS if way in PEERS else OURS
 
 
 def _is_calibrated_by(vector: ControlVector, settings: CalibrationSettings) -> bool:

@@ -15,7 +15,7 @@ from bench.quality import pages, records, retention
 from bench.quality.asking import PLACES, ask, requests
 from bench.quality.records import Record, all_records, count, count_beyond_chance, less
 from bench.quality.size import Size
-from bench.quality.ways import CALIBRATED, FRESH, NULL, OURS, PEERS, PROMPT, UNSTEERED, WAYS, Ways, without_calibration
+from bench.quality.ways import CALIBRATED, FRESH, NULL, PEERS, PROMPT, UNSTEERED, WAYS, Ways, without_calibration
 from localsteer.building.ahead import Shelf
 from localsteer.building.extraction import extract
 from localsteer.concepts.concept_file import parse_concept
@@ -224,18 +224,6 @@ def test_the_pages_say_how_it_stands(folders: Path) -> None:
     assert "**How" not in overview
     assert "LOUD" in demo
     assert "LOUD" not in overview
-
-
-def test_the_pages_name_what_was_measured_by_vectors_as_they_were_built_before(folders: Path) -> None:
-    record = put("loud", {FRESH: (8, 0), PEERS[0]: (8, 0)})
-    pages.write()
-    line = "by vectors as they were built before, and not measured anew yet"
-    assert f"- {line}: loud (fresh)" in (folders / "QUALITY.md").read_text(encoding="utf-8")
-    for pole in POLES:
-        record.put(FRESH, pole, {"construction": OURS, **side(4)})
-    record.keep()
-    pages.write()
-    assert line not in (folders / "QUALITY.md").read_text(encoding="utf-8")
 
 
 def test_refusals_are_told_beside_those_without_steering(folders: Path) -> None:
