@@ -77,7 +77,7 @@ def extraction(setting: Setting) -> Section:
         "Extracting a vector",
         "The same two prompt files (80 prompts each, 33 tokens a prompt, 4 personas a pole with the same 20 openings), "
         "whole process against whole process: `localsteer extract --no-dose --keep-refusal --positive F --negative F` and "
-        "`llama-cvector-generator --method mean`. localsteer reads the opening of each answer, computes beginnings "
+        "`llama-cvector-generator --method mean`. localsteer reads the last token of each prompt, computes beginnings "
         "that prompts share only once, and measures each layer's reliability besides; llama-cvector-generator runs "
         "each prompt alone and averages over its tokens.",
         (

@@ -25,7 +25,7 @@ from platformdirs import user_cache_path
 from bench.instructions import Instruction, instructions
 from bench.quality.records import FOLDER
 from bench.quality.size import Size
-from bench.quality.ways import OURS, without_calibration
+from bench.quality.ways import construction, without_calibration
 from bench.report import describe_machine
 from bench.tools import ToolsError
 from localsteer.building.library import load_vector
@@ -106,7 +106,7 @@ def measure(model: Model, which: str, names: Sequence[str], size: Size) -> None:
     keys: dict[str, str] = {}
     for name in names:
         contrast = load_concept(shipped_folder() / name / "concept.yaml")
-        made_from = (OURS, contrast.source, model.fingerprint.content)
+        made_from = (construction(model, contrast), contrast.source, model.fingerprint.content)
         key = hashlib.sha256(repr((made_from, made_by)).encode()).hexdigest()[:16]
         if not (name in known and known[name]["key"] == key and known[name]["given"] >= size.instructions):
             keys[name] = key

@@ -19,7 +19,7 @@ from platformdirs import user_cache_path
 from bench import peers
 from localsteer.building.ahead import Place, Shelf
 from localsteer.building.dosing import Doser
-from localsteer.building.extraction import ExtractionSettings, extract
+from localsteer.building.extraction import ExtractionSettings, Position, default_position, extract
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
 from localsteer.calibration.effort import ANCHORED as ANCHORED_DOSES
 from localsteer.calibration.effort import FACTORS
@@ -46,9 +46,16 @@ _MODES: Mapping[str, Mode] = {ANCHORED: "anchored"}
 # Times our dose, between which that of the null is looked for that leads as far away from the unsteered model.
 _NULL_FACTORS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 _SETTINGS = CalibrationSettings(by_cost=True)
-OURS, THEIRS = 2, 1
-"""Of our ways and of the peers': counted up when the code comes to make something so different of the same prompts and settings
-that what was measured before tells nothing of it. The cache of vectors counts what users had better build anew, which is more."""
+_READ: Mapping[Position, int] = {"last": 1, "response": 1, "opening": 2}
+_THEIRS = 1
+"""Of our ways, by where a vector is read, and of the peers': counted up when the code comes to make something so different of the
+same prompts and settings that what was measured before tells nothing of it. The cache of vectors counts what users had better
+build anew, which is more."""
+
+
+def construction(model: Model, contrast: Contrast) -> int:
+    """Which making of our vectors is today's."""
+    return _READ[default_position(model, contrast)]
 
 
 @dataclass(eq=False)
@@ -90,7 +97,7 @@ class Ways(Closing):
             if own.calibration is not None:
                 made += [repr(own.calibration.sides[pole, _MODES.get(way, "response")]) for pole in POLES]
         else:
-            made.append(THEIRS if way in PEERS else OURS)
+            made.append(_THEIRS if way in PEERS else construction(self.model, self.contrast))
             if way not in (FRESH, NULL):
                 made.append(repr([_SETTINGS.effort, FACTORS, ANCHORED_DOSES if way == ANCHORED else (), DEFAULT_BUDGET]))
         return _digest(made)

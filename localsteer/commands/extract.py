@@ -38,9 +38,8 @@ from localsteer.vector.file import write_vector
 @click.option(
     "--position",
     type=click.Choice(["opening", "last", "response"]),
-    default="opening",
-    show_default=True,
-    help="Read the mean over the answer's first words in each prompt, its last token, or an answer that the model gives.",
+    help="Read the mean over the answer's first words in each prompt, its last token, or an answer that the model gives. "
+    "Default: the first words where the poles have their own, else the last token.",
 )
 @layers_option
 @click.option("--keep-refusal", is_flag=True, help="Leave in the vector what makes the model refuse.")

@@ -2,8 +2,8 @@
 
 A concept file lists personas for two poles, questions, and openings of answers. Every persona is put into the template as the
 system message and crossed with every opening (or with half of them); the questions take turns. The two prompts of a pair differ
-in the persona only (for a language, a format or a length in the opening too), and what is read are the activations over the
-opening, where the model is about to go on in its own mood.
+in the persona only (for a language, a format or a length in the opening too), and what is read are the activations at the end of
+the opening, where the model is about to go on in its own mood, or over all of it where each pole has its own.
 """
 
 from __future__ import annotations

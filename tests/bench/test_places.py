@@ -23,7 +23,7 @@ def test_each_place_is_asked_the_held_out_questions_at_both_strengths(tiny: Mode
     """A model that is the happier the stronger it is steered, toward either pole, and answers at a cost of a tenth of a nat."""
     questions = load_concept(shipped_folder() / "happy" / "concept.yaml").held_out
     steered: list[float] = []
-    read: list[str] = []
+    read: list[str | None] = []
 
     def ask(model: Model, contrast: Contrast, given: Any, *, plan: Plan | None, systems: Any, count: int, **rest: int) -> Given:
         assert tuple(given) == questions

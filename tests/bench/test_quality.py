@@ -377,7 +377,7 @@ def test_answers_are_heard_after_their_question_another_one_and_each_persona(
 
 
 def test_a_way_that_is_built_here_is_another_one_for_another_wording(tmp_path: Path) -> None:
-    model = cast(Model, SimpleNamespace(fingerprint=SimpleNamespace(content="c")))
+    model = cast(Model, SimpleNamespace(fingerprint=SimpleNamespace(content="c"), chat_template=None))
     concept = LibraryConcept("loud", tmp_path, shipped=True)
 
     def keys(source: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from localsteer.building import extraction
-from localsteer.building.extraction import ExtractionSettings, extract, layer_summary
+from localsteer.building.extraction import ExtractionSettings, default_position, extract, layer_summary
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.contrast import Contrast, Pair, Prompt
 from localsteer.engine.request import Answer, Timing
@@ -208,7 +208,7 @@ def test_where_blanks_stand_together_with_the_opening_it_is_still_found(tmp_path
         user = (Message("user", "Who?"),)
         pairs = tuple(Pair(Prompt(user, "I am"), Prompt(user, "I am")) for _ in range(2))
         with pytest.raises(ContrastError, match="identical"):
-            extract(model, replace(HAPPY, pairs=pairs), ExtractionSettings(dose=False, layers=(1, 3)))
+            extract(model, replace(HAPPY, pairs=pairs), ExtractionSettings(position="opening", dose=False, layers=(1, 3)))
     assert [tuple(span.tokens[place] for place in span.places) for span in read] == [(8, 7, 9)] * 4
 
 
@@ -226,7 +226,8 @@ def test_text_in_which_only_another_turn_has_a_header_is_read_behind_the_last_on
     read = read_spans(monkeypatch)
     header = "<|im_end|>\n<|im_start|>assistant\n"
     before = f"<|im_start|>user\nWho?{header}Me.<|im_end|>\n<|im_start|>user\nWhy?{header}"
-    extract(tiny, contrast_of([before + text for text in POSITIVE], [before + text for text in NEGATIVE]), UNDOSED)
+    raw = contrast_of([before + text for text in POSITIVE], [before + text for text in NEGATIVE])
+    extract(tiny, raw, UNDOSED)
     for span, text in zip(read, (*POSITIVE, *NEGATIVE), strict=True):
         assert tiny.detokenize([span.tokens[place] for place in span.places][1:]) == text
 
@@ -237,6 +238,19 @@ def test_of_plain_text_it_is_the_last_token_that_is_read(tiny: Model) -> None:
         np.testing.assert_array_equal(found.directions[layer], last.directions[layer])
 
 
+def test_the_opening_is_read_where_each_pole_has_its_own(tiny: Model) -> None:
+    assert default_position(tiny, MOOD) == "opening"
+    assert default_position(tiny, HAPPY) == "last"
+    alike = replace(MOOD, pairs=tuple(pair for pair in MOOD.pairs if pair.positive.opening == pair.negative.opening))
+    assert default_position(tiny, alike) == "last"
+    for contrast, position in ((MOOD, "opening"), (HAPPY, "last")):
+        assert extract(tiny, contrast, ExtractionSettings(dose=False, layers=(1, 3))).provenance.position == position
+    # So it is in text that is templated already, whatever else the prompts differ in.
+    for some, position in ((MOOD, "opening"), (alike, "last")):
+        texts = zip(*([pair.positive.render(tiny), pair.negative.render(tiny)] for pair in some.pairs), strict=True)
+        assert default_position(tiny, contrast_of(*texts)) == position
+
+
 # Where a vector comes from
 
 
@@ -244,7 +258,7 @@ def test_a_vector_says_where_it_comes_from(tiny: Model) -> None:
     provenance = extract(tiny, HAPPY, UNDOSED).provenance
     assert (provenance.concept, provenance.description) == ("happy", "How it feels.")
     assert (provenance.positive, provenance.negative) == ("happy", "awful")
-    assert (provenance.method, provenance.position, provenance.n_pairs) == ("mean", "opening", 6)
+    assert (provenance.method, provenance.position, provenance.n_pairs) == ("mean", "last", 6)
     assert provenance.model == tiny.fingerprint
     assert provenance.source == "name: happy\n"
     assert provenance.dataset_sha256 == hash_texts(text.encode() for text in (*POSITIVE, *NEGATIVE))

@@ -63,7 +63,7 @@ def test_a_chat_from_a_pipe() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to one process")
-@pytest.mark.parametrize("position", ["opening", pytest.param("response", marks=pytest.mark.models)])
+@pytest.mark.parametrize("position", ["last", pytest.param("response", marks=pytest.mark.models)])
 def test_ctrl_c_during_extraction_leaves_nothing(tmp_path: Path, position: str) -> None:
     out = tmp_path / "happy.gguf"
     command = [sys.executable, str(ROOT / "cli.py"), "-v", "extract", str(HAPPY), "-m", "demo", "-o", str(out)]
