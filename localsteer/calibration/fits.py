@@ -19,7 +19,7 @@ RESAMPLES = 1000
 COST_EXPONENTS = (1.0, 1.5, 2.0, 3.0)
 EFFECT_EXPONENTS = (0.5, 0.75, 1.0)
 # The unsteered model has its say in an anchored answer at any dose: from 1 to 2.2 times the dose of others the effect rises by
-# less than a tenth, or falls, for 14 of the 30 sides that are shipped (vectors/README.md, at its end).
+# less than a tenth, or falls, for 12 of the 30 sides that are shipped (vectors/README.md, at its end).
 ANCHORED_EFFECT_EXPONENTS = (0.0, 0.25, *EFFECT_EXPONENTS)
 
 
