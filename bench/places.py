@@ -6,6 +6,7 @@ on some of them, for each place alike.)
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from localsteer.building.dosing import Doser
 from localsteer.building.extraction import ExtractionSettings, Position, extract
 from localsteer.concepts.concept_file import load_concept
 from localsteer.concepts.names import shipped_folder
+from localsteer.errors import ContrastError
 from localsteer.llama.model import Model
 from localsteer.steering.expression import parse_steering
 from localsteer.steering.plan import Plan, resolve
@@ -73,7 +75,11 @@ def places(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tuple[
         answers(PROMPT, pole)
     with Doser(model, contrast) as doser:
         for place in todo:
-            vector = doser.dose(extract(model, contrast, ExtractionSettings(position=place, dose=False)))
+            try:
+                vector = doser.dose(extract(model, contrast, ExtractionSettings(position=place, dose=False)))
+            except ContrastError as error:  # a small model need not go on from every opening
+                print(f"{name}, read at {place}: {error.message}", file=sys.stderr, flush=True)
+                continue
             found = {}
             for factor in FACTORS:
                 way = f"{place} {factor}"
