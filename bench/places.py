@@ -21,6 +21,7 @@ from bench.quality.records import Record
 from bench.quality.ways import PROMPT, UNSTEERED
 from localsteer.building.dosing import Doser
 from localsteer.building.extraction import ExtractionSettings, Position, extract
+from localsteer.calibration.effort import FACTORS
 from localsteer.concepts.concept_file import load_concept
 from localsteer.concepts.names import shipped_folder
 from localsteer.errors import ContrastError
@@ -30,8 +31,6 @@ from localsteer.steering.plan import Plan, resolve
 from localsteer.vector.calibration import POLES, SIGN, Pole
 from localsteer.vector.control_vector import ControlVector
 
-# Times the measured dose: that of a fresh vector, and as strong as a calibration may make it.
-FACTORS = (1.0, 1.6)
 _ANSWERS, _HEARD = 20, 10
 
 
@@ -64,10 +63,8 @@ def places(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tuple[
 
     def answers(way: str, pole: Pole | None, plan: Plan | None = None) -> None:
         systems = [pair[POLES.index(pole)] for pair in contrast.personas] if way == PROMPT and pole is not None else []
-        tokens, asked = instrument.max_tokens, contrast.held_out
-        given = ask(
-            model, contrast, asked, count=_ANSWERS, heard=_HEARD, max_tokens=tokens, plan=plan, systems=systems
-        )  # fmt: skip
+        size = {"count": _ANSWERS, "heard": _HEARD, "max_tokens": instrument.max_tokens}
+        given = ask(model, contrast, contrast.held_out, **size, plan=plan, systems=systems)
         record.put(way, pole, {"texts": given.texts, "heard": given.heard})
 
     answers(UNSTEERED, None)
@@ -81,7 +78,7 @@ def places(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tuple[
                 print(f"{name}, read at {place}: {error.message}", file=sys.stderr, flush=True)
                 continue
             found = {}
-            for factor in FACTORS:
+            for factor in FACTORS[1:]:  # as a fresh vector is, and as strong as a calibration may make it
                 way = f"{place} {factor}"
                 for pole in POLES:
                     answers(way, pole, _plan(model, vector, SIGN[pole] * factor))
