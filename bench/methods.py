@@ -23,33 +23,26 @@ from numpy.typing import NDArray
 
 from bench import methods_page
 from bench.capped import capped
+from bench.directions import DIRECTIONS, PLAIN, estimate_of
 from bench.limits import limits
 from bench.models import base_model, demo_model, real_model
 from bench.places import places
 from localsteer.building.dosing import Doser
-from localsteer.building.estimators import mean_difference
 from localsteer.building.extraction import ExtractionSettings, extract
-from localsteer.building.layers import middle_layers, readable_layers, scale_to_dose
+from localsteer.building.layers import scale_to_dose
 from localsteer.building.own_answers import OwnAnswers
-from localsteer.building.refusal import chances_of_refusal, read_refusal, refusal_openings, without_component
+from localsteer.building.refusal import chances_of_refusal, refusal_openings
 from localsteer.building.voices import voices
 from localsteer.concepts.concept_file import load_concept
-from localsteer.concepts.contrast import Contrast
-from localsteer.concepts.descriptions import everyday_questions
 from localsteer.concepts.names import shipped_folder
 from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request
 from localsteer.files.atomic import atomic_path
-from localsteer.llama.chat_template import Message
 from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.llama.sampling import Sampling
-from localsteer.reading.activations import read_activations
 from localsteer.reading.forced import Reading, Said
 from localsteer.reading.listening import Heard, cross_entropies
-from localsteer.reading.prompt import answer_prompt
-from localsteer.reading.rows import read
-from localsteer.reading.span import Span
 from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import OTHER, POLES, SIGN
@@ -59,66 +52,10 @@ CONCEPTS = ("happy", "french", "formal", "pirate", "calm", "confident")
 MODELS: Mapping[str, Callable[[], Path | None]] = {"demo": demo_model, "base": base_model, "real": real_model}
 _RECORDS = Path(__file__).parent / "methods.json"
 _SEED = 5
-# The neutral text: unsteered answers of this length to everyday questions.
-_NEUTRAL_TOKENS = 40
-_NEUTRAL_QUESTIONS = 24
-_COMPONENTS = 10
+_NATURAL = "natural layer weights"
 # Times the dose of strength 1: for the first tokens of an answer, and for the rest of it.
 _SCHEDULES = {"1, 1": (1.0, 1.0), "1.4, 0.7": (1.4, 0.7), "1.4, 0.35": (1.4, 0.35), "1, 0": (1.0, 0.0)}
 _FIRST, _LENGTH, _SCHEDULED = 8, 28, 12
-
-
-@functools.lru_cache(maxsize=1)
-def _covariance(model: Model) -> Mapping[int, NDArray[np.float64]]:
-    """Of neutral text, at every layer that is steered: (n_embd, n_embd) over its tokens."""
-    prompts = [answer_prompt(model, [Message("user", one)]) for one in everyday_questions()[:_NEUTRAL_QUESTIONS]]
-    asked = [Request(prompt, sampling=Sampling(seed=n), max_tokens=_NEUTRAL_TOKENS) for n, prompt in enumerate(prompts)]
-    answers = [answer.tokens for answer in generate_many(model, asked)]
-    spans = [Span(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True) if answer]
-    rows: dict[int, list[Floats]] = {layer: [] for layer in middle_layers(model.n_layer)}
-    for part in read(model, spans, list(rows)):
-        for layer, parts in rows.items():
-            parts.append(part.rows(layer).copy())
-    found = {}
-    for layer, parts in rows.items():
-        values = np.concatenate(parts).astype(np.float64)
-        values -= values.mean(axis=0)
-        # A few tokens of huge norm (attention sinks) would be all of the covariance.
-        norms = np.linalg.norm(values, axis=1)
-        values = values[norms < 3 * np.median(norms)]
-        found[layer] = values.T @ values / len(values)
-    return found
-
-
-Directions = dict[str, tuple[Floats, Mapping[int, float] | None]]
-"""By the name of the way: (n_layer, n_embd) of any length, and the share of the dose of each layer (None for equal ones)."""
-
-
-def _directions(model: Model, contrast: Contrast, plain: ControlVector) -> Directions:
-    assert plain.provenance.estimate is not None
-    estimate, layers = plain.provenance.estimate, list(plain.layers)
-    readable = list(readable_layers(model.n_layer))
-    spared = estimate.copy()
-    spared[readable] = without_component(estimate[readable], read_refusal(model, readable))
-    ways: Directions = {"mean difference": (estimate, None), "less refusal": (spared, None)}
-    whitened, without = estimate.copy(), estimate.copy()
-    for layer in layers:
-        covariance, row = _covariance(model)[layer], estimate[layer].astype(np.float64)
-        ridge = np.trace(covariance) / len(covariance)
-        whitened[layer] = np.linalg.solve(covariance + ridge * np.eye(len(covariance)), row)
-        top = np.linalg.eigh(covariance)[1][:, -_COMPONENTS:]
-        without[layer] = row - top @ (top.T @ row)
-    ways["(S + lI)^-1 d"] = (whitened, None)
-    ways[f"less {_COMPONENTS} principal components of neutral text"] = (without, None)
-    spans = [Span(tuple(model.tokenize(prompt.render(model)))) for prompt in contrast.prompts()]
-    positive, negative = np.split(read_activations(model, spans, readable_layers(model.n_layer)).values, 2)
-    # A pair shows the trait where its difference lies along that of the others.
-    along = np.einsum("ple,le->p", positive - negative, mean_difference(positive, negative))
-    best = along >= np.median(along)
-    changed = np.zeros_like(estimate)
-    changed[list(readable_layers(model.n_layer))] = mean_difference(positive[best], negative[best])
-    ways["the half of the pairs that shows it most"] = (changed, None)
-    return ways
 
 
 def _natural_shares(doser: Doser, plain: ControlVector, unit: Floats, dose: float) -> Mapping[int, float]:
@@ -178,16 +115,16 @@ def _ways(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tuple[s
     """Ways to build a direction, and to weigh its layers."""
     contrast = load_concept(shipped_folder() / name / "concept.yaml")
     plain = extract(model, contrast, ExtractionSettings(position="last", dose=False, keep_refusal=True))
+    found = dict(known)
     with Doser(model, contrast, seed=_SEED) as doser:
-        for way, (direction, shares) in _directions(model, contrast, plain).items():
-            if way not in known:
-                yield way, _measured(model, doser, plain, direction, shares)
-        if "natural layer weights" not in known:
-            unit = plain.rows(model.n_layer)
-            dose = 0.3 if model.n_layer == 30 else 0.6
-            shares = _natural_shares(doser, plain, unit, dose)
-            assert plain.provenance.estimate is not None
-            yield "natural layer weights", _measured(model, doser, plain, plain.provenance.estimate, shares)
+        for way, build in DIRECTIONS.items():
+            if way not in found:
+                found[way] = _measured(model, doser, plain, *build(model, contrast, plain))
+                yield way, found[way]
+        if _NATURAL not in found:
+            dose = float(np.mean([found[PLAIN][pole]["dose"] for pole in POLES]))
+            shares = _natural_shares(doser, plain, plain.rows(model.n_layer), dose)
+            yield _NATURAL, _measured(model, doser, plain, estimate_of(plain), shares)
 
 
 def _scheduled(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bench.capped import at_equal_kl
 from localsteer.vector.calibration import POLES
 
@@ -24,7 +27,7 @@ def write(records: Mapping[str, Concepts]) -> None:
     lines = _PROSE.read_text(encoding="utf-8").splitlines()
     for model, concepts in records.items():
         lines += ["", f"## {model}"]
-        for table in (_directions, _places, _schedules, _caps, _costs, _refusals):
+        for table in (_compared, _directions, _places, _schedules, _caps, _costs, _refusals):
             lines += table(concepts)
     _PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
@@ -42,11 +45,34 @@ def _ways(concepts: Concepts, *, scheduled: bool) -> list[str]:
     return [way for way in every if way.startswith(_SCHEDULE) == scheduled]
 
 
+def _compared(concepts: Concepts) -> list[str]:
+    """Each way over all poles, as multiples of the first one's."""
+    rows = []
+    first, *others = _ways(concepts, scheduled=False) or [""]
+    for way in others:
+        pairs = [(own[way][pole], own[first][pole]) for own in concepts.values() if {first, way} <= set(own) for pole in POLES]
+        # What leads nowhere by either way has no ratio to compare.
+        kept = [(one, plain) for one, plain in pairs if min(one["ratio"], plain["ratio"], one["kl"], plain["kl"]) > 0]
+        if kept:
+            ratios = [np.log(one["ratio"] / plain["ratio"]) for one, plain in kept]
+            # A ratio grows with the dose, and KL with its square.
+            costs = [np.log(one["kl"] / plain["kl"]) / 2 for one, plain in kept]
+            level = np.subtract(ratios, costs)
+            rows.append([way, f"{len(kept)} of {len(pairs)}", *map(_times, (ratios, costs, level))])
+    return _table(["way", "poles", "ratio", "root of KL", "ratio at equal KL"], rows)
+
+
+def _times(logs: Sequence[float] | NDArray[np.float64]) -> str:
+    """A mean of factors with the error of it."""
+    error = np.std(logs, ddof=1) / np.sqrt(len(logs)) if len(logs) > 1 else np.nan
+    return f"{np.exp(np.mean(logs)):.2f} ({np.exp(np.mean(logs) - error):.2f}..{np.exp(np.mean(logs) + error):.2f})"
+
+
 def _directions(concepts: Concepts) -> list[str]:
     ways = _ways(concepts, scheduled=False)
 
     def cell(one: Mapping[str, float] | None) -> str:
-        return f"{one['dose']:.2f} / {one['ratio']:+.2f} / {one['peak']:.2f} / {one['refused']:.3f}" if one else ""
+        return f"{one['dose']:.2f} / {one['ratio']:+.2f} / {one['kl']:.2f} / {one['refused']:.3f}" if one else ""
 
     return _by_way(concepts, ways, cell)
 
