@@ -16,7 +16,7 @@ from localsteer.llama.model import Model
 from localsteer.llama.residual import Edit
 from localsteer.reading.activations import read_activations
 from localsteer.reading.span import Span
-from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.control_vector import ControlVector, Floats
 
 
 def contrast() -> Contrast:
@@ -43,8 +43,9 @@ def test_moved_by_all_deltas_the_one_pole_comes_where_the_other_is(tiny: Model) 
         for one in negative
     ]
 
-    def mean(spans: list[Span]) -> np.ndarray:
-        return read_activations(tiny, spans, layers).values.mean(axis=0)
+    def mean(spans: list[Span]) -> Floats:
+        found: Floats = read_activations(tiny, spans, layers).values.mean(axis=0)
+        return found
 
     wanted, before = (mean([Span(tuple(one)) for one in pole]) for pole in (positive, negative))
     # What is read of a layer is what its block gives, before that is moved itself.
