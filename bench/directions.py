@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.building.estimators import mean_difference
-from localsteer.building.layers import middle_layers, readable_layers
+from localsteer.building.layers import middle_layers, readable_layers, scale_to_dose
 from localsteer.building.refusal import read_refusal, without_component
-from localsteer.concepts.contrast import Contrast
+from localsteer.building.voices import Tokens
+from localsteer.concepts.contrast import Contrast, Prompt
 from localsteer.concepts.descriptions import everyday_questions
 from localsteer.engine.generate import generate_many
 from localsteer.engine.request import Request
@@ -24,14 +24,15 @@ from localsteer.llama.sampling import Sampling
 from localsteer.reading.activations import read_activations
 from localsteer.reading.forced import Said
 from localsteer.reading.listening import Heard, cross_entropies
+from localsteer.reading.prefix_tree import common_beginning
 from localsteer.reading.prompt import answer_prompt
 from localsteer.reading.rows import read
 from localsteer.reading.span import Span
+from localsteer.vector.calibration import POLES
 from localsteer.vector.control_vector import ControlVector, Floats
 
 Direction = tuple[Floats, Mapping[int, float] | None]
 """(n_layer, n_embd) of any length, and the share of the dose of each layer (None for equal ones)."""
-Tokens = tuple[int, ...]
 
 PLAIN = "mean difference"
 # The neutral text: unsteered answers of this length to everyday questions.
@@ -72,9 +73,12 @@ def _less_components(model: Model, _contrast: Contrast, plain: ControlVector) ->
 
 
 def _along_the_others(model: Model, contrast: Contrast, plain: ControlVector) -> Direction:
-    """A pair shows the trait where its difference lies along that of the others."""
+    """A pair shows the trait where its difference lies along that of the others: by the cosine, mean over the steered layers."""
     positive, negative = _read(model, contrast)
-    return _of_pairs(plain, positive, negative, np.einsum("ple,le->p", positive - negative, mean_difference(positive, negative)))
+    differences = (positive - negative)[:, [readable_layers(model.n_layer).index(layer) for layer in plain.layers]]
+    others = differences.sum(axis=0) - differences
+    cosines = np.einsum("ple,ple->pl", differences, others) / np.linalg.norm(differences, axis=2) / np.linalg.norm(others, axis=2)
+    return _of_pairs(plain, positive, negative, cosines.mean(axis=1))
 
 
 def _in_the_answers(model: Model, contrast: Contrast, plain: ControlVector) -> Direction:
@@ -93,21 +97,23 @@ def _in_the_answers(model: Model, contrast: Contrast, plain: ControlVector) -> D
 
 
 def _sequential(model: Model, contrast: Contrast, plain: ControlVector) -> Direction:
-    """At each layer the mean gap that is left where the layers below are moved already (Rodriguez et al. 2024, Mean-AcT)."""
-    prompts = _prompts(model, contrast)
-    half, layers = len(prompts) // 2, plain.layers
-    norms = plain.provenance.hidden_norm
+    """At each layer the mean gap that is left where the layers below are moved already (Rodriguez et al. 2024, Mean-AcT).
+
+    It is the gap from the negative pole to the positive one; toward the negative one the same is taken off.
+    """
+    positive, negative = ([getattr(pair, pole) for pair in contrast.pairs] for pole in POLES)
+    prompts, norms = _tokens(model, negative), plain.provenance.hidden_norm
     assert norms is not None
-    wanted = read_activations(model, [Span(one) for one in prompts[:half]], layers).values.mean(axis=0)
+    # The prompts are moved where an answer would be: from the token on that predicts the opening.
+    bare = _tokens(model, [replace(one, opening="") for one in negative])
+    begins = [max(0, common_beginning(*two) - 1) for two in zip(bare, prompts, strict=True)]
+    wanted = read_activations(model, [Span(one) for one in _tokens(model, positive)], plain.layers).values.mean(axis=0)
     found = np.zeros_like(estimate_of(plain))
-    # The prompts of the other pole are moved where an answer would be: from the token on that predicts the opening.
-    bare = [tuple(model.tokenize(replace(prompt, opening="").render(model))) for prompt in contrast.prompts()]
-    begins = [_in_common(*two) - 1 for two in zip(bare, prompts, strict=True)]
-    for place, layer in enumerate(layers):
+    for place, layer in enumerate(plain.layers):
         edit = Edit(found.copy())
-        spans = [Span(one, edit=edit, edited_from=first) for one, first in zip(prompts[half:], begins[half:], strict=True)]
+        spans = [Span(one, edit=edit, edited_from=first) for one, first in zip(prompts, begins, strict=True)]
         found[layer] = wanted[place] - read_activations(model, spans, [layer]).values.mean(axis=0)[0]
-    lengths = {layer: float(np.linalg.norm(found[layer]) / norms[layer]) for layer in layers}
+    lengths = {layer: float(np.linalg.norm(found[layer]) / norms[layer]) for layer in plain.layers}
     return found, {layer: length / sum(lengths.values()) for layer, length in lengths.items()}
 
 
@@ -129,19 +135,24 @@ def estimate_of(plain: ControlVector) -> Floats:
     return plain.provenance.estimate
 
 
-def _prompts(model: Model, contrast: Contrast) -> list[Tokens]:
-    """All positive ones, then all negative ones."""
-    return [tuple(model.tokenize(prompt.render(model))) for prompt in contrast.prompts()]
+def at_relative_dose_1(direction: Direction, plain: ControlVector) -> dict[int, Floats]:
+    """By layer (n_embd,), residual-stream units: the dose shared out as the direction says, or equally."""
+    rows, shares = direction
+    norms = plain.provenance.hidden_norm
+    assert norms is not None
+    equal = scale_to_dose(rows, norms, plain.layers, 1.0)
+    if shares is None:
+        return equal
+    return {layer: row * np.float32(shares[layer] * len(shares)) for layer, row in equal.items()}
 
 
-def _in_common(one: Tokens, other: Tokens) -> int:
-    """How many tokens two texts begin with alike."""
-    return sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(one, other, strict=False)))
+def _tokens(model: Model, prompts: Iterable[Prompt]) -> list[Tokens]:
+    return [tuple(model.tokenize(prompt.render(model))) for prompt in prompts]
 
 
 def _read(model: Model, contrast: Contrast) -> tuple[Floats, Floats]:
     """(n_pairs, n_readable, n_embd) of each pole, at the last token."""
-    spans = [Span(one) for one in _prompts(model, contrast)]
+    spans = [Span(one) for one in _tokens(model, contrast.prompts())]
     positive, negative = np.split(read_activations(model, spans, readable_layers(model.n_layer)).values, 2)
     return positive, negative
 

@@ -2,8 +2,8 @@
 
 Run as `python -m bench.methods [--model demo|base|real] [--what directions|schedules|cap|limits|places] [CONCEPT ...]`. What is
 compared of directions, at the dose that the rule finds: how much likelier a pole's own answers become than the other pole's
-(teacher-forced on held-out questions, nats a token, both poles added up), the most that a pole's own answers gain at any dose,
-and how likely a refusal begins. Records are kept in `bench/methods.json`; one that is there is not measured again.
+(teacher-forced on held-out questions, nats a token, both poles added up), how far that leads from the unsteered model (KL), and
+how likely a refusal begins. Records are kept in `bench/methods.json`; one that is there is not measured again.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from numpy.typing import NDArray
 
 from bench import methods_page
 from bench.capped import capped
-from bench.directions import DIRECTIONS, PLAIN, estimate_of
+from bench.directions import DIRECTIONS, PLAIN, Direction, at_relative_dose_1, estimate_of
 from bench.limits import limits
 from bench.models import base_model, demo_model, real_model
 from bench.places import places
 from localsteer.building.dosing import Doser
 from localsteer.building.extraction import ExtractionSettings, extract
-from localsteer.building.layers import scale_to_dose
 from localsteer.building.own_answers import OwnAnswers
 from localsteer.building.refusal import chances_of_refusal, refusal_openings
 from localsteer.building.voices import voices
@@ -51,8 +50,10 @@ from localsteer.vector.control_vector import ControlVector, Floats
 CONCEPTS = ("happy", "french", "formal", "pirate", "calm", "confident")
 MODELS: Mapping[str, Callable[[], Path | None]] = {"demo": demo_model, "base": base_model, "real": real_model}
 _RECORDS = Path(__file__).parent / "methods.json"
-_SEED = 5
+_SEED, _OTHER_SEED = 5, 6
 _NATURAL = "natural layer weights"
+# As all tables but that of the places are, whatever a concept is read by today.
+_AT_LAST = ExtractionSettings(position="last", dose=False)
 # Times the dose of strength 1: for the first tokens of an answer, and for the rest of it.
 _SCHEDULES = {"1, 1": (1.0, 1.0), "1.4, 0.7": (1.4, 0.7), "1.4, 0.35": (1.4, 0.35), "1, 0": (1.0, 0.0)}
 _FIRST, _LENGTH, _SCHEDULED = 8, 28, 12
@@ -82,14 +83,8 @@ def _natural_shares(doser: Doser, plain: ControlVector, unit: Floats, dose: floa
     return {layer: 0.5 / len(worth) + 0.5 * value / total for layer, value in worth.items()}
 
 
-def _measured(
-    model: Model, doser: Doser, plain: ControlVector, direction: Floats, shares: Mapping[int, float] | None
-) -> dict[str, Any]:
-    norms = plain.provenance.hidden_norm
-    assert norms is not None
-    rows = scale_to_dose(direction, norms, plain.layers, 1.0)
-    if shares is not None:
-        rows = {layer: row * np.float32(shares[layer] * len(shares)) for layer, row in rows.items()}
+def _measured(model: Model, doser: Doser, plain: ControlVector, direction: Direction) -> dict[str, Any]:
+    rows = at_relative_dose_1(direction, plain)
     start = time.perf_counter()
     dosed = doser.dose(ControlVector(rows, replace(plain.provenance, estimate=None)))
     dosing = dosed.provenance.dosing
@@ -103,7 +98,6 @@ def _measured(
         record[pole] = {
             "dose": round(side.dose["response"], 3),
             "ratio": round(side.ratio.mean, 3),
-            "peak": round(max(0.0, *(tried.own for tried in side.tried)), 3),
             "kl": round(side.kl, 3),
             "coherence": round(side.coherence, 3),
             "refused": round(float(refused[1 + place]), 3),
@@ -113,18 +107,21 @@ def _measured(
 
 def _ways(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Ways to build a direction, and to weigh its layers."""
+    if {*DIRECTIONS, _NATURAL} <= set(known):
+        return
     contrast = load_concept(shipped_folder() / name / "concept.yaml")
-    plain = extract(model, contrast, ExtractionSettings(position="last", dose=False, keep_refusal=True))
+    plain = extract(model, contrast, replace(_AT_LAST, keep_refusal=True))
     found = dict(known)
     with Doser(model, contrast, seed=_SEED) as doser:
         for way, build in DIRECTIONS.items():
             if way not in found:
-                found[way] = _measured(model, doser, plain, *build(model, contrast, plain))
+                found[way] = _measured(model, doser, plain, build(model, contrast, plain))
                 yield way, found[way]
         if _NATURAL not in found:
             dose = float(np.mean([found[PLAIN][pole]["dose"] for pole in POLES]))
-            shares = _natural_shares(doser, plain, plain.rows(model.n_layer), dose)
-            yield _NATURAL, _measured(model, doser, plain, estimate_of(plain), shares)
+            with Doser(model, contrast, seed=_OTHER_SEED) as other:  # not by the answers that it is judged by
+                shares = _natural_shares(other, plain, plain.rows(model.n_layer), dose)
+            yield _NATURAL, _measured(model, doser, plain, (estimate_of(plain), shares))
 
 
 def _scheduled(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -133,7 +130,7 @@ def _scheduled(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[tu
     todo = [way for way in _SCHEDULES if f"schedule {way}" not in known]
     if not todo:
         return
-    dosed = extract(model, contrast)
+    dosed = extract(model, contrast, replace(_AT_LAST, dose=True))
     dosing = dosed.provenance.dosing
     assert dosing is not None
     unit = dosed.rows(model.n_layer) / np.float32(dosing.unit)
@@ -183,7 +180,7 @@ def _of_dosed(
         return
     contrast = load_concept(shipped_folder() / name / "concept.yaml")
     with Doser(model, contrast, seed=_SEED) as doser:
-        yield way, measure(model, doser.own, doser.dose(extract(model, contrast, ExtractionSettings(dose=False))))
+        yield way, measure(model, doser.own, doser.dose(extract(model, contrast, _AT_LAST)))
 
 
 _WHAT: Mapping[str, Callable[[Model, str, Mapping[str, Any]], Iterator[tuple[str, Any]]]] = {

@@ -10,8 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.capped import at_equal_kl
+from bench.directions import PLAIN
 from localsteer.vector.calibration import POLES
 
+# Nats a token. A ratio of confident on SmolLM2-135M, 0.07 at strength 1, is 0.01 there by other answers of the same personas.
+_LEAST_RATIO = 0.12
+_LEAST_KL = 0.001
 _PROSE = Path(__file__).parent / "methods_prose.md"
 _PAGE = Path(__file__).parent / "METHODS.md"
 _SCHEDULE, _CAP, _LIMITS, _PLACE = "schedule", "cap", "limits", "read at"
@@ -46,26 +50,39 @@ def _ways(concepts: Concepts, *, scheduled: bool) -> list[str]:
 
 
 def _compared(concepts: Concepts) -> list[str]:
-    """Each way over all poles, as multiples of the first one's."""
+    """Each way over all concepts, as so many times the mean difference."""
     rows = []
-    first, *others = _ways(concepts, scheduled=False) or [""]
-    for way in others:
-        pairs = [(own[way][pole], own[first][pole]) for own in concepts.values() if {first, way} <= set(own) for pole in POLES]
-        # What leads nowhere by either way has no ratio to compare.
-        kept = [(one, plain) for one, plain in pairs if min(one["ratio"], plain["ratio"], one["kl"], plain["kl"]) > 0]
-        if kept:
-            ratios = [np.log(one["ratio"] / plain["ratio"]) for one, plain in kept]
-            # A ratio grows with the dose, and KL with its square.
-            costs = [np.log(one["kl"] / plain["kl"]) / 2 for one, plain in kept]
-            level = np.subtract(ratios, costs)
-            rows.append([way, f"{len(kept)} of {len(pairs)}", *map(_times, (ratios, costs, level))])
-    return _table(["way", "poles", "ratio", "root of KL", "ratio at equal KL"], rows)
+    for way in _ways(concepts, scheduled=False):
+        measured = [own for own in concepts.values() if way != PLAIN and {PLAIN, way} <= set(own)]
+        factors = [_mean_factors(own[way], own[PLAIN]) for own in measured if _shown(own[PLAIN])]
+        if factors:
+            rows.append([way, str(len(factors)), *map(_mean, zip(*factors, strict=True))])
+    return _table(["way", "concepts", "ratio", "root of KL", "ratio at equal KL"], rows)
 
 
-def _times(logs: Sequence[float] | NDArray[np.float64]) -> str:
-    """A mean of factors with the error of it."""
-    error = np.std(logs, ddof=1) / np.sqrt(len(logs)) if len(logs) > 1 else np.nan
-    return f"{np.exp(np.mean(logs)):.2f} ({np.exp(np.mean(logs) - error):.2f}..{np.exp(np.mean(logs) + error):.2f})"
+def _shown(plain: Mapping[str, Any]) -> list[str]:
+    """The poles at which the mean difference does enough to be compared with."""
+    return [pole for pole in POLES if plain[pole]["ratio"] >= _LEAST_RATIO]
+
+
+def _mean_factors(one: Mapping[str, Any], plain: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Of ratio, root of KL, and ratio at equal KL: mean over the poles. A ratio grows about as the dose, KL as its square."""
+    found = []
+    for pole in _shown(plain):
+        ratio, cost = (
+            one[pole]["ratio"] / plain[pole]["ratio"],
+            np.sqrt(max(one[pole]["kl"], 0.001) / max(plain[pole]["kl"], 0.001)),
+        )
+        found.append((ratio, cost, ratio / cost))
+    mean: NDArray[np.float64] = np.mean(found, axis=0)
+    return mean
+
+
+def _mean(factors: Sequence[float]) -> str:
+    """With its standard error over the concepts, whose two poles are one direction."""
+    if len(factors) == 1:
+        return f"{factors[0]:.2f}"
+    return f"{np.mean(factors):.2f} ± {np.std(factors, ddof=1) / np.sqrt(len(factors)):.2f}"
 
 
 def _directions(concepts: Concepts) -> list[str]:
@@ -74,7 +91,9 @@ def _directions(concepts: Concepts) -> list[str]:
     def cell(one: Mapping[str, float] | None) -> str:
         return f"{one['dose']:.2f} / {one['ratio']:+.2f} / {one['kl']:.2f} / {one['refused']:.3f}" if one else ""
 
-    return _by_way(concepts, ways, cell)
+    table = _by_way(concepts, ways, cell)
+    unsteered = [own[PLAIN]["refused unsteered"] for own in concepts.values() if PLAIN in own]
+    return [*table, "", f"Unsteered, a refusal begins with a chance of {np.mean(unsteered):.3f}."] if unsteered else table
 
 
 def _places(concepts: Concepts) -> list[str]:

@@ -191,7 +191,10 @@ class _Sides:
         if limited := {pole: dose for pole, dose in most.items() if dose < searches[pole].dose}:
             found |= self._near(limited, found)
         self._tell("dosing", 2, 3)
-        doses, coherence = self._confirm({pole: min(searches[pole].dose, most[pole]) for pole in POLES})
+        asked = {pole: min(searches[pole].dose, most[pole]) for pole in POLES}
+        doses, coherence = self._confirm(asked)
+        if weakened := {pole: dose for pole, dose in doses.items() if dose < asked[pole]}:
+            found |= self._near(weakened, found)
         self._tell("dosing", 3, 3)
         sides: dict[Pole, DosedSide] = {}
         for pole in POLES:

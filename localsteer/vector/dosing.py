@@ -36,8 +36,8 @@ class DosedSide:
     Attributes:
         dose: relative dose of strength 1, for each mode.
         tried: the doses that it was found between, ascending.
-        ratio: near the dose of the response (where that was first narrowed down to), how much likelier the pole's own answers
-            become than those of the other pole, nats a token, with its 95 % interval over the answers.
+        ratio: near the dose of the response (where that was first narrowed down to, or weakened to), how much likelier the
+            pole's own answers become than those of the other pole, nats a token, with its 95 % interval over the answers.
         kl: there, KL(steered || unsteered) along some own answers of both poles, nats a token. For prompt files it is measured,
             like `coherence`, at twice the dose: from the prompts of one pole to those of the other.
         coherence: how much less likely answers sampled there are under the pole's persona than its own answers, nats a token.

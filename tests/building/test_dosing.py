@@ -119,7 +119,7 @@ def test_a_dose_at_which_sampled_answers_make_no_sense_is_weakened(
 ) -> None:
     vector = extract(tiny, HAPPY, UNDOSED)
     monkeypatch.setattr("localsteer.building.dosing.answer_nll", lambda _model, pairs, _kept: np.zeros(len(pairs)))
-    whole = doses(dose(tiny, vector, HAPPY))
+    whole = dose(tiny, vector, HAPPY)
     told = iter(costs)
     costing = "localsteer.building.dosing.answer_nll"
     monkeypatch.setattr(costing, lambda _model, pairs, _kept: np.full(len(pairs), 10.0 + next(told)))
@@ -132,10 +132,14 @@ def test_a_dose_at_which_sampled_answers_make_no_sense_is_weakened(
         ]
 
     monkeypatch.setattr("localsteer.building.own_answers.generate_many", likely)
-    found = doses(dose(tiny, vector, HAPPY))
+    found = dose(tiny, vector, HAPPY)
     assert next(told, None) is None
     for pole in POLES:
-        assert found[pole][0] == pytest.approx(times * whole[pole][0])
+        assert doses(found)[pole][0] == pytest.approx(times * doses(whole)[pole][0])
+        # What is told of a dose was read there.
+        there, before = measured(found)["sides"][pole], measured(whole)["sides"][pole]
+        assert there["kl"] == before["kl"] if times == 1 else there["kl"] < 0.8 * before["kl"]
+        assert (there["ratio"] == before["ratio"]) == (times == 1)
 
 
 def test_all_prompts_of_a_dosing_are_computed_in_its_first_pass(
