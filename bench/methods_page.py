@@ -92,7 +92,8 @@ def _directions(concepts: Concepts) -> list[str]:
         return f"{one['dose']:.2f} / {one['ratio']:+.2f} / {one['kl']:.2f} / {one['refused']:.3f}" if one else ""
 
     table = _by_way(concepts, ways, cell)
-    unsteered = [own[PLAIN]["refused unsteered"] for own in concepts.values() if PLAIN in own]
+    plain = [own[PLAIN] for own in concepts.values() if PLAIN in own]
+    unsteered = [one["refused unsteered"] for one in plain if "refused unsteered" in one]
     return [*table, "", f"Unsteered, a refusal begins with a chance of {np.mean(unsteered):.3f}."] if unsteered else table
 
 
