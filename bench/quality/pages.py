@@ -37,7 +37,7 @@ seeds, at strength 1 and -1, steering the response:
   and lengths, dosed and calibrated as ours are, on the same questions.
 - **{ANCHORED}**: calibrated, with `--anchored` (docs/steering.md).
 
-What is measured:
+A way that a table has no column for was not measured on that model. What is measured:
 
 - *Swing*: the mean of an instrument that had no part in making or dosing any vector (a lexicon, a formula, a classifier) toward
   the positive pole less that toward the negative one, with its 95 % interval (bootstrap over the questions).
@@ -117,7 +117,8 @@ def _verdicts(which: str, records: Sequence[Record]) -> Iterator[str]:
         prompted, peered = count(records, way, [PROMPT]), count(records, way, PEERS)
         if prompted[1]:
             alone = ", ".join(f"as {peer} {of(count(records, way, [peer]))}" for peer in PEERS)
-            yield f"- {way} at least as far as the system prompt: {of(prompted)}; as the better peer: {of(peered)} ({alone})"
+            beside = f"; as the better peer: {of(peered)} ({alone})" if peered[1] else ""
+            yield f"- {way} at least as far as the system prompt: {of(prompted)}{beside}"
     if backward:
         yield f"- where the system prompts themselves lead the wrong way: {', '.join(backward)}"
     yield f"- prompt and calibrated together at least as far as the system prompt: {of(count(records, BOTH, [PROMPT]))}"
@@ -127,10 +128,8 @@ def _verdicts(which: str, records: Sequence[Record]) -> Iterator[str]:
             before = 100 * np.mean([record.refused(UNSTEERED, None) for record in some])
             sides = {(record.name, pole): 100 * record.refused(way, pole) for record in some for pole in POLES}
             most = max(sides, key=sides.__getitem__)
-            yield (
-                f"- refused, {way}: {np.mean(list(sides.values())):.1f} per cent of all answers, unsteered {before:.1f}; most: "
-                f"{most[0]}, {most[1]}, {sides[most]:.0f}"
-            )
+            where = f"; most: {most[0]}, {most[1]}, {sides[most]:.0f}" if sides[most] else ""
+            yield f"- refused, {way}: {np.mean(list(sides.values())):.1f} per cent of all answers, unsteered {before:.1f}{where}"
     compared = [way for way in (FRESH, CALIBRATED, *PEERS, NULL) if any(way in record.ways for record in records)]
     if alike := [record for record in records if set(compared) <= set(record.ways)]:
         costs = {way: np.nanmean([record.cost(way, pole) for record in alike for pole in POLES]) for way in compared}
@@ -147,25 +146,31 @@ def _verdicts(which: str, records: Sequence[Record]) -> Iterator[str]:
 
 
 def _swings(records: Sequence[Record]) -> Iterator[str]:
-    headers = ("concept", "instrument", "n", UNSTEERED, *WAYS)
-    yield from _head(headers)
+    columns = _measured(records)
+    yield from _head(("concept", "instrument", "n", UNSTEERED, *columns))
     for record in records:
         ways = list(record.ways)
         best = max(ways, key=lambda way: record.swing(way).mean)
         texts = {way: f"**{_text(record.swing(way))}**" if way == best else _text(record.swing(way)) for way in ways}
         plain = f"{record.scores(UNSTEERED, None).mean():.2f}"
         n = str(len(record.scores(PROMPT, "positive")))
-        yield _row(record.name, record.instrument.name, n, plain, *(texts.get(way, "") for way in WAYS))
+        yield _row(record.name, record.instrument.name, n, plain, *(texts.get(way, "") for way in columns))
 
 
 def _table(
     records: Sequence[Record], cell: Callable[[Record, str], str], unsteered: Callable[[Record], str] | None = None
 ) -> Iterator[str]:
-    yield from _head(("concept", *((UNSTEERED,) if unsteered is not None else ()), *WAYS))
+    columns = _measured(records)
+    yield from _head(("concept", *((UNSTEERED,) if unsteered is not None else ()), *columns))
     for record in records:
         ways = set(record.ways)
         first = [unsteered(record)] if unsteered is not None else []
-        yield _row(record.name, *first, *(cell(record, way) if way in ways else "" for way in WAYS))
+        yield _row(record.name, *first, *(cell(record, way) if way in ways else "" for way in columns))
+
+
+def _measured(records: Sequence[Record]) -> list[str]:
+    """The ways that any concept was measured by."""
+    return [way for way in WAYS if any(way in record.ways for record in records)]
 
 
 def _poles(value: Callable[[Record, str, Pole], float], times: float = 1, form: str = ".2f") -> Callable[[Record, str], str]:
