@@ -13,7 +13,11 @@ from handbook.svg import curves, strips
 
 FOLDER = ROOT / "docs" / "plots"
 _QUALITY = ROOT / "bench" / "quality"
-_PAGES = {"135M (SmolLM2)": _QUALITY / "DEMO.md", "1.5B (Qwen2.5 Coder)": _QUALITY / "REAL.md"}
+_PAGES = {
+    "135M (SmolLM2)": _QUALITY / "DEMO.md",
+    "270M, base (Gemma 3)": _QUALITY / "BASE.md",
+    "1.5B (Qwen2.5 Coder)": _QUALITY / "REAL.md",
+}
 # One that is a mood, one that is a register, one that is a language, and one that is a role.
 _CURVES = ("happy", "formal", "french", "pirate")
 _RESPONSE = "Measurements, response only"
