@@ -119,6 +119,12 @@ def _verdicts(which: str, records: Sequence[Record]) -> Iterator[str]:
             alone = ", ".join(f"as {peer} {of(count(records, way, [peer]))}" for peer in PEERS)
             beside = f"; as the better peer: {of(peered)} ({alone})" if peered[1] else ""
             yield f"- {way} at least as far as the system prompt: {of(prompted)}{beside}"
+    if sure := [one for one in records if {ANCHORED, CALIBRATED} <= set(one.ways) and one.swing(CALIBRATED).low > 0]:
+        times = np.median([one.swing(ANCHORED).mean / one.swing(CALIBRATED).mean for one in sure])
+        yield (
+            f"- anchored at least as far as calibrated: {of(count(records, ANCHORED, [CALIBRATED]))}; {times:.2f} times as far "
+            f"(median of the {len(sure)} whose swing is beyond doubt)"
+        )
     if backward:
         yield f"- where the system prompts themselves lead the wrong way: {', '.join(backward)}"
     yield f"- prompt and calibrated together at least as far as the system prompt: {of(count(records, BOTH, [PROMPT]))}"
@@ -130,7 +136,7 @@ def _verdicts(which: str, records: Sequence[Record]) -> Iterator[str]:
             most = max(sides, key=sides.__getitem__)
             where = f"; most: {most[0]}, {most[1]}, {sides[most]:.0f}" if sides[most] else ""
             yield f"- refused, {way}: {np.mean(list(sides.values())):.1f} per cent of all answers, unsteered {before:.1f}{where}"
-    compared = [way for way in (FRESH, CALIBRATED, *PEERS, NULL) if any(way in record.ways for record in records)]
+    compared = [way for way in (FRESH, CALIBRATED, ANCHORED, *PEERS, NULL) if any(way in record.ways for record in records)]
     if alike := [record for record in records if set(compared) <= set(record.ways)]:
         costs = {way: np.nanmean([record.cost(way, pole) for record in alike for pole in POLES]) for way in compared}
         told = ", ".join(f"{way} {cost:.2f}" for way, cost in costs.items())
