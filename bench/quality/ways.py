@@ -264,10 +264,9 @@ def without_calibration(vector: ControlVector) -> ControlVector:
     calibration, dosing = vector.provenance.calibration, vector.provenance.dosing
     if calibration is None:
         return vector
-    dose = calibration.sides[calibration.main_pole, "response"].dose
-    if dosing is None or dose is None:
+    if dosing is None:
         raise CalibrationError("The vector was calibrated without a dosing; build it anew.")
-    factor = np.float32(dosing.unit / dose)
+    factor = np.float32(dosing.unit / calibration.main_dose)
     rows = {layer: row * factor for layer, row in vector.directions.items()}
     return ControlVector(rows, replace(vector.provenance, calibration=None))
 

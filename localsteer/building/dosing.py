@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.building.dose_search import LADDER, DoseSearch
-from localsteer.building.own_answers import CONFIRMED, OwnAnswers, Progress
+from localsteer.building.own_answers import CONFIRMED, READ_OF_OTHER, OwnAnswers, Progress
 from localsteer.building.refusal import is_about_refusing, read_refusal
 from localsteer.building.voices import Tokens
 from localsteer.concepts.contrast import Contrast
@@ -34,10 +34,9 @@ from localsteer.steering.expression import Steering
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import OTHER, POLES, SIGN, Interval, Pole
 from localsteer.vector.control_vector import ControlVector, Floats
-from localsteer.vector.dosing import DosedSide, Dosing
+from localsteer.vector.dosing import INCOHERENT, DosedSide, Dosing
 
-# Own answers of the other pole that are read for the ratio, and of the pole that are read for the dose of a steered prompt.
-_READ_AT_LAST = 4
+# Own answers that are read for the dose of a steered prompt.
 _PROMPTED = 2
 # Answers a pole below which nothing is called shown: of one, the bootstrap knows no chance.
 _ENOUGH = 3
@@ -53,11 +52,8 @@ PLAIN_TOLERANCE = 0.25
 # Of the response's dose, for a prompt that is steered as well: between 0.67 and 1 of it was as strong (happy - sad, both models).
 _PROMPT_SHARES = (0.5, 0.75)
 
-# Nats a token that sampled answers may be less likely under their pole's persona than its own answers. Means of 24 answers on the
-# 1.5B: French 0.8 (fluent) and 2.2 at 1.5 times that dose (broken), a pirate 1.5 (reads well) and 2.3 at 1.4 times; on
-# SmolLM2-135M all are below 1.3, also French that is none. Answers differ by 0.9: where the mean of a few is above `_DOUBTFUL`,
-# more are asked for. What is incoherent is tried weaker, twice, and that must gain as much as chance moves eight answers.
-INCOHERENT = 1.6
+# What sampled answers cost beside `INCOHERENT`. Answers differ by 0.9: where the mean of a few is above this, more are asked for.
+# What is incoherent is tried weaker, twice, and that must gain as much as chance moves eight answers.
 _DOUBTFUL = 1.2
 _WEAKER = 0.75
 _WEAKENED = 2
@@ -208,6 +204,7 @@ class _Sides:
                 coherence=coherence[pole],
                 shown=ratio.low > 0 and min(len(at_dose.own), len(at_dose.other)) >= _ENOUGH,
                 most=most[pole] if np.isfinite(most[pole]) else math.nan,
+                asked=self._own.asked[pole],
             )
         return sides
 
@@ -224,7 +221,7 @@ class _Sides:
             near = [pole for pole, _ in asked if searches[pole].refinements and pole not in found]
             for pole in near:
                 dose = searches[pole].dose
-                readings.append(Reading(self._edit(pole, dose), mine[OTHER[pole]][:_READ_AT_LAST]))
+                readings.append(Reading(self._edit(pole, dose), mine[OTHER[pole]][:READ_OF_OTHER]))
                 readings += [
                     Reading(self._edit(pole, share * dose), mine[pole][:_PROMPTED], steer_prompt=True) for share in _PROMPT_SHARES
                 ]
@@ -271,7 +268,7 @@ class _Sides:
         mine, readings = self._own.read, []
         for pole, dose in doses.items():
             edit = self._edit(pole, dose)
-            readings += [Reading(edit, mine[pole]), Reading(edit, mine[OTHER[pole]][:_READ_AT_LAST])]
+            readings += [Reading(edit, mine[pole]), Reading(edit, mine[OTHER[pole]][:READ_OF_OTHER])]
         forced = iter(self._own.reader.under(readings))
         made = {}
         for pole in doses:

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from localsteer.building.cache import cache_path, cached_vectors, forget_lock, make_folder, one_at_a_time
-from localsteer.building.dosing import dose
-from localsteer.building.extraction import ExtractionSettings, extract
+from localsteer.building.extraction import extract
 from localsteer.building.own_answers import Progress
 from localsteer.concepts.names import LibraryConcept, find_concept, is_path
-from localsteer.errors import CalibrationError, VectorError
+from localsteer.errors import VectorError
 from localsteer.files.home import expanded
 from localsteer.llama.model import Model
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import read_vector, write_vector
 
 logger = logging.getLogger("localsteer")
+
+OnBuilt = Callable[[str, ControlVector, float], None]
+"""Called with a concept's name, the vector that had to be built for it, and the seconds that it took."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +86,7 @@ def is_built_from(vector: ControlVector, source: str, content: str) -> bool:
     return own.model is not None and own.model.content == content and own.source in ("", source) and not own.origin
 
 
-def load_vector(name: str, model: Model, progress: Progress | None = None) -> ControlVector:
+def load_vector(name: str, model: Model, progress: Progress | None = None, on_built: OnBuilt | None = None) -> ControlVector:
     """The vector that a name or path stands for, for this model.
 
     Where several processes want a vector that is not built yet, one builds it and the others wait.
@@ -92,10 +95,12 @@ def load_vector(name: str, model: Model, progress: Progress | None = None) -> Co
         name: a path, or the name of a concept.
         model: the model that will be steered.
         progress: told about the building of a vector that is not there yet.
+        on_built: told once it is built.
 
     Raises:
         VectorError: no such file or concept, or a damaged file.
         ContrastError: the concept file is broken.
+        CalibrationError: a vector is to be built, and the model gives no answers to dose it by.
         ModelError: the model's residual stream cannot be read.
     """
     if is_path(name):
@@ -105,7 +110,11 @@ def load_vector(name: str, model: Model, progress: Progress | None = None) -> Co
     found = find_vector(concept, source, content)
     if found is not None:
         return found.vector
-    return build_vector(concept, source, model, cache_path(name, source, content), progress=progress, keep=_keep_if_possible)
+    start = time.perf_counter()
+    vector = build_vector(concept, source, model, cache_path(name, source, content), progress=progress, keep=_keep_if_possible)
+    if on_built is not None:
+        on_built(name, vector, time.perf_counter() - start)
+    return vector
 
 
 def build_vector(
@@ -129,6 +138,7 @@ def build_vector(
 
     Raises:
         ContrastError: the concept is broken.
+        CalibrationError: the model gives no answers, so that what strength 1 is cannot be measured.
         ModelError: the model's residual stream cannot be read.
         VectorError: the vector cannot be written.
     """
@@ -139,11 +149,7 @@ def build_vector(
         with contextlib.suppress(VectorError):
             if is_built_from(vector := read_vector(path), source, model.fingerprint.content):
                 return vector  # another process has just written it
-        vector = extract(model, contrast, ExtractionSettings(dose=False), progress=progress)
-        try:
-            vector = dose(model, vector, contrast, progress=progress)
-        except CalibrationError as error:
-            logger.warning("%s is not dosed, so strength 1 of it is a relative dose of 1: %s", concept.name, error.message)
+        vector = extract(model, contrast, progress=progress)
         keep(vector, path)
     return vector
 
@@ -178,9 +184,9 @@ def place_for(name: str, model: Model) -> Path:
     return path
 
 
-def loader(model: Model, progress: Progress | None = None) -> Callable[[str], ControlVector]:
+def loader(model: Model, progress: Progress | None = None, on_built: OnBuilt | None = None) -> Callable[[str], ControlVector]:
     """`load_vector` for one model, as `localsteer.steering.plan.resolve` wants it."""
-    return lambda name: load_vector(name, model, progress)
+    return lambda name: load_vector(name, model, progress, on_built)
 
 
 def load_for_showing(name: str, content: str | None = None) -> ControlVector:

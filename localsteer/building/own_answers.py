@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from localsteer.building.refusal import Refusals, refusal_openings
 from localsteer.building.voices import Tokens, voices
 from localsteer.concepts.contrast import Contrast
@@ -19,7 +21,7 @@ from localsteer.reading.forced import ForcedReader, Said
 from localsteer.reading.kept import KeptPrompts
 from localsteer.reading.prompt import answer_prompt
 from localsteer.steering.plan import Plan
-from localsteer.vector.calibration import POLES, Pole
+from localsteer.vector.calibration import OTHER, POLES, Pole
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on ("answering", "reading", "dosing", ...), what is done and what there is to do."""
@@ -36,6 +38,8 @@ _COMPARED = 2
 # Everyday questions that may be refused: of formal's dose on Qwen2.5-Coder 1.5B the first 5 said that a refusal becomes likelier
 # by 0.018, the first 10 and all 20 by 0.030 and 0.026.
 _REFUSABLE = 8
+READ_OF_OTHER = 4
+"""Own answers of the other pole that are read for the ratio."""
 CONFIRMED = 3
 """To how many prompts of each pole answers are sampled at a dose; where these are in doubt, to the others as well."""
 
@@ -54,6 +58,8 @@ class OwnAnswers(Closing):
         answers: by pole, one for each prompt.
         reader: reads those that are not empty again, after the prompts from which steering begins.
         read: by pole, which of the reader's those are.
+        asked: by pole, how much likelier the persona that asks for it makes its own answers than those of the other pole, nats a
+            token; NaN where there are no personas.
         refusals: how likely everyday questions are refused.
         kept: all prompts that are read again.
 
@@ -75,7 +81,7 @@ class OwnAnswers(Closing):
         if not all(any(answer.tokens for answer in self.answers[pole]) for pole in POLES):
             raise CalibrationError(
                 f"{model.name} gives no answers, so no dose can be measured.",
-                hint="Is it a language model that answers? `localsteer generate` shows; --no-dose leaves the dose out.",
+                hint="Is it a language model that answers? `localsteer generate` shows; `extract --no-dose` asks for none.",
             )
         starts: list[Tokens] = []
         said: list[Said] = []
@@ -92,12 +98,26 @@ class OwnAnswers(Closing):
         try:
             compared = {number for pole in POLES for number in self.read[pole][:_COMPARED]}
             self.reader = ForcedReader(model, starts, said, compared, self.kept)
-            self.reader.under([])  # unsteered, which all others are compared with
+            self.asked = {pole: self._asked(pole, said) for pole in POLES}
             self.refusals = Refusals(model, openings, refusable, self.kept)
             tell("answering as each persona", len(prompts), len(prompts))
         except BaseException:
             self.kept.close()
             raise
+
+    def _asked(self, pole: Pole, said: Sequence[Said]) -> float:
+        if self.voices.reach != 1 or not self.voices.spoken:
+            return float("nan")
+
+        def under_it(pole_of_answers: Pole, count: int) -> float:
+            """By how much likelier what is said in answers of a pole becomes under the persona of this one."""
+            answered = zip(self.voices.own[pole], self.answers[pole_of_answers], strict=True)
+            prompts = [prompt for prompt, answer in answered if answer.tokens][:count]
+            numbers = self.read[pole_of_answers][:count]
+            read = ForcedReader(self.model, prompts, [said[number] for number in numbers], kept=self.kept)
+            return float(np.mean(read.plain - self.reader.plain[numbers]))
+
+        return under_it(pole, READ_OF_OTHER) - under_it(OTHER[pole], READ_OF_OTHER)
 
     def close(self) -> None:
         """Free what is kept of the prompts."""

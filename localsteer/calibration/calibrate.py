@@ -23,6 +23,7 @@ from localsteer.errors import CalibrationError
 from localsteer.files.home import cache_folder
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
+from localsteer.steering.worth import pole_name, why_no_dose
 from localsteer.vector.calibration import DEFAULT_BUDGET, POLES, Calibration, Mode, Pole
 from localsteer.vector.control_vector import ControlVector, Floats, format_layers
 from localsteer.vector.dosing import Dosing
@@ -184,19 +185,18 @@ class Calibrator:
     def _length(self) -> float:
         """The relative dose that the dosed vector's directions hold."""
         calibration = self.dosed.provenance.calibration
-        if calibration is None:
-            return self._dosing.unit
-        dose = calibration.sides[calibration.main_pole, "response"].dose
-        assert dose is not None
-        return dose
+        return self._dosing.unit if calibration is None else calibration.main_dose
 
     def _earlier(self) -> Calibration | None:
         """An earlier calibration of the vector that only wants the doses of anchored answers."""
         settings, earlier = self.settings, self.vector.provenance.calibration
         if earlier is None or not settings.anchored or settings.layers is not None or self.vector.provenance.dosing is None:
             return None
-        before = (earlier.content, earlier.budget, earlier.seed, earlier.unsteered.answers)
-        now = (self.model.fingerprint.content, settings.budget, settings.seed, settings.effort.unsteered)
+        source = self.contrast.source if self.contrast is not None else ""
+        before = (earlier.content, earlier.budget, earlier.seed, earlier.unsteered.answers, self.vector.provenance.source)
+        now = (self.model.fingerprint.content, settings.budget, settings.seed, settings.effort.unsteered, source)
+        if settings.by_cost and any(earlier.sides[pole, "response"].dose is None for pole in POLES):
+            return None  # by its cost, it may have one
         return earlier if before == now else None
 
     @property
@@ -322,22 +322,21 @@ class Calibrator:
         return ControlVector(directions, replace(own, estimate=estimate, calibration=calibration))
 
     def _nothing(self, calibration: Calibration, allowed: Mapping[Pole, float]) -> CalibrationError:
-        """Why there is no dose: everything costs too much, or nothing that is cheap enough does anything."""
-        budget, sides = calibration.budget, calibration.sides
-        points = [(point, allowed[pole]) for (pole, _), side in sides.items() for point in side.curve]
-        inside = [point for point, limit in points if point.cost.mean <= limit]
-        if points and not inside:
-            least = min((point for point, _ in points), key=lambda point: point.cost.mean)
+        """Why there is no dose: all cost too much, those that are cheap enough do nothing, or the text does not hold."""
+        budget, sides = calibration.budget, {pole: calibration.sides[pole, "response"] for pole in POLES}
+        inside = [point for pole, side in sides.items() for point in side.curve if point.cost.mean <= allowed[pole]]
+        if all(side.limit == "measured" for side in sides.values()):
+            best = max(inside, key=lambda point: point.effect.mean, default=calibration.unsteered).effect
             return CalibrationError(
-                f"No dose of the vector meets the budget of {budget:g} nats a token on {calibration.model}: "
-                f"the least cost measured is {least.cost.mean:.2f}, at a relative dose of {least.dose:.3f}.",
-                hint="Allow more with --budget.",
+                f"The vector does nothing inside the budget of {budget:g} nats a token on {calibration.model}: no dose moves the "
+                f"answers beyond doubt (at best an effect of {best.mean:.2f}, which may be chance).",
+                hint="Allow more with --budget, use personas that are further apart, or choose the dose by its cost: --by-cost.",
             )
-        best = max(inside, key=lambda point: point.effect.mean, default=calibration.unsteered).effect
+        why = "; ".join(f"toward {pole_name(self.vector, pole)}, {why_no_dose(side, budget)}" for pole, side in sides.items())
+        dear = any(side.limit == "coherence" for side in sides.values())
         return CalibrationError(
-            f"The vector does nothing inside the budget of {budget:g} nats a token on {calibration.model}: no dose moves the "
-            f"answers beyond doubt (at best an effect of {best.mean:.2f}, which may be chance).",
-            hint="Allow more with --budget, use personas that are further apart, or choose the dose by its cost: --by-cost.",
+            f"No dose of the vector holds within the budget of {budget:g} nats a token on {calibration.model}: {why}.",
+            hint=f"{'Allow more with --budget, or ask' if dear else 'Ask'} for it in a system prompt instead.",
         )
 
 

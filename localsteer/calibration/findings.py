@@ -83,7 +83,7 @@ class Sample:
 
         Args:
             name: of the measure.
-            limit: the least value that it may not have any more, or, where it falls, the greatest.
+            limit: the least value that it may not have any more, or, where it falls, the greatest; worse than `before`.
             before: its value without steering.
             falls: whether the measure gets worse by falling.
         """
@@ -100,8 +100,6 @@ class Sample:
         above = next((place for place, value in enumerate(values) if value >= sign * limit), None)
         if above is None:
             return float("inf")
-        if above == 0:
-            return 0.0
         share: float = (sign * limit - values[above - 1]) / (values[above] - values[above - 1])
         return places[above - 1] + share * (places[above] - places[above - 1])
 

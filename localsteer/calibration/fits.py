@@ -69,23 +69,19 @@ def fit_power_laws(doses: Values, values: Values, exponents: Sequence[float], we
     return PowerLaws(np.take_along_axis(scales, best, 0)[0], np.take_along_axis(used, best, 0)[0])
 
 
-def resampled_weights(questions: NDArray[np.intp], seed: int, *, n_questions: int | None = None) -> Values:
+def resampled_weights(questions: NDArray[np.intp], seed: int) -> Values:
     """Bootstrap over questions: whole questions are drawn with replacement, with all their answers.
 
     Args:
         questions: (n,) the question of each answer.
         seed: of the draws.
-        n_questions: draw from this many questions, whether or not they have answers here: the same draws for all that is to be
-            compared. None draws from those that have.
 
     Returns:
         (1000, n) how often each answer was drawn.
     """
-    of_answer = questions
-    if n_questions is None:
-        distinct, of_answer = np.unique(questions, return_inverse=True)
-        n_questions = len(distinct)
-    drawn = np.random.default_rng(seed).multinomial(n_questions, np.full(n_questions, 1 / n_questions), size=RESAMPLES)
+    distinct, of_answer = np.unique(questions, return_inverse=True)
+    count = len(distinct)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
     return drawn[:, of_answer].astype(np.float64)
 
 

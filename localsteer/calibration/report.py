@@ -12,7 +12,7 @@ from localsteer.calibration.calibrate import Calibrated
 from localsteer.calibration.plots import check_available, draw_curves
 from localsteer.errors import CalibrationError
 from localsteer.files.atomic import atomic_path, check_writable
-from localsteer.steering.worth import pole_name
+from localsteer.steering.worth import pole_name, why_no_dose
 from localsteer.vector.calibration import (
     MODE_NAMES,
     OTHER,
@@ -37,11 +37,9 @@ def pole_names(vector: ControlVector) -> dict[Pole, str]:
 
 def side_line(side: Side, budget: float) -> str:
     """One side in words."""
-    allowed = budget if side.allowed is None else side.allowed
-    if side.dose is None and side.limit not in ("coherence", "measured"):
-        return f"no dose: {LIMITS[side.limit].replace('at more', 'at any')}"
     if side.dose is None:
-        return f"no dose within {allowed:.2g} nats a token does anything beyond doubt"
+        return f"no dose: {why_no_dose(side, budget)}"
+    allowed = budget if side.allowed is None else side.allowed
     return (
         f"relative dose {side.dose:.2f}, layers {format_layers(side.layers)}, "
         f"effect {side.effect:.2f}{_between(side)}{'' if side.shown else ' (not shown beyond doubt)'}, "

@@ -305,6 +305,8 @@ class Search:
         costs = np.array([mean(sample.at(dose).costs) for dose in doses])
         costs[np.isnan(costs)] = np.inf  # nothing is said there
         within = np.flatnonzero(costs <= allowed)
+        if not np.isfinite(costs).any():
+            return 0.0
         if not len(within):
             return float(self._laws(sample)[0].inverse(allowed)[0])
         last = int(within[-1])
@@ -330,17 +332,16 @@ class Search:
         dose, limit = self._dose(pole, mode)
         # Judged by the answers up to twice the dose, the strongest of which cost more than the budget: what moves them there
         # moves them here, and a few answers inside the budget alone seldom tell anything beyond doubt.
-        shown = dose > 0 and self._is_shown(pole, sample.up_to(2 * dose))
-        if dose <= 0:
+        near = sample.up_to(2 * dose)
+        if not len(near.doses):
             return Side(self.layers, (), None, None, None, curve, limit=limit, allowed=self._allowed[pole])
+        shown = self._is_shown(pole, near)
         if not (shown or self.by_cost):
             return Side(self.layers, (), None, None, None, curve, limit="measured", allowed=self._allowed[pole])
         return self._found(pole, dose, sample, curve, shown=shown, limit=limit, mode=mode)
 
     def _is_shown(self, pole: Pole, inside: Sample) -> bool:
         """Whether answers go toward a pole beyond doubt."""
-        if not len(inside.doses):
-            return False
         slope = slope_interval(inside.doses, inside.effects, inside.questions, self.seed, level=_BEYOND_DOUBT)
         # What all answers are compared with was measured, too: an error that they share, and 99 % of it.
         shared = _NINETY_NINE * self._ratio_error / self._unit[pole] * float(inside.doses.sum() / (inside.doses**2).sum())
@@ -358,7 +359,7 @@ class Search:
         steepness: Sample | None = None,
         mode: Mode = "response",
     ) -> Side:
-        weights = resampled_weights(sample.questions, self.seed, n_questions=len(self.interview.questions))
+        weights = resampled_weights(sample.questions, self.seed)
         cost, effect = (law.at(dose) for law in self._laws(sample, None, steepness, mode))
         low, high = np.quantile(self._laws(sample, weights, steepness, mode)[1].at(dose), (0.025, 0.975))
         shared = _NINETY_FIVE * self._ratio_error / self._unit[pole]

@@ -23,6 +23,7 @@ from localsteer.reading.prompt import chat_tokens
 from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import NOTHING, Steering, Term
 from localsteer.steering.plan import Plan, resolve, resolve_opposite
+from localsteer.steering.worth import built_lines
 from localsteer.vector.calibration import Mode
 from localsteer.vector.control_vector import ControlVector
 
@@ -114,9 +115,17 @@ class Session:
         """
         if not steering:
             return None
+        model, built = self.opened.model, list[str]()
+
+        def on_built(name: str, vector: ControlVector, seconds: float) -> None:
+            built.extend(built_lines(name, vector, seconds, model.name))
+
         with self.screen.progress() as progress:
-            load = loader(self.opened.model, progress)
-            return resolve(steering, self.opened.model.fingerprint, load, mode or self.conversation.mode, self.opened.limit)
+            load = loader(model, progress, on_built)
+            plan = resolve(steering, model.fingerprint, load, mode or self.conversation.mode, self.opened.limit)
+        for line in built:
+            self.screen.note(line)
+        return plan
 
     def opposite_of(self, plan: Plan) -> Plan | None:
         """The plan of the other way; None where there is none.

@@ -23,7 +23,9 @@ from localsteer.reading.hidden_norm import read_hidden_norm
 from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import Steering, parse_steering
 from localsteer.steering.plan import Plan, resolve, resolve_opposite
+from localsteer.steering.worth import built_lines
 from localsteer.vector.calibration import Mode
+from localsteer.vector.control_vector import ControlVector
 
 if TYPE_CHECKING:
     from localsteer.policy.arm import ArmedPolicy
@@ -160,9 +162,14 @@ def make_plan(steering: Steering, model: Model, *, mode: Mode = "response", limi
     """
     if not steering:
         return None
+    built: list[str] = []
+
+    def on_built(name: str, vector: ControlVector, seconds: float) -> None:
+        built.extend(built_lines(name, vector, seconds, model.name))
+
     with progress_bar() as progress:
-        plan = resolve(steering, model.fingerprint, loader(model, progress), mode, limit)
-    note(*plan.notes)
+        plan = resolve(steering, model.fingerprint, loader(model, progress, on_built), mode, limit)
+    note(*built, *plan.notes)
     return plan
 
 

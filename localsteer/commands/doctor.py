@@ -80,8 +80,9 @@ def _vectors(model: Model) -> dict[str, str]:
             continue
         if found is None:
             missing.append(name)
-        for pole, said in worth(found.vector) if found is not None else ():
-            known[f"{SIGN[pole]:+.0f} {name}"] = said
+            continue
+        told = {f"{SIGN[pole]:+.0f} {name}": said for pole, said in worth(found.vector)}
+        known |= told or {name: f"there, and never dosed: what strength 1 does was not measured ({found.path})."}
     if missing:
         known["not built for it yet"] = f"{', '.join(missing)} (`localsteer vectors build`, or the first use)"
     return known

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import click
 
-from localsteer.building.dosing import INCOHERENT
 from localsteer.commands.output import note
 from localsteer.steering.worth import pole_name, worth_of
 from localsteer.vector.calibration import OTHER, POLES, SIGN
@@ -22,7 +21,7 @@ def print_dosing(vector: ControlVector) -> None:
     names = {pole: pole_name(vector, pole) for pole in POLES}
     for pole in POLES:
         side = dosing.sides[pole]
-        if not side.coherence <= INCOHERENT:
+        if not side.is_coherent:
             note(f"Answers toward {names[pole]} made no sense, or were none, at every dose that was tried: take less than 1.")
         click.echo(f"{SIGN[pole]:+.0f} {names[pole]}: {'; '.join(_parts(side, names[OTHER[pole]]))}")
         if side.most <= side.dose["response"]:

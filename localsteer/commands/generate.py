@@ -163,6 +163,7 @@ def _document(answer: Answer, request: Request, model: str) -> dict[str, Any]:
         "finish_reason": answer.finish_reason,
         "steering": str(plan.steering) if plan is not None else "",
         "relative_dose": plan.relative_dose if plan is not None else 0.0,
+        "worth": list(plan.worth) if plan is not None else [],
         "anchored": request.anchored,
         "model": model,
         "seed": answer.seed,

@@ -134,6 +134,14 @@ class ForcedReader:
         self._plain: Floats | None = None
         self._before: dict[tuple[int, int], NDArray[np.float16]] = {}
 
+    @property
+    def plain(self) -> Floats:
+        """(n,) how likely the answers are unsteered, nats a token; NaN for an empty one. Read at first use."""
+        if self._plain is None:
+            self.under([])
+        assert self._plain is not None
+        return self._plain
+
     def under(self, readings: Sequence[Reading]) -> list[Forced]:
         """Read answers under edits, in one pass; what comes before an edit begins is computed once.
 

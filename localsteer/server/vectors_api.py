@@ -135,8 +135,8 @@ def _details(service: Service, name: str, vector: ControlVector) -> dict[str, An
     if calibration is not None:
         sides = {}
         for pole in POLES:
-            unit = calibration.side_used(SIGN[pole], "response").dose
-            assert unit is not None  # a calibrated vector has a dose toward one pole at least
+            unit = vector.dose(SIGN[pole])
+            assert unit is not None  # a calibrated vector has one toward each pole, if only by its dosing
             sides[pole] = _side(calibration.sides[pole, "response"], SIGN[pole] / unit)
         measured = {
             "budget": calibration.budget,

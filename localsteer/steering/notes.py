@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.steering.dose import DOSE_TOLERANCE
 from localsteer.steering.expression import Steering, Term
-from localsteer.vector.calibration import Calibration, Mode, Side, pole_of
+from localsteer.steering.worth import why_no_dose, worth_of
+from localsteer.vector.calibration import SIGN, Calibration, Mode, Side, pole_of
 from localsteer.vector.control_vector import ControlVector
 
 
@@ -39,6 +40,8 @@ def _of_term(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) 
     dosing = vector.provenance.dosing
     if calibration is None and dosing is not None and dosing.content != model.content:
         yield f"{term.vector} was dosed on {dosing.model}, another file than this model: its doses may not hold here."
+    if calibration is None and dosing is not None and dosing.sides[pole_of(term.strength)].is_doubtful:
+        yield f"{worth_of(vector, SIGN[pole_of(term.strength)])}"
     if calibration is None and dosing is None and vector.provenance.n_pairs:
         yield f"{term.vector} was never dosed: what strength 1 of it does was not measured."
     if calibration is None:
@@ -55,16 +58,17 @@ def _of_term(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) 
     side = calibration.side(term.strength, mode)
     if side.dose is None:
         where = " with the prompt steered as well" if mode == "prompt" else ""
+        used = f"that of the response toward {names[calibration.main_pole]}" if dosing is None else "that of before"
         yield (
-            f"{term}: calibration found no dose toward {names[pole]}{where} that does anything within "
-            f"{calibration.budget:g} nats a token; that of the response toward {names[calibration.main_pole]} is used."
+            f"{term}: calibration found no dose toward {names[pole]}{where} ({why_no_dose(side, calibration.budget)}); "
+            f"{used} is used, relative dose {vector.dose(term.strength, mode):.2f}."
         )
     elif calibration.has_own(term.strength, mode):
         return
-    elif (pole, mode) in calibration.sides:
+    elif (own := calibration.sides.get((pole, mode))) is not None:
         yield (
-            f"{term}: calibration found no dose for anchored answers toward {names[pole]} that does anything within "
-            f"{calibration.budget:g} nats a token; that of others is used."
+            f"{term}: calibration found no dose for anchored answers toward {names[pole]} "
+            f"({why_no_dose(own, calibration.budget)}); that of others is used."
         )
     else:
         yield (
@@ -75,21 +79,22 @@ def _of_term(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) 
 
 def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, ControlVector], mode: Mode) -> Iterator[str]:
     """What to say of a dose that is stronger than any of those that were measured for the vectors."""
+    added = [term for term in steering.terms if not term.ablate]
     dosed = [
         dosing.dose(term.strength, mode)
-        for term in steering.terms
+        for term in added
         if (own := vectors[term.vector].provenance).calibration is None
-        if (dosing := own.dosing) is not None and not term.ablate
+        if (dosing := own.dosing) is not None
     ]
-    if dosed and len(dosed) == len(steering.terms):
+    if dosed and len(dosed) == len(added):
         if dose > max(dosed) * DOSE_TOLERANCE:
-            yield f"{steering} is past strength 1: relative dose {dose:.2f}; its text was seen to hold up to {max(dosed):.2f}."
+            yield f"{steering} is past strength 1: relative dose {dose:.2f}, and what was measured is {max(dosed):.2f}."
         return
     calibrated = [
-        (_measured(calibration, term.strength, mode), side.dose, calibration.budget if side.allowed is None else side.allowed)
-        for term in steering.terms
-        if (calibration := vectors[term.vector].provenance.calibration) is not None and not term.ablate
-        if (side := calibration.side_used(term.strength, mode)).dose is not None
+        (_measured(calibration, term.strength, mode), at_one, calibration.budget)
+        for term in added
+        if (calibration := vectors[term.vector].provenance.calibration) is not None
+        if (at_one := vectors[term.vector].dose(term.strength, mode)) is not None
     ]
     limit = max((own for _, own, _ in calibrated), default=None)
     if limit is None or dose <= limit * DOSE_TOLERANCE:
@@ -98,8 +103,8 @@ def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, Con
     if len(steering.terms) > 1:
         yield f"{text} What the mixture costs was not measured."
         return
-    side, _, allowed = calibrated[0]
-    measured = side.curve[-1].dose
+    side, _, budget = calibrated[0]
+    allowed, measured = budget if side.allowed is None else side.allowed, side.curve[-1].dose
     within = dose <= measured * DOSE_TOLERANCE
     at = f"at {dose:.2f}" if within else f"already at {measured:.2f}, the strongest one measured,"
     yield f"{text} Answers {at} cost {side.cost_at(dose):.2f} nats a token, and {allowed:.2g} were allowed."
@@ -108,4 +113,4 @@ def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, Con
 def _measured(calibration: Calibration, strength: float, mode: Mode) -> Side:
     """The side whose answers tell what a dose costs: that of this mode, even where it gave no dose and another's is used."""
     own = calibration.sides.get((pole_of(strength), mode))
-    return own if own is not None and own.curve else calibration.side_used(strength, mode)
+    return own if own is not None and own.curve else calibration.sides[pole_of(strength), "response"]

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from localsteer.vector.calibration import OTHER, POLES, SIGN, Calibration, Mode, Pole, Side, pole_of
+from localsteer.vector.calibration import OTHER, POLES, SIGN, Calibration, Limit, Mode, Pole, Side, pole_of
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.dosing import DosedSide
 
 # Of the system prompt's effect: below the first nothing that one would notice, up to the second noticeably less, up to the third
 # as much, for all that the interval of an effect allows to say.
 _HARDLY, _LESS, _AS_FAR = 0.3, 0.75, 1.3
+_BAD: dict[Limit, str] = {
+    "repetition": "answers repeat themselves",
+    "relevance": "answers leave their questions",
+    "refusals": "answers are refused",
+    "script": "answers slip into another script",
+}
 # By how much a dose may be beyond another one and be the same, with all rounding.
 _SAME = 1e-3
 
@@ -37,12 +43,36 @@ def strongest_tried(vector: ControlVector, pole: Pole) -> float | None:
     """
     calibration, dosing = vector.provenance.calibration, vector.provenance.dosing
     if calibration is not None:
-        curve, unit = calibration.sides[pole, "response"].curve, calibration.side_used(SIGN[pole], "response").dose
+        curve, unit = calibration.sides[pole, "response"].curve, vector.dose(SIGN[pole])
         return curve[-1].dose / unit if curve and unit else None
     if dosing is not None:
         side = dosing.sides[pole]
         return max((one.dose for one in side.tried), default=0.0) / side.dose["response"] or None
     return None
+
+
+def why_no_dose(side: Side, budget: float) -> str:
+    """Why a calibration found no dose for a side.
+
+    Args:
+        side: one without a dose.
+        budget: the calibration's, nats a token.
+    """
+    if not side.curve:
+        return "none was tried, for the response has none"
+    costs = [point.cost.mean for point in side.curve]
+    if all(cost != cost for cost in costs):
+        return "nothing is said at any that was tried"
+    if side.limit in _BAD:
+        return f"{_BAD[side.limit]} at any that was tried"
+    allowed = budget if side.allowed is None else side.allowed
+    if not any(cost <= allowed for cost in costs):
+        least = min((point for point in side.curve if point.cost.mean == point.cost.mean), key=lambda point: point.cost.mean)
+        return (
+            f"the least that any costs is {least.cost.mean:.2f} nats a token, at a relative dose of {least.dose:.3f}, "
+            f"and {allowed:.2g} are allowed"
+        )
+    return f"none within {allowed:.2g} nats a token does anything beyond doubt"
 
 
 def worth(vector: ControlVector) -> Iterator[tuple[Pole, str]]:
@@ -51,6 +81,12 @@ def worth(vector: ControlVector) -> Iterator[tuple[Pole, str]]:
         said = worth_of(vector, SIGN[pole])
         if said is not None:
             yield pole, said
+
+
+def built_lines(name: str, vector: ControlVector, seconds: float, model: str) -> list[str]:
+    """What to say where a name's first use has built its vector: what that took, and what the vector is worth."""
+    told = f"{name} was built for {model} in {seconds:.0f} s"
+    return [f"{told}. Strength 1 and -1 of it:", *(f"{SIGN[pole]:+.0f} {said}" for pole, said in worth(vector))]
 
 
 def worth_of(vector: ControlVector, strength: float, mode: Mode = "response") -> str | None:
@@ -64,14 +100,14 @@ def worth_of(vector: ControlVector, strength: float, mode: Mode = "response") ->
         return f"{told} {beyond}" if (beyond := _beyond(side, abs(strength))) else told
     if dosing is None:
         return None
-    told = _dosed(dosing.sides[pole], name, other)
+    told = _dosed(dosing.sides[pole], pole, name, other)
     return told if abs(strength) == 1 else f"at strength {SIGN[pole]:g}, {told}"
 
 
 def _calibrated(calibration: Calibration, side: Side, strength: float, pole: Pole, name: str, other: str) -> str:
     prompt = f"ask for {name} in a system prompt, alone or beside the vector"
     if side.dose is None:
-        return f"{name}: no dose does anything beyond doubt on {calibration.model}; {prompt}."
+        return f"{name}: no dose on {calibration.model}: {why_no_dose(side, calibration.budget)}; {prompt}."
     effect = side.effect_at(strength * side.dose)
     # What is expected at strength 1 is known from all doses.
     cost = side.cost if strength == 1 and side.cost is not None else side.cost_at(strength * side.dose)
@@ -101,7 +137,12 @@ def _beyond(side: Side, strength: float) -> str | None:
     return f"That was measured at {strongest:.2g} times strength 1, the strongest tried: what more does is not known."
 
 
-def _dosed(side: DosedSide, name: str, other: str) -> str:
+def _dosed(side: DosedSide, pole: Pole, name: str, other: str) -> str:
+    if not side.is_coherent:
+        return (
+            f"{name}: answers made no sense, or were none, at every dose that was tried. Take less than {SIGN[pole]:g}, or ask "
+            "for it in a system prompt."
+        )
     if side.ratio.mean != side.ratio.mean:
         return f"{name}: as strong as the text bears; what it does was not measured, for nothing tells what it is about."
     if not side.shown:
@@ -109,4 +150,8 @@ def _dosed(side: DosedSide, name: str, other: str) -> str:
             f"{name}: nothing beyond chance was seen. Ask for it in a system prompt: what the model does not follow there, a "
             "vector built from such prompts will hardly do."
         )
-    return f"{name}: its own answers become {side.ratio.mean:.1f} nats a token likelier beside those of {other}."
+    told = f"{name}: its own answers become {side.ratio.mean:.1f} nats a token likelier beside those of {other}"
+    if not side.asked > 0:
+        return f"{told}."
+    more = "; ask for it there, too" if side.ratio.mean < _LESS * side.asked else ""
+    return f"{told}, {side.asked:.1f} under a system prompt that asks for it{more}."

@@ -201,10 +201,12 @@ class Calibration:
         """The pole whose response dose the vector's tensors hold."""
         return "positive" if self.sides["positive", "response"].dose is not None else "negative"
 
-    def side_used(self, strength: float, mode: Mode) -> Side:
-        """The side whose dose a strength goes by: its own, or that of the tensors where none was found."""
-        own = self.side(strength, mode)
-        return own if own.dose is not None else self.sides[self.main_pole, "response"]
+    @property
+    def main_dose(self) -> float:
+        """The relative dose that the vector's tensors hold."""
+        dose = self.sides[self.main_pole, "response"].dose
+        assert dose is not None  # a vector with a calibration has a dose toward one pole at least
+        return dose
 
     def document(self) -> dict[str, Any]:
         """As a JSON document; what is not a number (no answer had a value) is null."""

@@ -192,26 +192,37 @@ class ControlVector:
 
         A calibrated vector has a dose (and layers) of its own toward each pole and for each mode: 1.0 is the strongest one
         inside the coherence budget, -1.0 the strongest toward the other pole. One that was dosed has a dose of its own for each,
-        too. Others are simply multiplied.
+        too, by which goes what a calibration found no dose for. Others are simply multiplied.
 
         Args:
             strength: the number in front of the vector.
             mode: what is steered.
         """
         calibration, estimate, dosing = self.provenance.calibration, self.provenance.estimate, self.provenance.dosing
-        if calibration is None and dosing is not None:
-            return self * (strength * dosing.dose(strength, mode) / dosing.unit)
-        scaled = self * strength
         side = calibration.side(strength, mode) if calibration is not None else None
-        if side is None or side.dose is None or estimate is None:
-            return scaled
+        if calibration is None or side is None or side.dose is None or estimate is None:
+            if dosing is None:
+                return self * strength
+            return self * (strength * dosing.dose(strength, mode) / (calibration.main_dose if calibration else dosing.unit))
         # In float64, in which the squares of the largest and the smallest float32 are numbers, too.
         rows = {layer: estimate[layer].astype(np.float64) for layer in side.layers}
         directions = {
             layer: (row * (strength * norm / np.linalg.norm(row))).astype(np.float32)
             for (layer, row), norm in zip(rows.items(), side.norms, strict=True)
         }
-        return ControlVector(directions, scaled.provenance)
+        return ControlVector(directions, (self * strength).provenance)
+
+    def dose(self, strength: float, mode: Mode = "response") -> float | None:
+        """The relative dose of strength 1 (or -1) toward the pole that a strength moves toward; None where none was measured.
+
+        Where a calibration found none, it is what was measured when the vector was built.
+        """
+        calibration, dosing = self.provenance.calibration, self.provenance.dosing
+        if calibration is not None:
+            if (own := calibration.side(strength, mode).dose) is not None:
+                return own
+            return calibration.main_dose if dosing is None else dosing.dose(strength, mode)
+        return None if dosing is None else dosing.dose(strength, mode)
 
     def only(self, layers: Iterable[int]) -> ControlVector:
         """The same vector at some of its layers, without measurements.

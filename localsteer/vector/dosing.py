@@ -15,6 +15,11 @@ from localsteer.vector.calibration import POLES, Interval, Mode, Pole, pole_of, 
 DosedMode = Literal["response", "prompt"]
 """Those that are dosed: an anchored answer gets the dose of the response."""
 
+# Nats a token that sampled answers may be less likely under their pole's persona than its own answers. Means of 24 answers on
+# Qwen2.5-Coder 1.5B: French 0.8 (fluent) and 2.2 at 1.5 times that dose (broken), a pirate 1.5 (reads well) and 2.3 at 1.4 times;
+# on SmolLM2-135M all are below 1.3, also French that is none.
+INCOHERENT = 1.6
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -44,6 +49,7 @@ class DosedSide:
         shown: whether the vector does anything toward this pole beyond doubt.
         most: the strongest dose at which everyday questions are hardly refused more often than without; NaN where refusals were
             not seen to begin.
+        asked: the ratio under the system prompt that asks for the pole, instead of the vector; NaN where there is none.
 
     Raises:
         VectorError: a dose that is not positive, or no finite number.
@@ -56,6 +62,7 @@ class DosedSide:
     coherence: float
     shown: bool
     most: float = math.nan
+    asked: float = math.nan
 
     def __post_init__(self) -> None:
         if set(self.dose) != {"response", "prompt"}:
@@ -63,6 +70,16 @@ class DosedSide:
         for dose in self.dose.values():
             if not 0 < dose < math.inf:
                 raise VectorError(f"a dose of {dose} is none")
+
+    @property
+    def is_coherent(self) -> bool:
+        """Whether sampled answers made sense at any dose that was tried; not where none was given."""
+        return self.coherence <= INCOHERENT
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether it makes no sense, or does nothing that was seen, though it was looked for."""
+        return not self.is_coherent or not (self.shown or math.isnan(self.ratio.mean))
 
 
 @dataclass(frozen=True)

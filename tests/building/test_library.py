@@ -4,7 +4,7 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 
 from localsteer.building import cache as vector_cache
+from localsteer.building import own_answers
 from localsteer.building.library import find_vector, load_for_showing, load_vector, loader, save_vector
 from localsteer.concepts import names
 from localsteer.concepts.concept_file import load_concept
 from localsteer.concepts.names import concepts, find_concept, is_path
-from localsteer.errors import ContrastError, VectorError
+from localsteer.engine.generate import generate_many
+from localsteer.engine.request import Answer, Request
+from localsteer.errors import CalibrationError, ContrastError, VectorError
 from localsteer.llama.model import Model
 from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import read_vector, write_vector
@@ -213,6 +216,27 @@ def test_a_vector_is_built_once_and_kept(tiny: Model, cache: Path, shipped: Path
     assert np.array_equal(again.rows(tiny.n_layer), built.rows(tiny.n_layer))
     # Nothing is written beside the shipped concept, which may be read-only.
     assert [file.name for file in (shipped / "happy").iterdir()] == ["concept.yaml"]
+
+
+def test_a_vector_that_had_to_be_built_is_told_once(tiny: Model, cache: Path) -> None:
+    told: list[tuple[str, ControlVector, float]] = []
+    load = loader(tiny, on_built=lambda *built: told.append(built))
+    made = load("happy")
+    load("happy")
+    ((name, vector, seconds),) = told
+    assert (name, vector, seconds > 0) == ("happy", made, True)
+
+
+def test_a_model_that_answers_nothing_gets_no_vector_of_a_dose_that_nobody_measured(
+    tiny: Model, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(model: Model, requests: Sequence[Request]) -> list[Answer]:
+        return [replace(answer, text="", tokens=(), logprobs=()) for answer in generate_many(model, requests)]
+
+    monkeypatch.setattr(own_answers, "generate_many", silent)
+    with pytest.raises(CalibrationError, match="gives no answers"):
+        load_vector("happy", tiny)
+    assert not list(cache.rglob("*.gguf"))
 
 
 def test_a_loader_gives_the_vectors_for_its_model(tiny: Model, cache: Path) -> None:

@@ -17,7 +17,7 @@ from localsteer.calibration.search import Search
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.llama.model import Model
 from localsteer.reading.hidden_norm import read_hidden_norm
-from localsteer.vector.calibration import Calibration, Interval, Mode, Point, Pole, Side
+from localsteer.vector.calibration import Calibration, Interval, Limit, Mode, Point, Pole, Side
 from localsteer.vector.control_vector import ControlVector, Provenance
 from tests.commands import runner
 
@@ -69,9 +69,9 @@ def side(pole: Pole, dose: float, hidden: Floats) -> Side:
     return Side(layers, norms, dose, 0.9, BUDGET, curve, between=(0.7, 1.1), allowed=BUDGET)
 
 
-def nothing(found: Side) -> Side:
+def nothing(found: Side, limit: Limit = "coherence") -> Side:
     """The same side where no dose does anything."""
-    return replace(found, norms=(), dose=None, effect=None, cost=None, between=None)
+    return replace(found, norms=(), dose=None, effect=None, cost=None, between=None, limit=limit)
 
 
 def calibration(model: Fingerprint, *, without: tuple[tuple[Pole, Mode], ...] = (), hidden: Floats | None = None) -> Calibration:
@@ -156,7 +156,13 @@ def make_small(monkeypatch: pytest.MonkeyPatch) -> Effort:
     return effort
 
 
-def find_sides(monkeypatch: pytest.MonkeyPatch, *, without: tuple[tuple[Pole, Mode], ...] = (), measuring: bool = False) -> None:
+def find_sides(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    without: tuple[tuple[Pole, Mode], ...] = (),
+    limit: Limit = "coherence",
+    measuring: bool = False,
+) -> None:
     """Let a search find the sides of `calibration`: a tiny model answers at random. It may measure as ever before that."""
     run = Search.run
 
@@ -168,7 +174,7 @@ def find_sides(monkeypatch: pytest.MonkeyPatch, *, without: tuple[tuple[Pole, Mo
         hidden[list(self.layers)] = np.array(self.norms) * len(self.layers)
         sides = {key: side(key[0], dose, hidden) for key, dose in DOSES.items()}
         made.allowed = dict.fromkeys(LAYERS, self.budget)
-        made.sides = {key: nothing(one) if key in without else one for key, one in sides.items()}
+        made.sides = sides | {key: replace(nothing(sides[key], limit), allowed=self.budget) for key in without}
         return made
 
     monkeypatch.setattr(Search, "run", found)

@@ -123,7 +123,7 @@ def test_the_tokens_that_were_sampled_are_counted(
 def test_a_vector_without_effect_is_refused_with_what_was_seen(
     tiny: Model, vector: ControlVector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find_sides(monkeypatch, without=tuple(DOSES))
+    find_sides(monkeypatch, without=tuple(DOSES), limit="measured")
     with pytest.raises(CalibrationError, match=r"does nothing inside the budget of 0\.4 nats a token on tiny") as caught:
         Calibrator(tiny, vector, CONTRAST, QUICK).run()
     assert "effect of 0.90" in caught.value.message
@@ -136,10 +136,20 @@ def test_a_vector_that_costs_too_much_at_every_dose_is_refused_with_the_least_co
 ) -> None:
     find_sides(monkeypatch, without=tuple(DOSES))
     settings = replace(QUICK, budget=0.05)
-    with pytest.raises(CalibrationError, match=r"meets the budget of 0\.05 nats a token on tiny") as caught:
+    with pytest.raises(CalibrationError, match=r"within the budget of 0\.05 nats a token on tiny") as caught:
         Calibrator(tiny, vector, CONTRAST, settings).run()
-    assert "the least cost measured is 0.10, at a relative dose of 0.150" in caught.value.message
+    assert "toward loud, the least that any costs is 0.10 nats a token, at a relative dose of 0.150" in caught.value.message
     assert "--budget" in (caught.value.hint or "")
+
+
+def test_a_vector_whose_answers_are_refused_at_any_dose_says_that_and_not_that_it_does_nothing(
+    tiny: Model, vector: ControlVector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_sides(monkeypatch, without=tuple(DOSES), limit="refusals")
+    with pytest.raises(CalibrationError, match="toward loud, answers are refused at any that was tried") as caught:
+        Calibrator(tiny, vector, CONTRAST, QUICK).run()
+    assert "may be chance" not in str(caught.value)
+    assert "--budget" not in (caught.value.hint or "")
 
 
 def test_a_vector_from_elsewhere_can_be_calibrated(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -590,3 +600,16 @@ def test_anchored_doses_are_only_added_to_what_was_measured_alike(
     assert not Calibrator(tiny, known, CONTRAST, replace(adding, **change)).only_anchored
     assert not Calibrator(tiny, known, CONTRAST, adding, fresh=True).only_anchored
     assert not Calibrator(tiny, vector, CONTRAST, adding).only_anchored
+    assert not Calibrator(tiny, known, replace(CONTRAST, source="of other voices"), adding).only_anchored
+
+
+def test_by_cost_a_pole_that_was_left_without_a_dose_is_looked_at_again(
+    tiny: Model, vector: ControlVector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anchored: tuple[tuple[Pole, Mode], ...] = (("positive", "anchored"), ("negative", "anchored"))
+    find_sides(monkeypatch, without=(*anchored, ("negative", "response")), measuring=True)
+    settings = replace(QUICK, budget=10.0)
+    known = Calibrator(tiny, vector, CONTRAST, settings).run().vector
+    adding = replace(settings, anchored=True)
+    assert Calibrator(tiny, known, CONTRAST, adding).only_anchored
+    assert not Calibrator(tiny, known, CONTRAST, replace(adding, by_cost=True)).only_anchored

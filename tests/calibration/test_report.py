@@ -47,7 +47,7 @@ def test_a_side_in_one_line() -> None:
     assert side_line(side, 0.25) == LOUD
     unsure = replace(side, shown=False)
     assert "effect 0.90 (0.70 to 1.10) (not shown beyond doubt), cost 0.25" in side_line(unsure, 0.25)
-    assert side_line(nothing(side), 0.25) == "no dose within 0.25 nats a token does anything beyond doubt"
+    assert side_line(nothing(side), 0.25) == "no dose: none within 0.25 nats a token does anything beyond doubt"
     # An older calibration has kept no interval of the effect.
     assert "effect 0.90, cost 0.25" in side_line(replace(side, between=None), 0.25)
     # What a side allowed itself comes before what was asked for.
@@ -236,7 +236,7 @@ def test_the_page_tells_the_doses_and_shows_answers(tmp_path: Path) -> None:
     assert page.startswith("# loud: calibrated on Tiny\n")
     assert "Budget 0.25 nats a token, 4 held-out questions, 1,234 sampled tokens, seed 7." in page
     assert f"| +1 (loud) | response only | {LOUD} |" in page
-    assert "| -1 (quiet) | response only | no dose within 0.25 nats a token does anything beyond doubt |" in page
+    assert "| -1 (quiet) | response only | no dose: none within 0.25 nats a token does anything beyond doubt |" in page
     # Answers in one line each, an empty one included.
     assert "**How are you?**\n\n> FINE! AND YOU?\n" in page
     assert "**Where is it?**\n\n> (nothing)" in page
@@ -269,7 +269,7 @@ def test_a_report_can_be_written_again(tmp_path: Path) -> None:
     before = {path.name for path in tmp_path.iterdir()}
     write_report(result(MODEL, without=NO_NEGATIVE), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == before
-    assert "no dose within" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "no dose: none within" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_where_all_measured_doses_cost_too_much_a_weaker_one_follows_from_their_
 def test_far_below_what_was_measured_there_is_no_dose() -> None:
     # Whether a quarter of the weakest dose does anything was not seen.
     for side in sides(replace(QUIET, meets=(0.03, 0.03))):
-        assert side.dose is None
+        assert (side.dose, side.limit) == (None, "coherence")
         assert [point.dose for point in side.curve] == pytest.approx(DOSES)
 
 
@@ -376,12 +376,27 @@ def test_a_dose_at_which_answers_get_bad_is_not_chosen(bad: str, limit: Limit) -
         assert side.limit == limit
 
 
-@pytest.mark.parametrize(("bad", "limit"), BAD)
-def test_answers_that_are_bad_at_the_weakest_dose_call_for_a_weaker_one(bad: str, limit: Limit) -> None:
-    for side in sides(replace(QUIET, meets=(9.0, 9.0), above=0.05, bad=bad), by_cost=True):
+@pytest.mark.parametrize("by_cost", [False, True])
+def test_answers_that_are_half_bad_at_the_weakest_dose_call_for_a_weaker_one(by_cost: bool) -> None:
+    # They have lost nine tenths of what they may lose half of.
+    for side in sides(replace(QUIET, meets=(9.0, 9.0), above=0.05, bad="leave"), by_cost=by_cost):
         assert side.dose is not None
-        assert 0 < side.dose < 0.12
-        assert side.limit == limit
+        assert 0.06 < side.dose < 0.12
+        assert (side.limit, side.shown) == ("relevance", True)
+
+
+@pytest.mark.parametrize("by_cost", [False, True])
+@pytest.mark.parametrize(("bad", "limit"), [one for one in BAD if one[0] != "leave"])
+def test_where_all_answers_are_bad_at_any_dose_there_is_none_and_the_reason_is_kept(
+    bad: str, limit: Limit, by_cost: bool
+) -> None:
+    for side in sides(replace(QUIET, meets=(9.0, 9.0), above=0.05, bad=bad), by_cost=by_cost):
+        assert (side.dose, side.limit) == (None, limit)
+
+
+def test_by_cost_no_dose_is_far_below_what_was_measured() -> None:
+    for side in sides(replace(QUIET, meets=(0.001, 0.001)), by_cost=True):
+        assert (side.dose, side.limit) == (None, "coherence")
 
 
 @pytest.mark.parametrize("bad", ["repeat", "refuse", "slip"])
@@ -445,8 +460,9 @@ def test_a_dose_at_which_answers_are_empty_is_not_chosen(above: float, by_cost: 
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")
 def test_where_every_steered_answer_is_empty_there_is_no_dose() -> None:
-    found, _ = find(replace(QUIET, above=0.001, bad="empty"))
-    assert [side.dose for side in found.sides.values()] == [None] * 4
+    for by_cost in (False, True):
+        found, _ = find(replace(QUIET, above=0.001, bad="empty"), by_cost=by_cost)
+        assert [side.dose for side in found.sides.values()] == [None] * 4
 
 
 # Nothing to find
@@ -549,6 +565,16 @@ def test_a_steered_prompt_whose_answers_are_bad_gets_less(bad: str, limit: str) 
         assert prompt.limit == limit
         assert prompt.dose is not None
         assert 0 < prompt.dose < 0.6 * prompt.curve[0].dose
+
+
+def test_the_effect_of_a_steered_prompt_is_as_sure_as_its_few_answers() -> None:
+    """Two answers of twenty questions: draws among the others say nothing, not that there is no effect."""
+    found, _ = find(replace(QUIET, spread=0.0))
+    for pole in POLES:
+        side = found.sides[pole, "prompt"]
+        assert side.effect is not None
+        assert side.between is not None
+        assert side.between[0] > 0.8 * side.effect
 
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")

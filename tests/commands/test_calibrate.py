@@ -105,7 +105,7 @@ def test_what_was_found_is_printed(calibrate: Calibrate, vector: Path, monkeypat
     effect = "effect 0.90 (0.70 to 1.10), cost 0.25 nats a token; more would cost more coherence than the 0.25 that are allowed"
     assert f"+1 loud, response only: relative dose 0.30, layers 1-2, {effect}" in lines
     assert f"-1 quiet, response only: relative dose 0.40, layers 2-3, {effect}" in lines
-    assert "-1 quiet, prompt as well: no dose within 0.25 nats a token does anything beyond doubt" in lines
+    assert "-1 quiet, prompt as well: no dose: none within 0.4 nats a token does anything beyond doubt" in lines
     assert lines[-1] == f"{vector}: calibrated"
     assert any(line.split()[:2] == ["+1.00", "0.300"] for line in lines)
     # What it takes is told before, apart from the result.
@@ -275,7 +275,7 @@ def test_fresh_measures_everything_again(
 
 
 def test_a_vector_that_does_nothing_is_left_as_it_is(calibrate: Calibrate, vector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find_sides(monkeypatch, without=tuple(DOSES))
+    find_sides(monkeypatch, without=tuple(DOSES), limit="measured")
     before = vector.read_bytes()
     target = vector.parent / "out.gguf"
     for arguments in ((vector,), (vector, "-o", target), (vector, "--json")):

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from tests.commands.runner import run
+from localsteer.llama.model import Model
+from localsteer.vector.control_vector import ControlVector, Provenance
+from localsteer.vector.file import write_vector
+from tests.commands.runner import CONCEPT, run
 from tests.conftest import TinyPath
+from tests.vector.made_dosing import dosing
 
 
 def test_vectors_are_told_a_line_each(tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]) -> None:
@@ -14,3 +21,19 @@ def test_vectors_are_told_a_line_each(tiny_path: TinyPath, capfd: pytest.Capture
     assert told.count("not built for it yet") == 1
     assert "{" not in told
     assert "happy" in run(capfd, *command, "--json").document["vectors"]["not built for it yet"]
+
+
+def test_a_built_vector_is_told_by_what_was_measured_and_one_that_was_not_dosed_as_such(
+    tiny_path: TinyPath, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    with Model(tiny_path("llama")) as model:
+        own, row = model.fingerprint, np.ones(model.n_embd, np.float32)
+    for name, measured in (("loud", dosing(content=own.content)), ("quiet", None)):
+        folder = tmp_path / "localsteer" / "vectors" / name
+        folder.mkdir(parents=True)
+        (folder / "concept.yaml").write_text(CONCEPT.replace("name: loud", f"name: {name}"))
+        write_vector(ControlVector({1: row}, Provenance(model=own, dosing=measured)), folder / "tiny.gguf")
+    told = run(capfd, "doctor", "-m", tiny_path("llama"), "--json").document["vectors"]
+    assert "0.5 nats a token likelier" in told["+1 loud"]
+    assert told["quiet"].startswith("there, and never dosed")

@@ -16,7 +16,7 @@ from localsteer.reading.hidden_norm import read_hidden_norm
 from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import write_vector
 from tests.calibration.made import DOSES, calibrated_on
-from tests.commands.runner import assert_one_clear_line, run
+from tests.commands.runner import CONCEPT, assert_one_clear_line, run
 from tests.tiny_models import CHATML_TEMPLATE, UNSTEERABLE_ARCHITECTURE, write_tiny_model
 
 TinyPath = Callable[[str], Path]
@@ -88,6 +88,48 @@ def test_compare_shows_all_three_texts(
     assert result.code == 0
     assert result.out.count("unsteered") == 1
     assert result.out.count("push.gguf") >= 2
+
+
+@pytest.fixture
+def unbuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A concept of the user's, whose vector is not built yet."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "data" / "localsteer" / "vectors" / "loud"
+    folder.mkdir(parents=True)
+    # Three pairs are too few to measure a reliability, which a model with random weights would not have.
+    few = (
+        CONCEPT.replace(", a shouting man", "").replace(", a whispering man", "").replace(', "In the house", "My", "All of"', "")
+    )
+    (folder / "concept.yaml").write_text(few)
+    return "loud"
+
+
+def test_the_first_use_of_a_name_tells_what_its_vector_is_worth_and_the_second_does_not_wait(
+    tiny_path: TinyPath, unbuilt: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ("generate", "Hello", "-m", tiny_path("llama"), "-s", unbuilt, "-n", "2")
+    first, second = run(capfd, *command), run(capfd, *command)
+    assert (first.code, second.code) == (0, 0), first.err
+    assert "loud was built for tiny in " in first.err
+    # A model of random weights knows nothing of loud and quiet.
+    assert "+1 loud: nothing beyond chance was seen." in first.err
+    assert "-1 quiet: nothing beyond chance was seen." in first.err
+    assert "was built" not in second.err
+    assert "loud: nothing beyond chance was seen." in second.err
+
+
+def test_compare_tells_the_dose_and_what_it_is_worth_either_way(
+    tiny_path: TinyPath, loud: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ("generate", "Hello", "-m", tiny_path("llama"), "-s", loud, "-n", "2", "--compare")
+    told = run(capfd, *command).err
+    assert f"relative dose {DOSES['positive', 'response']:.2f}" in told
+    assert f"relative dose {DOSES['negative', 'response']:.2f}" in told
+    assert "loud: about as far as a system prompt that asks for it (0.9 times)" in told
+    assert "quiet: 0.9 times as far as the system prompt for loud goes the other way" in told
+    (said,) = run(capfd, *command, "--json").document["worth"]
+    assert said.startswith("loud: about as far")
 
 
 def test_a_removal_has_no_opposite(tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -161,7 +161,7 @@ def test_a_calibrated_vector_shows_its_doses_and_what_they_cost(loud: Path, capf
     assert f"-1 quiet, response only: relative dose 0.40, layers 2-3, {effect}" in lines
     assert f"+1 loud, prompt as well: relative dose 0.12, layers 1-2, {effect}" in lines
     assert "+1 loud: about as far as a system prompt that asks for it (0.9 times), for 0.25 nats a token of coherence." in lines
-    assert "-1 quiet, prompt as well: no dose within 0.25 nats a token does anything beyond doubt" in lines
+    assert "-1 quiet, prompt as well: no dose: none within 0.25 nats a token does anything beyond doubt" in lines
     assert any(line.split()[:2] == ["-2.00", "0.800"] for line in lines)
     assert "toward loud, effect 1 is as far as the system prompt" in result.err
     assert "Not calibrated" not in result.err

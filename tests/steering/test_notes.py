@@ -78,8 +78,17 @@ def test_a_pole_without_a_dose_takes_that_of_the_other_one_and_says_so() -> None
     assert made.relative_dose == pytest.approx(0.5 * DOSES["positive", "response"])
     (told,) = made.notes
     assert told.startswith("-0.5 loud: ")
-    assert "found no dose toward quiet that does anything within 0.25 nats a token" in told
-    assert told.endswith("that of the response toward loud is used.")
+    assert "found no dose toward quiet (none within 0.25 nats a token does anything beyond doubt)" in told
+    assert told.endswith("that of the response toward loud is used, relative dose 0.30.")
+
+
+def test_a_pole_without_a_dose_that_was_dosed_before_says_that_this_is_used() -> None:
+    quiet = calibrated(MODEL, without=NOT_QUIET)
+    quiet = replace(quiet, provenance=replace(quiet.provenance, dosing=dosing(0.3, 0.05, content=MODEL.content)))
+    made = calibrated_plan("-0.5 loud", vectors={"loud": quiet})
+    assert made.relative_dose == pytest.approx(0.025)
+    (told,) = made.notes
+    assert told.endswith("that of before is used, relative dose 0.05.")
 
 
 def test_a_scope_without_a_dose_says_whose_is_used_instead() -> None:
@@ -100,7 +109,7 @@ def test_an_anchored_answer_without_a_dose_of_its_own_says_why() -> None:
     # Looked for, and not found: to look again would be in vain.
     made = calibrated_plan("loud", "anchored", vectors={"loud": calibrated(MODEL, without=(("positive", "anchored"),))})
     (told,) = made.notes
-    assert "found no dose for anchored answers toward loud that does anything within 0.25 nats a token" in told
+    assert "found no dose for anchored answers toward loud (none within 0.25 nats a token does anything beyond doubt)" in told
     assert "--anchored" not in told
     assert made.relative_dose == pytest.approx(DOSES["positive", "response"])
 
@@ -158,3 +167,11 @@ def test_past_the_dose_of_strength_one_it_is_told_up_to_which_the_text_held(expr
     glad = replace(made, provenance=replace(made.provenance, dosing=found))
     notes = plan(expression, glad=glad).notes
     assert [note.split(":")[0] for note in notes] == ([f"{expression} is past strength 1"] if past else [])
+
+
+def test_what_is_removed_beside_it_does_not_hide_that_a_dose_is_past_strength_one() -> None:
+    made = vector(1)
+    own = plan("glad", glad=made).relative_dose
+    assert own is not None
+    glad = replace(made, provenance=replace(made.provenance, dosing=dosing(own, own, content=MODEL.content)))
+    assert any("past strength 1" in note for note in plan("1.5 glad + !happy", glad=glad).notes)

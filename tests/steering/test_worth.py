@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from localsteer.steering.worth import is_shown, strongest_tried, worth, worth_of
+from localsteer.steering.worth import is_shown, strongest_tried, why_no_dose, worth, worth_of
 from localsteer.vector.calibration import Interval, Pole
-from localsteer.vector.control_vector import ControlVector
+from localsteer.vector.control_vector import ControlVector, Provenance
 from tests.calibration.made import calibrated
 from tests.steering.made import MODEL, calibrated_plan, plan, vector
 from tests.vector.made_dosing import dosing
@@ -85,8 +86,32 @@ def test_a_model_that_does_not_follow_the_persona_is_named(scale: str, beside: s
 def test_a_pole_without_a_dose_says_what_to_do_instead() -> None:
     told = worth_of(calibrated(MODEL, without=(("negative", "response"),)), -1.0)
     assert told is not None
-    assert told.startswith("quiet: no dose does anything beyond doubt")
+    assert told.startswith(f"quiet: no dose on {MODEL.name}: none within 0.25 nats a token does anything beyond doubt")
     assert "system prompt" in told
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"limit": "refusals"}, "answers are refused at any that was tried"),
+        ({"limit": "repetition"}, "answers repeat themselves at any that was tried"),
+        ({"allowed": 0.05}, "the least that any costs is 0.10 nats a token, at a relative dose of 0.200, and 0.05 are allowed"),
+        ({"curve": ()}, "none was tried, for the response has none"),
+        ({"limit": "measured"}, "none within 0.25 nats a token does anything beyond doubt"),
+    ],
+)
+def test_why_a_calibration_found_no_dose_is_said_as_it_was(changed: dict[str, Any], why: str) -> None:
+    calibration = calibrated(MODEL, without=(("negative", "response"),)).provenance.calibration
+    assert calibration is not None
+    assert why_no_dose(replace(calibration.sides["negative", "response"], **changed), 0.25) == why
+
+
+def test_where_nothing_was_said_at_any_dose_there_is_no_number() -> None:
+    calibration = calibrated(MODEL, without=(("negative", "response"),)).provenance.calibration
+    assert calibration is not None
+    side = calibration.sides["negative", "response"]
+    silent = tuple(replace(point, cost=Interval(*3 * (float("nan"),))) for point in side.curve)
+    assert why_no_dose(replace(side, curve=silent), 0.25) == "nothing is said at any that was tried"
 
 
 def test_a_dosed_vector_says_whether_anything_was_seen() -> None:
@@ -98,6 +123,39 @@ def test_a_dosed_vector_says_whether_anything_was_seen() -> None:
     sides = {pole: replace(side, ratio=Interval(*3 * (float("nan"),)), shown=False) for pole, side in found.sides.items()}
     unknown = replace(made, provenance=replace(made.provenance, dosing=replace(found, sides=sides)))
     assert "nothing tells what it is about" in str(worth_of(unknown, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (0.2, "beside those of -, 0.2 under a system prompt that asks for it."),
+        (0.9, "beside those of -, 0.9 under a system prompt that asks for it; ask for it there, too."),
+        (float("nan"), "beside those of -."),
+        (-0.1, "beside those of -."),
+    ],
+)
+def test_a_dosed_vector_is_compared_with_the_system_prompt(asked: float, said: str) -> None:
+    found = dosing()
+    sides = {pole: replace(side, asked=asked) for pole, side in found.sides.items()}
+    made = ControlVector(vector(1).directions, Provenance(dosing=replace(found, sides=sides)))
+    assert worth_of(made, 1.0) == f"+: its own answers become 0.5 nats a token likelier {said}"
+
+
+@pytest.mark.parametrize("coherence", [1.7, float("inf"), float("nan")])
+def test_a_dosed_vector_whose_answers_made_no_sense_says_so_wherever_it_is_told_and_used(coherence: float) -> None:
+    found = dosing(content=MODEL.content)
+    sides = {**found.sides, "positive": replace(found.sides["positive"], coherence=coherence)}
+    given = vector(1)
+    made = replace(given, provenance=replace(given.provenance, dosing=replace(found, sides=sides)))
+    assert "made no sense" in str(worth_of(made, 1.0))
+    assert any("made no sense" in note for note in plan("0.5 glad", glad=made).notes)
+    assert not any("made no sense" in note for note in plan("-0.5 glad", glad=made).notes)
+
+
+def test_a_dosed_vector_that_does_nothing_says_so_when_it_is_used() -> None:
+    given = vector(1)
+    made = replace(given, provenance=replace(given.provenance, dosing=dosing(content=MODEL.content, shown=False)))
+    assert any("nothing beyond chance was seen" in note for note in plan("0.2 glad", glad=made).notes)
 
 
 def _other(made: ControlVector) -> str:

@@ -23,13 +23,10 @@ def test_a_strength_is_toward_the_pole_of_its_sign(pole: Pole) -> None:
     assert pole_of(-SIGN[pole]) == OTHER[pole]
 
 
-def test_a_strength_goes_by_its_own_pole_or_by_the_one_that_has_a_dose() -> None:
-    own = MADE.sides["positive", "response"], MADE.sides["negative", "response"]
-    assert (MADE.main_pole, MADE.side_used(1.0, "response"), MADE.side_used(-0.5, "response")) == ("positive", *own)
-    loud = calibration(MODEL, without=(("negative", "response"),))
-    assert (loud.main_pole, loud.side_used(-1.0, "response")) == ("positive", own[0])
+def test_the_tensors_hold_the_dose_of_the_first_pole_that_has_one() -> None:
+    assert (MADE.main_pole, MADE.main_dose) == ("positive", 0.3)
     quiet = calibration(MODEL, without=(("positive", "response"),))
-    assert (quiet.main_pole, quiet.side_used(1.0, "response")) == ("negative", own[1])
+    assert (quiet.main_pole, quiet.main_dose) == ("negative", 0.4)
 
 
 # There and back

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from localsteer.errors import VectorError
 from localsteer.llama.fingerprint import Fingerprint
+from localsteer.steering.dose import relative_dose
 from localsteer.vector.calibration import Mode, Pole
 from localsteer.vector.control_vector import ControlVector, Provenance, format_layers
-from tests.calibration.made import DOSES, LAYERS, calibrated
+from tests.calibration.made import DOSES, LAYERS, calibrated, hidden_norms
+from tests.vector.made_dosing import dosing
 
 MODEL = Fingerprint("Tiny", "llama", 6, 3, "vocabulary", "content")
 
@@ -268,10 +270,28 @@ def test_strength_zero_adds_nothing() -> None:
     assert not calibrated(MODEL).at(0).rows(6).any()
 
 
-def test_a_pole_without_a_dose_is_steered_by_the_other_one() -> None:
-    without: tuple[tuple[Pole, Mode], ...] = (("negative", "response"), ("negative", "prompt"))
-    made = calibrated(MODEL, without=without)
+NO_QUIET: tuple[tuple[Pole, Mode], ...] = (("negative", "response"), ("negative", "prompt"))
+
+
+@pytest.mark.parametrize(("mode", "dose"), [("response", 0.05), ("prompt", 0.025), ("anchored", 0.05)])
+def test_a_pole_without_a_calibrated_dose_keeps_the_one_that_it_was_built_with(mode: Mode, dose: float) -> None:
+    """Six times as much, that of the other pole, may be what makes a model refuse."""
+    made = calibrated(MODEL, without=NO_QUIET)
+    dosed = replace(made, provenance=replace(made.provenance, dosing=dosing(0.3, 0.05)))
+    assert dosed.dose(-1, mode) == dose
+    assert relative_dose(dosed.at(-2, mode).rows(6), hidden_norms(MODEL)) == pytest.approx(2 * dose)
+    # The other pole goes by its calibration.
+    assert np.array_equal(dosed.at(1).rows(6), made.at(1).rows(6))
+
+
+def test_where_nothing_else_is_known_a_pole_without_a_dose_is_steered_by_the_other_one() -> None:
+    made = calibrated(MODEL, without=NO_QUIET)
+    assert made.dose(-0.5) == made.dose(1) == DOSES["positive", "response"]
     assert np.array_equal(made.at(-0.5).rows(6), (made * -0.5).rows(6))
+
+
+def test_a_vector_that_was_never_measured_has_no_dose() -> None:
+    assert vector(1).dose(1) is None
 
 
 @pytest.mark.parametrize(
