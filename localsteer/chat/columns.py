@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.columns import Columns
+from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
@@ -13,6 +15,8 @@ from rich.text import Text
 _NARROWEST = 26
 # What a frame takes of a title's line.
 _FRAME = 6
+# Lines are broken as it would break them; nothing is written to it.
+_LAYING_OUT = Console(file=io.StringIO())
 
 
 def columns(
@@ -43,17 +47,7 @@ def columns(
 
 def _last_lines(text: str, width: int, count: int | None) -> Text:
     if count is None:
-        return Text(text)
+        return Text(text, overflow="fold")
     # As many characters as could stand there at most: no need to lay out what will not be seen.
-    ends = text[-count * width :].splitlines() if text else []
-    kept: list[str] = []
-    room = count
-    for line in reversed(ends):
-        rows = max(-(-cell_len(line) // width), 1)
-        if rows > room:
-            if room > 0:
-                kept.append(line[-room * width :])
-            break
-        kept.append(line)
-        room -= rows
-    return Text("\n".join(reversed(kept)))
+    rows = Text(text[-count * width :]).wrap(_LAYING_OUT, width, overflow="fold")
+    return Text("\n").join(rows[-count:])

@@ -47,7 +47,8 @@ class AnswerOptions:
 
 
 def _add_up(_context: click.Context, _parameter: click.Parameter, given: Sequence[str]) -> Steering:
-    return Steering(tuple(term for one in given for term in parse_steering(one).terms))
+    # A short option takes all that is behind it: of -s=happy also the sign, which begins no expression.
+    return Steering(tuple(term for one in given for term in parse_steering(one.removeprefix("=")).terms))
 
 
 def steer_option(text: str) -> Callable[[Command], Command]:

@@ -145,6 +145,12 @@ def print_calibration(result: Calibrated) -> None:
         click.echo(MODE_NAMES["anchored"])
         print_table(CURVE_HEADERS, list(curve_rows(result.calibration, "anchored")))
     print_doses(result.vector)
+    sides = [result.calibration.sides[pole, "response"] for pole in POLES]
+    if any(side.dose is None and side.limit == "measured" for side in sides):
+        note(
+            "Beyond doubt is 99 %, by the slope through all answers at up to twice the dose that the text bears; --by-cost takes "
+            "that dose all the same."
+        )
 
 
 def print_doses(vector: ControlVector) -> None:

@@ -182,6 +182,8 @@ def _footer(answer: Answer, request: Request) -> str:
     plan = request.plan
     anchored = ", anchored" if request.anchored else ""
     dose = f", relative dose {plan.relative_dose:.2f}" if plan is not None and plan.relative_dose is not None else ""
+    if plan is not None and not dose:
+        dose = f", steered by {plan.steering}"
     ended = {
         "stop": "",
         "length": ", cut at the limit",

@@ -93,7 +93,10 @@ def command(
     for finding in imported.findings:
         click.echo(finding)
     click.echo(f"{output}: {vector.provenance.concept}, layers {format_layers(vector.layers)}, n_embd {vector.n_embd}")
-    print_dosing(vector)
+    if vector.provenance.calibration is None:
+        print_dosing(vector)
+    else:
+        click.echo(f"calibrated: `localsteer vectors show {output}` tells its doses")
     if vector.provenance.calibration is None and vector.provenance.dosing is None and vector.provenance.removal is None:
         note(
             f"Neither dosed nor calibrated: strength 1 is what the file says. `localsteer vectors show {output}` tells how large "

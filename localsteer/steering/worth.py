@@ -105,13 +105,15 @@ def worth_of(vector: ControlVector, strength: float, mode: Mode = "response") ->
 
 
 def _calibrated(calibration: Calibration, side: Side, strength: float, pole: Pole, name: str, other: str) -> str:
-    prompt = f"ask for {name} in a system prompt, alone or beside the vector"
+    prompt = f"; ask for {name} in a system prompt, alone or beside the vector" if calibration.personas else ""
     if side.dose is None:
-        return f"{name}: no dose on {calibration.model}: {why_no_dose(side, calibration.budget)}; {prompt}."
+        return f"{name}: no dose on {calibration.model}: {why_no_dose(side, calibration.budget)}{prompt}."
     effect = side.effect_at(strength * side.dose)
     # What is expected at strength 1 is known from all doses.
     cost = side.cost if strength == 1 and side.cost is not None else side.cost_at(strength * side.dose)
     price = f"for {cost:.2f} nats a token of coherence{'' if side.shown else ', not shown beyond doubt'}"
+    if not calibration.personas:
+        return f"{name}: {effect:.1f} times as far as unsteered answers differ from each other, {price}."
     if calibration.scale.get(pole) != "persona":
         beside = f"the system prompt for {other} goes the other way"
         if calibration.scale.get(pole) != "other persona":
@@ -121,9 +123,9 @@ def _calibrated(calibration: Calibration, side: Side, strength: float, pole: Pol
             f"prompt that asks for {name}."
         )
     if effect < _HARDLY:
-        return f"{name}: hardly heard ({effect:.1f} of what a system prompt does); {prompt}."
+        return f"{name}: hardly heard ({effect:.1f} of what a system prompt does){prompt}."
     if effect < _LESS:
-        return f"{name}: {effect:.1f} times as far as a system prompt that asks for it, {price}; {prompt}, if that is not enough."
+        return f"{name}: {effect:.1f} times as far as a system prompt that asks for it, {price}{prompt}, if that is not enough."
     if effect < _AS_FAR:
         return f"{name}: about as far as a system prompt that asks for it ({effect:.1f} times), {price}."
     return f"{name}: {effect:.1f} times as far as a system prompt that asks for it, {price}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -52,3 +53,11 @@ def test_a_very_long_line_and_wide_characters() -> None:
 
 def test_what_stands_below() -> None:
     assert "under b" in drawn(["a", "b"], ["one", "two"], 80, subtitles=("under a", "under b"))[-1]
+
+
+@pytest.mark.parametrize("lines", [None, 6])
+def test_no_letter_is_lost_of_a_word_that_is_wider_than_its_column_nor_beside_an_emoji(lines: int | None) -> None:
+    text = "\U0001f38c My day was just awesome! I had a blast with my family @SensorySymphonyBeverageAndMoreOfIt42"
+    rows = drawn(["a", "b", "c"], [text, "", ""], 80, lines=lines)
+    inner = "".join(row.split("\u2502")[1].strip() for row in rows if row.count("\u2502") > 1)
+    assert inner.replace(" ", "") == text.replace(" ", "")

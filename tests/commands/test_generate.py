@@ -53,6 +53,20 @@ def test_steerings_given_one_by_one_add_up(tiny_path: TinyPath, vector: Path, ca
     assert apart["tokens"] == joined["tokens"]
 
 
+def test_an_equals_sign_behind_the_short_option_is_no_part_of_the_expression(
+    tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    common = ("generate", "Hello", "-m", tiny_path("llama"), "-n", "2", "--json")
+    assert run(capfd, *common, f"-s=-0.5 {vector}").document["steering"] == f"-0.5 {vector}"
+
+
+def test_where_no_dose_can_be_told_the_last_line_says_by_what_it_was_steered(
+    tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-s", f"!{vector}", "-n", "2")
+    assert f", steered by !{vector}, seed" in result.err
+
+
 def test_the_seed_that_is_reported_gives_the_same_answer_again(tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]) -> None:
     first = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-n", "12", "--json").document
     again = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-n", "12", "--seed", str(first["seed"]), "--json").document

@@ -83,6 +83,21 @@ def test_a_model_that_does_not_follow_the_persona_is_named(scale: str, beside: s
     assert f"{MODEL.name} does not measurably follow a system prompt that asks for loud" in told
 
 
+def test_of_a_vector_without_personas_nothing_is_said_of_system_prompts_that_nobody_tried() -> None:
+    made = with_effect(1.5, "deviation")
+    calibration = made.provenance.calibration
+    assert calibration is not None
+    made = replace(made, provenance=replace(made.provenance, calibration=replace(calibration, personas={})))
+    assert (
+        worth_of(made, 1.0)
+        == "loud: 1.5 times as far as unsteered answers differ from each other, for 0.25 nats a token of coherence."
+    )
+    none = calibrated(MODEL, without=(("negative", "response"),))
+    assert none.provenance.calibration is not None
+    none = replace(none, provenance=replace(none.provenance, calibration=replace(none.provenance.calibration, personas={})))
+    assert "system prompt" not in str(worth_of(none, -1.0))
+
+
 def test_a_pole_without_a_dose_says_what_to_do_instead() -> None:
     told = worth_of(calibrated(MODEL, without=(("negative", "response"),)), -1.0)
     assert told is not None
