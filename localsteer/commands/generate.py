@@ -33,6 +33,9 @@ from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import Mode
 
 
+LOOPED = "The answer repeats itself at its end: less strength, or --repeat-penalty 1.1, keeps it from that."
+
+
 def _one_prompt(_context: click.Context, _parameter: click.Parameter, words: tuple[str, ...]) -> str:
     if len(words) > 1:
         more = " ".join(words[1:])
@@ -144,7 +147,7 @@ def command(
     else:
         shown.end()
         note(*(f"[{decision}]" for decision in decisions if decision.action != "pass"))
-        note(_footer(answer, request))
+        note(_footer(answer, request), *([LOOPED] if answer.loops else []))
 
 
 def _three_ways(request: Request, opposite: Plan | None) -> dict[str, Request]:
@@ -214,5 +217,8 @@ def _print_compared(answers: dict[str, Answer], requests: dict[str, Request], mo
         if plan is not None:
             dose = f": relative dose {plan.relative_dose:.2f}" if plan.relative_dose is not None else ""
             note(f"{plan.steering}{dose}", *(f"  {said}" for said in plan.worth))
+    looped = [str(requests[name].plan.steering) if requests[name].plan else name for name, one in answers.items() if one.loops]
+    if looped:
+        note(f"{' and '.join(looped)}: it repeats itself at its end; less strength, or --repeat-penalty 1.1, keeps it from that.")
     if answers:
         note(f"[all with seed {next(iter(answers.values())).seed}]")

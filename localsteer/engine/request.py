@@ -186,6 +186,10 @@ class TokenLogprob:
     likeliest: tuple[tuple[int, float], ...] = ()
 
 
+# Of the last so many tokens, the share of distinct 3-grams below which an answer has got into a loop.
+_LOOP, _LOOPING = 64, 0.5
+
+
 @dataclass(frozen=True)
 class Answer:
     """What came out.
@@ -208,3 +212,10 @@ class Answer:
     timing: Timing
     logprobs: tuple[TokenLogprob, ...] = ()
     met: str | None = None
+
+    @property
+    def loops(self) -> bool:
+        """Whether it ended in saying the same again and again."""
+        last = self.tokens[-_LOOP:]
+        grams = set(zip(last, last[1:], last[2:], strict=False))
+        return len(last) == _LOOP and len(grams) < _LOOPING * _LOOP
