@@ -14,8 +14,9 @@ from localsteer.building.dosing import dose
 from localsteer.building.layers import scale_to_dose
 from localsteer.building.own_answers import Progress
 from localsteer.calibration.effort import QUICK, THOROUGH, Effort
-from localsteer.calibration.findings import Findings
-from localsteer.calibration.interview import Interview, Speed, probe_speed, prompt_length, questions_of
+from localsteer.calibration.findings import Findings, nothing_found
+from localsteer.calibration.interview import LONG, Interview, Speed, probe_speed, prompt_length, questions_of
+from localsteer.calibration.loops import ANSWERS, without_loops
 from localsteer.calibration.search import Search
 from localsteer.concepts.contrast import Contrast
 from localsteer.engine.checks import check_anchored
@@ -23,7 +24,6 @@ from localsteer.errors import CalibrationError
 from localsteer.files.home import cache_folder
 from localsteer.llama.model import Model
 from localsteer.llama.sampling import Sampling
-from localsteer.steering.worth import pole_name, why_no_dose
 from localsteer.vector.calibration import DEFAULT_BUDGET, POLES, Calibration, Mode, Pole
 from localsteer.vector.control_vector import ControlVector, Floats, format_layers
 from localsteer.vector.dosing import Dosing
@@ -44,6 +44,7 @@ class CalibrationSettings:
             the effect is the model itself, and does not see everything that a person would.
         anchored: measure the doses of anchored answers, too; only those, where a calibration of the same concept on this model
             with the same budget, seed and effort is known.
+        long: hold the doses to what long answers bear, which are asked for at each; where such a calibration is known, only that.
     """
 
     budget: float = DEFAULT_BUDGET
@@ -52,6 +53,7 @@ class CalibrationSettings:
     seed: int = 0
     by_cost: bool = False
     anchored: bool = False
+    long: bool = False
 
     @property
     def effort(self) -> Effort:
@@ -188,9 +190,11 @@ class Calibrator:
         return self._dosing.unit if calibration is None else calibration.main_dose
 
     def _earlier(self) -> Calibration | None:
-        """An earlier calibration of the vector that only wants the doses of anchored answers."""
+        """An earlier calibration of the vector that only wants the doses of anchored answers, or to be held to long ones."""
         settings, earlier = self.settings, self.vector.provenance.calibration
-        if earlier is None or not settings.anchored or settings.layers is not None or self.vector.provenance.dosing is None:
+        if earlier is None or earlier.long_answers or self.vector.provenance.dosing is None:
+            return None
+        if settings.layers is not None or not (settings.long or settings.anchored):
             return None
         source = self.contrast.source if self.contrast is not None else ""
         before = (earlier.content, earlier.budget, earlier.seed, earlier.unsteered.answers, self.vector.provenance.source)
@@ -200,9 +204,14 @@ class Calibrator:
         return earlier if before == now else None
 
     @property
-    def only_anchored(self) -> bool:
-        """Whether the other doses are known, and kept."""
+    def adds(self) -> bool:
+        """Whether the doses of other answers are known, and kept."""
         return self._known is not None
+
+    @property
+    def _long(self) -> int:
+        """How many long answers are asked for, where no dose is too strong for them."""
+        return len(POLES) * ANSWERS if self.settings.long else 0
 
     @property
     def answers(self) -> int:
@@ -210,14 +219,15 @@ class Calibrator:
         effort, settings = self.settings.effort, self.settings
         personas = self.contrast is not None and bool(self.contrast.personas)
         every = effort.answers(personas=personas, anchored=settings.anchored)
-        if self._known is None:
-            return every
-        return every - effort.answers(personas=personas, anchored=False) + effort.unsteered + personas * 2 * effort.persona
+        if self._known is not None:
+            every -= effort.answers(personas=personas, anchored=False)
+            every += (effort.unsteered + personas * 2 * effort.persona) if settings.anchored else 0
+        return every + self._long
 
     @property
     def tokens(self) -> int:
-        """How many tokens are sampled at most."""
-        return self.answers * self.settings.effort.max_tokens
+        """How many tokens are sampled at most, where no dose is too strong for long answers."""
+        return (self.answers - self._long) * self.settings.effort.max_tokens + self._long * LONG
 
     @property
     def measured(self) -> int:
@@ -227,7 +237,7 @@ class Calibrator:
         modes: set[Mode] = {"anchored"} if self.settings.anchored else set()
         if self._known is None:
             modes |= {"response", "prompt"}
-        return min(self._interview.measured_for(modes), self.answers)
+        return min(self._interview.measured_for(modes, long=self.settings.long), self.answers)
 
     @property
     def keeps(self) -> bool:
@@ -239,9 +249,11 @@ class Calibrator:
     def seconds(self, speed: Speed) -> float:
         """How long it will take after the dosing, from a measured speed."""
         length, left = self.settings.effort.max_tokens, max(0, self.answers - self.measured)
-        # Each answer is read in four places, whose prompts some answers of a batch share.
-        reading = left * 4 * (length + prompt_length(self.model, questions_of(self.contrast)) / 2)
-        return left * length / speed.answering + reading / speed.reading
+        long = min(left, self._long)  # the last ones
+        short = left - long
+        # Each answer but those is read in four places, whose prompts some answers of a batch share.
+        reading = short * 4 * (length + prompt_length(self.model, questions_of(self.contrast)) / 2)
+        return (short * length + long * LONG) / speed.answering + reading / speed.reading
 
     def probe_speed(self) -> Speed:
         """Measured on a few tokens; takes seconds."""
@@ -270,13 +282,17 @@ class Calibrator:
             norms=norms,
         )
         earlier = self._known
+        if earlier is not None and not settings.anchored:
+            allowed = {pole: earlier.sides[pole, "response"].allowed or earlier.budget for pole in POLES}
+            findings = Findings(earlier.unsteered, earlier.personas, earlier.scale, allowed, dict(earlier.sides))
+            return Calibrated(self._rescaled(self._held(earlier), allowed), findings)
         if earlier is not None:
             findings = search.run_anchored(earlier.sides)
             # By chance another persona may move the model beyond doubt on another machine: effects have another unit then.
             if findings.scale == dict(earlier.scale):
                 tokens = earlier.generated_tokens + self._interview.generated_tokens
                 calibration = replace(earlier, sides=findings.sides, generated_tokens=tokens)
-                return Calibrated(self._rescaled(calibration, findings.allowed), findings)
+                return Calibrated(self._rescaled(self._held(calibration), findings.allowed), findings)
             logger.warning("What an effect of 1 is has changed since the vector was calibrated: all of it is measured anew.")
         findings = search.run()
         calibration = Calibration(
@@ -291,7 +307,16 @@ class Calibrator:
             scale=findings.scale,
             sides=findings.sides,
         )
-        return Calibrated(self._rescaled(calibration, findings.allowed), findings)
+        return Calibrated(self._rescaled(self._held(calibration), findings.allowed), findings)
+
+    def _held(self, calibration: Calibration) -> Calibration:
+        """The same, held to what long answers bear, where that is asked for."""
+        if not self.settings.long:
+            return calibration
+        sides, tokens = without_loops(self._interview, calibration.sides), calibration.generated_tokens
+        if self._known is None or self.settings.anchored:
+            tokens = self._interview.generated_tokens
+        return replace(calibration, sides=sides, generated_tokens=tokens, long_answers=ANSWERS)
 
     def _unit_norms(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """The steered layers, and the length of what a relative dose of 1 adds at each."""
@@ -303,7 +328,7 @@ class Calibrator:
         sides = calibration.sides
         main = next((pole for pole in POLES if sides[pole, "response"].dose is not None), None)
         if main is None:
-            raise self._nothing(calibration, allowed)
+            raise nothing_found(self.vector, calibration, allowed)
         dose = sides[main, "response"].dose
         assert dose is not None
         factor = np.float32(dose / self._length)
@@ -320,24 +345,6 @@ class Calibrator:
             )
         estimate = own.estimate if own.estimate is not None else self.dosed.rows(self.model.n_layer)
         return ControlVector(directions, replace(own, estimate=estimate, calibration=calibration))
-
-    def _nothing(self, calibration: Calibration, allowed: Mapping[Pole, float]) -> CalibrationError:
-        """Why there is no dose: all cost too much, those that are cheap enough do nothing, or the text does not hold."""
-        budget, sides = calibration.budget, {pole: calibration.sides[pole, "response"] for pole in POLES}
-        inside = [point for pole, side in sides.items() for point in side.curve if point.cost.mean <= allowed[pole]]
-        if all(side.limit == "measured" for side in sides.values()):
-            best = max(inside, key=lambda point: point.effect.mean, default=calibration.unsteered).effect
-            return CalibrationError(
-                f"The vector does nothing inside the budget of {budget:g} nats a token on {calibration.model}: no dose moves the "
-                f"answers beyond doubt (at best an effect of {best.mean:.2f}, which may be chance).",
-                hint="Allow more with --budget, use personas that are further apart, or choose the dose by its cost: --by-cost.",
-            )
-        why = "; ".join(f"toward {pole_name(self.vector, pole)}, {why_no_dose(side, budget)}" for pole, side in sides.items())
-        dear = any(side.limit == "coherence" for side in sides.values())
-        return CalibrationError(
-            f"No dose of the vector holds within the budget of {budget:g} nats a token on {calibration.model}: {why}.",
-            hint=f"{'Allow more with --budget, or ask' if dear else 'Ask'} for it in a system prompt instead.",
-        )
 
 
 def _or_infinite(dose: float) -> float:

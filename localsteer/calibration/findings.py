@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsteer.calibration.fits import Values, mean_interval, rising
-from localsteer.vector.calibration import Interval, Mode, Point, Pole, Side
+from localsteer.errors import CalibrationError
+from localsteer.steering.worth import pole_name, why_no_dose
+from localsteer.vector.calibration import POLES, Calibration, Interval, Mode, Point, Pole, Side
+from localsteer.vector.control_vector import ControlVector
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,3 +143,28 @@ class Findings:
     allowed: Mapping[Pole, float]
     sides: dict[tuple[Pole, Mode], Side] = field(default_factory=dict)
     samples: dict[tuple[Pole, Mode], list[Quoted]] = field(default_factory=dict)
+
+
+def nothing_found(vector: ControlVector, calibration: Calibration, allowed: Mapping[Pole, float]) -> CalibrationError:
+    """Why there is no dose: all cost too much, those that are cheap enough do nothing, or the text does not hold.
+
+    Args:
+        vector: the vector, which names its poles.
+        calibration: one whose responses have no dose.
+        allowed: by pole, the most coherence cost of a dose.
+    """
+    budget, sides = calibration.budget, {pole: calibration.sides[pole, "response"] for pole in POLES}
+    inside = [point for pole, side in sides.items() for point in side.curve if point.cost.mean <= allowed[pole]]
+    if all(side.limit == "measured" for side in sides.values()):
+        best = max(inside, key=lambda point: point.effect.mean, default=calibration.unsteered).effect
+        return CalibrationError(
+            f"The vector does nothing inside the budget of {budget:g} nats a token on {calibration.model}: no dose moves the "
+            f"answers beyond doubt (at best an effect of {best.mean:.2f}, which may be chance).",
+            hint="Allow more with --budget, use personas that are further apart, or choose the dose by its cost: --by-cost.",
+        )
+    why = "; ".join(f"toward {pole_name(vector, pole)}, {why_no_dose(side, budget)}" for pole, side in sides.items())
+    dear = any(side.limit == "coherence" for side in sides.values())
+    return CalibrationError(
+        f"No dose of the vector holds within the budget of {budget:g} nats a token on {calibration.model}: {why}.",
+        hint=f"{'Allow more with --budget, or ask' if dear else 'Ask'} for it in a system prompt instead.",
+    )

@@ -34,6 +34,8 @@ from localsteer.vector.control_vector import Floats
 MIN_QUESTIONS = 4
 # How far away in the list the other question is, after which an answer should not be likely.
 _ELSEWHERE = 3
+LONG = 192
+"""Tokens of a long answer."""
 # Of what is kept on disk: counted up when the same trial would be measured otherwise.
 _VERSION = 4
 _PROBE_ANSWERS = 8
@@ -98,10 +100,12 @@ class Interview:
         """How many answers are measured, those of an earlier run included."""
         return len(self._outcomes)
 
-    def measured_for(self, modes: Collection[Mode]) -> int:
-        """How many of them are unsteered, or steered in one of these modes."""
+    def measured_for(self, modes: Collection[Mode], *, long: bool = False) -> int:
+        """How many of them are steered in one of these modes, or unsteered beside them; and how many are long."""
         parts = (key.split("|") for key in self._outcomes)
-        return sum(float(dose) == 0 or mode in modes for _, dose, mode, _ in parts)
+        return sum(
+            long if kind == "long" else bool(modes) and (float(dose) == 0 or mode in modes) for _, dose, mode, kind in parts
+        )
 
     @property
     def keeps(self) -> bool:
@@ -140,12 +144,25 @@ class Interview:
             part = todo[start : start + MAX_PARALLEL]
             requests = [self._request(trial) for trial in part]
             answers = generate_many(self.model, requests)
-            self._outcomes.add(dict(zip(part, self._listen(part, requests, answers), strict=True)))
+            self._outcomes.add(self._outcomes_of(part, requests, answers))
             if self.on_progress is not None:
                 self.on_progress(sum(key in self._outcomes for key in self._asked))
         if trials and not any(outcome.tokens for outcome in self._outcomes.values()):
             raise _no_answers(self.model)
         return [self._outcomes[trial.key] for trial in trials]
+
+    def _outcomes_of(
+        self, trials: Sequence[Trial], requests: Sequence[Request], answers: Sequence[Answer]
+    ) -> dict[Trial, Outcome]:
+        every = list(zip(trials, requests, answers, strict=True))
+        listened = [one for one in every if not one[0].long]
+        found = dict(zip([trial for trial, _, _ in listened], self._listen(listened), strict=True)) if listened else {}
+        nan = float("nan")
+        for trial, _, answer in every:
+            if trial.long:
+                ended = answer.finish_reason == "stop"
+                found[trial] = Outcome(answer.text, len(answer.tokens), ended, nan, nan, nan, nan, nan, False, answer.loops)
+        return found
 
     def _plain(self, number: int) -> tuple[int, ...]:
         return _asked(self.model, self.questions, number)
@@ -168,20 +185,22 @@ class Interview:
         prompt = self._plain(trial.number) if trial.persona is None else self._voice(trial.number, trial.persona)[0]
         plan = Plan(Steering(), Edit(self.unit, scale=trial.dose), abs(trial.dose), trial.mode) if trial.dose else None
         words = min(sampling.top_k, self.model.n_vocab)
+        if trial.long:
+            return Request(prompt, plan, sampling, LONG, mode=trial.mode)
         return Request(prompt, plan, sampling, self.max_tokens, mode=trial.mode, logprobs=words)
 
-    def _listen(self, trials: Sequence[Trial], requests: Sequence[Request], answers: Sequence[Answer]) -> list[Outcome]:
+    def _listen(self, answered: Sequence[tuple[Trial, Request, Answer]]) -> list[Outcome]:
         heard = []
-        for trial, request, answer in zip(trials, requests, answers, strict=True):
+        for trial, request, answer in answered:
             # What an anchored answer is drawn from depends on the unsteered model as well: there the tokens stand for themselves.
             likeliest = [entry.likeliest for entry in answer.logprobs]
             anchored = trial.mode == "anchored" and trial.dose
             said = Said.exactly(answer.tokens) if anchored else Said.drawn(answer.tokens, likeliest, request.sampling)
             heard += [Heard(self._plain(trial.number), said), Heard(self._plain(trial.number + _ELSEWHERE), said)]
             heard += [Heard(prompt, said, edit) for prompt, edit in (self._voice(trial.number, pole) for pole in POLES)]
-        found = cross_entropies(self.model, heard).reshape(len(trials), -1)
+        found = cross_entropies(self.model, heard).reshape(len(answered), -1)
         outcomes = []
-        for answer, row in zip(answers, found, strict=True):
+        for (_, _, answer), row in zip(answered, found, strict=True):
             grams = list(zip(answer.tokens, answer.tokens[1:], answer.tokens[2:], strict=False))
             distinct = len(set(grams)) / len(grams) if grams else float(bool(answer.tokens))
             outcomes.append(

@@ -27,17 +27,19 @@ class Trial:
         dose: relative dose; negative toward the negative pole; 0 for no steering.
         mode: what is steered, and whether the unsteered model has a say in it.
         persona: answer under this pole's persona as a system prompt.
+        long: a long answer, of which only is known whether it ends in a loop.
     """
 
     number: int
     dose: float = 0.0
     mode: Mode = "response"
     persona: Pole | None = None
+    long: bool = False
 
     @property
     def key(self) -> str:
         """What the measurement is filed under."""
-        return f"{self.number}|{self.dose:+.5f}|{self.mode}|{self.persona}"
+        return f"{self.number}|{self.dose:+.5f}|{self.mode}|{'long' if self.long else self.persona}"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Outcome:
         negative: in that of the negative one.
         distinct: share of distinct 3-grams of tokens; 1 for an answer too short to repeat one, 0 for none at all.
         refused: whether it says that it will not answer.
+        loops: whether it ends in saying the same again and again.
     """
 
     text: str
@@ -65,6 +68,7 @@ class Outcome:
     negative: float
     distinct: float
     refused: bool
+    loops: bool = False
 
     @property
     def ratio(self) -> float:

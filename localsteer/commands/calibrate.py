@@ -10,7 +10,7 @@ import click
 
 from localsteer.building.library import load_vector, place_for
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
-from localsteer.calibration.interview import Speed
+from localsteer.calibration.interview import LONG, Speed
 from localsteer.calibration.report import (
     CURVE_HEADERS,
     curve_rows,
@@ -48,9 +48,10 @@ def price(calibrators: Sequence[Calibrator], speed: Speed) -> str:
     """What calibrations of one model will cost at most, in words, told before the first one starts."""
     measured = sum(one.measured for one in calibrators)
     left = f", {measured} of them measured already" if measured else ""
+    long = f" or {LONG}" if any(one.settings.long for one in calibrators) else ""
     return (
         f"{calibrators[0].model.name}: up to {sum(one.answers for one in calibrators)} answers of "
-        f"{calibrators[0].settings.effort.max_tokens} tokens ({sum(one.tokens for one in calibrators):,} tokens){left}; "
+        f"{calibrators[0].settings.effort.max_tokens}{long} tokens ({sum(one.tokens for one in calibrators):,} tokens){left}; "
         f"about {duration(sum(one.seconds(speed) for one in calibrators))} "
         f"at {speed.answering:.0f} tokens/s answering and {speed.reading:.0f} tokens/s re-reading."
     )
@@ -74,6 +75,7 @@ def duration(seconds: float) -> str:
 @click.option("--quick", is_flag=True, help="Half of the answers, and wider intervals.")
 @click.option("--by-cost", is_flag=True, help="Choose a dose by its cost also where no effect can be shown.")
 @click.option("--anchored", is_flag=True, help="Measure the doses of anchored answers, too; only those if the others are known.")
+@click.option("--long", is_flag=True, help="Hold the doses to what long answers bear; only that, if the others are known.")
 @click.option("--seed", type=click.IntRange(0, 20_000), default=0, show_default=True, help="Of the sampled answers.")
 @click.option("--fresh", is_flag=True, help="Measure again what an earlier run has measured.")
 @layers_option
@@ -116,10 +118,11 @@ def command(
             opened, loaded, contrast, settings, folder=folder, fresh=fresh, on_progress=told, on_dosing=progress
         )
         earlier = loaded.provenance.calibration
-        if earlier is not None and "anchored" in earlier.modes and not settings.anchored:
+        if earlier is not None and "anchored" in earlier.modes and not settings.anchored and not calibrator.adds:
             note("The doses of anchored answers that the vector has will be dropped; --anchored measures them.")
-        if calibrator.only_anchored:
-            note("Its other doses are known and kept; only those of anchored answers are measured (--fresh measures all).")
+        if calibrator.adds:
+            added = "those of anchored answers are measured" if settings.anchored else "what long answers bear is measured"
+            note(f"Its other doses are known and kept; only {added} (--fresh measures all).")
         note(price([calibrator], calibrator.probe_speed()))
         try:
             result = calibrator.run()

@@ -32,8 +32,10 @@ from localsteer.reading.prompt import chat_stop, latest_message, prompt_tokens
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import Mode
 
-
-LOOPED = "The answer repeats itself at its end: less strength, or --repeat-penalty 1.1, keeps it from that."
+LOOPED = (
+    "An answer repeats itself at its end: less strength or --repeat-penalty 1.1 keeps it from that, and `localsteer calibrate "
+    "VECTOR --long` finds the strength that long answers bear."
+)
 
 
 def _one_prompt(_context: click.Context, _parameter: click.Parameter, words: tuple[str, ...]) -> str:
@@ -217,8 +219,7 @@ def _print_compared(answers: dict[str, Answer], requests: dict[str, Request], mo
         if plan is not None:
             dose = f": relative dose {plan.relative_dose:.2f}" if plan.relative_dose is not None else ""
             note(f"{plan.steering}{dose}", *(f"  {said}" for said in plan.worth))
-    looped = [str(requests[name].plan.steering) if requests[name].plan else name for name, one in answers.items() if one.loops]
-    if looped:
-        note(f"{' and '.join(looped)}: it repeats itself at its end; less strength, or --repeat-penalty 1.1, keeps it from that.")
+    if any(answer.loops for answer in answers.values()):
+        note(LOOPED)
     if answers:
         note(f"[all with seed {next(iter(answers.values())).seed}]")

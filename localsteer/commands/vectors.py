@@ -195,7 +195,7 @@ def show(vector: str, as_json: bool, model_options: ModelOptions) -> None:
         return
     click.echo(
         f"calibrated on {calibration.model}: budget {calibration.budget:g} nats a token, {calibration.questions} questions, "
-        f"{calibration.generated_tokens:,} tokens, seed {calibration.seed}"
+        f"{calibration.generated_tokens:,} tokens, seed {calibration.seed}{', held to long answers' if calibration.long_answers else ''}"
     )
     for pole, said in worth(loaded):
         click.echo(f"{SIGN[pole]:+.0f} {said}")

@@ -159,6 +159,7 @@ class Calibration:
         scale: what an effect of 1 is, for each pole: the shift under its "persona"; where the model does not measurably follow
             that one, under the "other persona" (the other way); else a standard "deviation" of the unsteered answers.
         sides: by pole and mode; "anchored" only where it was asked for.
+        long_answers: how many long answers each dose was held to; 0 where none were asked for.
 
     Raises:
         VectorError: a side is missing, or there is one too many.
@@ -174,6 +175,7 @@ class Calibration:
     personas: Mapping[Pole, Point]
     scale: Mapping[Pole, str]
     sides: Mapping[tuple[Pole, Mode], Side]
+    long_answers: int = 0
 
     def __post_init__(self) -> None:
         modes = [mode for mode in MODES if mode != "anchored" or any((pole, mode) in self.sides for pole in POLES)]

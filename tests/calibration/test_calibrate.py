@@ -557,7 +557,7 @@ def test_anchored_doses_are_added_to_what_is_known(tiny: Model, vector: ControlV
     answered.clear()
     adding = replace(settings, anchored=True)
     calibrator = Calibrator(tiny, known.vector, CONTRAST, adding)
-    assert calibrator.only_anchored
+    assert calibrator.adds
     made = calibrator.run()
     assert {key: side for key, side in made.calibration.sides.items() if key[1] != "anchored"} == known.calibration.sides
     assert made.calibration.modes == MODES
@@ -596,11 +596,11 @@ def test_anchored_doses_are_only_added_to_what_was_measured_alike(
     settings = replace(QUICK, budget=10.0)
     known = Calibrator(tiny, vector, CONTRAST, settings).run().vector
     adding = replace(settings, anchored=True)
-    assert Calibrator(tiny, known, CONTRAST, adding).only_anchored
-    assert not Calibrator(tiny, known, CONTRAST, replace(adding, **change)).only_anchored
-    assert not Calibrator(tiny, known, CONTRAST, adding, fresh=True).only_anchored
-    assert not Calibrator(tiny, vector, CONTRAST, adding).only_anchored
-    assert not Calibrator(tiny, known, replace(CONTRAST, source="of other voices"), adding).only_anchored
+    assert Calibrator(tiny, known, CONTRAST, adding).adds
+    assert not Calibrator(tiny, known, CONTRAST, replace(adding, **change)).adds
+    assert not Calibrator(tiny, known, CONTRAST, adding, fresh=True).adds
+    assert not Calibrator(tiny, vector, CONTRAST, adding).adds
+    assert not Calibrator(tiny, known, replace(CONTRAST, source="of other voices"), adding).adds
 
 
 def test_by_cost_a_pole_that_was_left_without_a_dose_is_looked_at_again(
@@ -611,5 +611,5 @@ def test_by_cost_a_pole_that_was_left_without_a_dose_is_looked_at_again(
     settings = replace(QUICK, budget=10.0)
     known = Calibrator(tiny, vector, CONTRAST, settings).run().vector
     adding = replace(settings, anchored=True)
-    assert Calibrator(tiny, known, CONTRAST, adding).only_anchored
-    assert not Calibrator(tiny, known, CONTRAST, replace(adding, by_cost=True)).only_anchored
+    assert Calibrator(tiny, known, CONTRAST, adding).adds
+    assert not Calibrator(tiny, known, CONTRAST, replace(adding, by_cost=True)).adds

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from localsteer.calibration import interview as room
-from localsteer.calibration.interview import Interview, probe_speed, prompt_length, questions_of
+from localsteer.calibration.interview import LONG, Interview, probe_speed, prompt_length, questions_of
 from localsteer.calibration.outcomes import Outcome, Trial
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.contrast import Contrast
@@ -352,6 +353,24 @@ def test_what_was_measured_is_not_measured_again(tiny: Model, answered: list[int
     assert sum(answered) == len(ALL)
     interview.measure([*ALL, Trial(0, 0.5)])
     assert sum(answered) == len(ALL) + 1
+
+
+def test_of_a_long_answer_is_only_known_whether_it_loops_and_it_is_none_of_the_others(
+    tiny: Model, given: list[tuple[Request, Answer]], tmp_path: Path
+) -> None:
+    interview = open_interview(tiny, tmp_path)
+    (short,) = interview.measure([Trial(1, 1.0)])
+    (long,) = interview.measure([Trial(1, 1.0, long=True)])
+    (_, one), (_, other) = given
+    assert other.tokens[: len(one.tokens)] == one.tokens  # the same chances
+    assert len(other.tokens) == LONG
+    assert long.loops is other.loops
+    assert math.isnan(long.plain)
+    assert interview.measure([Trial(1, 1.0)]) == [short]
+    assert (interview.measured_for({"response"}), interview.measured_for({"response"}, long=True)) == (1, 2)
+    # They are kept, too.
+    assert open_interview(tiny, tmp_path).measure([Trial(1, 1.0, long=True)])[0].loops is long.loops
+    assert len(given) == 2
 
 
 def test_nothing_asked_is_nothing_answered(tiny: Model, answered: list[int]) -> None:

@@ -18,6 +18,7 @@ from localsteer.calibration import interview as room
 from localsteer.calibration import plots
 from localsteer.calibration.calibrate import Calibrator
 from localsteer.calibration.interview import Speed
+from localsteer.calibration.loops import ANSWERS
 from localsteer.commands.calibrate import duration, price
 from localsteer.concepts import names
 from localsteer.concepts.concept_file import parse_concept
@@ -272,6 +273,23 @@ def test_fresh_measures_everything_again(
     result = calibrate(vector, "-o", target, "--fresh")
     assert "measured already" not in result.err
     assert sum(answered) == asked
+
+
+def test_long_answers_are_added_to_a_calibration_that_is_there(calibrate: Calibrate, vector: Path, answered: list[int]) -> None:
+    assert calibrate(vector, "--by-cost", "--budget", 10).code == 0
+    before = read_vector(vector).provenance.calibration
+    answered.clear()
+    result = calibrate(vector, "--by-cost", "--budget", 10, "--long")
+    assert result.code == 0, result.err
+    assert "only what long answers bear is measured" in result.err
+    after = read_vector(vector).provenance.calibration
+    assert before is not None
+    assert after is not None
+    assert (before.long_answers, after.long_answers) == (0, ANSWERS)
+    assert answered == []  # no short ones
+    for key, side in after.sides.items():
+        assert side.curve == before.sides[key].curve
+        assert (side.dose or 0) <= (before.sides[key].dose or 0)
 
 
 def test_a_vector_that_does_nothing_is_left_as_it_is(calibrate: Calibrate, vector: Path, monkeypatch: pytest.MonkeyPatch) -> None:

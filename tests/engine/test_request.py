@@ -8,7 +8,7 @@ import pytest
 
 from localsteer.engine.request import Answer, Timing
 
-_TIMING = Timing(0, 0, 0.0, 0.0)
+_TIMING = Timing(0, 0, 0.0, 0, 0.0)
 _WORDS = random.Random(0)
 
 
