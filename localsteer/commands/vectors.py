@@ -193,9 +193,10 @@ def show(vector: str, as_json: bool, model_options: ModelOptions) -> None:
     if calibration is None:
         note(f"Neither dosed nor calibrated: strength 1 is what the file holds. {measures}")
         return
+    held = ", held to long answers" if calibration.long_answers else ""
     click.echo(
         f"calibrated on {calibration.model}: budget {calibration.budget:g} nats a token, {calibration.questions} questions, "
-        f"{calibration.generated_tokens:,} tokens, seed {calibration.seed}{', held to long answers' if calibration.long_answers else ''}"
+        f"{calibration.generated_tokens:,} tokens, seed {calibration.seed}{held}"
     )
     for pole, said in worth(loaded):
         click.echo(f"{SIGN[pole]:+.0f} {said}")

@@ -119,6 +119,9 @@ class Dosing:
     def document(self) -> dict[str, Any]:
         """As a JSON document; what is not a number is null."""
         plain: dict[str, Any] = without_nan(asdict(self))
+        for side in plain["sides"].values():
+            if side["asked"] is None:
+                del side["asked"]  # a file from before it was measured stays the same to the last byte
         return plain
 
     def to_json(self) -> str:

@@ -57,6 +57,14 @@ def test_a_dosing_comes_back_from_a_file(tmp_path: Path) -> None:
         assert read.document() == made.document()
 
 
+def test_what_a_system_prompt_does_is_kept_and_a_file_from_before_it_was_measured_stays_as_it_was() -> None:
+    found = dosing()
+    assert "asked" not in found.document()["sides"]["positive"]
+    assert Dosing.from_json(found.to_json()).to_json() == found.to_json()
+    asked = replace(found, sides={pole: replace(side, asked=0.9) for pole, side in found.sides.items()})
+    assert Dosing.from_json(asked.to_json()) == asked
+
+
 @pytest.mark.parametrize(
     "change",
     [
