@@ -29,13 +29,12 @@ seeds, at strength 1 and -1, steering the response:
 - **{UNSTEERED}**: nothing at all.
 - **{PROMPT}**: the personas of the concept file as system prompts.
 - **{FRESH}**: our vector as it is built and dosed at first use, in seconds.
-- **{CALIBRATED}**: the same, calibrated by `localsteer calibrate --by-cost`; the shipped vectors of the demo model are held to
-  long answers, too (`--long`), which makes some of them weaker.
+- **{CALIBRATED}**: the same, calibrated by `localsteer calibrate --by-cost`.
 - **{BOTH}**: that and the system prompt together.
 - **{NULL}**: our construction with the labels of half of the pairs exchanged, at the dose that leads as many nats away from the
   unsteered model as the fresh vector does (KL along the personas' answers). What it does is chance.
 - **{PEERS[0]}** (mean) and **{PEERS[1]}** (its default, PCA): their own vectors from the very same prompts, with their own layers
-  and lengths, dosed and calibrated as ours are, on the same questions; not held to long answers.
+  and lengths, dosed and calibrated as ours are, on the same questions.
 - **{ANCHORED}**: calibrated, with `--anchored` (docs/steering.md).
 
 A way that a table has no column for was not measured on that model. What is measured:

@@ -173,8 +173,6 @@ class Ways(Closing):
 
     def _calibrate(self, settings: CalibrationSettings, vector: ControlVector, contrast: Contrast) -> ControlVector:
         _say(f"{self.concept.name}: calibrating{' anchored answers' if settings.anchored else ''}")
-        # What is shipped is held to long answers as well.
-        settings = replace(settings, long=self.ships)
         result = Calibrator(self.model, vector, contrast, settings, folder=measurements_folder()).run()
         if self.ships:
             _write_report(result, self.concept.folder, "ANCHORED.md" if settings.anchored else "REPORT.md")
