@@ -16,7 +16,7 @@ from localsteer.building.own_answers import Progress
 from localsteer.calibration.effort import QUICK, THOROUGH, Effort
 from localsteer.calibration.findings import Findings, nothing_found
 from localsteer.calibration.interview import LONG, Interview, Speed, probe_speed, prompt_length, questions_of
-from localsteer.calibration.loops import ANSWERS, without_loops
+from localsteer.calibration.loops import ANSWERS, MOST, without_loops
 from localsteer.calibration.search import Search
 from localsteer.concepts.contrast import Contrast
 from localsteer.engine.checks import check_anchored
@@ -192,7 +192,7 @@ class Calibrator:
     def _earlier(self) -> Calibration | None:
         """An earlier calibration of the vector that only wants the doses of anchored answers, or to be held to long ones."""
         settings, earlier = self.settings, self.vector.provenance.calibration
-        if earlier is None or earlier.long_answers or self.vector.provenance.dosing is None:
+        if earlier is None or self.vector.provenance.dosing is None:
             return None
         if settings.layers is not None or not (settings.long or settings.anchored):
             return None
@@ -210,8 +210,13 @@ class Calibrator:
 
     @property
     def _long(self) -> int:
-        """How many long answers are asked for, where no dose is too strong for them."""
-        return len(POLES) * ANSWERS if self.settings.long else 0
+        """How many long answers are asked for at most."""
+        return MOST if self.settings.long and not self.is_held else 0
+
+    @property
+    def is_held(self) -> bool:
+        """Whether doses are kept that are held to long answers already."""
+        return self._known is not None and bool(self._known.long_answers)
 
     @property
     def answers(self) -> int:
@@ -225,8 +230,14 @@ class Calibrator:
         return every + self._long
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many tokens its answers have at most: the short ones, where there are any, and the long ones."""
+        short = (self.settings.effort.max_tokens,) if self.answers > self._long else ()
+        return (*short, LONG) if self._long else short
+
+    @property
     def tokens(self) -> int:
-        """How many tokens are sampled at most, where no dose is too strong for long answers."""
+        """How many tokens are sampled at most."""
         return (self.answers - self._long) * self.settings.effort.max_tokens + self._long * LONG
 
     @property
@@ -237,7 +248,7 @@ class Calibrator:
         modes: set[Mode] = {"anchored"} if self.settings.anchored else set()
         if self._known is None:
             modes |= {"response", "prompt"}
-        return min(self._interview.measured_for(modes, long=self.settings.long), self.answers)
+        return min(self._interview.measured_for(modes, long=self._long > 0), self.answers)
 
     @property
     def keeps(self) -> bool:
@@ -285,14 +296,13 @@ class Calibrator:
         if earlier is not None and not settings.anchored:
             allowed = {pole: earlier.sides[pole, "response"].allowed or earlier.budget for pole in POLES}
             findings = Findings(earlier.unsteered, earlier.personas, earlier.scale, allowed, dict(earlier.sides))
-            return Calibrated(self._rescaled(self._held(earlier), allowed), findings)
+            return Calibrated(self._rescaled(self._held(earlier, earlier.generated_tokens), allowed), findings)
         if earlier is not None:
             findings = search.run_anchored(earlier.sides)
             # By chance another persona may move the model beyond doubt on another machine: effects have another unit then.
             if findings.scale == dict(earlier.scale):
-                tokens = earlier.generated_tokens + self._interview.generated_tokens
-                calibration = replace(earlier, sides=findings.sides, generated_tokens=tokens)
-                return Calibrated(self._rescaled(self._held(calibration), findings.allowed), findings)
+                calibration = self._held(replace(earlier, sides=findings.sides), earlier.generated_tokens)
+                return Calibrated(self._rescaled(calibration, findings.allowed), findings)
             logger.warning("What an effect of 1 is has changed since the vector was calibrated: all of it is measured anew.")
         findings = search.run()
         calibration = Calibration(
@@ -301,7 +311,7 @@ class Calibrator:
             budget=settings.budget,
             seed=settings.seed,
             questions=len(questions_of(self.contrast)),
-            generated_tokens=self._interview.generated_tokens,
+            generated_tokens=0,
             unsteered=findings.unsteered,
             personas=findings.personas,
             scale=findings.scale,
@@ -309,14 +319,11 @@ class Calibrator:
         )
         return Calibrated(self._rescaled(self._held(calibration), findings.allowed), findings)
 
-    def _held(self, calibration: Calibration) -> Calibration:
-        """The same, held to what long answers bear, where that is asked for."""
-        if not self.settings.long:
-            return calibration
-        sides, tokens = without_loops(self._interview, calibration.sides), calibration.generated_tokens
-        if self._known is None or self.settings.anchored:
-            tokens = self._interview.generated_tokens
-        return replace(calibration, sides=sides, generated_tokens=tokens, long_answers=ANSWERS)
+    def _held(self, calibration: Calibration, before: int = 0) -> Calibration:
+        """The same, held to what long answers bear, where that is asked for; `before` is what earlier runs have sampled of it."""
+        if self._long:
+            calibration = replace(calibration, sides=without_loops(self._interview, calibration.sides), long_answers=ANSWERS)
+        return replace(calibration, generated_tokens=before + self._interview.generated_tokens)
 
     def _unit_norms(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """The steered layers, and the length of what a relative dose of 1 adds at each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -11,6 +12,8 @@ from localsteer.calibration.interview import Interview
 from localsteer.calibration.outcomes import Trial
 from localsteer.vector.calibration import POLES, SIGN, Mode, Pole, Side
 
+logger = logging.getLogger("localsteer")
+
 # At each dose. Of eight of 192 tokens on SmolLM2-135M, steered as strongly as 18 tokens bear, 4 (sad), 3 (agitated), 6 (casual),
 # 7 (pirate), 6 (simple) and 7 (deceitful) ended in a loop, by 128 tokens 2, 4, 3, 4, 6 and 6; unsteered and happy none.
 ANSWERS = 6
@@ -18,6 +21,8 @@ ANSWERS = 6
 # most.
 _MARGIN = 0.25
 _WEAKER, _WEAKENED = 0.8, 5
+MOST = ANSWERS * (1 + len(POLES) * (1 + _WEAKENED))
+"""So many long answers are asked for at most: unsteered, and toward each pole at each dose."""
 
 
 def without_loops(interview: Interview, sides: Mapping[tuple[Pole, Mode], Side]) -> dict[tuple[Pole, Mode], Side]:
@@ -31,13 +36,18 @@ def without_loops(interview: Interview, sides: Mapping[tuple[Pole, Mode], Side])
     """
     held = dict(sides)
     trying: list[Pole] = [pole for pole in POLES if sides[pole, "response"].dose is not None]
-    for _ in range(_WEAKENED):
+    for weakened in range(1 + _WEAKENED):
         doses = [SIGN[pole] * (held[pole, "response"].dose or 0) for pole in trying]
         loops = dict(zip(trying, _loops(interview, doses), strict=True))
         if not any(share > _MARGIN for share in loops.values()):
             break
         allowed = _MARGIN + _loops(interview, [0])[0]
         trying = [pole for pole, share in loops.items() if share > allowed]
+        if weakened == _WEAKENED:
+            left = f"{_WEAKER**weakened:.0%}"
+            for pole in trying:
+                logger.warning("long answers at strength %+.0f end in loops at %s of the dose, too", SIGN[pole], left)
+            break
         held |= {key: _weaker(side) for key, side in held.items() if key[0] in trying and side.dose is not None}
     return held
 

@@ -386,7 +386,7 @@ class Session:
 def _remarks(exchange: Exchange, dropped: int) -> Iterator[str] | list[str]:
     answer = exchange.answer
     remarks = [_ENDED[answer.finish_reason]] if answer.finish_reason in _ENDED else []
-    remarks += ["it repeats itself: less strength, or /set repeat_penalty 1.1"] if answer.loops else []
+    remarks += ["it repeats itself: /set repeat_penalty 1.1, or less strength"] if answer.loops else []
     remarks += [str(decision) for decision in exchange.decisions if decision.action != "pass"]
     if not exchange.kept:
         remarks.append("without text: your message is not kept either")

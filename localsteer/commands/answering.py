@@ -170,7 +170,7 @@ def make_plan(steering: Steering, model: Model, *, mode: Mode = "response", limi
 
     with progress_bar() as progress:
         plan = resolve(steering, model.fingerprint, loader(model, progress, on_built), mode, limit)
-    note(*built, *plan.notes)
+    note(*built, *(said for said in plan.notes if not any(said in line for line in built)))
     return plan
 
 

@@ -10,7 +10,7 @@ import click
 
 from localsteer.building.library import load_vector, place_for
 from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Calibrator, measurements_folder
-from localsteer.calibration.interview import LONG, Speed
+from localsteer.calibration.interview import Speed
 from localsteer.calibration.report import (
     CURVE_HEADERS,
     curve_rows,
@@ -48,10 +48,10 @@ def price(calibrators: Sequence[Calibrator], speed: Speed) -> str:
     """What calibrations of one model will cost at most, in words, told before the first one starts."""
     measured = sum(one.measured for one in calibrators)
     left = f", {measured} of them measured already" if measured else ""
-    long = f" or {LONG}" if any(one.settings.long for one in calibrators) else ""
+    lengths = " or ".join(map(str, sorted({length for one in calibrators for length in one.lengths})))
     return (
         f"{calibrators[0].model.name}: up to {sum(one.answers for one in calibrators)} answers of "
-        f"{calibrators[0].settings.effort.max_tokens}{long} tokens ({sum(one.tokens for one in calibrators):,} tokens){left}; "
+        f"{lengths} tokens ({sum(one.tokens for one in calibrators):,} tokens){left}; "
         f"about {duration(sum(one.seconds(speed) for one in calibrators))} "
         f"at {speed.answering:.0f} tokens/s answering and {speed.reading:.0f} tokens/s re-reading."
     )
@@ -120,9 +120,14 @@ def command(
         earlier = loaded.provenance.calibration
         if earlier is not None and "anchored" in earlier.modes and not settings.anchored and not calibrator.adds:
             note("The doses of anchored answers that the vector has will be dropped; --anchored measures them.")
-        if calibrator.adds:
-            added = "those of anchored answers are measured" if settings.anchored else "what long answers bear is measured"
-            note(f"Its other doses are known and kept; only {added} (--fresh measures all).")
+        if calibrator.is_held and settings.long:
+            note("It is held to long answers already.")
+        elif calibrator.adds and settings.long:
+            note("Its doses are known, and held to what long answers bear (--fresh measures all).")
+        if calibrator.adds and settings.anchored:
+            note("Its other doses are known; those of anchored answers are measured (--fresh measures all).")
+        if earlier is not None and earlier.long_answers and not calibrator.adds and not settings.long:
+            note("It was held to long answers, and will not be any more; --long does that again.")
         note(price([calibrator], calibrator.probe_speed()))
         try:
             result = calibrator.run()

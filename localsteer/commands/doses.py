@@ -26,7 +26,7 @@ def print_dosing(vector: ControlVector) -> None:
         click.echo(f"{SIGN[pole]:+.0f} {names[pole]}: {'; '.join(_parts(side, names[OTHER[pole]]))}")
         if side.most <= side.dose["response"]:
             note(f"Toward {names[pole]} more than that makes the model refuse everyday questions.")
-        if not side.shown and side.ratio.mean == side.ratio.mean:
+        if side.is_coherent and not side.shown and side.ratio.mean == side.ratio.mean:
             note(f"{worth_of(vector, SIGN[pole])} Strength 1 is as much as its text bears.")
 
 

@@ -32,10 +32,7 @@ from localsteer.reading.prompt import chat_stop, latest_message, prompt_tokens
 from localsteer.steering.plan import Plan
 from localsteer.vector.calibration import Mode
 
-LOOPED = (
-    "An answer repeats itself at its end: less strength or --repeat-penalty 1.1 keeps it from that, and `localsteer calibrate "
-    "VECTOR --long` finds the strength that long answers bear."
-)
+_LOOPED = "An answer repeats itself at its end: --repeat-penalty 1.1 keeps it from that"
 
 
 def _one_prompt(_context: click.Context, _parameter: click.Parameter, words: tuple[str, ...]) -> str:
@@ -149,7 +146,7 @@ def command(
     else:
         shown.end()
         note(*(f"[{decision}]" for decision in decisions if decision.action != "pass"))
-        note(_footer(answer, request), *([LOOPED] if answer.loops else []))
+        note(_footer(answer, request), *_advice({"steered": answer}, {"steered": request}))
 
 
 def _three_ways(request: Request, opposite: Plan | None) -> dict[str, Request]:
@@ -166,6 +163,7 @@ def _document(answer: Answer, request: Request, model: str) -> dict[str, Any]:
         **({"reasoning": reasoning} if reasoning else {}),
         "tokens": list(answer.tokens),
         "finish_reason": answer.finish_reason,
+        "loops": answer.loops,
         "steering": str(plan.steering) if plan is not None else "",
         "relative_dose": plan.relative_dose if plan is not None else 0.0,
         "worth": list(plan.worth) if plan is not None else [],
@@ -198,6 +196,15 @@ def _footer(answer: Answer, request: Request) -> str:
     return f"[{len(answer.tokens)} tokens at {answer.timing.tokens_per_second:.0f}/s{dose}{anchored}, seed {answer.seed}{ended}]"
 
 
+def _advice(answers: dict[str, Answer], requests: dict[str, Request]) -> list[str]:
+    """What to do about answers that loop."""
+    looped = [requests[name].plan for name, answer in answers.items() if answer.loops]
+    if not looped:
+        return []
+    steered = ", and so does less strength; `localsteer calibrate VECTOR --long` finds what long answers bear"
+    return [f"{_LOOPED}{steered if any(looped) else ''}."]
+
+
 def _print_compared(answers: dict[str, Answer], requests: dict[str, Request], model: str, as_json: bool) -> None:
     if as_json:
         documents = {name: _document(answer, requests[name], model) for name, answer in answers.items()}
@@ -219,7 +226,6 @@ def _print_compared(answers: dict[str, Answer], requests: dict[str, Request], mo
         if plan is not None:
             dose = f": relative dose {plan.relative_dose:.2f}" if plan.relative_dose is not None else ""
             note(f"{plan.steering}{dose}", *(f"  {said}" for said in plan.worth))
-    if any(answer.loops for answer in answers.values()):
-        note(LOOPED)
+    note(*_advice(answers, requests))
     if answers:
         note(f"[all with seed {next(iter(answers.values())).seed}]")

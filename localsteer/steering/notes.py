@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.steering.dose import DOSE_TOLERANCE
 from localsteer.steering.expression import Steering, Term
-from localsteer.steering.worth import why_no_dose, worth_of
-from localsteer.vector.calibration import SIGN, Calibration, Mode, Side, pole_of
+from localsteer.steering.worth import pole_name, why_no_dose, worth_of
+from localsteer.vector.calibration import POLES, SIGN, Calibration, Mode, Side, pole_of
 from localsteer.vector.control_vector import ControlVector
 
 
@@ -54,11 +54,11 @@ def _of_term(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) 
     if calibration.content != model.content:
         yield f"{term.vector} was calibrated on {calibration.model}, another file than this model: its doses may not hold here."
     pole = pole_of(term.strength)
-    names = {"positive": vector.provenance.positive, "negative": vector.provenance.negative}
+    names = {one: pole_name(vector, one) for one in POLES}
     side = calibration.side(term.strength, mode)
     if side.dose is None:
         where = " with the prompt steered as well" if mode == "prompt" else ""
-        used = f"that of the response toward {names[calibration.main_pole]}" if dosing is None else "that of before"
+        used = f"that of the response toward {names[calibration.main_pole]}" if dosing is None else "the one it was built with"
         yield (
             f"{term}: calibration found no dose toward {names[pole]}{where} ({why_no_dose(side, calibration.budget)}); "
             f"{used} is used, relative dose {vector.dose(term.strength, mode):.2f}."
@@ -81,10 +81,10 @@ def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, Con
     """What to say of a dose that is stronger than any of those that were measured for the vectors."""
     added = [term for term in steering.terms if not term.ablate]
     dosed = [
-        dosing.dose(term.strength, mode)
+        at_one
         for term in added
-        if (own := vectors[term.vector].provenance).calibration is None
-        if (dosing := own.dosing) is not None
+        if _calibrated_dose(vectors[term.vector], term.strength, mode) is None
+        if (at_one := vectors[term.vector].dose(term.strength, mode)) is not None
     ]
     if dosed and len(dosed) == len(added):
         if dose > max(dosed) * DOSE_TOLERANCE:
@@ -94,7 +94,7 @@ def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, Con
         (_measured(calibration, term.strength, mode), at_one, calibration.budget)
         for term in added
         if (calibration := vectors[term.vector].provenance.calibration) is not None
-        if (at_one := vectors[term.vector].dose(term.strength, mode)) is not None
+        if (at_one := _calibrated_dose(vectors[term.vector], term.strength, mode)) is not None
     ]
     limit = max((own for _, own, _ in calibrated), default=None)
     if limit is None or dose <= limit * DOSE_TOLERANCE:
@@ -108,6 +108,11 @@ def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, Con
     within = dose <= measured * DOSE_TOLERANCE
     at = f"at {dose:.2f}" if within else f"already at {measured:.2f}, the strongest one measured,"
     yield f"{text} Answers {at} cost {side.cost_at(dose):.2f} nats a token, and {allowed:.2g} were allowed."
+
+
+def _calibrated_dose(vector: ControlVector, strength: float, mode: Mode) -> float | None:
+    calibration = vector.provenance.calibration
+    return calibration.side(strength, mode).dose if calibration is not None else None
 
 
 def _measured(calibration: Calibration, strength: float, mode: Mode) -> Side:

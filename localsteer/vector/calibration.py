@@ -159,7 +159,8 @@ class Calibration:
         scale: what an effect of 1 is, for each pole: the shift under its "persona"; where the model does not measurably follow
             that one, under the "other persona" (the other way); else a standard "deviation" of the unsteered answers.
         sides: by pole and mode; "anchored" only where it was asked for.
-        long_answers: how many long answers each dose was held to; 0 where none were asked for.
+        long_answers: how many long answers the doses of the response were held to, and the others weakened along; 0 where none
+            were asked for.
 
     Raises:
         VectorError: a side is missing, or there is one too many.
@@ -216,6 +217,8 @@ class Calibration:
         # Always in this order: a file that is read and written again stays the same to the last byte.
         found = [(pole, mode) for pole in POLES for mode in MODES if (pole, mode) in self.sides]
         document["sides"] = {f"{pole}/{mode}": asdict(self.sides[pole, mode]) for pole, mode in found}
+        if not self.long_answers:
+            del document["long_answers"]  # as in files from before there were any
         plain: dict[str, Any] = without_nan(document)
         return plain
 

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from localsteer.calibration.interview import Interview
-from localsteer.calibration.loops import ANSWERS, without_loops
+from localsteer.calibration.loops import ANSWERS, MOST, without_loops
 from localsteer.calibration.outcomes import Outcome, Trial
 from localsteer.llama.fingerprint import Fingerprint
 from localsteer.vector.calibration import Calibration, Pole
@@ -85,9 +85,18 @@ def test_a_model_that_loops_by_itself_is_not_held_against_a_dose() -> None:
     assert held(Loops({"positive": 0, "negative": 0}, share=0.6)) != MADE
 
 
-def test_where_any_dose_loops_it_ends_at_a_third() -> None:
-    found = held(Loops({"positive": 0, "negative": 9}))
+def test_where_any_dose_loops_it_ends_at_a_third_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    loops = Loops({"positive": 0, "negative": 9})
+    found = held(loops)
     assert found.sides["positive", "response"].dose == pytest.approx(0.3 * 0.8**5)
+    assert min(dose for dose in loops.asked if dose > 0) == pytest.approx(0.3 * 0.8**5)  # that was listened to as well
+    assert "at strength +1 end in loops at 33% of the dose, too" in caplog.text
+    assert len(loops.asked) * ANSWERS <= MOST + ANSWERS * 5  # the unsteered ones are asked for once
+
+
+def test_a_dose_that_holds_at_last_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    held(Loops({"positive": 0.3 * 0.8**5, "negative": 9}))
+    assert caplog.text == ""
 
 
 def test_a_pole_without_a_dose_is_not_asked() -> None:

@@ -281,12 +281,27 @@ def test_long_answers_are_added_to_a_calibration_that_is_there(calibrate: Calibr
     answered.clear()
     result = calibrate(vector, "--by-cost", "--budget", 10, "--long")
     assert result.code == 0, result.err
-    assert "only what long answers bear is measured" in result.err
+    assert "Its doses are known, and held to what long answers bear" in result.err
+    assert "up to 78 answers of 192 tokens" in result.err
     after = read_vector(vector).provenance.calibration
     assert before is not None
     assert after is not None
     assert (before.long_answers, after.long_answers) == (0, ANSWERS)
     assert answered == []  # no short ones
+    assert after.generated_tokens >= before.generated_tokens + 2 * ANSWERS * 192
+    # To hold them again changes nothing, and to add the doses of anchored answers leaves them held.
+    result = calibrate(vector, "--by-cost", "--budget", 10, "--long")
+    assert "It is held to long answers already." in result.err
+    assert read_vector(vector).provenance.calibration == after
+    result = calibrate(vector, "--by-cost", "--budget", 10, "--anchored")
+    assert result.code == 0, result.err
+    both = read_vector(vector).provenance.calibration
+    assert both is not None
+    assert (both.long_answers, "anchored" in both.modes) == (ANSWERS, True)
+    assert all(both.sides[key] == side for key, side in after.sides.items())
+    # Measured anew without them, it says that they are no more.
+    result = calibrate(vector, "--by-cost", "--budget", 9)
+    assert "It was held to long answers, and will not be any more" in result.err
     for key, side in after.sides.items():
         assert side.curve == before.sides[key].curve
         assert (side.dose or 0) <= (before.sides[key].dose or 0)

@@ -46,6 +46,12 @@ def test_what_is_wrong_with_a_dose_is_told_beside_it(
     assert "quiet" not in err
 
 
+def test_an_answer_that_makes_no_sense_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    _, err = told(capsys, coherence=1.7, shown=False)
+    assert err.count("\n") == 1
+    assert "as much as its text bears" not in err
+
+
 def test_nothing_is_told_of_a_vector_that_was_not_dosed(capsys: pytest.CaptureFixture[str]) -> None:
     print_dosing(ControlVector({1: np.ones(4, np.float32)}))
     assert capsys.readouterr() == ("", "")

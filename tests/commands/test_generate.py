@@ -67,6 +67,18 @@ def test_where_no_dose_can_be_told_the_last_line_says_by_what_it_was_steered(
     assert f", steered by !{vector}, seed" in result.err
 
 
+def test_an_answer_that_loops_says_what_keeps_it_from_that(
+    tiny_path: TinyPath, vector: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Without chance a model of random weights soon says the same again.
+    command = ("generate", "Hello", "-m", tiny_path("llama"), "-n", "160", "--temperature", "0")
+    plain, steered = run(capfd, *command).err, run(capfd, *command, "-s", vector).err
+    assert "An answer repeats itself at its end: --repeat-penalty 1.1 keeps it from that." in plain
+    assert "keeps it from that, and so does less strength; `localsteer calibrate VECTOR --long" in steered
+    assert run(capfd, *command, "--json").document["loops"] is True
+    assert "repeats itself" not in run(capfd, *command[:-2], "--seed", "1").err
+
+
 def test_the_seed_that_is_reported_gives_the_same_answer_again(tiny_path: TinyPath, capfd: pytest.CaptureFixture[str]) -> None:
     first = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-n", "12", "--json").document
     again = run(capfd, "generate", "Hello", "-m", tiny_path("llama"), "-n", "12", "--seed", str(first["seed"]), "--json").document
@@ -130,6 +142,7 @@ def test_the_first_use_of_a_name_tells_what_its_vector_is_worth_and_the_second_d
     assert "+1 loud: nothing beyond chance was seen." in first.err
     assert "-1 quiet: nothing beyond chance was seen." in first.err
     assert "was built" not in second.err
+    assert first.err.count("loud: nothing beyond chance was seen.") == 1
     assert "loud: nothing beyond chance was seen." in second.err
 
 

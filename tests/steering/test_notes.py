@@ -88,7 +88,7 @@ def test_a_pole_without_a_dose_that_was_dosed_before_says_that_this_is_used() ->
     made = calibrated_plan("-0.5 loud", vectors={"loud": quiet})
     assert made.relative_dose == pytest.approx(0.025)
     (told,) = made.notes
-    assert told.endswith("that of before is used, relative dose 0.05.")
+    assert told.endswith("the one it was built with is used, relative dose 0.05.")
 
 
 def test_a_scope_without_a_dose_says_whose_is_used_instead() -> None:
@@ -133,9 +133,10 @@ def test_what_a_dose_past_the_range_costs_is_what_anchored_answers_cost() -> Non
     assert any("cost 7.00 nats" in note for note in calibrated_plan("5 loud", "anchored", vectors={"loud": told}).notes)
 
 
-def test_a_strength_far_past_a_pole_without_a_dose_is_past_the_calibrated_range_too() -> None:
+def test_a_strength_far_past_a_pole_without_a_dose_is_past_the_one_that_is_used() -> None:
     notes = calibrated_plan("-5 loud", vectors={"loud": calibrated(MODEL, without=NOT_QUIET)}).notes
-    assert any("past the calibrated range" in note for note in notes)
+    assert any("is past strength 1: relative dose 1.50, and what was measured is 0.30." in note for note in notes)
+    assert not any("calibrated up to" in note for note in notes)
 
 
 # Dosings

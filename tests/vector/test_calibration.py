@@ -187,6 +187,12 @@ def test_the_effect_at_a_dose_follows_what_was_measured_through_that_of_strength
     assert [half.effect_at(dose) for dose in (0.0, 0.15, 0.3, 0.6)] == pytest.approx([0.0, 0.25, 0.45, 0.6])
 
 
+def test_a_file_from_before_there_were_long_answers_stays_as_it_was() -> None:
+    assert "long_answers" not in MADE.document()
+    held = replace(MADE, long_answers=6)
+    assert Calibration.from_json(held.to_json()) == held
+
+
 def test_a_file_that_names_a_profile_is_read() -> None:
     document = calibration(MODEL).document()
     for one in document["sides"].values():
