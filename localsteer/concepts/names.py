@@ -116,7 +116,8 @@ def find_concept(name: str) -> LibraryConcept:
         hint = f"For the file of that name write {name}.gguf."
     for pattern in _GLUED:
         if (glued := pattern.fullmatch(name)) is not None and glued["name"] in known:
-            hint = f'In an expression "{name}" is written "{glued["strength"]} {glued["name"]}"; a sign stays in front.'
+            sign = "; a sign stays in front" if name.startswith(glued["strength"]) else ""
+            hint = f'In an expression "{name}" is written "{glued["strength"]} {glued["name"]}"{sign}.'
     raise VectorError(f'There is no vector "{name}".', hint=hint)
 
 

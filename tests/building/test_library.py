@@ -146,7 +146,7 @@ def test_a_users_concept_that_hides_a_shipped_one_is_noted_once(users: Path, cap
         ("xyz", "Known are: formal, happy."),
         ("happy=0.5", 'In an expression "happy=0.5" is written "0.5 happy".'),
         ("happy:-2", 'In an expression "happy:-2" is written "-2 happy".'),
-        (".5happy", 'In an expression ".5happy" is written ".5 happy".'),
+        (".5happy", 'In an expression ".5happy" is written ".5 happy"; a sign stays in front.'),
         ("hapy:0.5", "Did you mean happy?"),
         ("down", 'It is the other pole of formal and of happy: in an expression "-formal".'),
     ],

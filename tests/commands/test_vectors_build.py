@@ -238,7 +238,7 @@ def test_a_concept_without_a_dose_does_not_stop_the_others(
     def search(self: Search) -> Findings:
         findings = found(self)
         if self.interview.contrast is not None and self.interview.contrast.name == "formal":
-            findings.sides = {key: nothing(one) for key, one in findings.sides.items()}
+            findings.sides = {key: nothing(one, "measured") for key, one in findings.sides.items()}
         return findings
 
     monkeypatch.setattr(Search, "run", search)
@@ -254,7 +254,7 @@ def test_a_concept_without_a_dose_does_not_stop_the_others(
 
 
 def test_the_only_concept_gives_its_own_error(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    find_sides(monkeypatch, without=tuple(DOSES))
+    find_sides(monkeypatch, without=tuple(DOSES), limit="measured")
     result = build("happy", "--calibrate")
     assert result.code == 1
     assert result.out.startswith("happy: built in ")
