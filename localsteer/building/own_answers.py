@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from localsteer.building.refusal import Refusals, refusal_openings
 from localsteer.building.voices import Tokens, voices
@@ -85,6 +86,7 @@ class OwnAnswers(Closing):
             )
         starts: list[Tokens] = []
         said: list[Said] = []
+        voiced: list[float] = []  # how likely the persona finds what it says itself, nats a token
         self.read: dict[Pole, list[int]] = {"positive": [], "negative": []}
         for pole in POLES:
             for start, answer in zip(self.voices.start[pole], self.answers[pole], strict=True):
@@ -92,32 +94,30 @@ class OwnAnswers(Closing):
                     self.read[pole].append(len(starts))
                     starts.append(start)
                     said.append(Said.of(answer.tokens, [entry.likeliest for entry in answer.logprobs]))
+                    at = [[logprob for _, logprob in entry.likeliest] for entry in answer.logprobs]
+                    voiced.append(float(np.mean((said[-1].chances * at).sum(axis=1))))
         everyday = everyday_questions()[:_REFUSABLE] if openings else ()
         refusable = [answer_prompt(model, [Message("user", question)]) for question in everyday]
         self.kept = KeptPrompts(model, [*starts, *refusable, *(prompt for pole in POLES for prompt in self.voices.own[pole])])
         try:
             compared = {number for pole in POLES for number in self.read[pole][:_COMPARED]}
             self.reader = ForcedReader(model, starts, said, compared, self.kept)
-            self.asked = {pole: self._asked(pole, said) for pole in POLES}
+            self.asked = {pole: self._asked(pole, said, np.array(voiced)) for pole in POLES}
             self.refusals = Refusals(model, openings, refusable, self.kept)
             tell("answering as each persona", len(prompts), len(prompts))
         except BaseException:
             self.kept.close()
             raise
 
-    def _asked(self, pole: Pole, said: Sequence[Said]) -> float:
+    def _asked(self, pole: Pole, said: Sequence[Said], voiced: NDArray[np.float64]) -> float:
         if self.voices.reach != 1 or not self.voices.spoken:
             return float("nan")
-
-        def under_it(pole_of_answers: Pole, count: int) -> float:
-            """By how much likelier what is said in answers of a pole becomes under the persona of this one."""
-            answered = zip(self.voices.own[pole], self.answers[pole_of_answers], strict=True)
-            prompts = [prompt for prompt, answer in answered if answer.tokens][:count]
-            numbers = self.read[pole_of_answers][:count]
-            read = ForcedReader(self.model, prompts, [said[number] for number in numbers], kept=self.kept)
-            return float(np.mean(read.plain - self.reader.plain[numbers]))
-
-        return under_it(pole, READ_OF_OTHER) - under_it(OTHER[pole], READ_OF_OTHER)
+        mine, others = self.read[pole][:READ_OF_OTHER], self.read[OTHER[pole]][:READ_OF_OTHER]
+        answered = zip(self.voices.own[pole], self.answers[OTHER[pole]], strict=True)
+        prompts = [prompt for prompt, answer in answered if answer.tokens][:READ_OF_OTHER]
+        under_it = ForcedReader(self.model, prompts, [said[number] for number in others], kept=self.kept).plain
+        plain = self.reader.plain
+        return float(np.mean(voiced[mine] - plain[mine]) - np.mean(under_it - plain[others]))
 
     def close(self) -> None:
         """Free what is kept of the prompts."""
