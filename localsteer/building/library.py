@@ -20,6 +20,8 @@ from localsteer.concepts.names import LibraryConcept, find_concept, is_path
 from localsteer.errors import VectorError
 from localsteer.files.home import expanded
 from localsteer.llama.model import Model
+from localsteer.steering.worth import worth
+from localsteer.vector.calibration import SIGN
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import read_vector, write_vector
 
@@ -187,6 +189,16 @@ def place_for(name: str, model: Model) -> Path:
 def loader(model: Model, progress: Progress | None = None, on_built: OnBuilt | None = None) -> Callable[[str], ControlVector]:
     """`load_vector` for one model, as `localsteer.steering.plan.resolve` wants it."""
     return lambda name: load_vector(name, model, progress, on_built)
+
+
+def telling(lines: list[str], model: Model) -> OnBuilt:
+    """Adds to lines what is to be said of a vector that had to be built: what that took, and what the vector is worth."""
+
+    def tell(name: str, vector: ControlVector, seconds: float) -> None:
+        lines.append(f"{name} was built for {model.name} in {seconds:.0f} s. Strength 1 and -1 of it:")
+        lines.extend(f"{SIGN[pole]:+.0f} {said}" for pole, said in worth(vector))
+
+    return tell
 
 
 def load_for_showing(name: str, content: str | None = None) -> ControlVector:

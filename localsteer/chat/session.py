@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from localsteer.building.library import loader
+from localsteer.building.library import loader, telling
 from localsteer.chat.conversation import Conversation, Exchange
 from localsteer.chat.screen import Screen
 from localsteer.chat.trait import Trait, TraitReader
@@ -23,7 +23,6 @@ from localsteer.reading.prompt import chat_tokens
 from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import NOTHING, Steering, Term
 from localsteer.steering.plan import Plan, resolve, resolve_opposite
-from localsteer.steering.worth import built_lines
 from localsteer.vector.calibration import Mode
 from localsteer.vector.control_vector import ControlVector
 
@@ -116,12 +115,8 @@ class Session:
         if not steering:
             return None
         model, built = self.opened.model, list[str]()
-
-        def on_built(name: str, vector: ControlVector, seconds: float) -> None:
-            built.extend(built_lines(name, vector, seconds, model.name))
-
         with self.screen.progress() as progress:
-            load = loader(model, progress, on_built)
+            load = loader(model, progress, telling(built, model))
             plan = resolve(steering, model.fingerprint, load, mode or self.conversation.mode, self.opened.limit)
         for line in built:
             self.screen.note(line)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from localsteer.building.library import loader
+from localsteer.building.library import loader, telling
 from localsteer.building.own_answers import Progress
 from localsteer.commands.options import Command, Number, gathered, with_options
 from localsteer.commands.output import note, progress_bar
@@ -23,9 +23,7 @@ from localsteer.reading.hidden_norm import read_hidden_norm
 from localsteer.steering.dose import DoseLimit
 from localsteer.steering.expression import Steering, parse_steering
 from localsteer.steering.plan import Plan, resolve, resolve_opposite
-from localsteer.steering.worth import built_lines
 from localsteer.vector.calibration import Mode
-from localsteer.vector.control_vector import ControlVector
 
 if TYPE_CHECKING:
     from localsteer.policy.arm import ArmedPolicy
@@ -164,12 +162,8 @@ def make_plan(steering: Steering, model: Model, *, mode: Mode = "response", limi
     if not steering:
         return None
     built: list[str] = []
-
-    def on_built(name: str, vector: ControlVector, seconds: float) -> None:
-        built.extend(built_lines(name, vector, seconds, model.name))
-
     with progress_bar() as progress:
-        plan = resolve(steering, model.fingerprint, loader(model, progress, on_built), mode, limit)
+        plan = resolve(steering, model.fingerprint, loader(model, progress, telling(built, model)), mode, limit)
     note(*built, *(said for said in plan.notes if not any(said in line for line in built)))
     return plan
 

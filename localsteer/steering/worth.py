@@ -83,12 +83,6 @@ def worth(vector: ControlVector) -> Iterator[tuple[Pole, str]]:
             yield pole, said
 
 
-def built_lines(name: str, vector: ControlVector, seconds: float, model: str) -> list[str]:
-    """What to say where a name's first use has built its vector: what that took, and what the vector is worth."""
-    told = f"{name} was built for {model} in {seconds:.0f} s"
-    return [f"{told}. Strength 1 and -1 of it:", *(f"{SIGN[pole]:+.0f} {said}" for pole, said in worth(vector))]
-
-
 def worth_of(vector: ControlVector, strength: float, mode: Mode = "response") -> str | None:
     """What a strength is worth: one sentence; None where nothing was measured."""
     pole = pole_of(strength)
