@@ -34,5 +34,7 @@ def _parts(side: DosedSide, other: str) -> Iterator[str]:
     yield f"relative dose {side.dose['response']:.2f} ({side.dose['prompt']:.2f} with the prompt steered as well)"
     if side.shown:
         yield f"its own answers {side.ratio.mean:.2f} nats a token likelier beside those of {other}"
+    if side.asked == side.asked:
+        yield f"{side.asked:.2f} under a system prompt that asks for it"
     if abs(side.coherence) < float("inf"):
         yield f"answers at it {side.coherence:+.2f} nats a token less likely than these"

@@ -15,7 +15,7 @@ from localsteer.commands.output import note, print_json, progress_bar
 from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.contrast import Contrast
 from localsteer.concepts.shared import keep, read_folder
-from localsteer.errors import ModelError
+from localsteer.errors import CalibrationError, ModelError
 from localsteer.llama.model_file import content_hash
 from localsteer.vector.control_vector import ControlVector, format_layers
 from localsteer.vector.file import write_vector
@@ -123,8 +123,8 @@ def _way_out() -> Iterator[None]:
     """Around a dosing: what keeps it from being done does not keep the vector from being imported."""
     try:
         yield
-    except ModelError as error:
-        raise ModelError(
+    except (ModelError, CalibrationError) as error:
+        raise type(error)(
             f"The vector cannot be dosed on this model: {error.message}", hint="--no-dose leaves that out."
         ) from error
 

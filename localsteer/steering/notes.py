@@ -39,7 +39,7 @@ def _of_term(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) 
         return
     dosing = vector.provenance.dosing
     if calibration is None and dosing is not None and dosing.content != model.content:
-        yield f"{term.vector} was dosed on {dosing.model}, another file than this model: its doses may not hold here."
+        yield _elsewhere(f"{term.vector} was dosed on {dosing.model}", term)
     if calibration is None and dosing is not None and dosing.sides[pole_of(term.strength)].is_doubtful:
         yield f"{worth_of(vector, SIGN[pole_of(term.strength)])}"
     if calibration is None and dosing is None and vector.provenance.n_pairs:
@@ -52,7 +52,7 @@ def _of_term(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) 
             )
         return
     if calibration.content != model.content:
-        yield f"{term.vector} was calibrated on {calibration.model}, another file than this model: its doses may not hold here."
+        yield _elsewhere(f"{term.vector} was calibrated on {calibration.model}", term)
     pole = pole_of(term.strength)
     names = {one: pole_name(vector, one) for one in POLES}
     side = calibration.side(term.strength, mode)
@@ -75,6 +75,13 @@ def _of_term(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) 
             f"{term}: there is no dose for anchored answers, which may take a stronger one; that of others is used. "
             f"`localsteer calibrate {term.vector} --anchored` looks for it."
         )
+
+
+def _elsewhere(measured: str, term: Term) -> str:
+    return (
+        f"{measured}, another file than this model (another quantisation, or tuned further): its doses may not hold here. "
+        f"`localsteer calibrate {term.vector}` measures them."
+    )
 
 
 def _past_calibration(steering: Steering, dose: float, vectors: Mapping[str, ControlVector], mode: Mode) -> Iterator[str]:

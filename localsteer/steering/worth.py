@@ -136,8 +136,8 @@ def _beyond(side: Side, strength: float) -> str | None:
 def _dosed(side: DosedSide, pole: Pole, name: str, other: str) -> str:
     if not side.is_coherent:
         return (
-            f"{name}: answers made no sense, or were none, at every dose that was tried. Take less than {SIGN[pole]:g}, or ask "
-            "for it in a system prompt."
+            f"{name}: answers made no sense, or were none, at every dose that was tried. Take a weaker strength, or ask for it "
+            "in a system prompt."
         )
     if side.ratio.mean != side.ratio.mean:
         return f"{name}: as strong as the text bears; what it does was not measured, for nothing tells what it is about."
@@ -147,7 +147,9 @@ def _dosed(side: DosedSide, pole: Pole, name: str, other: str) -> str:
             "vector built from such prompts will hardly do."
         )
     told = f"{name}: its own answers become {side.ratio.mean:.1f} nats a token likelier beside those of {other}"
-    if not side.asked > 0:
+    if side.asked != side.asked:
         return f"{told}."
+    if side.asked <= 0:
+        return f"{told}; the model does not measurably follow a system prompt that asks for it."
     more = "; ask for it there, too" if side.ratio.mean < _LESS * side.asked else ""
     return f"{told}, {side.asked:.1f} under a system prompt that asks for it{more}."

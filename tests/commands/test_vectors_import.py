@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from localsteer.concepts.names import user_folder
+from localsteer.engine.request import Answer, Timing
 from localsteer.export import share as share_module
 from localsteer.files.gguf_writing import write_out
 from localsteer.llama.model import Model
@@ -51,6 +52,19 @@ def test_with_a_model_it_is_dosed_there(late: Path, tiny_path: TinyPath, tmp_pat
     assert f"relative dose {found.sides['negative'].dose['response']:.2f}" in shown.out
     plain = run(capfd, "vectors", "import", late, "-o", output, "--force")
     assert "Neither dosed nor calibrated: strength 1 is what the file says" in plain.err
+
+
+def test_a_model_that_answers_nothing_keeps_no_vector_from_being_imported(
+    late: Path, tiny_path: TinyPath, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*_given: object) -> list[Answer]:
+        return [Answer("", (), "stop", 0, Timing(9, 0, 0.1, 0, 0.1))] * 16
+
+    monkeypatch.setattr("localsteer.building.own_answers.generate_many", silent)
+    result = run(capfd, "vectors", "import", late, "-o", tmp_path / "out.gguf", "-m", tiny_path("llama"))
+    assert_one_clear_line(result, "The vector cannot be dosed on this model: ", "gives no answers")
+    assert "--no-dose leaves that out." in result.err
+    assert not (tmp_path / "out.gguf").exists()
 
 
 def test_it_is_one_json_document(late: Path, tmp_path: Path, capfd: Capture) -> None:

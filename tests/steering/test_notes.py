@@ -70,7 +70,10 @@ def test_a_calibration_made_on_another_file_may_not_hold() -> None:
     notes = calibrated_plan("loud", model=other).notes
     assert len(notes) == 2
     assert "read from another file of the same model" in notes[0]
-    assert notes[1] == "loud was calibrated on Tiny, another file than this model: its doses may not hold here."
+    assert notes[1] == (
+        "loud was calibrated on Tiny, another file than this model (another quantisation, or tuned further): its doses may not "
+        "hold here. `localsteer calibrate loud` measures them."
+    )
 
 
 def test_a_pole_without_a_dose_takes_that_of_the_other_one_and_says_so() -> None:
