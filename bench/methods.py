@@ -1,6 +1,6 @@
 """Ways to build a direction, side by side at equal terms: each is dosed by the same own answers and the same rule.
 
-Run as `python -m bench.methods [--model demo|base|real] [--what directions|schedules|cap|limits|places] [CONCEPT ...]`. What is
+Run as `python -m bench.methods [--model demo|base|real] [--what WHAT] [CONCEPT ...]`. What is
 compared of directions, at the dose that the rule finds: how much likelier a pole's own answers become than the other pole's
 (teacher-forced on held-out questions, nats a token, both poles added up), how far that leads from the unsteered model (KL), and
 how likely a refusal begins. Records are kept in `bench/methods.json`; one that is there is not measured again.
@@ -25,6 +25,7 @@ from bench import methods_page
 from bench.capped import capped
 from bench.directions import DIRECTIONS, PLAIN, Direction, at_relative_dose_1, estimate_of
 from bench.limits import limits
+from bench.long_answers import long_answers
 from bench.models import base_model, demo_model, real_model
 from bench.places import places
 from localsteer.building.dosing import Doser
@@ -189,6 +190,7 @@ _WHAT: Mapping[str, Callable[[Model, str, Mapping[str, Any]], Iterator[tuple[str
     "cap": functools.partial(_of_dosed, "cap", capped),
     "limits": functools.partial(_of_dosed, "limits", limits),
     "places": places,
+    "long": long_answers,
 }
 
 

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from bench.capped import at_equal_kl
 from bench.directions import PLAIN
+from bench.long_answers import LONG
+from bench.long_answers import WAYS as LONG_WAYS
+from bench.quality.ways import UNSTEERED
 from localsteer.vector.calibration import POLES
 
 # Nats a token. A ratio of confident on SmolLM2-135M, 0.07 at strength 1, is 0.01 there by other answers of the same personas.
@@ -31,7 +34,7 @@ def write(records: Mapping[str, Concepts]) -> None:
     lines = _PROSE.read_text(encoding="utf-8").splitlines()
     for model, concepts in records.items():
         lines += ["", f"## {model}"]
-        for table in (_compared, _directions, _places, _schedules, _caps, _costs, _refusals):
+        for table in (_compared, _directions, _places, _schedules, _caps, _costs, _refusals, _loops):
             lines += table(concepts)
     _PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
@@ -44,7 +47,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _ways(concepts: Concepts, *, scheduled: bool) -> list[str]:
     every = dict.fromkeys(
-        way for own in concepts.values() for way in own if way not in (_CAP, _LIMITS) and not way.startswith(_PLACE)
+        way for own in concepts.values() for way in own if way not in (_CAP, _LIMITS, LONG) and not way.startswith(_PLACE)
     )
     return [way for way in every if way.startswith(_SCHEDULE) == scheduled]
 
@@ -157,3 +160,18 @@ def _refusals(concepts: Concepts) -> list[str]:
         rows.append([name, pole, f"{one['found']:.2f}", *read, " / ".join(f"{at[steps]:.2f}" for steps in _STEPS) if at else ""])
     header = ["concept", "pole", "dose", *(f"read on from {least}" for least in _LEAST)]
     return _table([*header, f"refused from, in {' / '.join(_STEPS)} steps"], rows)
+
+
+def _loops(concepts: Concepts) -> list[str]:
+    """How many long answers end in a loop, and how long they are."""
+    measured = {name: own[LONG] for name, own in concepts.items() if LONG in own}
+    rows = [
+        [name, _looping(own[UNSTEERED]), *(" | ".join(_looping(own[way][pole]) for pole in POLES) for way in LONG_WAYS)]
+        for name, own in measured.items()
+    ]
+    return _table(["concept", UNSTEERED, *(f"{way}, {sign}" for way in LONG_WAYS for sign in "+-")], rows)
+
+
+def _looping(told: Sequence[float]) -> str:
+    loops, answers, tokens = told
+    return f"{loops:g} of {answers:g} / {tokens:.0f}"

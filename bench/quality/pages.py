@@ -21,6 +21,8 @@ _OVERVIEW = _HERE.parent / "QUALITY.md"
 _QUOTED = 3
 # Of anchored answers: an effect worth comparing, in units of the system prompt's, and what counts as risen.
 _FELT, _RISEN = 0.2, 1.1
+# Points above unsteered answers that count as refusing more.
+_MORE_REFUSED = 5.0
 
 _INTRODUCTION = f"""\
 Written by `make quality`; edits are lost. Every concept on questions that no prompt, dosing or calibration holds, with other
@@ -46,7 +48,7 @@ A way that a table has no column for was not measured on that model. What is mea
 - *Cost*: nats a token that an answer is less likely than unsteered ones to its question or, in the voice of its pole, than the
   prompted ones, on the mean over the answers, whichever is less.
 - *Off topic*: of how much likelier unsteered answers are after their own question than after another one, the share that is lost.
-- *Refused*: per cent of the answers that say that they will not answer.
+- *Refused*: per cent of the answers that say that they will not answer, by English phrases: of French ones none is counted.
 - *Wrong way*: per cent of the questions whose answers toward the positive pole score below those toward the negative one.
 """
 
@@ -132,10 +134,10 @@ def _verdicts(which: str, records: Sequence[Record]) -> Iterator[str]:
         some = [record for record in records if way in record.ways]
         if some:
             before = 100 * np.mean([record.refused(UNSTEERED, None) for record in some])
-            sides = {(record.name, pole): 100 * record.refused(way, pole) for record in some for pole in POLES}
-            most = max(sides, key=sides.__getitem__)
-            where = f"; most: {most[0]}, {most[1]}, {sides[most]:.0f}" if sides[most] else ""
-            yield f"- refused, {way}: {np.mean(list(sides.values())):.1f} per cent of all answers, unsteered {before:.1f}{where}"
+            mean = 100 * np.mean([record.refused(way, pole) for record in some for pole in POLES])
+            more = [told for record in some for pole in POLES if (told := _refused_more(record, way, pole))]
+            where = f"; more than {_MORE_REFUSED:.0f} points above: {', '.join(more)}" if more else ""
+            yield f"- refused, {way}: {mean:.1f} per cent of all answers, unsteered {before:.1f}{where}"
     compared = [way for way in (FRESH, CALIBRATED, ANCHORED, *PEERS, NULL) if any(way in record.ways for record in records)]
     if alike := [record for record in records if set(compared) <= set(record.ways)]:
         costs = {way: np.nanmean([record.cost(way, pole) for record in alike for pole in POLES]) for way in compared}
@@ -149,6 +151,12 @@ def _verdicts(which: str, records: Sequence[Record]) -> Iterator[str]:
             f"- retention: fresh, the right letter of {one['questions']} questions loses {loss:.3f} nats; of {one['prompted']} "
             f"of them under the system prompts, {prompted_loss:.3f} ({len(sides_of)} sides)"
         )
+
+
+def _refused_more(record: Record, way: str, pole: Pole) -> str:
+    """A side whose answers are refused more often than unsteered ones; nothing for another one."""
+    now, before = (100 * share for share in (record.refused(way, pole), record.refused(UNSTEERED, None)))
+    return f"{record.name}, {pole} ({now:.0f} beside {before:.0f})" if now > before + _MORE_REFUSED + 1e-9 else ""
 
 
 def _swings(records: Sequence[Record]) -> Iterator[str]:

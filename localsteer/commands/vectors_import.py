@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def command(
     if output is None:
         raise click.UsageError("-o names the new file.")
     check_output(output, force=force)
+    seconds: float | None = None
     if file.is_dir():
         file = read_folder(file).only(content_hash(model_options.path()) if model_options.model is not None else None)
     if model_options.model is not None:
@@ -70,8 +72,10 @@ def command(
             vector = imported.vector
             measured = vector.provenance.calibration or vector.provenance.probe or vector.provenance.removal
             if dose and measured is None:
+                start = time.perf_counter()
                 with _way_out():
                     vector = measured_dose(opened, vector, _concept_of(vector), progress=progress)
+                seconds = time.perf_counter() - start
     else:
         imported = import_vector(file, shift=shift, name=name)
         vector = imported.vector
@@ -87,6 +91,7 @@ def command(
                 "n_embd": vector.n_embd,
                 "findings": list(imported.findings),
                 "dosing": vector.provenance.dosing.document() if vector.provenance.dosing is not None else None,
+                "seconds": seconds,
             }
         )
         return
@@ -95,6 +100,8 @@ def command(
     click.echo(f"{output}: {vector.provenance.concept}, layers {format_layers(vector.layers)}, n_embd {vector.n_embd}")
     if vector.provenance.calibration is None:
         print_dosing(vector)
+        if seconds is not None:
+            click.echo(f"dosed in {seconds:.1f} s")
     else:
         click.echo(f"calibrated: `localsteer vectors show {output}` tells its doses")
     if vector.provenance.calibration is None and vector.provenance.dosing is None and vector.provenance.removal is None:

@@ -233,7 +233,10 @@ def test_refusals_are_told_beside_those_without_steering(folders: Path) -> None:
     record.keep()
     pages.write()
     page = (folders / "DEMO.md").read_text()
-    assert "- refused, fresh: 50.0 per cent of all answers, unsteered 0.0; most: loud, positive, 100" in page
+    assert (
+        "- refused, fresh: 50.0 per cent of all answers, unsteered 0.0; more than 5 points above: loud, positive (100 beside 0)"
+        in page
+    )
     assert "| loud | 0 | 0 / 0 | 100 / 0 |" in (folders / "DEMO.md").read_text()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,10 +49,13 @@ def test_with_a_model_it_is_dosed_there(late: Path, tiny_path: TinyPath, tmp_pat
     found = read_vector(output).provenance.dosing
     assert found is not None
     assert result.document["dosing"] == found.document()
+    assert result.document["seconds"] > 0
     shown = run(capfd, "vectors", "import", late, "-o", output, "-m", tiny_path("llama"), "--force")
+    assert re.search(r"^dosed in \d+\.\d s$", shown.out, re.MULTILINE)
     assert f"relative dose {found.sides['negative'].dose['response']:.2f}" in shown.out
     plain = run(capfd, "vectors", "import", late, "-o", output, "--force")
     assert "Neither dosed nor calibrated: strength 1 is what the file says" in plain.err
+    assert "dosed in" not in plain.out
 
 
 def test_a_model_that_answers_nothing_keeps_no_vector_from_being_imported(
