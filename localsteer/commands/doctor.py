@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
 from localsteer.building.library import find_vector
 from localsteer.commands.options import ModelOptions, json_option, with_model_options
-from localsteer.commands.output import print_facts, print_json
+from localsteer.commands.output import note, print_facts, print_json, print_table
 from localsteer.concepts.names import concepts
 from localsteer.errors import LocalsteerError
 from localsteer.llama import library
 from localsteer.llama.model import Model
 from localsteer.llama.steerability import steerability
 from localsteer.llama.template_errors import TemplateError
-from localsteer.steering.worth import worth
-from localsteer.vector.calibration import SIGN
+from localsteer.steering.worth import in_short, pole_name, worth
+from localsteer.vector.calibration import POLES, SIGN
+from localsteer.vector.control_vector import ControlVector
 
 
 @click.command()
@@ -45,8 +47,9 @@ def command(as_json: bool, model_options: ModelOptions) -> None:
     except LocalsteerError as error:
         if model_options.model is not None:
             raise
-        _show({**facts, "model": f"none: {error.message}"}, as_json)
+        _show({**facts, "model": f"none: {error.message}"}, {}, as_json)
         return
+    vectors: dict[str, ControlVector | str | None] = {}
     with model_options.open() as opened:
         found = steerability(opened)
         facts |= {
@@ -63,29 +66,23 @@ def command(as_json: bool, model_options: ModelOptions) -> None:
         if found.reason:
             facts["because"] = found.reason
         if found.readable:
-            facts["vectors"] = _vectors(opened)
-    _show(facts, as_json)
+            vectors = _vectors(opened)
+    _show(facts, vectors, as_json)
     if not (found.readable or found.native):
         raise SystemExit(1)
 
 
-def _vectors(model: Model) -> dict[str, str]:
-    """What the concepts of the library are worth on this model, as far as their vectors are there."""
-    known, missing = {}, []
+def _vectors(model: Model) -> dict[str, ControlVector | str | None]:
+    """By concept of the library its vector for this model, why it cannot be read, or None where it is not built yet."""
+    found: dict[str, ControlVector | str | None] = {}
     for name, concept in concepts().items():
         try:
-            found = find_vector(concept, concept.source(), model.fingerprint.content)
+            vector = find_vector(concept, concept.source(), model.fingerprint.content)
         except LocalsteerError as error:  # a concept of the user's that cannot be read
-            known[name] = error.message
+            found[name] = error.message
             continue
-        if found is None:
-            missing.append(name)
-            continue
-        told = {f"{SIGN[pole]:+.0f} {name}": said for pole, said in worth(found.vector)}
-        known |= told or {name: f"there, and never dosed: what strength 1 does was not measured ({found.path})."}
-    if missing:
-        known["not built for it yet"] = f"{', '.join(missing)} (`localsteer vectors build`, or the first use)"
-    return known
+        found[name] = vector.vector if vector is not None else None
+    return found
 
 
 def _template(model: Model) -> str:
@@ -100,13 +97,42 @@ def _template(model: Model) -> str:
         return f"cannot be used: {error.message}"
 
 
-def _show(facts: dict[str, Any], as_json: bool) -> None:
+def _show(facts: dict[str, Any], vectors: Mapping[str, ControlVector | str | None], as_json: bool) -> None:
+    missing = [name for name, found in vectors.items() if found is None]
+    unbuilt = f"{', '.join(missing)} (`localsteer vectors build`, or the first use)"
     if as_json:
-        print_json({key.replace(" ", "_").replace("'", "").replace(".", "_"): value for key, value in facts.items()})
-    else:
-        shown = {True: "yes", False: "no"}
-        rows = [
-            (key, shown[value] if isinstance(value, bool) else str(value)) for key, value in facts.items() if key != "vectors"
-        ]
-        rows += facts.get("vectors", {}).items()
-        print_facts(rows)
+        told = _told(vectors) | ({"not built for it yet": unbuilt} if missing else {})
+        document = {key.replace(" ", "_").replace("'", "").replace(".", "_"): value for key, value in facts.items()}
+        print_json({**document, **({"vectors": told} if vectors else {})})
+        return
+    shown = {True: "yes", False: "no"}
+    print_facts([(key, shown[value] if isinstance(value, bool) else str(value)) for key, value in facts.items()])
+    if rows := list(_rows(vectors)):
+        print_table(("strength", "toward", "what it is worth on this model", "cost"), rows)
+        click.echo("Cost: nats a token of coherence. `localsteer vectors show NAME` says more, and what else there is to do.")
+    if missing:
+        note(f"not built for it yet: {unbuilt}")
+
+
+_UNDOSED = "there, and never dosed: what strength 1 does was not measured"
+
+
+def _told(vectors: Mapping[str, ControlVector | str | None]) -> dict[str, str]:
+    """What each is worth, in sentences."""
+    told: dict[str, str] = {}
+    for name, found in vectors.items():
+        if isinstance(found, str):
+            told[name] = found
+        elif found is not None:
+            told |= {f"{SIGN[pole]:+.0f} {name}": said for pole, said in worth(found)} or {name: f"{_UNDOSED}."}
+    return told
+
+
+def _rows(vectors: Mapping[str, ControlVector | str | None]) -> Iterator[tuple[str, str, str, str]]:
+    """The same in short."""
+    for name, found in vectors.items():
+        if isinstance(found, str):
+            yield name, "", found, ""
+        elif found is not None:
+            for pole in POLES:
+                yield f"{SIGN[pole]:+.0f} {name}", pole_name(found, pole), *(in_short(found, pole) or (_UNDOSED, ""))

@@ -168,6 +168,7 @@ def show(vector: str, as_json: bool, model_options: ModelOptions) -> None:
             if value not in ("", None)
         ],
     )
+    _print_measured(vector, loaded)
     print_table(
         ("layer", "‖added‖", "of hidden norm", "reliability"),
         [
@@ -180,11 +181,17 @@ def show(vector: str, as_json: bool, model_options: ModelOptions) -> None:
             for row in rows
         ],
     )
+
+
+def _print_measured(name: str, vector: ControlVector) -> None:
+    """What was measured of a vector, and what else might be; `name` as it was given."""
+    provenance = vector.provenance
+    calibration = provenance.calibration
     concept = "" if provenance.source else " --concept FILE"
-    measures = f"`localsteer calibrate {shlex.quote(vector)}{concept}` measures more of it."
+    measures = f"`localsteer calibrate {shlex.quote(name)}{concept}` measures more of it."
     if calibration is None and provenance.dosing is not None:
         click.echo(f"dosed on {provenance.dosing.model}")
-        print_dosing(loaded)
+        print_dosing(vector)
         note(f"Not calibrated. {measures}")
         return
     if calibration is None and provenance.origin:
@@ -198,9 +205,9 @@ def show(vector: str, as_json: bool, model_options: ModelOptions) -> None:
         f"calibrated on {calibration.model}: budget {calibration.budget:g} nats a token, {calibration.questions} questions, "
         f"{calibration.generated_tokens:,} tokens, seed {calibration.seed}{held}"
     )
-    for pole, said in worth(loaded):
+    for pole, said in worth(vector):
         click.echo(f"{SIGN[pole]:+.0f} {said}")
-    print_doses(loaded)
+    print_doses(vector)
     for mode in calibration.modes:
         click.echo(MODE_NAMES[mode])
         print_table(CURVE_HEADERS, list(curve_rows(calibration, mode)))

@@ -98,6 +98,38 @@ def worth_of(vector: ControlVector, strength: float, mode: Mode = "response") ->
     return told if abs(strength) == 1 else f"at strength {SIGN[pole]:g}, {told}"
 
 
+def in_short(vector: ControlVector, pole: Pole) -> tuple[str, str] | None:
+    """What strength 1 or -1 is worth and what it costs, nats a token, for a line of a table; None where nothing was measured."""
+    calibration, dosing = vector.provenance.calibration, vector.provenance.dosing
+    if calibration is not None:
+        return _calibrated_in_short(calibration, calibration.side(SIGN[pole], "response"), pole, pole_name(vector, OTHER[pole]))
+    if dosing is None:
+        return None
+    side = dosing.sides[pole]
+    if not side.is_coherent:
+        return "answers made no sense at any dose", ""
+    if side.ratio.mean != side.ratio.mean:
+        return "what it does was not measured", ""
+    if not side.shown:
+        return "nothing beyond chance was seen", ""
+    beside = f", prompted {side.asked:.1f}" if side.asked == side.asked else ""
+    return f"its answers {side.ratio.mean:.1f} nats likelier{beside}", f"{max(side.coherence, 0):.2f}"
+
+
+def _calibrated_in_short(calibration: Calibration, side: Side, pole: Pole, other: str) -> tuple[str, str]:
+    if side.dose is None:
+        return f"no dose: {why_no_dose(side, calibration.budget)}", ""
+    effect, scale = side.effect_at(side.dose), calibration.scale.get(pole)
+    if calibration.personas and scale == "persona":
+        worth = f"hardly heard ({effect:.1f})" if effect < _HARDLY else f"{effect:.1f} times as far as a system prompt"
+    elif calibration.personas and scale == "other persona":
+        worth = f"{effect:.1f} times the prompt for {other}"
+    else:
+        worth = f"{effect:.1f} times as far as answers differ"
+    cost = side.cost if side.cost is not None else side.cost_at(side.dose)
+    return f"{worth}{'' if side.shown else ', in doubt'}", f"{cost:.2f}"
+
+
 def _calibrated(calibration: Calibration, side: Side, strength: float, pole: Pole, name: str, other: str) -> str:
     prompt = f"; ask for {name} in a system prompt, alone or beside the vector" if calibration.personas else ""
     if side.dose is None:

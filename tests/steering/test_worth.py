@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from localsteer.steering.worth import is_shown, strongest_tried, why_no_dose, worth, worth_of
+from localsteer.steering.worth import in_short, is_shown, strongest_tried, why_no_dose, worth, worth_of
 from localsteer.vector.calibration import Interval, Pole
 from localsteer.vector.control_vector import ControlVector, Provenance
 from tests.calibration.made import calibrated
@@ -13,13 +13,13 @@ from tests.steering.made import MODEL, calibrated_plan, plan, vector
 from tests.vector.made_dosing import dosing
 
 
-def with_effect(effect: float, scale: str = "persona") -> ControlVector:
+def with_effect(effect: float, scale: str = "persona", *, shown: bool = True) -> ControlVector:
     """A calibrated vector whose strength 1 goes this far, in units of this."""
     made = calibrated(MODEL)
     calibration = made.provenance.calibration
     assert calibration is not None
     sides = dict(calibration.sides)
-    sides["positive", "response"] = replace(sides["positive", "response"], effect=effect)
+    sides["positive", "response"] = replace(sides["positive", "response"], effect=effect, shown=shown)
     found = replace(calibration, sides=sides, scale={"positive": scale, "negative": scale})
     return replace(made, provenance=replace(made.provenance, calibration=found))
 
@@ -214,3 +214,43 @@ def test_the_strongest_strength_that_was_tried() -> None:
     # Strength -1 has the other side's dose, where none was found toward it.
     one_sided = calibrated(MODEL, without=(("negative", "response"),))
     assert strongest_tried(one_sided, "negative") is not None
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, ("its answers 0.5 nats likelier", "0.10")),
+        ({"asked": 0.83}, ("its answers 0.5 nats likelier, prompted 0.8", "0.10")),
+        ({"coherence": -0.3}, ("its answers 0.5 nats likelier", "0.00")),
+        ({"shown": False}, ("nothing beyond chance was seen", "")),
+        ({"coherence": 1.7}, ("answers made no sense at any dose", "")),
+        ({"ratio": Interval(*3 * (float("nan"),)), "shown": False}, ("what it does was not measured", "")),
+    ],
+)
+def test_a_dosed_vector_in_short(changed: dict[str, Any], said: tuple[str, str]) -> None:
+    found = dosing()
+    sides = {**found.sides, "positive": replace(found.sides["positive"], **changed)}
+    made = ControlVector(vector(1).directions, Provenance(dosing=replace(found, sides=sides)))
+    assert in_short(made, "positive") == said
+
+
+@pytest.mark.parametrize(
+    ("scale", "effect", "shown", "said"),
+    [
+        ("persona", 1.2, True, "1.2 times as far as a system prompt"),
+        ("persona", 1.2, False, "1.2 times as far as a system prompt, in doubt"),
+        ("persona", 0.1, True, "hardly heard (0.1)"),
+        ("other persona", 0.4, True, "0.4 times the prompt for quiet"),
+        ("deviation", 0.4, True, "0.4 times as far as answers differ"),
+    ],
+)
+def test_a_calibrated_vector_in_short(scale: str, effect: float, shown: bool, said: str) -> None:
+    told = in_short(with_effect(effect, scale, shown=shown), "positive")
+    assert told is not None
+    assert told[0] == said
+
+
+def test_without_a_dose_or_a_measurement_there_is_no_number() -> None:
+    told = in_short(calibrated(MODEL, without=(("negative", "response"),)), "negative")
+    assert told == ("no dose: none within 0.25 nats a token does anything beyond doubt", "")
+    assert in_short(ControlVector(vector(1).directions, Provenance()), "positive") is None
