@@ -166,7 +166,7 @@ def _loops(concepts: Concepts) -> list[str]:
     """How many long answers end in a loop, and how long they are."""
     measured = {name: own[LONG] for name, own in concepts.items() if LONG in own}
     rows = [
-        [name, _looping(own[UNSTEERED]), *(" | ".join(_looping(own[way][pole]) for pole in POLES) for way in LONG_WAYS)]
+        [name, _looping(own[UNSTEERED]), *(_looping(own[way][pole]) for way in LONG_WAYS for pole in POLES)]
         for name, own in measured.items()
     ]
     return _table(["concept", UNSTEERED, *(f"{way}, {sign}" for way in LONG_WAYS for sign in "+-")], rows)

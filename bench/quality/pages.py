@@ -156,7 +156,7 @@ def _verdicts(which: str, records: Sequence[Record]) -> Iterator[str]:
 def _refused_more(record: Record, way: str, pole: Pole) -> str:
     """A side whose answers are refused more often than unsteered ones; nothing for another one."""
     now, before = (100 * share for share in (record.refused(way, pole), record.refused(UNSTEERED, None)))
-    return f"{record.name}, {pole} ({now:.0f} beside {before:.0f})" if now > before + _MORE_REFUSED + 1e-9 else ""
+    return f"{record.name}, {pole} ({now:.0f} beside {before:.0f})" if round(now - before, 3) > _MORE_REFUSED else ""
 
 
 def _swings(records: Sequence[Record]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from localsteer.building.library import find_vector
+from localsteer.building.library import FoundVector, find_vector
 from localsteer.commands.options import ModelOptions, json_option, with_model_options
 from localsteer.commands.output import note, print_facts, print_json, print_table
 from localsteer.concepts.names import concepts
@@ -18,9 +18,12 @@ from localsteer.llama import library
 from localsteer.llama.model import Model
 from localsteer.llama.steerability import steerability
 from localsteer.llama.template_errors import TemplateError
-from localsteer.steering.worth import in_short, pole_name, worth
+from localsteer.steering.worth import SHORT, in_short, pole_name, worth
 from localsteer.vector.calibration import POLES, SIGN
-from localsteer.vector.control_vector import ControlVector
+
+Vectors = Mapping[str, FoundVector | str | None]
+"""By concept its vector for the model, why it cannot be read, or None where it is not built yet."""
+_UNDOSED = "there, and never dosed: what strength 1 does was not measured"
 
 
 @click.command()
@@ -49,7 +52,7 @@ def command(as_json: bool, model_options: ModelOptions) -> None:
             raise
         _show({**facts, "model": f"none: {error.message}"}, {}, as_json)
         return
-    vectors: dict[str, ControlVector | str | None] = {}
+    vectors: Vectors = {}
     with model_options.open() as opened:
         found = steerability(opened)
         facts |= {
@@ -72,16 +75,13 @@ def command(as_json: bool, model_options: ModelOptions) -> None:
         raise SystemExit(1)
 
 
-def _vectors(model: Model) -> dict[str, ControlVector | str | None]:
-    """By concept of the library its vector for this model, why it cannot be read, or None where it is not built yet."""
-    found: dict[str, ControlVector | str | None] = {}
+def _vectors(model: Model) -> Vectors:
+    found: dict[str, FoundVector | str | None] = {}
     for name, concept in concepts().items():
         try:
-            vector = find_vector(concept, concept.source(), model.fingerprint.content)
+            found[name] = find_vector(concept, concept.source(), model.fingerprint.content)
         except LocalsteerError as error:  # a concept of the user's that cannot be read
             found[name] = error.message
-            continue
-        found[name] = vector.vector if vector is not None else None
     return found
 
 
@@ -97,42 +97,40 @@ def _template(model: Model) -> str:
         return f"cannot be used: {error.message}"
 
 
-def _show(facts: dict[str, Any], vectors: Mapping[str, ControlVector | str | None], as_json: bool) -> None:
+def _show(facts: dict[str, Any], vectors: Vectors, as_json: bool) -> None:
     missing = [name for name, found in vectors.items() if found is None]
-    unbuilt = f"{', '.join(missing)} (`localsteer vectors build`, or the first use)"
+    unbuilt = {"not built for it yet": f"{', '.join(missing)} (`localsteer vectors build`, or the first use)"} if missing else {}
     if as_json:
-        told = _told(vectors) | ({"not built for it yet": unbuilt} if missing else {})
         document = {key.replace(" ", "_").replace("'", "").replace(".", "_"): value for key, value in facts.items()}
-        print_json({**document, **({"vectors": told} if vectors else {})})
+        print_json({**document, **({"vectors": _told(vectors) | unbuilt} if vectors else {})})
         return
     shown = {True: "yes", False: "no"}
-    print_facts([(key, shown[value] if isinstance(value, bool) else str(value)) for key, value in facts.items()])
+    print_facts([(key, shown[value] if isinstance(value, bool) else str(value)) for key, value in (facts | unbuilt).items()])
     if rows := list(_rows(vectors)):
         print_table(("strength", "toward", "what it is worth on this model", "cost"), rows)
-        click.echo("Cost: nats a token of coherence. `localsteer vectors show NAME` says more, and what else there is to do.")
-    if missing:
-        note(f"not built for it yet: {unbuilt}")
+        note(f"{SHORT} `localsteer vectors show NAME` says more.")
 
 
-_UNDOSED = "there, and never dosed: what strength 1 does was not measured"
-
-
-def _told(vectors: Mapping[str, ControlVector | str | None]) -> dict[str, str]:
+def _told(vectors: Vectors) -> dict[str, str]:
     """What each is worth, in sentences."""
     told: dict[str, str] = {}
     for name, found in vectors.items():
         if isinstance(found, str):
             told[name] = found
         elif found is not None:
-            told |= {f"{SIGN[pole]:+.0f} {name}": said for pole, said in worth(found)} or {name: f"{_UNDOSED}."}
+            sides = {f"{SIGN[pole]:+.0f} {name}": said for pole, said in worth(found.vector)}
+            told |= sides or {name: f"{_UNDOSED} ({found.path})."}
     return told
 
 
-def _rows(vectors: Mapping[str, ControlVector | str | None]) -> Iterator[tuple[str, str, str, str]]:
+def _rows(vectors: Vectors) -> Iterator[tuple[str, str, str, str]]:
     """The same in short."""
     for name, found in vectors.items():
         if isinstance(found, str):
             yield name, "", found, ""
         elif found is not None:
-            for pole in POLES:
-                yield f"{SIGN[pole]:+.0f} {name}", pole_name(found, pole), *(in_short(found, pole) or (_UNDOSED, ""))
+            sides = [(pole, said) for pole in POLES if (said := in_short(found.vector, pole)) is not None]
+            for pole, said in sides:
+                yield f"{SIGN[pole]:+.0f} {name}", pole_name(found.vector, pole), *said
+            if not sides:
+                yield name, "", _UNDOSED, ""

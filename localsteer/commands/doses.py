@@ -22,7 +22,9 @@ def print_dosing(vector: ControlVector) -> None:
     for pole in POLES:
         side = dosing.sides[pole]
         if not side.is_coherent:
-            note(f"Answers toward {names[pole]} made no sense, or were none, at every dose that was tried: take less than 1.")
+            note(
+                f"Answers toward {names[pole]} made no sense, or were none, at every dose that was tried: take a weaker strength."
+            )
         click.echo(f"{SIGN[pole]:+.0f} {names[pole]}: {'; '.join(_parts(side, names[OTHER[pole]]))}")
         if side.most <= side.dose["response"]:
             note(f"Toward {names[pole]} more than that makes the model refuse everyday questions.")
@@ -33,8 +35,7 @@ def print_dosing(vector: ControlVector) -> None:
 def _parts(side: DosedSide, other: str) -> Iterator[str]:
     yield f"relative dose {side.dose['response']:.2f} ({side.dose['prompt']:.2f} with the prompt steered as well)"
     if side.shown:
-        yield f"its own answers {side.ratio.mean:.2f} nats a token likelier beside those of {other}"
-    if side.asked == side.asked:
-        yield f"{side.asked:.2f} under a system prompt that asks for it"
+        asked = f", {side.asked:.2f} under a system prompt that asks for it" if side.asked == side.asked else ""
+        yield f"its own answers {side.ratio.mean:.2f} nats a token likelier beside those of {other}{asked}"
     if abs(side.coherence) < float("inf"):
         yield f"answers at it {side.coherence:+.2f} nats a token less likely than these"

@@ -131,8 +131,9 @@ def _way_out() -> Iterator[None]:
     try:
         yield
     except (ModelError, CalibrationError) as error:
+        hint = f"{error.hint} " if error.hint is not None else ""
         raise type(error)(
-            f"The vector cannot be dosed on this model: {error.message}", hint="--no-dose leaves that out."
+            f"The vector cannot be dosed on this model: {error.message}", hint=f"{hint}--no-dose leaves that out."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 
 from localsteer.llama.fingerprint import Fingerprint
@@ -80,7 +81,7 @@ def _of_term(term: Term, vector: ControlVector, model: Fingerprint, mode: Mode) 
 def _elsewhere(measured: str, term: Term) -> str:
     return (
         f"{measured}, another file than this model (another quantisation, or tuned further): its doses may not hold here. "
-        f"`localsteer calibrate {term.vector}` measures them."
+        f"`localsteer calibrate {shlex.quote(term.vector)} -o NEW.gguf` measures them."
     )
 
 

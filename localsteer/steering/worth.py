@@ -17,6 +17,12 @@ _BAD: dict[Limit, str] = {
     "refusals": "answers are refused",
     "script": "answers slip into another script",
 }
+SHORT = (
+    "Times a system prompt: as far as one that asks for it goes; an opposite prompt, where the model follows none for it. (?): "
+    "not shown beyond doubt. Nats, prompted: before calibration, how much likelier its own answers become, and do under a system "
+    "prompt. Cost: nats a token of coherence."
+)
+"""How `in_short` is to be read."""
 # By how much a dose may be beyond another one and be the same, with all rounding.
 _SAME = 1e-3
 
@@ -99,10 +105,10 @@ def worth_of(vector: ControlVector, strength: float, mode: Mode = "response") ->
 
 
 def in_short(vector: ControlVector, pole: Pole) -> tuple[str, str] | None:
-    """What strength 1 or -1 is worth and what it costs, nats a token, for a line of a table; None where nothing was measured."""
+    """What strength 1 or -1 is worth and what it costs, nats a token, as `SHORT` says; None where nothing was measured."""
     calibration, dosing = vector.provenance.calibration, vector.provenance.dosing
     if calibration is not None:
-        return _calibrated_in_short(calibration, calibration.side(SIGN[pole], "response"), pole, pole_name(vector, OTHER[pole]))
+        return _calibrated_in_short(calibration, calibration.side(SIGN[pole], "response"), pole)
     if dosing is None:
         return None
     side = dosing.sides[pole]
@@ -112,22 +118,27 @@ def in_short(vector: ControlVector, pole: Pole) -> tuple[str, str] | None:
         return "what it does was not measured", ""
     if not side.shown:
         return "nothing beyond chance was seen", ""
-    beside = f", prompted {side.asked:.1f}" if side.asked == side.asked else ""
+    beside = f", prompted {max(side.asked, 0):.1f}" if side.asked == side.asked else ""
     return f"its answers {side.ratio.mean:.1f} nats likelier{beside}", f"{max(side.coherence, 0):.2f}"
 
 
-def _calibrated_in_short(calibration: Calibration, side: Side, pole: Pole, other: str) -> tuple[str, str]:
+def _calibrated_in_short(calibration: Calibration, side: Side, pole: Pole) -> tuple[str, str]:
     if side.dose is None:
         return f"no dose: {why_no_dose(side, calibration.budget)}", ""
     effect, scale = side.effect_at(side.dose), calibration.scale.get(pole)
     if calibration.personas and scale == "persona":
-        worth = f"hardly heard ({effect:.1f})" if effect < _HARDLY else f"{effect:.1f} times as far as a system prompt"
+        told = f"hardly heard, {effect:.1f}" if effect < _HARDLY else f"{effect:.1f} times a system prompt"
     elif calibration.personas and scale == "other persona":
-        worth = f"{effect:.1f} times the prompt for {other}"
+        told = f"{effect:.1f} times an opposite prompt"
     else:
-        worth = f"{effect:.1f} times as far as answers differ"
-    cost = side.cost if side.cost is not None else side.cost_at(side.dose)
-    return f"{worth}{'' if side.shown else ', in doubt'}", f"{cost:.2f}"
+        told = f"{effect:.1f} times as far as answers differ"
+    return f"{told}{'' if side.shown else ' (?)'}", f"{_cost(side, 1):.2f}"
+
+
+def _cost(side: Side, strength: float) -> float:
+    """Nats a token. What is expected at strength 1 is known from all doses."""
+    assert side.dose is not None
+    return side.cost if strength == 1 and side.cost is not None else side.cost_at(strength * side.dose)
 
 
 def _calibrated(calibration: Calibration, side: Side, strength: float, pole: Pole, name: str, other: str) -> str:
@@ -135,9 +146,7 @@ def _calibrated(calibration: Calibration, side: Side, strength: float, pole: Pol
     if side.dose is None:
         return f"{name}: no dose on {calibration.model}: {why_no_dose(side, calibration.budget)}{prompt}."
     effect = side.effect_at(strength * side.dose)
-    # What is expected at strength 1 is known from all doses.
-    cost = side.cost if strength == 1 and side.cost is not None else side.cost_at(strength * side.dose)
-    price = f"for {cost:.2f} nats a token of coherence{'' if side.shown else ', not shown beyond doubt'}"
+    price = f"for {_cost(side, strength):.2f} nats a token of coherence{'' if side.shown else ', not shown beyond doubt'}"
     if not calibration.personas:
         return f"{name}: {effect:.1f} times as far as unsteered answers differ from each other, {price}."
     if calibration.scale.get(pole) != "persona":

@@ -234,7 +234,7 @@ def test_refusals_are_told_beside_those_without_steering(folders: Path) -> None:
     pages.write()
     page = (folders / "DEMO.md").read_text()
     assert (
-        "- refused, fresh: 50.0 per cent of all answers, unsteered 0.0; more than 5 points above: loud, positive (100 beside 0)"
+        "- refused, fresh: 50.0 per cent of all answers, unsteered 0.0; more than 5 points above: loud, positive (100 beside 0)\n"
         in page
     )
     assert "| loud | 0 | 0 / 0 | 100 / 0 |" in (folders / "DEMO.md").read_text()

@@ -31,8 +31,9 @@ def test_both_doses_are_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_a_system_prompt_does_is_told_where_one_asks_for_it(capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = told(capsys, asked=0.83)
-    assert "beside those of quiet; 0.83 under a system prompt that asks for it; answers" in out.splitlines()[0]
+    assert "beside those of quiet, 0.83 under a system prompt that asks for it; answers" in out.splitlines()[0]
     assert "system prompt" not in out.splitlines()[1]
+    assert "0.83" not in told(capsys, asked=0.83, shown=False)[0]
 
 
 @pytest.mark.parametrize(

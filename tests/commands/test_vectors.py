@@ -189,7 +189,7 @@ def test_what_was_measured_of_a_fresh_vectors_dose_is_shown(tmp_path: Path, capf
     provenance = Provenance(positive="loud", negative="quiet", dosing=dosing(0.5, 0.25))
     write_vector(ControlVector({1: np.ones(8, np.float32)}, provenance), path)
     shown = run(capfd, "vectors", "show", path)
-    assert "dosed on Model" in shown.out
+    assert shown.out.index("dosed on Model") < shown.out.index("‖added‖")
     assert "+1 loud: relative dose 0.50 (0.25 with the prompt steered as well)" in shown.out
     assert "-1 quiet: relative dose 0.25" in shown.out
     assert "chance" not in shown.err

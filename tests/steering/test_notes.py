@@ -72,7 +72,7 @@ def test_a_calibration_made_on_another_file_may_not_hold() -> None:
     assert "read from another file of the same model" in notes[0]
     assert notes[1] == (
         "loud was calibrated on Tiny, another file than this model (another quantisation, or tuned further): its doses may not "
-        "hold here. `localsteer calibrate loud` measures them."
+        "hold here. `localsteer calibrate loud -o NEW.gguf` measures them."
     )
 
 

@@ -221,6 +221,7 @@ def test_the_strongest_strength_that_was_tried() -> None:
     [
         ({}, ("its answers 0.5 nats likelier", "0.10")),
         ({"asked": 0.83}, ("its answers 0.5 nats likelier, prompted 0.8", "0.10")),
+        ({"asked": -0.83}, ("its answers 0.5 nats likelier, prompted 0.0", "0.10")),
         ({"coherence": -0.3}, ("its answers 0.5 nats likelier", "0.00")),
         ({"shown": False}, ("nothing beyond chance was seen", "")),
         ({"coherence": 1.7}, ("answers made no sense at any dose", "")),
@@ -237,17 +238,15 @@ def test_a_dosed_vector_in_short(changed: dict[str, Any], said: tuple[str, str])
 @pytest.mark.parametrize(
     ("scale", "effect", "shown", "said"),
     [
-        ("persona", 1.2, True, "1.2 times as far as a system prompt"),
-        ("persona", 1.2, False, "1.2 times as far as a system prompt, in doubt"),
-        ("persona", 0.1, True, "hardly heard (0.1)"),
-        ("other persona", 0.4, True, "0.4 times the prompt for quiet"),
+        ("persona", 1.2, True, "1.2 times a system prompt"),
+        ("persona", 1.2, False, "1.2 times a system prompt (?)"),
+        ("persona", 0.1, True, "hardly heard, 0.1"),
+        ("other persona", 0.4, True, "0.4 times an opposite prompt"),
         ("deviation", 0.4, True, "0.4 times as far as answers differ"),
     ],
 )
 def test_a_calibrated_vector_in_short(scale: str, effect: float, shown: bool, said: str) -> None:
-    told = in_short(with_effect(effect, scale, shown=shown), "positive")
-    assert told is not None
-    assert told[0] == said
+    assert in_short(with_effect(effect, scale, shown=shown), "positive") == (said, "0.25")
 
 
 def test_without_a_dose_or_a_measurement_there_is_no_number() -> None:
