@@ -65,6 +65,7 @@ REFUSED = 0.02
 # Where it is more, the shares of a dose between which that is looked for. With three of them it is 0.45 of sad's and 0.37 of
 # formal's dose on the 1.5B, with four 0.40 and 0.36, with seven 0.43 and 0.37.
 _REFUSED_SHARES = (0.0, 0.5, 1.0)
+# A model that refuses at any dose must not leave none at all; nothing that was measured came near it.
 _LEAST_SHARE = 0.2
 _RESAMPLES = 1000
 _UNKNOWN = Interval(float("nan"), float("nan"), float("nan"))
