@@ -28,8 +28,8 @@ Progress = Callable[[str, int, int], None]
 """Called with what is going on ("answering", "reading", "dosing", ...), what is done and what there is to do."""
 
 # Of each pole, and how many tokens of each. With 8 of 10, two seeds gave doses within 11 % of their mean for the eight sides of
-# happy and pirate on both models (a pirate on the 1.5B 0.92 and 1.15; bench/RESULTS.md, "Dosing a fresh vector"); with 6, and the token that was drawn instead of all
-# that may be said, happy on SmolLM2-135M came out at 0.18, 0.24 and 0.31.
+# happy and pirate on both models (a pirate on the 1.5B 0.92 and 1.15; bench/RESULTS.md, "Dosing a fresh vector"); with 6, and the
+# token that was drawn instead of all that may be said, happy on SmolLM2-135M came out at 0.18, 0.24 and 0.31.
 ANSWERS = 8
 TOKENS = 10
 # Of what may be said at a token, the likeliest that are compared.
