@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ A way that a table has no column for was not measured on that model. What is mea
   prompted ones, on the mean over the answers, whichever is less.
 - *Off topic*: of how much likelier unsteered answers are after their own question than after another one, the share that is lost.
 - *Refused*: per cent of the answers that say that they will not answer, by English phrases: of French ones none is counted.
+- *Speaks of itself as a model*: per cent of the answers in which it does, in English ("As an AI language model, I don't ...").
 - *Wrong way*: per cent of the questions whose answers toward the positive pole score below those toward the negative one.
 """
 
@@ -88,12 +90,9 @@ def _page(which: str, title: str, records: Sequence[Record]) -> Iterator[str]:
     )
     yield from ("## Cost toward + / -, nats a token", "", *_table(records, _cost), "")
     yield from ("## Off topic toward + / -, per cent", "", *_table(records, _poles(_off_topic, 100, ".0f")), "")
-    yield from (
-        "## Refused toward + / -, per cent",
-        "",
-        *_table(records, _poles(Record.refused, 100, ".0f"), unsteered=_refused),
-        "",
-    )
+    for title, share in (("Refused", Record.refused), ("Speaks of itself as a model", Record.disclaimed)):
+        table = _table(records, _poles(share, 100, ".0f"), unsteered=functools.partial(_unsteered, share))
+        yield from (f"## {title} toward + / -, per cent", "", *table, "")
     yield from ("## Wrong way, per cent", "", *_table(records, lambda record, way: f"{100 * record.wrong(way):.0f}"), "")
     yield from ("## Relative dose toward + / -", "", *_table(records, _doses), "")
     yield from _retention(which)
@@ -212,8 +211,8 @@ def _off_topic(record: Record, way: str, pole: Pole) -> float:
     return 1 - record.relevance(way, pole) / unsteered if unsteered > 0 else float("nan")
 
 
-def _refused(record: Record) -> str:
-    return f"{100 * record.refused(UNSTEERED, None):.0f}"
+def _unsteered(share: Callable[[Record, str, Pole | None], float], record: Record) -> str:
+    return f"{100 * share(record, UNSTEERED, None):.0f}"
 
 
 def _doses(record: Record, way: str) -> str:

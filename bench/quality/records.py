@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ from localsteer.files.atomic import atomic_path
 from localsteer.vector.calibration import POLES, SIGN, Interval, Pole
 
 FOLDER = Path(__file__).parent / "records"
+# "As an AI language model, I don't have a garden": English, as most instruct models have learnt to say it.
+_DISCLAIMER = re.compile(r"\b(?:language model|artificial intelligence|(?:as|am) an ai)\b|\bI[’']m an AI\b", re.IGNORECASE)
 MODELS = {"demo": "The demo model", "base": "A base model", "real": "A real model"}
 
 
@@ -146,6 +149,10 @@ class Record:
     def refused(self, way: str, pole: Pole | None) -> float:
         """Share of answers that are none."""
         return float(np.mean([refuses(text) for text in self.texts(way, pole)]))
+
+    def disclaimed(self, way: str, pole: Pole | None) -> float:
+        """Share of answers in which the model speaks of itself as one."""
+        return float(np.mean([_DISCLAIMER.search(text) is not None for text in self.texts(way, pole)]))
 
     def heard(self, way: str, pole: Pole | None) -> dict[str, Values]:
         """(n,) by place, how unlikely the answers are there, nats a token; NaN for an empty one."""

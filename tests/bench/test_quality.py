@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -224,6 +225,26 @@ def test_the_pages_say_how_it_stands(folders: Path) -> None:
     assert "**How" not in overview
     assert "LOUD" in demo
     assert "LOUD" not in overview
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("As an AI, I don't have a garden.", 100),
+        ("I’m an AI language model.", 100),
+        ("I had a lovely day, as an Airedale would.", 0),
+        ("Models of artificial lakes.", 0),
+    ],
+)
+def test_answers_of_a_model_that_speaks_of_itself_as_one_are_counted(folders: Path, text: str, share: int) -> None:
+    record = put("loud", {})
+    record.put(FRESH, "positive", side(0, text=text))
+    record.put(FRESH, "negative", side(0))
+    record.keep()
+    pages.write()
+    page = (folders / "DEMO.md").read_text()
+    (table,) = re.findall(r"## Speaks of itself as a model [^#]*", page)
+    assert f"| loud | 0 | 0 / 0 | {share} / 0 |" in table
 
 
 def test_refusals_are_told_beside_those_without_steering(folders: Path) -> None:
