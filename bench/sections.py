@@ -291,7 +291,7 @@ def calibration(setting: Setting) -> Section:
             widths.append(f"{name}, {label}: {', '.join(f'{width:.2f}' for width in found['width'])}")
     return Section(
         "Calibrating a vector",
-        "After it was dosed, with default settings and two seeds. Width of the 95 % interval of the effect at strength 1 and -1, "
+        "After it was dosed, with `--by-cost` and two seeds. Width of the 95 % interval of the effect at strength 1 and -1, "
         f"as a share of the effect: {'; '.join(widths)}.",
         tuple(comparisons),
     )

@@ -129,7 +129,7 @@ def _verdicts(which: str, records: Sequence[Record]) -> Iterator[str]:
     if backward:
         yield f"- where the system prompts themselves lead the wrong way: {', '.join(backward)}"
     yield f"- prompt and calibrated together at least as far as the system prompt: {of(count(records, BOTH, [PROMPT]))}"
-    for way in (PROMPT, FRESH, CALIBRATED):
+    for way in (PROMPT, FRESH, CALIBRATED, ANCHORED):
         some = [record for record in records if way in record.ways]
         if some:
             before = 100 * np.mean([record.refused(UNSTEERED, None) for record in some])

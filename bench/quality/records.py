@@ -23,7 +23,11 @@ from localsteer.vector.calibration import POLES, SIGN, Interval, Pole
 
 FOLDER = Path(__file__).parent / "records"
 # "As an AI language model, I don't have a garden": English, as most instruct models have learnt to say it.
-_DISCLAIMER = re.compile(r"\b(?:language model|artificial intelligence|(?:as|am) an ai)\b|\bI[’']m an AI\b", re.IGNORECASE)
+_DISCLAIMER = re.compile(
+    r"\b(?:(?:language|machine learning) model|artificial intelligence|computer program|(?:digital|virtual|ai) assistant|"
+    r"(?:as|am|i['’]m)(?: just)? an ai)\b",
+    re.IGNORECASE,
+)
 MODELS = {"demo": "The demo model", "base": "A base model", "real": "A real model"}
 
 

@@ -11,7 +11,7 @@ import click
 
 from localsteer.building.library import FoundVector, find_vector
 from localsteer.commands.options import ModelOptions, json_option, with_model_options
-from localsteer.commands.output import note, print_facts, print_json, print_table
+from localsteer.commands.output import for_this_model, note, print_facts, print_json, print_table
 from localsteer.concepts.names import concepts
 from localsteer.errors import LocalsteerError
 from localsteer.llama import library
@@ -105,7 +105,8 @@ def _show(facts: dict[str, Any], vectors: Vectors, as_json: bool) -> None:
         print_json({**document, **({"vectors": _told(vectors) | unbuilt} if vectors else {})})
         return
     shown = {True: "yes", False: "no"}
-    print_facts([(key, shown[value] if isinstance(value, bool) else str(value)) for key, value in (facts | unbuilt).items()])
+    told = {**facts, **{key: for_this_model(value) for key, value in unbuilt.items()}}
+    print_facts([(key, shown[value] if isinstance(value, bool) else str(value)) for key, value in told.items()])
     if rows := list(_rows(vectors)):
         print_table(("strength", "toward", "what it is worth on this model", "cost"), rows)
         note(f"{SHORT} `localsteer vectors show NAME` says more.")

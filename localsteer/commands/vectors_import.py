@@ -131,10 +131,10 @@ def _way_out() -> Iterator[None]:
     try:
         yield
     except (ModelError, CalibrationError) as error:
-        hint = f"{error.hint} " if error.hint is not None else ""
-        raise type(error)(
-            f"The vector cannot be dosed on this model: {error.message}", hint=f"{hint}--no-dose leaves that out."
-        ) from error
+        hint = error.hint or ""
+        if "--no-dose" not in hint:
+            hint = f"{hint} --no-dose leaves that out.".lstrip()
+        raise type(error)(f"The vector cannot be dosed on this model: {error.message}", hint=hint) from error
 
 
 def _concept_of(vector: ControlVector) -> Contrast | None:

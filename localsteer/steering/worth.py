@@ -18,9 +18,9 @@ _BAD: dict[Limit, str] = {
     "script": "answers slip into another script",
 }
 SHORT = (
-    "Times a system prompt: as far as one that asks for it goes; an opposite prompt, where the model follows none for it. (?): "
-    "not shown beyond doubt. Nats, prompted: before calibration, how much likelier its own answers become, and do under a system "
-    "prompt. Cost: nats a token of coherence."
+    "Times a system prompt: as far as one that asks for it goes (an opposite prompt: the model follows none for it; answers "
+    "differ: unsteered ones from each other). (?): not shown beyond doubt. Nats, prompted: before calibration, how much likelier its own "
+    "answers become, and do under a system prompt. Cost: nats a token of coherence; before calibration, of a few short answers."
 )
 """How `in_short` is to be read."""
 # By how much a dose may be beyond another one and be the same, with all rounding.
@@ -191,6 +191,6 @@ def _dosed(side: DosedSide, pole: Pole, name: str, other: str) -> str:
     if side.asked != side.asked:
         return f"{told}."
     if side.asked <= 0:
-        return f"{told}; the model does not measurably follow a system prompt that asks for it."
+        return f"{told}; a system prompt that asks for it makes them no likelier."
     more = "; ask for it there, too" if side.ratio.mean < _LESS * side.asked else ""
     return f"{told}, {side.asked:.1f} under a system prompt that asks for it{more}."

@@ -67,7 +67,7 @@ def test_a_model_that_answers_nothing_keeps_no_vector_from_being_imported(
     monkeypatch.setattr("localsteer.building.own_answers.generate_many", silent)
     result = run(capfd, "vectors", "import", late, "-o", tmp_path / "out.gguf", "-m", tiny_path("llama"))
     assert_one_clear_line(result, "The vector cannot be dosed on this model: ", "gives no answers")
-    assert "--no-dose leaves that out." in result.err
+    assert result.err.count("--no-dose") == 1
     assert not (tmp_path / "out.gguf").exists()
 
 

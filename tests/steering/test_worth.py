@@ -146,7 +146,7 @@ def test_a_dosed_vector_says_whether_anything_was_seen() -> None:
         (0.2, "beside those of -, 0.2 under a system prompt that asks for it."),
         (0.9, "beside those of -, 0.9 under a system prompt that asks for it; ask for it there, too."),
         (float("nan"), "beside those of -."),
-        (-0.1, "beside those of -; the model does not measurably follow a system prompt that asks for it."),
+        (-0.1, "beside those of -; a system prompt that asks for it makes them no likelier."),
     ],
 )
 def test_a_dosed_vector_is_compared_with_the_system_prompt(asked: float, said: str) -> None:
