@@ -19,8 +19,9 @@ _BAD: dict[Limit, str] = {
 }
 SHORT = (
     "Times a system prompt: as far as one that asks for it goes (an opposite prompt: the model follows none for it; answers "
-    "differ: unsteered ones from each other). (?): not shown beyond doubt. Nats, prompted: before calibration, how much likelier its own "
-    "answers become, and do under a system prompt. Cost: nats a token of coherence; before calibration, of a few short answers."
+    "differ: unsteered ones from each other). (?): not shown beyond doubt. Nats, prompted: before calibration, how much likelier "
+    "its own answers become, and do under a system prompt. Cost: nats a token of coherence; before calibration, of a few short "
+    "answers."
 )
 """How `in_short` is to be read."""
 # By how much a dose may be beyond another one and be the same, with all rounding.
