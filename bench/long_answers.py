@@ -8,13 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.models import demo_model
 from bench.quality.asking import requests
 from bench.quality.ways import CALIBRATED, FRESH, PROMPT, UNSTEERED, Ways
 from bench.questions import question_sets
-from localsteer.building.ahead import Shelf
-from localsteer.concepts.concept_file import parse_concept
-from localsteer.concepts.names import LibraryConcept, shipped_folder
 from localsteer.engine.generate import generate_many
 from localsteer.llama.model import Model
 from localsteer.steering.plan import Plan
@@ -38,10 +34,7 @@ def long_answers(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[
     """
     if LONG in known:
         return
-    concept = LibraryConcept(name, shipped_folder() / name, shipped=True)
-    contrast = parse_concept(concept.source(), name)
     questions = question_sets()["everyday"]
-    ships = model.path == demo_model()
     found: dict[str, Any] = {}
 
     def told(plan: Plan | None = None, systems: Sequence[str] = ()) -> list[float]:
@@ -49,7 +42,7 @@ def long_answers(model: Model, name: str, known: Mapping[str, Any]) -> Iterator[
         mean = sum(len(one.tokens) for one in answers) / len(answers)
         return [sum(one.loops for one in answers), len(answers), round(mean, 1)]
 
-    with Ways(model, concept, contrast, Shelf.for_model(model.path, shipped_folder() if ships else None), ships) as ways:
+    with Ways.of(model, name) as ways:
         found[UNSTEERED] = told()
         for way in WAYS:
             found[way] = {pole: told(ways.plan(way, pole), ways.systems(way, pole)) for pole in POLES}

@@ -1,9 +1,9 @@
 """Ways to build a direction, side by side at equal terms: each is dosed by the same own answers and the same rule.
 
-Run as `python -m bench.methods [--model demo|base|real] [--what WHAT] [CONCEPT ...]`. What is
-compared of directions, at the dose that the rule finds: how much likelier a pole's own answers become than the other pole's
-(teacher-forced on held-out questions, nats a token, both poles added up), how far that leads from the unsteered model (KL), and
-how likely a refusal begins. Records are kept in `bench/methods.json`; one that is there is not measured again.
+Run as `python -m bench.methods [--model demo|base|real] [--what WHAT] [CONCEPT ...]`. What is compared of directions, at
+the dose that the rule finds: how much likelier a pole's own answers become than the other pole's (teacher-forced on held-out
+questions, nats a token, both poles added up), how far that leads from the unsteered model (KL), and how likely a refusal begins.
+Records are kept in `bench/methods.json`; one that is there is not measured again.
 """
 
 from __future__ import annotations

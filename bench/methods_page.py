@@ -19,9 +19,12 @@ from localsteer.vector.calibration import POLES
 # Nats a token. A ratio of confident on SmolLM2-135M, 0.07 at strength 1, is 0.01 there by other answers of the same personas.
 _LEAST_RATIO = 0.12
 _LEAST_KL = 0.001
+# Of the system prompt's effect, below which a constant dose does too little to be compared with: English on SmolLM2-135M, -0.16.
+_LEAST_EFFECT = 0.2
 _PROSE = Path(__file__).parent / "methods_prose.md"
 _PAGE = Path(__file__).parent / "METHODS.md"
 _SCHEDULE, _CAP, _LIMITS, _PLACE = "schedule", "cap", "limits", "read at"
+_CONSTANT = f"{_SCHEDULE} 1, 1"
 # As `bench.limits` names them.
 _LEAST, _STEPS = ("0", "0.001", "0.003", "0.01"), ("2", "3", "6")
 
@@ -34,7 +37,7 @@ def write(records: Mapping[str, Concepts]) -> None:
     lines = _PROSE.read_text(encoding="utf-8").splitlines()
     for model, concepts in records.items():
         lines += ["", f"## {model}"]
-        for table in (_compared, _directions, _places, _schedules, _caps, _costs, _refusals, _loops):
+        for table in (_compared, _directions, _places, _falling_off, _schedules, _caps, _costs, _refusals, _loops):
             lines += table(concepts)
     _PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
@@ -108,6 +111,23 @@ def _places(concepts: Concepts) -> list[str]:
 
     rows = [[name, *(cell(own.get(way, {})) for way in ways)] for name, own in concepts.items() if set(ways) & set(own)]
     return _table(["concept", *ways], rows)
+
+
+def _falling_off(concepts: Concepts) -> list[str]:
+    """Each schedule over all concepts, beside the constant dose."""
+    rows = []
+    for way in _ways(concepts, scheduled=True)[1:]:
+        factors = []
+        for own in concepts.values():
+            pairs = [(own[way][pole], own[_CONSTANT][pole]) for pole in POLES if way in own and _CONSTANT in own]
+            moved = [(one, plain) for one, plain in pairs if plain["effect"] >= _LEAST_EFFECT]
+            cost = "cost under the persona"
+            if moved:
+                ratios = [(one["effect"] / plain["effect"], one[cost] - plain[cost]) for one, plain in moved]
+                factors.append(np.mean(ratios, axis=0))
+        if factors:
+            rows.append([way, str(len(factors)), *map(_mean, zip(*factors, strict=True))])
+    return _table(["dose, times that of strength 1", "concepts", "effect, times the constant dose's", "more cost"], rows)
 
 
 def _schedules(concepts: Concepts) -> list[str]:

@@ -24,9 +24,7 @@ from bench.quality.ways import UNSTEERED, WAYS, Ways
 from bench.questions import question_sets
 from bench.report import describe_machine
 from bench.tools import ToolsError
-from localsteer.building.ahead import Shelf
-from localsteer.concepts.concept_file import parse_concept
-from localsteer.concepts.names import LibraryConcept, shipped_folder
+from localsteer.concepts.names import shipped_folder
 from localsteer.errors import CalibrationError, LocalsteerError
 from localsteer.llama.model import Model
 from localsteer.vector.calibration import POLES
@@ -75,8 +73,8 @@ def _shipped() -> Sequence[str]:
 
 def _measure(model: Model, which: str, name: str, ways: Sequence[str], size: Size) -> None:
     """One concept, as far as it is not measured already."""
-    concept = LibraryConcept(name, shipped_folder() / name, shipped=True)
-    contrast = parse_concept(concept.source(), name)
+    steering = Ways.of(model, name)
+    contrast = steering.contrast
     instrument = INSTRUMENTS[yaml.safe_load(contrast.source)["instrument"]]
     questions = question_sets()[instrument.questions]
     record = Record.of(which, name)
@@ -92,8 +90,7 @@ def _measure(model: Model, which: str, name: str, ways: Sequence[str], size: Siz
     )
     machine = describe_machine()
     by = f"{machine['CPU']}, llama-cpp-python {machine['llama-cpp-python']}, localsteer {machine['localsteer']}"
-    ships = model.path == demo_model()
-    with Ways(model, concept, contrast, Shelf.for_model(model.path, shipped_folder() if ships else None), ships) as steering:
+    with steering:
         for way, pole in [(UNSTEERED, None), *((way, pole) for way in ways for pole in POLES)]:
             try:
                 key = "" if pole is None else steering.key(way)

@@ -17,6 +17,7 @@ import numpy as np
 from platformdirs import user_cache_path
 
 from bench import peers
+from bench.models import demo_model
 from localsteer.building.ahead import Place, Shelf
 from localsteer.building.dosing import Doser
 from localsteer.building.extraction import ExtractionSettings, Position, default_position, extract
@@ -24,8 +25,9 @@ from localsteer.calibration.calibrate import Calibrated, CalibrationSettings, Ca
 from localsteer.calibration.effort import ANCHORED as ANCHORED_DOSES
 from localsteer.calibration.effort import FACTORS
 from localsteer.calibration.report import write_report
+from localsteer.concepts.concept_file import parse_concept
 from localsteer.concepts.contrast import Contrast, Pair
-from localsteer.concepts.names import LibraryConcept
+from localsteer.concepts.names import LibraryConcept, shipped_folder
 from localsteer.errors import CalibrationError, VectorError
 from localsteer.llama.closing import Closing
 from localsteer.llama.model import Model
@@ -77,6 +79,14 @@ class Ways(Closing):
     contrast: Contrast
     shelf: Shelf
     ships: bool
+
+    @classmethod
+    def of(cls, model: Model, name: str) -> Ways:
+        """Those of a concept that comes along, by its name."""
+        concept = LibraryConcept(name, shipped_folder() / name, shipped=True)
+        ships = model.path == demo_model()
+        shelf = Shelf.for_model(model.path, shipped_folder() if ships else None)
+        return cls(model, concept, parse_concept(concept.source(), name), shelf, ships)
 
     def key(self, way: str) -> str:
         """What the answers of a way depend on but for the questions: where it is another one, they are asked anew.

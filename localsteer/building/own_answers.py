@@ -82,7 +82,7 @@ class OwnAnswers(Closing):
         if not all(any(answer.tokens for answer in self.answers[pole]) for pole in POLES):
             raise CalibrationError(
                 f"{model.name} gives no answers, so no dose can be measured.",
-                hint="Is it a model that answers? `localsteer generate` shows; `extract` and `vectors import` take --no-dose.",
+                hint="Is it a model that answers? `localsteer generate` shows.",
             )
         starts: list[Tokens] = []
         said: list[Said] = []

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
 from localsteer.commands.output import note
+from localsteer.errors import LocalsteerError
 from localsteer.steering.worth import pole_name, worth_of
 from localsteer.vector.calibration import OTHER, POLES, SIGN
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.dosing import DosedSide
+
+
+@contextmanager
+def without_a_dose(*kinds: type[LocalsteerError]) -> Iterator[None]:
+    """Around a dosing, for commands with --no-dose: what keeps it from being done does not keep a vector from being made."""
+    try:
+        yield
+    except kinds as error:
+        hint = " ".join(filter(None, (error.hint, "--no-dose leaves that out.")))
+        raise type(error)(f"The vector cannot be dosed on this model: {error.message}", hint=hint) from error
 
 
 def print_dosing(vector: ControlVector) -> None:

@@ -9,7 +9,7 @@ import click
 
 from localsteer.building.estimators import MIN_PAIRS
 from localsteer.building.extraction import ExtractionSettings, extract, layer_summary
-from localsteer.commands.doses import print_dosing
+from localsteer.commands.doses import print_dosing, without_a_dose
 from localsteer.commands.options import (
     ModelOptions,
     check_output,
@@ -23,6 +23,7 @@ from localsteer.commands.output import note, print_json, progress_bar
 from localsteer.concepts.concept_file import load_concept, parse_concept
 from localsteer.concepts.contrast import Contrast, read_prompt_files
 from localsteer.concepts.descriptions import AGAINST, check_concept_place, concept_name, describe, write_concept
+from localsteer.errors import CalibrationError
 from localsteer.vector.control_vector import ControlVector
 from localsteer.vector.file import write_vector
 
@@ -81,7 +82,8 @@ def command(
         if opened_model.chat_template is not None and opened_model.chat_template.opens_thinking:
             note("The model thinks before it answers: its thinking block is left empty, and the answer behind it is read.")
         start = time.perf_counter()
-        vector = extract(opened_model, contrast, settings, progress=progress)
+        with without_a_dose(CalibrationError):
+            vector = extract(opened_model, contrast, settings, progress=progress)
         model_name = opened_model.name
     if made is not None:
         write_concept(contrast.source, made)

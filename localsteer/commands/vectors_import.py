@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from localsteer.building.dosing import dose as measured_dose
-from localsteer.commands.doses import print_dosing
+from localsteer.commands.doses import print_dosing, without_a_dose
 from localsteer.commands.options import ModelOptions, check_output, json_option, with_model_options
 from localsteer.commands.output import note, print_json, progress_bar
 from localsteer.concepts.concept_file import parse_concept
@@ -73,7 +71,7 @@ def command(
             measured = vector.provenance.calibration or vector.provenance.probe or vector.provenance.removal
             if dose and measured is None:
                 start = time.perf_counter()
-                with _way_out():
+                with without_a_dose(ModelError, CalibrationError):
                     vector = measured_dose(opened, vector, _concept_of(vector), progress=progress)
                 seconds = time.perf_counter() - start
     else:
@@ -123,18 +121,6 @@ def _keep_folder(folder: Path, name: str | None, force: bool, as_json: bool) -> 
     ready = f"with its vector for {', '.join(kept.vectors)}" if kept.vectors else "to be built for a model at first use"
     click.echo(f"{kept.name}: kept in {kept.folder}, {ready}")
     click.echo(f'  localsteer chat -s "0.7 {kept.name}"')
-
-
-@contextlib.contextmanager
-def _way_out() -> Iterator[None]:
-    """Around a dosing: what keeps it from being done does not keep the vector from being imported."""
-    try:
-        yield
-    except (ModelError, CalibrationError) as error:
-        hint = error.hint or ""
-        if "--no-dose" not in hint:
-            hint = f"{hint} --no-dose leaves that out.".lstrip()
-        raise type(error)(f"The vector cannot be dosed on this model: {error.message}", hint=hint) from error
 
 
 def _concept_of(vector: ControlVector) -> Contrast | None:

@@ -154,6 +154,28 @@ def test_ways_are_compared_at_equal_kl(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "a refusal begins with a chance of 0.034" in text
 
 
+def test_a_schedule_is_compared_with_the_constant_dose_where_that_does_something(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(methods_page, "_PAGE", tmp_path / "page.md")
+
+    def at(effect: float, cost: float) -> dict[str, float]:
+        return {"effect": effect, "cost under the persona": cost, "relevance": 1.0}
+
+    happy = {
+        "schedule 1, 1": {"positive": at(1.0, 0.3), "negative": at(-0.1, 0.3)},
+        "schedule 2, 0": {"positive": at(1.5, 0.2), "negative": at(5.0, 9.0)},
+    }
+    calm = {
+        "schedule 1, 1": {"positive": at(1.0, 0.3), "negative": at(2.0, 0.3)},
+        "schedule 2, 0": {"positive": at(0.5, 0.4), "negative": at(1.0, 0.6)},
+    }
+    methods_page.write({"a model": {"happy": happy, "calm": calm, "formal": {"schedule 2, 0": happy["schedule 2, 0"]}}})
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "\n| schedule 2, 0 | 2 | 1.00 ± 0.50 | 0.05 ± 0.15 |\n" in text
+    assert "| schedule 1, 1 | 2 |" not in text
+
+
 def test_whitening_is_undone_by_the_covariance(tiny: Model) -> None:
     found, before = built("(S + lI)^-1 d", tiny)[0], directions.estimate_of(plain(tiny))
     for layer, covariance in directions._covariance(tiny).items():

@@ -125,9 +125,10 @@ def test_unsteered_answers_are_untouched(demo: Model, happy: ControlVector) -> N
             assert used.generate(request).tokens == expected
 
 
-def test_shuffled_labels_make_no_vector(demo: Model) -> None:
-    """Seeds 0 to 2 of four concepts: the halves agree to a cosine of -0.19 to 0.21 at best, and 0.5 is asked for."""
-    exchanged = np.random.default_rng(0).permutation(len(CONCEPT.pairs)) % 2
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_shuffled_labels_make_no_vector(demo: Model, seed: int) -> None:
+    """The halves agree to a cosine of 0.05 at best, and 0.5 is asked for."""
+    exchanged = np.random.default_rng(seed).permutation(len(CONCEPT.pairs)) % 2
     pairs = [Pair(one.negative, one.positive) if other else one for one, other in zip(CONCEPT.pairs, exchanged, strict=True)]
     with pytest.raises(ContrastError, match="do not differ in any consistent way"):
         extract(demo, replace(CONCEPT, pairs=tuple(pairs)), ExtractionSettings(dose=False))
