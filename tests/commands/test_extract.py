@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from localsteer.concepts.concept_file import load_concept
+from localsteer.engine.request import Answer, Timing
 from localsteer.llama.model import Model
 from localsteer.vector.control_vector import ControlVector, Provenance
 from localsteer.vector.file import read_vector, write_vector
@@ -219,6 +220,19 @@ def test_what_is_calibrated_or_of_another_model_is_replaced_by_force_only(
                 assert output.read_bytes() != before
                 # What was made in that way can be made again.
                 assert run(capfd, *arguments).code == 0
+
+
+def test_a_model_that_answers_nothing_is_told_how_a_vector_is_made_all_the_same(
+    concept: Path, tiny_path: TinyPath, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*_given: object) -> list[Answer]:
+        return [Answer("", (), "stop", 0, Timing(9, 0, 0.1, 0, 0.1))] * 16
+
+    monkeypatch.setattr("localsteer.building.own_answers.generate_many", silent)
+    command = ("extract", concept, "-o", tmp_path / "out.gguf", "-m", tiny_path("llama"), "--layers", "1-3")
+    assert_one_clear_line(run(capfd, *command), "gives no answers", "--no-dose leaves that out.")
+    assert not (tmp_path / "out.gguf").exists()
+    assert run(capfd, *command, "--no-dose").code == 0
 
 
 def test_a_full_disk_leaves_no_file(
